@@ -1,0 +1,99 @@
+//! Hosts: the servers of the cluster, and the lease by which they are known to live.
+
+use crate::{cluster::ProofKind, units::Bytes};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+/// Where and how a host's power is controlled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PowerSpec {
+    /// The power controller's address for this host, for example a Redfish system.
+    pub url: String,
+    /// User there.
+    #[serde(default)]
+    pub user: String,
+    /// Password there. Never printed.
+    #[serde(default)]
+    pub password: String,
+}
+
+/// What is wanted of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HostSpec {
+    /// Its address on the network of the cluster.
+    pub address: Ipv4Addr,
+    /// How its power is controlled, if at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerSpec>,
+    /// Takes no new VMs while true.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Memory kept for the host itself.
+    #[serde(default = "default_reserve")]
+    pub reserved_memory: Bytes,
+}
+
+fn default_reserve() -> Bytes {
+    Bytes::mib(512)
+}
+
+/// The renewal record of a host. Rewritten by the host alone, closed by a recovery alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Lease {
+    /// Counts the sessions of the host: one from opening to closing, during which its VMs may run.
+    pub session: u64,
+    /// Counts renewals within the session.
+    pub count: u64,
+    /// Set by the recovery of the host. A closed session is never opened again.
+    #[serde(default)]
+    pub closed: bool,
+}
+
+/// The proof under which a session was closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LostSession {
+    /// Which session of the host.
+    pub session: u64,
+    /// The evidence that no VM of it can run any longer.
+    pub proof: ProofKind,
+    /// When it was closed, wall clock, milliseconds since 1970.
+    pub at_ms: i64,
+    /// When the host was last heard, wall clock, milliseconds since 1970.
+    pub last_heard_ms: i64,
+    /// The incident that tells the story.
+    pub incident: u64,
+}
+
+/// What an agent sees of its own host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HostStatus {
+    /// The session in which this was written.
+    pub session: u64,
+    /// Haven's version there.
+    pub version: String,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Installed memory.
+    pub memory: Bytes,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// QEMU's version.
+    pub qemu: String,
+    /// Changes at every boot of the host.
+    pub boot_id: String,
+    /// Contents of images kept there (SHA-256).
+    pub images: BTreeSet<String>,
+    /// Whether it runs a member of the store, and its id.
+    pub etcd_member: Option<u64>,
+    /// Labels that the host found out about itself.
+    pub facts: BTreeMap<String, String>,
+    /// What is wrong there, one sentence each.
+    pub problems: Vec<String>,
+}

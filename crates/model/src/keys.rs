@@ -1,0 +1,76 @@
+//! The keys of the store. Everything stands under [`ROOT`].
+
+use crate::{
+    name::{Name, ObjectRef},
+    object::Kind,
+};
+
+/// Prefix of every key.
+pub const ROOT: &str = "/haven/";
+/// The cluster's spec.
+pub const CLUSTER: &str = "/haven/cluster";
+/// Who manages.
+pub const MANAGER: &str = "/haven/manager";
+/// Prefix of the renewal records.
+pub const LEASES: &str = "/haven/leases/";
+/// Prefix of events.
+pub const EVENTS: &str = "/haven/events/";
+/// Prefix of the audit log.
+pub const AUDIT: &str = "/haven/audit/";
+/// Prefix of tokens (hashed).
+pub const TOKENS: &str = "/haven/tokens/";
+/// Prefix of incidents.
+pub const INCIDENTS: &str = "/haven/incidents/";
+/// Prefix of explanations: what the manager last said of an object.
+pub const EXPLAIN: &str = "/haven/explain";
+
+/// An object's spec.
+#[must_use]
+pub fn object(object: &ObjectRef) -> String {
+    format!("/haven/spec/{}/{}", object.kind, object.name)
+}
+/// Prefix of all specs of a kind.
+#[must_use]
+pub fn objects(kind: Kind) -> String {
+    format!("/haven/spec/{kind}/")
+}
+/// A host's renewal record.
+#[must_use]
+pub fn lease(host: &Name) -> String {
+    format!("{LEASES}{host}")
+}
+/// The proof under which a host's last session was closed.
+#[must_use]
+pub fn lost(host: &Name) -> String {
+    format!("/haven/lost/{host}")
+}
+/// A VM's owner.
+#[must_use]
+pub fn placement(vm: &Name) -> String {
+    format!("/haven/placement/vm/{vm}")
+}
+/// A service address' holder.
+#[must_use]
+pub fn frontend(service: &Name) -> String {
+    format!("/haven/placement/frontend/{service}")
+}
+/// What an agent sees of its host.
+#[must_use]
+pub fn host_status(host: &Name) -> String {
+    format!("/haven/status/host/{host}")
+}
+/// What an agent sees of a VM.
+#[must_use]
+pub fn vm_status(vm: &Name) -> String {
+    format!("/haven/status/vm/{vm}")
+}
+/// An incident.
+#[must_use]
+pub fn incident(number: u64) -> String {
+    format!("{INCIDENTS}{number:010}")
+}
+/// An event.
+#[must_use]
+pub fn event(id: &str) -> String {
+    format!("{EVENTS}{id}")
+}

@@ -1,0 +1,45 @@
+//! What every part of Haven agrees on: names, specs, placements, statuses, the [`Snapshot`] of all of them, and the
+//! [`Plan`] the brain returns. No IO, no async, no clock.
+//!
+//! ```text
+//!  people write   Spec       ──► what is wanted
+//!  manager writes Placement  ──► who runs it (with an epoch), Lost sessions, incidents, events
+//!  agents write   Status     ──► what is seen; and their own Lease
+//! ```
+//!
+//! Every record stands under one key of the store ([`keys`]); [`Snapshot::apply`] is the only place that turns keys
+//! into typed records, so an unknown key or field written by a newer daemon does no harm.
+
+pub mod cluster;
+pub mod error;
+pub mod event;
+pub mod host;
+pub mod image;
+pub mod keys;
+pub mod manifest;
+pub mod name;
+pub mod network;
+pub mod object;
+pub mod placement;
+pub mod plan;
+pub mod pool;
+pub mod service;
+pub mod snapshot;
+pub mod units;
+pub mod vm;
+
+pub use cluster::{ClusterSpec, ManagerRecord, ProofKind, Timers};
+pub use error::ModelError;
+pub use event::{Event, Incident, IncidentStep, Severity};
+pub use host::{HostSpec, HostStatus, Lease, LostSession};
+pub use image::ImageSpec;
+pub use name::{Name, ObjectRef};
+pub use network::{NetworkKind, NetworkSpec};
+pub use object::{Kind, Meta, Object};
+pub use placement::{FrontendPlacement, NicAddress, Placement};
+pub use plan::{Action, Observations, Plan, Planned, Waiting};
+pub use pool::{PoolDriverKind, PoolSpec};
+pub use service::ServiceSpec;
+pub use snapshot::{Change, Snapshot, Versioned};
+pub use units::Bytes;
+pub use vm::{VmPhase, VmSpec, VmStatus};

@@ -1,0 +1,90 @@
+//! Placements: who runs what. Written by the manager, except that the next candidate of a frontend may claim it
+//! when its holder is suspected and nobody answers for the address (DESIGN.md section 4, "Addresses").
+
+use crate::name::Name;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+/// A guest's address on one of its networks. It keeps it wherever it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NicAddress {
+    /// The network.
+    pub network: Name,
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// The MAC address, `02:68:` and the four bytes of the IP address.
+    pub mac: String,
+}
+
+impl NicAddress {
+    /// The MAC address that goes with an IP address.
+    #[must_use]
+    pub fn mac_of(ip: Ipv4Addr) -> [u8; 6] {
+        let o = ip.octets();
+        [0x02, 0x68, o[0], o[1], o[2], o[3]]
+    }
+    /// Makes the record for an address of a network.
+    #[must_use]
+    pub fn new(network: Name, ip: Ipv4Addr) -> Self {
+        let mac = Self::mac_of(ip).map(|byte| format!("{byte:02x}")).join(":");
+        Self { network, ip, mac }
+    }
+}
+
+/// Who runs a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Placement {
+    /// The owner.
+    pub host: Name,
+    /// Counts changes of owner, from 1. An older epoch is always refused.
+    pub epoch: u64,
+    /// A small number no other VM has: its unix user is 200000 + slot, its taps are `hv<slot>n<i>`.
+    pub slot: u32,
+    /// The guest's addresses, one per network card.
+    pub nics: Vec<NicAddress>,
+}
+
+/// The unix user of slot 0.
+pub const UID_BASE: u32 = 200_000;
+
+impl Placement {
+    /// The unix user that this VM's QEMU runs as.
+    #[must_use]
+    pub fn unix_uid(&self) -> u32 {
+        UID_BASE + self.slot
+    }
+    /// Name of the tap of network card `index`.
+    #[must_use]
+    pub fn tap(&self, index: usize) -> String {
+        format!("hv{}n{index}", self.slot)
+    }
+}
+
+/// Who holds a service's address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FrontendPlacement {
+    /// The host that holds it.
+    pub holder: Name,
+    /// Counts changes of holder, from 1.
+    pub epoch: u64,
+    /// Who takes it next, in this order.
+    pub candidates: Vec<Name>,
+}
+
+impl FrontendPlacement {
+    /// The host that may try to take the address now: the first candidate that is not itself suspected, when the
+    /// holder is. Pure, so that every host finds the same answer.
+    #[must_use]
+    pub fn claimant(&self, suspected: &BTreeSet<Name>) -> Option<&Name> {
+        suspected
+            .contains(&self.holder)
+            .then(|| self.candidates.iter().find(|host| **host != self.holder && !suspected.contains(*host)))
+            .flatten()
+    }
+    /// The record after `host` took the address.
+    #[must_use]
+    pub fn claimed_by(&self, host: &Name) -> Self {
+        Self { holder: host.clone(), epoch: self.epoch + 1, candidates: self.candidates.clone() }
+    }
+}

@@ -1,0 +1,147 @@
+//! Services: N like VMs, spread over hosts, behind one address.
+
+use crate::{
+    units::Millis,
+    vm::VmSpec,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+/// HTTP or plain TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Requests.
+    #[default]
+    Http,
+    /// Connections.
+    Tcp,
+}
+
+/// How a member's health is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// Ask for a page or only connect.
+    #[serde(default)]
+    pub mode: Protocol,
+    /// The guest's port.
+    pub port: u16,
+    /// The page, for HTTP.
+    #[serde(default = "root")]
+    pub path: String,
+    /// How often.
+    #[serde(default = "default_interval")]
+    pub interval: Millis,
+    /// How long an answer may take.
+    #[serde(default = "default_timeout")]
+    pub timeout: Millis,
+}
+
+fn root() -> String {
+    "/".into()
+}
+fn default_interval() -> Millis {
+    Millis(500)
+}
+fn default_timeout() -> Millis {
+    Millis(1000)
+}
+
+/// The members' hosts must differ in this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SpreadSpec {
+    /// `host`, or the key of a host label such as `zone`.
+    #[serde(default = "by_host")]
+    pub by: String,
+    /// When true no two members may share it; else it is a wish.
+    #[serde(default)]
+    pub required: bool,
+}
+
+fn by_host() -> String {
+    "host".into()
+}
+
+impl Default for SpreadSpec {
+    fn default() -> Self {
+        Self { by: by_host(), required: false }
+    }
+}
+
+/// How members are replaced when the template changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct UpdateSpec {
+    /// So many members may be missing during the update.
+    pub max_unavailable: u32,
+    /// So many members more than wanted may exist during the update.
+    pub max_surge: u32,
+}
+
+impl Default for UpdateSpec {
+    fn default() -> Self {
+        Self { max_unavailable: 0, max_surge: 1 }
+    }
+}
+
+/// Where the world reaches a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FrontendSpec {
+    /// A free address of the hosts' own network.
+    pub address: Ipv4Addr,
+    /// The port there.
+    pub port: u16,
+    /// HTTP or TCP.
+    #[serde(default)]
+    pub mode: Protocol,
+    /// The guests' port; the same as `port` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<u16>,
+}
+
+/// What each member is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmTemplate {
+    /// Labels of the members.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Their spec.
+    pub spec: VmSpec,
+}
+
+/// What is wanted of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServiceSpec {
+    /// How many members.
+    pub replicas: u32,
+    /// What each is made from.
+    pub template: VmTemplate,
+    /// How they are spread.
+    #[serde(default)]
+    pub spread: SpreadSpec,
+    /// How their health is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<HealthCheck>,
+    /// How they are replaced.
+    #[serde(default)]
+    pub update: UpdateSpec,
+    /// Where the world reaches them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frontend: Option<FrontendSpec>,
+    /// Counts requested rolling restarts.
+    #[serde(default)]
+    pub restarts: u64,
+}
+
+/// Label on every member: the template it was made from, as a short hash.
+pub const TEMPLATE_LABEL: &str = "haven/template";
+/// Label on every member: the service's name.
+pub const SERVICE_LABEL: &str = "haven/service";
+/// Label set on a member that is being replaced: the balancer sends it nothing new.
+pub const DRAIN_LABEL: &str = "haven/drain";

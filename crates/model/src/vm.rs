@@ -1,0 +1,191 @@
+//! Virtual machines.
+
+use crate::{
+    name::Name,
+    units::{Bytes, Millis},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+/// Labels that must all be there.
+pub type Selector = BTreeMap<String, String>;
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DiskSpec {
+    /// Unique within the VM.
+    pub name: Name,
+    /// How large the guest sees it.
+    pub size: Bytes,
+    /// Where it lives.
+    pub pool: Name,
+    /// What it is made from; empty when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Name>,
+}
+
+/// A network card of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// The network it is plugged into.
+    pub network: Name,
+    /// A wished address; chosen by Haven when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+}
+
+/// What happens when a VM ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Start it again, whatever the reason, with growing pauses.
+    #[default]
+    Always,
+    /// Start it again unless the guest powered itself off.
+    OnFailure,
+    /// Leave it.
+    Never,
+}
+
+/// Where a VM may and should run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AffinitySpec {
+    /// Only on hosts with these labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: Selector,
+    /// On the same host as VMs with these labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub near: Selector,
+    /// Never on the same host as VMs with these labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub apart: Selector,
+    /// When true, `near` and `apart` are wishes that may be broken; the plan then says so.
+    pub soft: bool,
+}
+
+/// What is wanted of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct VmSpec {
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Bytes,
+    /// What it boots when the image carries a kernel of its own; disks name their image themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Name>,
+    /// Its disks, in the order the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Its network cards, in the order the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NicSpec>,
+    /// Handed to cloud-init at first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// What happens when it ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Where it may run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub affinity: AffinitySpec,
+    /// Whether it should run at all.
+    #[serde(default = "yes")]
+    pub running: bool,
+    /// How long the guest gets to shut down.
+    #[serde(default = "default_grace")]
+    pub stop_grace: Millis,
+    /// Counts requested resets: an agent that sees a higher number than it has carried out resets the VM.
+    #[serde(default)]
+    pub resets: u64,
+    /// How its health is known; given by the service for a member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<crate::service::HealthCheck>,
+}
+
+fn one() -> u32 {
+    1
+}
+fn yes() -> bool {
+    true
+}
+fn default_grace() -> Millis {
+    Millis(10_000)
+}
+fn is_default(affinity: &AffinitySpec) -> bool {
+    *affinity == AffinitySpec::default()
+}
+
+/// What an agent sees of a VM of its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VmPhase {
+    /// Volumes and networks are made ready.
+    Preparing,
+    /// QEMU is being started.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// The guest was asked to end.
+    Stopping,
+    /// It does not run.
+    Stopped,
+    /// It does not run, and not because it was told to; `message` says why.
+    Failed,
+}
+
+impl VmPhase {
+    /// Lower case, as printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            VmPhase::Preparing => "preparing",
+            VmPhase::Starting => "starting",
+            VmPhase::Running => "running",
+            VmPhase::Stopping => "stopping",
+            VmPhase::Stopped => "stopped",
+            VmPhase::Failed => "failed",
+        }
+    }
+}
+
+/// What an agent reports of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VmStatus {
+    /// The reporting host.
+    pub host: Name,
+    /// The session of that host.
+    pub session: u64,
+    /// The epoch it acts under.
+    pub epoch: u64,
+    /// The generation of the spec that runs.
+    pub generation: u64,
+    /// What is seen.
+    pub phase: VmPhase,
+    /// Since when, wall clock, milliseconds since 1970.
+    pub since_ms: i64,
+    /// When QEMU of this epoch last started running, wall clock, milliseconds since 1970.
+    #[serde(default)]
+    pub started_ms: Option<i64>,
+    /// Whether its health check passes; absent when it has none or no answer yet.
+    #[serde(default)]
+    pub ready: Option<bool>,
+    /// When it first passed its check after it started, wall clock, milliseconds since 1970.
+    #[serde(default)]
+    pub ready_ms: Option<i64>,
+    /// How often it ended by itself under this epoch.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Resets carried out.
+    #[serde(default)]
+    pub resets: u64,
+    /// In words, when there is something to say.
+    #[serde(default)]
+    pub message: String,
+}
