@@ -2,8 +2,9 @@
 //!
 //! Each folder is one kind of thing a host does, and inside each the files have the same names: `mod.rs` says
 //! what it promises, `driver.rs` is the seam, one file per engine does it for real, `fake.rs` stands in for it in
-//! the simulator.
+//! the simulator. [`agent`] is what ties them together.
 
+pub mod agent;
 pub mod balance;
 pub mod fence;
 pub mod guard;

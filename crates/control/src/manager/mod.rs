@@ -1,0 +1,250 @@
+//! The manager: the one daemon that holds the manager lease. It reads a snapshot, plans, commits.
+//!
+//! ```text
+//!   a change, a timer, an effect's end ──► wake
+//!        snapshot + observations ──► plan (pure) ──► check ──► commit, one transaction per action
+//!                                                                 each compares the manager's record
+//! ```
+//!
+//! What it promises: waking carries no input, so no signal can be lost; a commit that fails ends the round and the
+//! next round reads everything again; after a round it waits until its live copy shows what it wrote, so it never
+//! plans on a past of its own making. Failover is this same loop.
+//!
+//! Rejected: a queue of events (state would live in the queue), and one large transaction per plan (etcd bounds the
+//! number of operations, and one stale comparison would hold up everything else).
+
+pub mod commit;
+pub mod effects;
+pub mod observe;
+pub mod term;
+
+#[cfg(test)]
+mod term_test;
+
+use commit::{Author, commit_of, event_of, json, put_event};
+use effects::Effects;
+use haven_model::{Name, Observations, Plan, Snapshot, keys};
+use haven_store::{
+    clock::Clock,
+    raw::{Compare, EtcdStore, Op, StoreError},
+};
+use observe::Observer;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use term::{Candidate, Stand, stand};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What the manager stands on.
+pub struct ManagerConfig {
+    /// This host.
+    pub me: Name,
+    /// The store.
+    pub store: EtcdStore,
+    /// The live copy.
+    pub live: watch::Receiver<Arc<Snapshot>>,
+    /// What this daemon observed of renewal records.
+    pub observer: Observer,
+    /// Hosts suspected by the heartbeats.
+    pub suspected: watch::Receiver<BTreeSet<Name>>,
+    /// This host's open session.
+    pub session: watch::Receiver<Option<u64>>,
+    /// Controls power.
+    pub power: Arc<dyn effects::Power>,
+    /// This daemon's clock.
+    pub clock: Clock,
+    /// Wall clock, milliseconds since 1970, for what people read.
+    pub wall_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
+}
+
+/// The longest that a manager sleeps: the net under lost wake-ups.
+const NET: Duration = Duration::from_secs(5);
+/// How long a round waits for the live copy to show its own commits.
+const CATCH_UP: Duration = Duration::from_millis(500);
+
+struct Manager {
+    config: ManagerConfig,
+    effects: Effects,
+    events: u64,
+}
+
+/// Runs until `cancel`. Manages whenever this host holds the manager lease.
+pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
+    let effects =
+        Effects::new(config.store.clone(), Arc::clone(&config.power), config.clock.clone());
+    let mut manager = Manager { config, effects, events: 0 };
+    while !cancel.is_cancelled() {
+        let pause = manager.round().await;
+        manager.wait(pause, &cancel).await;
+    }
+}
+
+/// The observations of a daemon at this moment: what a plan or an explanation needs beside the snapshot.
+#[must_use]
+pub fn observations(
+    snapshot: &Snapshot,
+    observer: &Observer,
+    suspected: &BTreeSet<Name>,
+    now_ms: i64,
+) -> Observations {
+    Observations {
+        now_ms,
+        leases: observer.lease_ages(snapshot),
+        suspected: suspected.clone(),
+        powered_off: observer.powered_off(),
+    }
+}
+
+impl Manager {
+    /// One round: how long to sleep after it unless something changes.
+    async fn round(&mut self) -> Duration {
+        let snapshot = Arc::clone(&self.config.live.borrow_and_update());
+        let suspected = self.config.suspected.borrow_and_update().clone();
+        let session = *self.config.session.borrow_and_update();
+        if snapshot.revision == 0 {
+            return NET;
+        }
+        match self.stand(&snapshot, session) {
+            Stand::Manage { term, record_revision } => {
+                let author = Author { me: self.config.me.clone(), term, record_revision };
+                self.manage(&snapshot, &suspected, &author).await
+            }
+            Stand::Take { record, replaces, unchanged } => {
+                let mut compares = vec![if replaces == 0 {
+                    Compare::Absent(keys::MANAGER.into())
+                } else {
+                    Compare::ModRevision(keys::MANAGER.into(), replaces)
+                }];
+                compares.extend(
+                    unchanged.map(|(host, revision)| Compare::ModRevision(keys::lease(&host), revision)),
+                );
+                let term = record.term;
+                let ops = vec![Op::Put(keys::MANAGER.into(), json(&record).into())];
+                match self.config.store.txn(compares, ops).await {
+                    Ok(outcome) if outcome.succeeded => {
+                        tracing::info!(term, "this host manages the cluster now");
+                        self.catch_up(outcome.revision).await;
+                        Duration::ZERO
+                    }
+                    Ok(outcome) => {
+                        self.catch_up(outcome.revision).await;
+                        Duration::from_millis(50)
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "could not take the manager lease");
+                        Duration::from_millis(100)
+                    }
+                }
+            }
+            Stand::Wait { again_ms } => Duration::from_millis(again_ms).min(NET),
+        }
+    }
+
+    fn stand(&self, snapshot: &Snapshot, session: Option<u64>) -> Stand {
+        let timers = snapshot.cluster_spec().timers.clone();
+        let ages = self.config.observer.lease_ages(snapshot);
+        let holder_unchanged = snapshot
+            .manager
+            .as_ref()
+            .and_then(|record| ages.get(&record.holder))
+            .map(|age| (age.revision, age.unchanged_ms));
+        // The first in line is the first by name that is not the holder; each next one tries a little later.
+        let rank = snapshot
+            .leases
+            .keys()
+            .filter(|host| snapshot.manager.as_ref().is_none_or(|m| m.holder != **host))
+            .position(|host| *host == self.config.me)
+            .unwrap_or(0);
+        stand(
+            snapshot,
+            &Candidate {
+                me: &self.config.me,
+                session,
+                holder_unchanged,
+                timeout_ms: timers.manager.0,
+                stagger_ms: 40 * rank as u64,
+            },
+        )
+    }
+
+    async fn manage(
+        &mut self,
+        snapshot: &Snapshot,
+        suspected: &BTreeSet<Name>,
+        author: &Author,
+    ) -> Duration {
+        let now_ms = (self.config.wall_ms)();
+        let seen = observations(snapshot, &self.config.observer, suspected, now_ms);
+        let plan = haven_plan::plan(snapshot, &seen);
+        if let Err(why) = haven_plan::check(snapshot, &plan) {
+            tracing::error!(%why, "the plan breaks an invariant and is not carried out; this is a defect of Haven");
+            return Duration::from_secs(1);
+        }
+        match self.carry_out(snapshot, &plan, author, now_ms).await {
+            Ok(Some(revision)) => {
+                self.catch_up(revision).await;
+                Duration::ZERO
+            }
+            Ok(None) => plan.wake_after_ms.map_or(NET, Duration::from_millis).min(NET),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a commit failed; planning again");
+                Duration::from_millis(100)
+            }
+        }
+    }
+
+    /// Commits the actions in order; the revision of the last commit, if there was any.
+    async fn carry_out(
+        &mut self,
+        snapshot: &Snapshot,
+        plan: &Plan,
+        author: &Author,
+        now_ms: i64,
+    ) -> Result<Option<i64>, StoreError> {
+        let mut last = None;
+        for planned in &plan.actions {
+            let Some(commit) = commit_of(planned, snapshot, author) else {
+                self.effects.start(&planned.action, &self.config.observer, snapshot);
+                continue;
+            };
+            let mut ops = commit.ops;
+            self.events += 1;
+            if let Some(event) = event_of(planned, author, now_ms, self.events) {
+                ops.push(put_event(&event));
+            }
+            let outcome = self.config.store.txn(commit.compares, ops).await?;
+            last = Some(outcome.revision);
+            if !outcome.succeeded {
+                tracing::debug!(object = %planned.object, "overtaken by a change; planning again");
+                break;
+            }
+            tracing::info!(object = %planned.object, reason = %planned.reason, "committed");
+        }
+        Ok(last)
+    }
+
+    /// Waits until the live copy shows `revision`, or a while.
+    async fn catch_up(&mut self, revision: i64) {
+        let mut live = self.config.live.clone();
+        let shown = live.wait_for(|snapshot| snapshot.revision >= revision);
+        tokio::select! {
+            biased;
+            _ = shown => {}
+            () = self.config.clock.sleep(CATCH_UP) => {}
+        }
+    }
+
+    async fn wait(&mut self, pause: Duration, cancel: &CancellationToken) {
+        if pause.is_zero() {
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            _ = self.config.live.changed() => {}
+            _ = self.config.suspected.changed() => {}
+            _ = self.config.session.changed() => {}
+            () = self.effects.finished() => {}
+            () = self.config.clock.sleep(pause) => {}
+        }
+    }
+}

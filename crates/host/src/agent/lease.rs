@@ -1,0 +1,219 @@
+//! The renewal record of this host, and the guard's deadline that follows from it (DESIGN.md section 4).
+//!
+//! ```text
+//!   note the time ──► renew in the store ──► acknowledged ──► guard's deadline = noted time + D
+//!                          │
+//!                          ├─ refused, record closed or of another session ──► the session is over: no VM may run
+//!                          └─ outcome unknown ──► read the record before the next renewal
+//! ```
+//!
+//! Why it is safe: a recovery commits only if the record still has the revision that stood unchanged for `T`. If it
+//! commits, no later renewal was or will be acknowledged, so the last deadline given to the guard was noted before
+//! that revision was seen, plus `D`, which is less than seen plus `T`.
+
+use crate::guard::Guard;
+use haven_model::{Lease, Name, Timers, keys};
+use haven_store::{
+    clock::Clock,
+    raw::{Compare, EtcdStore, Op, StoreError},
+};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A host's open session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its number.
+    pub number: u64,
+    /// The store's revision at which this daemon opened or resumed it. Nothing may be started on a live copy that
+    /// is older: it could show an owner of before.
+    pub since_revision: i64,
+}
+
+/// Tells whether nothing of a former session is left, and ends what is.
+#[async_trait::async_trait]
+pub trait Remains: Send + Sync {
+    /// Kills every VM of this host. True once none is left.
+    async fn cleared(&self) -> bool;
+}
+
+/// What the lease task stands on.
+pub struct LeaseConfig {
+    /// This host.
+    pub me: Name,
+    /// The store.
+    pub store: EtcdStore,
+    /// The guard of this host.
+    pub guard: Arc<dyn Guard>,
+    /// Ends what a former session left.
+    pub remains: Arc<dyn Remains>,
+    /// The cluster's timers.
+    pub timers: watch::Receiver<Timers>,
+    /// Where the session's number is kept while the host is up; must not survive a reboot. `None` in the simulator.
+    pub session_file: Option<PathBuf>,
+    /// This daemon's clock.
+    pub clock: Clock,
+}
+
+/// What this task knows of its own record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    session: u64,
+    count: u64,
+    revision: i64,
+}
+
+struct LeaseTask {
+    config: LeaseConfig,
+    out: watch::Sender<Option<Session>>,
+    held: Option<Held>,
+    /// The outcome of the last write is unknown: read before writing again.
+    doubt: bool,
+    /// The session that a former daemon of this boot left in the run directory.
+    remembered: Option<u64>,
+}
+
+/// Keeps the lease until `cancel`; tells the session through `out`. On `cancel` it only stops renewing: the VMs run
+/// on under the guard until the next daemon resumes the session or the deadline passes.
+pub async fn run(config: LeaseConfig, out: watch::Sender<Option<Session>>, cancel: CancellationToken) {
+    let remembered = config.session_file.as_ref().and_then(|path| {
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
+    });
+    let mut task = LeaseTask { config, out, held: None, doubt: false, remembered };
+    let mut next = task.config.clock.now();
+    while !cancel.is_cancelled() {
+        let pause = task.beat().await;
+        // Renewals keep their rhythm whatever a round trip takes, and never pile up after a stall.
+        let now = task.config.clock.now();
+        next = if pause.is_zero() { now } else { next.plus(pause).max(now) };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            () = task.config.clock.sleep_until(next) => {}
+        }
+    }
+}
+
+impl LeaseTask {
+    /// One renewal, or one step towards an open session; how long until the next.
+    async fn beat(&mut self) -> Duration {
+        let timers = self.config.timers.borrow().clone();
+        let result = match (self.held, self.doubt) {
+            (Some(_), true) => self.resolve_doubt().await,
+            (Some(held), false) => self.renew(held, &timers).await,
+            (None, _) => self.open(&timers).await,
+        };
+        match result {
+            Ok(()) => timers.renew.duration(),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the store did not take a renewal");
+                Duration::from_millis(100)
+            }
+        }
+    }
+
+    fn key(&self) -> String {
+        keys::lease(&self.config.me)
+    }
+
+    async fn read(&self) -> Result<Option<(Lease, i64)>, StoreError> {
+        let record = self.config.store.get(&self.key()).await?;
+        Ok(record.and_then(|kv| Some((serde_json::from_slice(&kv.value).ok()?, kv.mod_revision))))
+    }
+
+    async fn write(&mut self, lease: &Lease, compare: Compare, timers: &Timers) -> Result<Option<i64>, StoreError> {
+        let sent_ns = self.config.clock.boottime_ns();
+        let value = serde_json::to_vec(lease).expect("a lease is plain data");
+        let result = self.config.store.txn(vec![compare], vec![Op::Put(self.key(), value.into())]).await;
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.doubt = true;
+                return Err(error);
+            }
+        };
+        if !outcome.succeeded {
+            return Ok(None);
+        }
+        let deadline_ns = sent_ns + timers.guard.0 * 1_000_000;
+        if let Err(error) = self.config.guard.extend(deadline_ns).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the guard did not take the new deadline");
+        }
+        Ok(Some(outcome.revision))
+    }
+
+    async fn renew(&mut self, held: Held, timers: &Timers) -> Result<(), StoreError> {
+        let lease = Lease { session: held.session, count: held.count + 1, closed: false };
+        let compare = Compare::ModRevision(self.key(), held.revision);
+        match self.write(&lease, compare, timers).await? {
+            Some(revision) => {
+                self.held = Some(Held { count: lease.count, revision, ..held });
+            }
+            None => self.doubt = true,
+        }
+        if self.doubt { self.resolve_doubt().await } else { Ok(()) }
+    }
+
+    /// The record is not as this task left it: either a write of its own was applied after all, or the session is
+    /// over.
+    async fn resolve_doubt(&mut self) -> Result<(), StoreError> {
+        let record = self.read().await?;
+        self.doubt = false;
+        let Some(held) = self.held else { return Ok(()) };
+        match record {
+            Some((lease, revision)) if lease.session == held.session && !lease.closed => {
+                self.held = Some(Held { session: lease.session, count: lease.count, revision });
+            }
+            _ => {
+                tracing::error!(session = held.session, "this host's session was closed: its VMs end now");
+                self.held = None;
+                self.remembered = None;
+                self.out.send_replace(None);
+                self.config.remains.cleared().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resumes the session of a former daemon of this boot, or opens a new one once nothing is left of the old.
+    async fn open(&mut self, timers: &Timers) -> Result<(), StoreError> {
+        self.doubt = false;
+        let record = self.read().await?;
+        if let Some((lease, revision)) = &record {
+            if !lease.closed && self.remembered == Some(lease.session) {
+                let resumed = Lease { count: lease.count + 1, ..lease.clone() };
+                let compare = Compare::ModRevision(self.key(), *revision);
+                if let Some(revision) = self.write(&resumed, compare, timers).await? {
+                    self.opened(&resumed, revision, "resumed");
+                }
+                return Ok(());
+            }
+        }
+        if !self.config.remains.cleared().await {
+            tracing::warn!("VMs of an earlier session are still ending; no new session before that");
+            return Ok(());
+        }
+        let (session, compare) = match &record {
+            Some((lease, revision)) => (lease.session + 1, Compare::ModRevision(self.key(), *revision)),
+            None => (1, Compare::Absent(self.key())),
+        };
+        let lease = Lease { session, count: 0, closed: false };
+        if let Some(revision) = self.write(&lease, compare, timers).await? {
+            self.opened(&lease, revision, "opened");
+        }
+        Ok(())
+    }
+
+    fn opened(&mut self, lease: &Lease, revision: i64, how: &str) {
+        tracing::info!(session = lease.session, "session {how}");
+        self.held = Some(Held { session: lease.session, count: lease.count, revision });
+        self.remembered = Some(lease.session);
+        if let Some(path) = &self.config.session_file
+            && let Err(error) = std::fs::write(path, lease.session.to_string())
+        {
+            tracing::warn!(%error, path = %path.display(), "the session could not be noted; a restart of the daemon will end the VMs");
+        }
+        self.out.send_replace(Some(Session { number: lease.session, since_revision: revision }));
+    }
+}

@@ -1,0 +1,204 @@
+//! The agent: the part of the daemon that makes its host match what was committed.
+//!
+//! ```text
+//!             live copy ──┬──► lease.rs       renews, moves the guard's deadline, tells the session
+//!                         ├──► networks.rs    bridges, tunnels, taps, firewall
+//!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure)
+//!                         ├──► frontends.rs   balancer and service addresses
+//!                         └──► status.rs      what this host is and what is wrong with it
+//! ```
+//!
+//! What it promises:
+//! - It starts a VM only within an open session, on a live copy that is not older than the session, after a
+//!   transaction that compared the VM's placement, and with the guard holding the process before it runs.
+//! - It refuses an epoch lower than the one it holds, and ends what is not its own.
+//! - Every part takes the whole wanted state from the live copy each time; a signal only wakes it.
+//! - The daemon may die at any moment: the VMs run on under the guard, and the next daemon adopts them.
+//!
+//! Rejected: one loop for all VMs (a slow stop of one would delay the start of another), and remembering wanted
+//! state in files (the store has it).
+
+pub mod frontends;
+pub mod health_watch;
+pub mod lease;
+pub mod networks;
+pub mod status;
+pub mod storage;
+pub mod vm_step;
+pub mod vm_task;
+pub mod vms;
+pub mod wanted;
+
+#[cfg(test)]
+mod vm_step_test;
+#[cfg(test)]
+mod wanted_test;
+
+use crate::{
+    balance::driver::BalanceDriver,
+    health::Prober,
+    network::{address::AddressDriver, driver::NetworkDriver},
+    vm::driver::VmDriver,
+};
+use haven_model::{Event, Name, ObjectRef, Severity, Snapshot, keys};
+use haven_store::{
+    clock::Clock,
+    raw::{EtcdStore, Op},
+};
+use lease::Session;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+use storage::Storage;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What a host knows of itself when its daemon starts.
+#[derive(Clone, Debug, Default)]
+pub struct HostFacts {
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Installed memory, bytes.
+    pub memory_bytes: u64,
+    /// Whether guests run under KVM.
+    pub kvm: bool,
+    /// QEMU's version.
+    pub qemu: String,
+    /// Changes at every boot.
+    pub boot_id: String,
+    /// Haven's version.
+    pub version: String,
+    /// What is wrong already, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// Everything the parts of an agent share.
+pub struct AgentParts {
+    /// This host.
+    pub me: Name,
+    /// The store.
+    pub store: EtcdStore,
+    /// The live copy.
+    pub live: watch::Receiver<Arc<Snapshot>>,
+    /// Hosts suspected by the heartbeats.
+    pub suspected: watch::Receiver<BTreeSet<Name>>,
+    /// This host's session.
+    pub session: watch::Receiver<Option<Session>>,
+    /// Runs VMs.
+    pub vms: Arc<dyn VmDriver>,
+    /// Makes networks.
+    pub network: Arc<dyn NetworkDriver>,
+    /// Holds service addresses.
+    pub address: Arc<dyn AddressDriver>,
+    /// Balances.
+    pub balance: Arc<dyn BalanceDriver>,
+    /// Keeps volumes, images and seeds.
+    pub storage: Arc<dyn Storage>,
+    /// Asks guests for their health.
+    pub prober: Arc<dyn Prober>,
+    /// What this host is.
+    pub facts: HostFacts,
+    /// This daemon's clock.
+    pub clock: Clock,
+    /// Wall clock, milliseconds since 1970, for what people read.
+    pub wall_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// What is wrong now, by part.
+    pub problems: Problems,
+    /// The id of the store's member here, if there is one.
+    pub etcd_member: watch::Receiver<Option<u64>>,
+}
+
+/// What is wrong now, by part; a change wakes the status.
+#[derive(Default)]
+pub struct Problems {
+    now: Mutex<BTreeMap<String, String>>,
+    changed: Notify,
+}
+
+impl Problems {
+    fn set(&self, part: &str, what: Option<String>) -> bool {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let differs = now.get(part) != what.as_ref();
+        if differs {
+            match what {
+                Some(what) => now.insert(part.to_owned(), what),
+                None => now.remove(part),
+            };
+            self.changed.notify_one();
+        }
+        differs
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn list(&self) -> Vec<String> {
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        now.iter().map(|(part, what)| format!("{part}: {what}")).collect()
+    }
+}
+
+/// An error with all its sources, in one sentence.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+impl AgentParts {
+    /// Notes that a part of this host fails; logged once until it changes.
+    pub fn problem(&self, part: &str, error: &dyn std::error::Error) {
+        let text = chain(error);
+        if self.problems.set(part, Some(text.clone())) {
+            tracing::error!(part, "{text}");
+        }
+    }
+
+    /// Notes that a part works.
+    pub fn solved(&self, part: &str) {
+        if self.problems.set(part, None) {
+            tracing::info!(part, "works again");
+        }
+    }
+
+    /// The operation that writes an event of this agent.
+    #[must_use]
+    pub fn event(&self, object: &ObjectRef, severity: Severity, message: String) -> Op {
+        let at_ms = (self.wall_ms)();
+        let number = self.clock.now().0 % 1_000_000_000;
+        let event = Event {
+            id: format!("{at_ms:014}-{}-{number:09}", self.me),
+            at_ms,
+            object: object.clone(),
+            severity,
+            message,
+            by: format!("agent on {}", self.me),
+        };
+        let value = serde_json::to_vec(&event).expect("an event is plain data");
+        Op::Put(keys::event(&event.id), value.into())
+    }
+
+    /// The session, if it is open and the live copy is not older than it.
+    #[must_use]
+    pub fn current_session(&self) -> Option<Session> {
+        let session = (*self.session.borrow())?;
+        (self.live.borrow().revision >= session.since_revision).then_some(session)
+    }
+}
+
+/// Runs all parts until `cancel`; the lease is run by the caller, beside it.
+pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
+    let (applied, networks) = watch::channel(0);
+    tokio::join!(
+        networks::run(Arc::clone(&parts), applied, cancel.clone()),
+        vms::run(Arc::clone(&parts), networks, cancel.clone()),
+        frontends::run(Arc::clone(&parts), cancel.clone()),
+        status::run(Arc::clone(&parts), cancel.clone()),
+    );
+}

@@ -1,0 +1,67 @@
+//! What this host is and what is wrong with it, written when it changes.
+
+use super::AgentParts;
+use haven_model::{Bytes, HostStatus, keys};
+use haven_store::raw::Op;
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// How often this host looks at itself: images, facts. Nothing is written unless something changed.
+const LOOK: Duration = Duration::from_secs(10);
+/// The pause after a write that failed.
+const RETRY: Duration = Duration::from_millis(300);
+
+/// Writes until `cancel`.
+pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
+    let mut session = parts.session.clone();
+    let mut member = parts.etcd_member.clone();
+    let mut written: Option<HostStatus> = None;
+    let key = keys::host_status(&parts.me);
+    while !cancel.is_cancelled() {
+        let open = *session.borrow_and_update();
+        let etcd_member = *member.borrow_and_update();
+        let mut pause = LOOK;
+        if let Some(open) = open {
+            let status = compose(&parts, open.number, etcd_member).await;
+            if written.as_ref() != Some(&status) {
+                let value = serde_json::to_vec(&status).expect("a status is plain data");
+                match parts.store.txn(vec![], vec![Op::Put(key.clone(), value.into())]).await {
+                    Ok(_) => written = Some(status),
+                    Err(error) => {
+                        tracing::debug!(%error, "the status of this host could not be written");
+                        pause = RETRY;
+                    }
+                }
+            }
+        } else {
+            written = None;
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            _ = session.changed() => {}
+            _ = member.changed() => {}
+            () = parts.problems.changed.notified() => {}
+            () = parts.clock.sleep(pause) => {}
+        }
+    }
+}
+
+async fn compose(parts: &AgentParts, session: u64, etcd_member: Option<u64>) -> HostStatus {
+    let facts = &parts.facts;
+    let mut problems = facts.problems.clone();
+    problems.extend(parts.problems.list());
+    HostStatus {
+        session,
+        version: facts.version.clone(),
+        cpus: facts.cpus,
+        memory: Bytes(facts.memory_bytes),
+        accel: if facts.kvm { "kvm" } else { "tcg" }.into(),
+        qemu: facts.qemu.clone(),
+        boot_id: facts.boot_id.clone(),
+        images: parts.storage.images().await,
+        etcd_member,
+        facts: std::collections::BTreeMap::new(),
+        problems,
+    }
+}

@@ -1,0 +1,96 @@
+//! What to do about one VM next. Synchronous and pure: all that the VM's task knows goes in, one step comes out.
+
+use crate::vm::driver::Exit;
+use haven_model::vm::RestartPolicy;
+
+/// What the store wants of this host for this VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Run it under this epoch.
+    Run {
+        /// The placement's epoch.
+        epoch: u64,
+        /// Resets asked for so far.
+        resets: u64,
+    },
+    /// It is placed here and shall not run.
+    Stop,
+    /// It is placed here and shall be gone with all that it had.
+    Delete,
+    /// It is not this host's. Nothing of it may run here.
+    NotMine,
+}
+
+/// What is seen here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The epoch of the process that runs, if one does.
+    pub running: Option<u64>,
+    /// This host has an open session, and the live copy is not older than it.
+    pub may_start: bool,
+    /// How the last process under the wanted epoch ended by itself.
+    pub ended: Option<Exit>,
+    /// A pause after a failure is not over.
+    pub backing_off: bool,
+    /// Resets carried out so far.
+    pub resets: u64,
+    /// What a finished step left: the volumes are gone.
+    pub deleted: bool,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make volumes and network ready and start it.
+    Start,
+    /// Ask the guest to end, then end it.
+    Stop,
+    /// End it at once.
+    Kill,
+    /// Press its reset button.
+    Reset,
+    /// Remove its volumes and files of this host.
+    Clean,
+    /// It ended by itself and stays so.
+    LeaveEnded,
+    /// Nothing; it is as wanted.
+    Settled,
+    /// Nothing now; a pause or a session must come first.
+    Wait,
+}
+
+/// Decides.
+#[must_use]
+pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
+    match (wanted, seen.running) {
+        (Wanted::Run { epoch, .. }, Some(running)) if running != epoch => Step::Kill,
+        (Wanted::Run { resets, .. }, Some(_)) if resets > seen.resets => Step::Reset,
+        (Wanted::Run { .. }, Some(_)) | (Wanted::Stop, None) => Step::Settled,
+        (Wanted::Run { .. }, None) => start(policy, seen),
+        (Wanted::Stop, Some(_)) => Step::Stop,
+        (Wanted::Delete | Wanted::NotMine, Some(_)) => Step::Kill,
+        (Wanted::Delete | Wanted::NotMine, None) if seen.deleted => Step::Settled,
+        (Wanted::Delete | Wanted::NotMine, None) => Step::Clean,
+    }
+}
+
+fn start(policy: RestartPolicy, seen: &Seen) -> Step {
+    let stays = match (policy, seen.ended) {
+        (_, None) | (RestartPolicy::Always, _) => false,
+        (RestartPolicy::Never, Some(_)) => true,
+        (RestartPolicy::OnFailure, Some(exit)) => exit == Exit::PoweredOff,
+    };
+    if stays {
+        Step::LeaveEnded
+    } else if seen.may_start && !seen.backing_off {
+        Step::Start
+    } else {
+        Step::Wait
+    }
+}
+
+/// The pause before start number `restarts` + 1: 0.2 s, doubled each time, at most 30 s.
+#[must_use]
+pub fn backoff_ms(restarts: u32) -> u64 {
+    (200u64 << restarts.min(8)).min(30_000)
+}

@@ -1,0 +1,70 @@
+//! One task per VM: this part makes and ends those tasks, and nothing else.
+
+use super::{AgentParts, vm_task, wanted};
+use crate::vm::driver::RunningVm;
+use haven_model::Name;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// The net under lost wake-ups.
+const NET: Duration = Duration::from_secs(10);
+
+/// Runs until `cancel`. VMs that run already (left by an earlier daemon) are adopted first.
+pub async fn run(parts: Arc<AgentParts>, networks: watch::Receiver<i64>, cancel: CancellationToken) {
+    let mut found = adopt(&parts, &cancel).await;
+    let mut live = parts.live.clone();
+    let mut tasks: BTreeMap<Name, JoinHandle<()>> = BTreeMap::new();
+    while !cancel.is_cancelled() {
+        let snapshot = Arc::clone(&live.borrow_and_update());
+        tasks.retain(|_, task| !task.is_finished());
+        if snapshot.revision > 0 {
+            let mut names: BTreeSet<Name> = wanted::my_vms(&snapshot, &parts.me).cloned().collect();
+            names.extend(found.keys().cloned());
+            for name in names {
+                if !tasks.contains_key(&name) {
+                    let running = found.remove(&name);
+                    let task = vm_task::run(
+                        Arc::clone(&parts),
+                        name.clone(),
+                        running,
+                        networks.clone(),
+                        cancel.clone(),
+                    );
+                    tasks.insert(name, tokio::spawn(task));
+                }
+            }
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            _ = live.changed() => {}
+            () = parts.clock.sleep(NET) => {}
+        }
+    }
+    for task in tasks.into_values() {
+        task.abort();
+    }
+}
+
+/// What runs already; asked until the driver answers, since a VM that is overlooked could be started twice.
+async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeMap<Name, RunningVm> {
+    loop {
+        match parts.vms.list().await {
+            Ok(list) => {
+                parts.solved("vms");
+                return list.into_iter().filter_map(|vm| Some((Name::new(vm.vm.clone()).ok()?, vm))).collect();
+            }
+            Err(error) => parts.problem("vms", &error),
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return BTreeMap::new(),
+            () = parts.clock.sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What the snapshot wants of this host, computed anew each time: VMs, networks, frontends. Pure.
+
+use super::vm_step::Wanted;
+use crate::{
+    balance::driver::{Check, FrontendMode, FrontendWanted, Member, MemberState},
+    network::driver::{LocalPort, NetworkKind, NetworkWanted, RemotePort},
+};
+use haven_model::{
+    Name, NetworkSpec, Placement, Snapshot, VmPhase,
+    network::NetworkKind as Driver,
+    placement::NicAddress,
+    service::{DRAIN_LABEL, HealthCheck, Protocol},
+};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+/// What the store wants of `me` for one VM.
+#[must_use]
+pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
+    let Some(placement) = snapshot.placements.get(vm) else { return Wanted::NotMine };
+    if placement.host != *me {
+        return Wanted::NotMine;
+    }
+    match snapshot.vms.get(vm) {
+        None => Wanted::Delete,
+        Some(object) if object.meta.deleting => Wanted::Delete,
+        Some(object) if object.spec.running => {
+            Wanted::Run { epoch: placement.epoch, resets: object.spec.resets }
+        }
+        Some(_) => Wanted::Stop,
+    }
+}
+
+/// The VMs placed on `me`.
+pub fn my_vms<'a>(snapshot: &'a Snapshot, me: &'a Name) -> impl Iterator<Item = &'a Name> {
+    snapshot.placements.iter().filter(move |(_, p)| p.host == *me).map(|(vm, _)| vm)
+}
+
+fn kind(spec: &NetworkSpec, vni: u32) -> NetworkKind {
+    match spec.driver {
+        Driver::Overlay => NetworkKind::Overlay {
+            vni,
+            subnet: spec.subnet,
+            gateway: spec.gateway(),
+            gateway_mac: spec.gateway_mac(),
+            nat: spec.nat,
+        },
+        Driver::Bridge => {
+            NetworkKind::Bridge { uplink_bridge: spec.bridge.clone().unwrap_or_else(|| "br0".into()) }
+        }
+    }
+}
+
+/// The network identifier: the wished one, or one that follows from the subnet, so that every host finds the same.
+#[must_use]
+pub fn vni_of(spec: &NetworkSpec) -> u32 {
+    spec.vni.unwrap_or_else(|| {
+        let octets = spec.subnet.network().octets();
+        0x0010_0000 | u32::from(octets[0]) << 12 ^ u32::from(octets[1]) << 8 | u32::from(octets[2])
+    })
+}
+
+/// The networks of this host: all of the cluster, so that it reaches every guest, with a port for each own VM.
+#[must_use]
+pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
+    let mut wanted: Vec<(Name, NetworkWanted)> = snapshot
+        .networks
+        .iter()
+        .map(|(name, network)| {
+            let spec = &network.spec;
+            let network = NetworkWanted {
+                name: name.to_string(),
+                kind: kind(spec, vni_of(spec)),
+                mtu: spec.mtu,
+                local: Vec::new(),
+                remote: Vec::new(),
+            };
+            (name.clone(), network)
+        })
+        .collect();
+    for placement in snapshot.placements.values() {
+        for (index, nic) in placement.nics.iter().enumerate() {
+            let Some((_, network)) = wanted.iter_mut().find(|(name, _)| *name == nic.network) else { continue };
+            add_port(network, snapshot, me, placement, index, nic);
+        }
+    }
+    wanted.into_iter().map(|(_, network)| network).collect()
+}
+
+fn add_port(
+    network: &mut NetworkWanted,
+    snapshot: &Snapshot,
+    me: &Name,
+    placement: &Placement,
+    index: usize,
+    nic: &NicAddress,
+) {
+    let mac = NicAddress::mac_of(nic.ip);
+    if placement.host == *me {
+        network.local.push(LocalPort {
+            tap: placement.tap(index),
+            mac,
+            ip: Some(nic.ip),
+            owner_uid: placement.unix_uid(),
+        });
+    } else if let Some(host) = snapshot.hosts.get(&placement.host) {
+        network.remote.push(RemotePort { mac, ip: nic.ip, host: host.spec.address });
+    }
+}
+
+/// How a member stands in the balancer: a VM on a suspected or lost host is out at once, without waiting for checks.
+fn member_state(snapshot: &Snapshot, suspected: &BTreeSet<Name>, vm: &Name) -> MemberState {
+    let Some(placement) = snapshot.placements.get(vm) else { return MemberState::Down };
+    let Some(object) = snapshot.vms.get(vm) else { return MemberState::Down };
+    let lost = suspected.contains(&placement.host) || !snapshot.session_open(&placement.host);
+    let runs = snapshot
+        .vm_status
+        .get(vm)
+        .is_some_and(|s| s.phase == VmPhase::Running && s.epoch == placement.epoch);
+    if lost || !runs {
+        MemberState::Down
+    } else if object.meta.deleting || object.meta.labels.contains_key(DRAIN_LABEL) {
+        MemberState::Drain
+    } else {
+        MemberState::Ready
+    }
+}
+
+fn check_of(check: &HealthCheck) -> Check {
+    Check {
+        mode: mode_of(check.mode),
+        port: check.port,
+        path: check.path.clone(),
+        interval_ms: check.interval.0,
+        timeout_ms: check.timeout.0,
+    }
+}
+
+fn mode_of(protocol: Protocol) -> FrontendMode {
+    match protocol {
+        Protocol::Http => FrontendMode::Http,
+        Protocol::Tcp => FrontendMode::Tcp,
+    }
+}
+
+/// The frontends that this host must be able to serve: those it holds or may take.
+#[must_use]
+pub fn frontends(snapshot: &Snapshot, me: &Name, suspected: &BTreeSet<Name>) -> Vec<FrontendWanted> {
+    let candidate = |service: &Name| {
+        snapshot.frontends.get(service).is_some_and(|f| f.holder == *me || f.candidates.contains(me))
+    };
+    snapshot
+        .services
+        .iter()
+        .filter(|(name, _)| candidate(name))
+        .filter_map(|(name, service)| {
+            let frontend = service.spec.frontend.as_ref()?;
+            let port = frontend.target_port.unwrap_or(frontend.port);
+            let members = snapshot
+                .members(name)
+                .filter_map(|(vm, _)| {
+                    let ip = snapshot.placements.get(vm)?.nics.first()?.ip;
+                    let state = member_state(snapshot, suspected, vm);
+                    Some(Member { name: vm.to_string(), ip: IpAddr::V4(ip), port, state, weight: 100 })
+                })
+                .collect();
+            Some(FrontendWanted {
+                service: name.to_string(),
+                address: IpAddr::V4(frontend.address),
+                port: frontend.port,
+                mode: mode_of(frontend.mode),
+                members,
+                check: service.spec.check.as_ref().map(check_of),
+            })
+        })
+        .collect()
+}
+
+/// The service addresses that this host holds.
+#[must_use]
+pub fn addresses(snapshot: &Snapshot, me: &Name) -> BTreeSet<Ipv4Addr> {
+    snapshot
+        .frontends
+        .iter()
+        .filter(|(_, placement)| placement.holder == *me)
+        .filter_map(|(service, _)| snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address))
+        .collect()
+}
