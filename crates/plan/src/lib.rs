@@ -1,1 +1,49 @@
-//! Placeholder.
+//! The brain: from a snapshot and what its observer saw to a plan. Pure: no clock, no IO, no randomness.
+//!
+//! ```text
+//!   snapshot + observations ──► host states (tolerance/hosts)
+//!                                    │
+//!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
+//!        balance/frontends  ◄────────┤          │
+//!        monitor/incidents  ◄────────┘          ▼
+//!                                   placement (filters, scores, addresses)
+//! ```
+//!
+//! What it promises: the same inputs give the same plan; every action carries its reason, and everything wanted that
+//! cannot be done now stands in `waiting` with its reason; no VM is taken from a host without a proof. The plan is
+//! made anew after every commit, so it never remembers anything: all state is in the store.
+//!
+//! Rejected: an optimizer over all placements (it would move what runs well, and nobody could explain it).
+
+pub mod balance;
+pub mod check;
+pub mod explain;
+pub mod monitor;
+pub mod placement;
+pub mod testing;
+pub mod tolerance;
+mod work;
+
+#[cfg(test)]
+mod plan_test;
+#[cfg(test)]
+mod property_test;
+
+pub use check::check;
+pub use explain::{explain, losses_survivable};
+use haven_model::{Observations, Plan, Snapshot};
+pub use tolerance::hosts::{HostState, host_states};
+use work::Work;
+
+/// Decides everything that is to be done now.
+#[must_use]
+pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
+    let mut work = Work::new(snapshot, seen);
+    tolerance::hosts::fence(&mut work);
+    monitor::incidents::follow(&mut work);
+    balance::services::plan(&mut work);
+    tolerance::recovery::plan(&mut work);
+    balance::frontends::plan(&mut work);
+    tolerance::removal::plan(&mut work);
+    work.finish()
+}

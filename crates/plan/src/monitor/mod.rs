@@ -1,0 +1,3 @@
+//! Monitor: incidents.
+
+pub mod incidents;

@@ -1,0 +1,126 @@
+//! How much room each usable host has, and what runs where. Built once per plan; kept as the plan gives room away.
+
+use super::selects;
+use crate::tolerance::hosts::HostState;
+use haven_model::{
+    Bytes, Name, Snapshot, VmSpec,
+    object::{Kind, Stored},
+    vm::Selector,
+};
+use std::collections::BTreeMap;
+
+/// Memory that QEMU itself needs beside the guest's.
+pub const OVERHEAD: Bytes = Bytes::mib(64);
+
+/// What a VM takes of a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Bytes.
+    pub memory: u64,
+    /// Virtual CPUs.
+    pub cpus: u64,
+}
+
+/// What a VM takes of a host.
+#[must_use]
+pub fn cost(spec: &VmSpec) -> Cost {
+    Cost { memory: spec.memory.0 + OVERHEAD.0, cpus: u64::from(spec.cpus) }
+}
+
+/// The room of one host.
+#[derive(Clone, Debug, Default)]
+pub struct HostRoom {
+    /// For guests, bytes.
+    pub memory: u64,
+    /// Promised, bytes.
+    pub memory_used: u64,
+    /// Logical CPUs.
+    pub cpus: u64,
+    /// Promised.
+    pub cpus_used: u64,
+    labels: Vec<BTreeMap<String, String>>,
+}
+
+impl HostRoom {
+    /// Bytes that are not promised.
+    #[must_use]
+    pub fn memory_free(&self) -> u64 {
+        self.memory.saturating_sub(self.memory_used)
+    }
+    /// Whether a VM with these labels is there.
+    #[must_use]
+    pub fn runs(&self, selector: &Selector) -> bool {
+        self.labels.iter().any(|labels| selects(selector, labels))
+    }
+}
+
+/// The room of all hosts.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    hosts: BTreeMap<Name, HostRoom>,
+    /// Where the members of each service are, one entry per member.
+    services: BTreeMap<Name, Vec<Name>>,
+}
+
+impl Room {
+    /// What the snapshot leaves.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>) -> Self {
+        let mut room = Self::default();
+        for (host, state) in states {
+            if matches!(state, HostState::Lost(_)) {
+                continue;
+            }
+            if let Some(status) = snapshot.host_status.get(host) {
+                let reserved = snapshot.hosts[host].spec.reserved_memory.0;
+                let host_room = HostRoom {
+                    memory: status.memory.0.saturating_sub(reserved),
+                    cpus: u64::from(status.cpus),
+                    ..HostRoom::default()
+                };
+                room.hosts.insert(host.clone(), host_room);
+            }
+        }
+        for (name, placement) in &snapshot.placements {
+            if let Some(vm) = snapshot.vms.get(name) {
+                room.use_up(&placement.host, &vm.spec, name, vm);
+            }
+        }
+        room
+    }
+
+    /// Notes that `vm` is (to be) on `host`.
+    pub fn use_up(&mut self, host: &Name, spec: &VmSpec, _vm: &Name, object: &Stored<VmSpec>) {
+        let Some(room) = self.hosts.get_mut(host) else { return };
+        let cost = cost(spec);
+        room.memory_used += cost.memory;
+        room.cpus_used += cost.cpus;
+        room.labels.push(object.meta.labels.clone());
+        if let Some(owner) = object.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
+            self.services.entry(owner.name.clone()).or_default().push(host.clone());
+        }
+    }
+
+    /// The room of a host that is not lost.
+    #[must_use]
+    pub fn of_host(&self, host: &Name) -> Option<&HostRoom> {
+        self.hosts.get(host)
+    }
+
+    /// The hosts of a service's members, one entry per member.
+    #[must_use]
+    pub fn hosts_of_service(&self, service: &Name) -> &[Name] {
+        self.services.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a VM with these labels is on any host.
+    #[must_use]
+    pub fn anywhere(&self, selector: &Selector) -> bool {
+        self.hosts.values().any(|room| room.runs(selector))
+    }
+
+    /// Every host that is not lost.
+    pub fn hosts(&self) -> impl Iterator<Item = (&Name, &HostRoom)> {
+        self.hosts.iter()
+    }
+}

@@ -1,0 +1,216 @@
+//! Where a VM goes: filters that forbid, then scores that prefer. Deterministic; never moves what runs.
+
+pub mod address;
+pub mod capacity;
+pub mod names;
+
+use crate::work::Work;
+use capacity::{HostRoom, cost};
+use haven_model::{
+    Bytes, Name, VmSpec,
+    object::{Kind, Stored},
+    service::SpreadSpec,
+    vm::{AffinitySpec, Selector},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a VM asks of its host.
+pub struct Wish<'a> {
+    spec: &'a VmSpec,
+    service: Option<&'a Name>,
+}
+
+impl<'a> Wish<'a> {
+    /// What this VM asks.
+    #[must_use]
+    pub fn of(vm: &'a Stored<VmSpec>) -> Self {
+        let service = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service).map(|o| &o.name);
+        Self { spec: &vm.spec, service }
+    }
+}
+
+/// The host that was chosen, and why.
+#[derive(Debug)]
+pub struct Choice {
+    /// The host.
+    pub host: Name,
+    /// In words.
+    pub reason: String,
+}
+
+/// How often a CPU may be promised.
+const CPU_OVERCOMMIT: u64 = 4;
+
+/// Chooses.
+///
+/// # Errors
+/// A sentence that begins with `waiting:` and names what is missing.
+pub(crate) fn choose(work: &Work<'_>, vm: &Name, wish: &Wish<'_>) -> Result<Choice, String> {
+    let mut refused: BTreeMap<String, u32> = BTreeMap::new();
+    let spread = spread_of(work, wish);
+    let mut best: Option<(Score, &Name)> = None;
+    let mut most_free = (0, None);
+    for (host, state) in &work.states {
+        let room = work.room.of_host(host);
+        let Some(room) = room.filter(|_| state.usable()) else {
+            *refused.entry(format!("is {}", plain(*state))).or_default() += 1;
+            continue;
+        };
+        if room.memory_free() >= most_free.0 {
+            most_free = (room.memory_free(), Some(host));
+        }
+        match judge(work, host, room, wish, &spread) {
+            Ok(score) => {
+                if best.as_ref().is_none_or(|(than, _)| score > *than) {
+                    best = Some((score, host));
+                }
+            }
+            Err(why) => *refused.entry(why).or_default() += 1,
+        }
+    }
+    let Some((score, host)) = best else {
+        return Err(waiting(vm, wish, &refused, most_free));
+    };
+    Ok(Choice { host: host.clone(), reason: score.words(host, work) })
+}
+
+/// A state without its figures, so that like reasons are counted together.
+fn plain(state: crate::HostState) -> &'static str {
+    use crate::HostState::{Cordoned, Joining, Lost, Online, Silent, Suspected};
+    match state {
+        Joining => "joining",
+        Online => "without a status",
+        Cordoned => "cordoned",
+        Suspected => "suspected",
+        Silent(_) => "silent",
+        Lost(_) => "lost",
+    }
+}
+
+fn waiting(vm: &Name, wish: &Wish<'_>, refused: &BTreeMap<String, u32>, most: (u64, Option<&Name>)) -> String {
+    let mut why: Vec<String> = refused
+        .iter()
+        .map(|(why, n)| if *n == 1 { format!("1 host {why}") } else { format!("{n} hosts each: {why}") })
+        .collect();
+    if let Some(host) = most.1 {
+        why.insert(0, format!("largest free is {} on {host}", mib(most.0)));
+    } else {
+        why.insert(0, "no host is online".into());
+    }
+    format!("waiting: {vm} needs {}, {}", wish.spec.memory, why.join("; "))
+}
+
+fn mib(bytes: u64) -> Bytes {
+    Bytes::mib(bytes >> 20)
+}
+
+/// Larger is better, field by field.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    fewest_members: std::cmp::Reverse<usize>,
+    broken_wishes: std::cmp::Reverse<u32>,
+    /// Thousandths of the host's memory that stay free.
+    memory_free: u64,
+    /// Thousandths of the host's CPUs that stay free, over all promises.
+    cpu_free: u64,
+    /// The first by name.
+    name: std::cmp::Reverse<Name>,
+}
+
+impl Score {
+    fn words(&self, host: &Name, work: &Work<'_>) -> String {
+        let members = match self.fewest_members.0 {
+            0 => "no other member is there".to_owned(),
+            n => format!("{n} other members are there, no host has fewer"),
+        };
+        let wishes = match self.broken_wishes.0 {
+            0 => String::new(),
+            n => format!(", {n} soft affinity wishes are broken"),
+        };
+        let free = work.room.of_host(host).map_or(0, HostRoom::memory_free);
+        format!("{members}, {} was free{wishes}", mib(free))
+    }
+}
+
+struct Spread<'a> {
+    by: &'a str,
+    required: bool,
+    /// Members of the same service per value of the spread key.
+    counts: BTreeMap<String, usize>,
+}
+
+fn spread_of<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Spread<'a> {
+    let service = wish.service.and_then(|name| work.snapshot.services.get(name));
+    let Some((service, name)) = service.zip(wish.service) else {
+        return Spread { by: "host", required: false, counts: BTreeMap::new() };
+    };
+    let SpreadSpec { by, required } = &service.spec.spread;
+    let mut counts = BTreeMap::new();
+    for host in work.room.hosts_of_service(name) {
+        *counts.entry(domain(work, host, by)).or_default() += 1;
+    }
+    Spread { by, required: *required, counts }
+}
+
+fn domain(work: &Work<'_>, host: &Name, by: &str) -> String {
+    if by == "host" {
+        return host.to_string();
+    }
+    let labels = work.snapshot.hosts.get(host).map(|h| &h.meta.labels);
+    labels.and_then(|labels| labels.get(by)).cloned().unwrap_or_else(|| format!("no {by} of {host}"))
+}
+
+fn judge(
+    work: &Work<'_>,
+    host: &Name,
+    room: &HostRoom,
+    wish: &Wish<'_>,
+    spread: &Spread<'_>,
+) -> Result<Score, String> {
+    let affinity: &AffinitySpec = &wish.spec.affinity;
+    if !selects(&affinity.hosts, &work.snapshot.hosts[host].meta.labels) {
+        return Err(format!("lacks the labels {:?}", affinity.hosts));
+    }
+    let cost = cost(wish.spec);
+    if room.memory_free() < cost.memory {
+        return Err("has too little free memory".into());
+    }
+    if u64::from(wish.spec.cpus) > room.cpus || room.cpus_used + cost.cpus > room.cpus * CPU_OVERCOMMIT {
+        return Err("has too few CPUs".into());
+    }
+    let members = spread.counts.get(&domain(work, host, spread.by)).copied().unwrap_or(0);
+    if spread.required && members > 0 {
+        return Err(format!("shares its {} with another member", spread.by));
+    }
+    let mut broken = 0;
+    if !affinity.apart.is_empty() && room.runs(&affinity.apart) {
+        if !affinity.soft {
+            return Err("runs a VM it must be apart from".into());
+        }
+        broken += 1;
+    }
+    if !affinity.near.is_empty() && work.room.anywhere(&affinity.near) && !room.runs(&affinity.near) {
+        if !affinity.soft {
+            return Err("does not run the VM it must be near".into());
+        }
+        broken += 1;
+    }
+    Ok(Score {
+        fewest_members: std::cmp::Reverse(members),
+        broken_wishes: std::cmp::Reverse(broken),
+        memory_free: (room.memory_free() - cost.memory) * 1000 / room.memory.max(1),
+        cpu_free: (room.cpus * CPU_OVERCOMMIT - room.cpus_used - cost.cpus) * 1000 / (room.cpus * CPU_OVERCOMMIT).max(1),
+        name: std::cmp::Reverse(host.clone()),
+    })
+}
+
+/// Whether all of `selector` stands in `labels`.
+pub(crate) fn selects(selector: &Selector, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The set of hosts as words.
+#[must_use]
+pub fn names(hosts: &BTreeSet<Name>) -> String {
+    hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}

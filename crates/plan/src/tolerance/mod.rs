@@ -1,0 +1,5 @@
+//! Tolerance: which hosts live, which are proven lost, and what becomes of their VMs.
+
+pub mod hosts;
+pub mod recovery;
+pub mod removal;

@@ -1,0 +1,114 @@
+//! Which VMs need a host: new ones, and those of a host that is proven lost.
+
+use crate::{
+    placement::{self, Wish},
+    tolerance::hosts::HostState,
+    work::{Work, vm_ref},
+};
+use haven_model::{
+    Action, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmSpec, object::{Kind, Stored}, plan::TakenFrom,
+};
+
+/// Places every VM that should run and has no host that can run it.
+pub(crate) fn plan(work: &mut Work<'_>) {
+    let mut vms: Vec<(&Name, &Versioned<Stored<VmSpec>>)> = work
+        .snapshot
+        .vms
+        .iter()
+        .filter(|(name, vm)| vm.spec.running && !vm.meta.deleting && needs_host(work, name))
+        .collect();
+    // The oldest first, so that a newcomer never takes the place of what ran before.
+    vms.sort_by_key(|(name, vm)| (vm.meta.created_ms, (*name).clone()));
+    for (name, vm) in vms {
+        match work.snapshot.placements.get(name) {
+            None => place_new(work, name, vm),
+            Some(placement) => recover(work, name, vm, placement),
+        }
+    }
+}
+
+fn needs_host(work: &Work<'_>, vm: &Name) -> bool {
+    match work.snapshot.placements.get(vm) {
+        None => true,
+        Some(placement) => work
+            .states
+            .get(&placement.host)
+            .is_none_or(|state| matches!(state, HostState::Lost(_))),
+    }
+}
+
+fn place_new(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>) {
+    let nics = match placement::address::nics(work, name, &vm.spec) {
+        Ok(nics) => nics,
+        Err(why) => return work.wait(vm_ref(name), why),
+    };
+    let choice = match placement::choose(work, name, &Wish::of(vm)) {
+        Ok(choice) => choice,
+        Err(why) => {
+            work.taken.give_back(&nics);
+            return work.wait(vm_ref(name), why);
+        }
+    };
+    let placement = Placement { host: choice.host.clone(), epoch: 1, slot: work.taken.slot(), nics };
+    work.room.use_up(&choice.host, &vm.spec, name, vm);
+    let reason = format!("{name} starts on {}: {}", choice.host, choice.reason);
+    let action =
+        Action::PlaceVm { vm: name.clone(), placement, expected_revision: 0, taken_from: None };
+    work.act(vm_ref(name), reason, action);
+}
+
+/// The disk that keeps a VM from leaving its host, if there is one. Members of a service are alike, so theirs are
+/// made anew elsewhere.
+#[must_use]
+pub fn bound_by<'a>(snapshot: &'a Snapshot, vm: &'a Stored<VmSpec>) -> Option<(&'a Name, &'a Name)> {
+    if vm.meta.owner.as_ref().is_some_and(|owner| owner.kind == Kind::Service) {
+        return None;
+    }
+    vm.spec
+        .disks
+        .iter()
+        .find(|disk| {
+            snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
+        })
+        .map(|disk| (&disk.name, &disk.pool))
+}
+
+fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versioned<Placement>) {
+    let Some((lease_revision, proof)) = proof_of(work, &old.host) else { return };
+    if let Some((disk, pool)) = bound_by(work.snapshot, vm) {
+        let why = format!(
+            "waiting: the disk `{disk}` of {name} lives in the local pool `{pool}` on {}; it returns with {}",
+            old.host, old.host
+        );
+        return work.wait(vm_ref(name), why);
+    }
+    let choice = match placement::choose(work, name, &Wish::of(vm)) {
+        Ok(choice) => choice,
+        Err(why) => return work.wait(vm_ref(name), why),
+    };
+    let placement = Placement {
+        host: choice.host.clone(),
+        epoch: old.epoch + 1,
+        slot: old.slot,
+        nics: old.nics.clone(),
+    };
+    work.room.use_up(&choice.host, &vm.spec, name, vm);
+    let reason = format!(
+        "{name} restarts on {} because {} is lost ({proof}): {}",
+        choice.host, old.host, choice.reason
+    );
+    let action = Action::PlaceVm {
+        vm: name.clone(),
+        placement,
+        expected_revision: old.revision,
+        taken_from: Some(TakenFrom { host: old.host.clone(), lease_revision, proof }),
+    };
+    work.act(vm_ref(name), reason, action);
+}
+
+/// The revision of the closed record of a lost host and the proof under which it was closed.
+fn proof_of(work: &Work<'_>, host: &Name) -> Option<(i64, haven_model::ProofKind)> {
+    let lease = work.snapshot.leases.get(host)?;
+    let lost = work.snapshot.lost.get(host)?;
+    (lease.closed && lost.session == lease.session).then_some((lease.revision, lost.proof))
+}

@@ -1,0 +1,100 @@
+//! What was deleted goes when nothing of it is left and nothing needs it.
+
+use crate::{
+    tolerance::hosts::HostState,
+    work::{Work, host_ref, vm_ref},
+};
+use haven_model::{Action, Name, ObjectRef, Snapshot, VmPhase, object::Kind};
+
+/// Removes what can go; says what the rest waits for.
+pub(crate) fn plan(work: &mut Work<'_>) {
+    let vms: Vec<Name> = deleting(work.snapshot.vms.iter().map(|(n, v)| (n, v.meta.deleting)));
+    for vm in vms {
+        remove_vm(work, &vm);
+    }
+    let hosts = deleting(work.snapshot.hosts.iter().map(|(n, v)| (n, v.meta.deleting)));
+    for host in hosts {
+        remove_host(work, &host);
+    }
+    let shared: [(Kind, Vec<Name>); 3] = [
+        (Kind::Pool, deleting(work.snapshot.pools.iter().map(|(n, v)| (n, v.meta.deleting)))),
+        (Kind::Image, deleting(work.snapshot.images.iter().map(|(n, v)| (n, v.meta.deleting)))),
+        (Kind::Network, deleting(work.snapshot.networks.iter().map(|(n, v)| (n, v.meta.deleting)))),
+    ];
+    for (kind, names) in shared {
+        for name in names {
+            remove_shared(work, kind, &name);
+        }
+    }
+}
+
+fn deleting<'a>(objects: impl Iterator<Item = (&'a Name, bool)>) -> Vec<Name> {
+    objects.filter(|(_, deleting)| *deleting).map(|(name, _)| name.clone()).collect()
+}
+
+fn remove(work: &mut Work<'_>, object: ObjectRef) {
+    let Some((_, revision)) = work.snapshot.object(&object) else { return };
+    let reason = format!("{object} was deleted and nothing of it is left");
+    work.act(object.clone(), reason, Action::RemoveObject { object, expected_revision: revision });
+}
+
+fn remove_vm(work: &mut Work<'_>, vm: &Name) {
+    let Some(placement) = work.snapshot.placements.get(vm) else {
+        return remove(work, vm_ref(vm));
+    };
+    let gone = work.snapshot.vm_status.get(vm).is_some_and(|status| {
+        status.epoch == placement.epoch && status.phase == VmPhase::Stopped && status.message == "deleted"
+    });
+    let lost = matches!(work.states.get(&placement.host), None | Some(HostState::Lost(_)));
+    if gone || lost {
+        let why = if gone { "its host has removed it" } else { "its host is lost" };
+        let action =
+            Action::ReleaseVm { vm: vm.clone(), expected_revision: placement.revision };
+        work.act(vm_ref(vm), format!("{vm} was deleted and {why}"), action);
+    } else {
+        work.wait(vm_ref(vm), format!("{vm} is being removed by {}", placement.host));
+    }
+}
+
+fn remove_host(work: &mut Work<'_>, host: &Name) {
+    let placed = work.snapshot.placements.iter().filter(|(_, p)| p.host == *host).count();
+    let lives = work.snapshot.session_open(host);
+    if placed > 0 {
+        work.wait(host_ref(host), format!("{host} is removed once its {placed} VMs are gone from it"));
+    } else if lives {
+        work.wait(host_ref(host), format!("{host} is removed once its daemon was stopped and its lease has ended"));
+    } else {
+        remove(work, host_ref(host));
+    }
+}
+
+/// Who uses a pool, an image or a network.
+#[must_use]
+pub fn users(snapshot: &Snapshot, kind: Kind, name: &Name) -> Vec<String> {
+    let uses = |spec: &haven_model::VmSpec| match kind {
+        Kind::Pool => spec.disks.iter().any(|d| d.pool == *name),
+        Kind::Image => {
+            spec.image.as_ref() == Some(name) || spec.disks.iter().any(|d| d.image.as_ref() == Some(name))
+        }
+        Kind::Network => spec.networks.iter().any(|n| n.network == *name),
+        _ => false,
+    };
+    let vms = snapshot.vms.iter().filter(|(_, vm)| uses(&vm.spec)).map(|(n, _)| format!("vm/{n}"));
+    let services = snapshot
+        .services
+        .iter()
+        .filter(|(_, s)| uses(&s.spec.template.spec))
+        .map(|(n, _)| format!("service/{n}"));
+    vms.chain(services).collect()
+}
+
+fn remove_shared(work: &mut Work<'_>, kind: Kind, name: &Name) {
+    let object = ObjectRef::new(kind, name.clone());
+    let users = users(work.snapshot, kind, name);
+    if users.is_empty() {
+        remove(work, object);
+    } else {
+        let why = format!("{object} is removed once nothing uses it: {}", users.join(", "));
+        work.wait(object, why);
+    }
+}

@@ -1,0 +1,61 @@
+//! What one planning round has at hand: the inputs, tables made once from them, and the plan so far.
+
+use crate::{
+    placement::{capacity::Room, names::Taken},
+    tolerance::hosts::{HostState, host_states},
+};
+use haven_model::{
+    Action, Name, ObjectRef, Observations, Plan, Planned, Snapshot, Timers, Waiting,
+    object::Kind,
+};
+use std::collections::BTreeMap;
+
+pub struct Work<'a> {
+    pub snapshot: &'a Snapshot,
+    pub seen: &'a Observations,
+    pub timers: Timers,
+    pub states: BTreeMap<Name, HostState>,
+    /// Room left per usable host, less what this plan has given away already.
+    pub room: Room,
+    /// Slots and addresses in use, with what this plan has given away already.
+    pub taken: Taken,
+    plan: Plan,
+}
+
+impl<'a> Work<'a> {
+    pub fn new(snapshot: &'a Snapshot, seen: &'a Observations) -> Self {
+        let states = host_states(snapshot, seen);
+        let room = Room::of(snapshot, &states);
+        let taken = Taken::of(snapshot);
+        let timers = snapshot.cluster_spec().timers.clone();
+        Self { snapshot, seen, timers, states, room, taken, plan: Plan::default() }
+    }
+
+    pub fn act(&mut self, object: ObjectRef, reason: String, action: Action) {
+        self.plan.actions.push(Planned { object, reason, action });
+    }
+
+    pub fn wait(&mut self, object: ObjectRef, reason: String) {
+        self.plan.waiting.push(Waiting { object, reason });
+    }
+
+    /// Plan again after `ms` at the latest.
+    pub fn wake(&mut self, ms: u64) {
+        let ms = ms.max(5);
+        self.plan.wake_after_ms = Some(self.plan.wake_after_ms.map_or(ms, |now| now.min(ms)));
+    }
+
+    pub fn finish(self) -> Plan {
+        self.plan
+    }
+}
+
+pub fn vm_ref(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::Vm, name.clone())
+}
+pub fn host_ref(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::Host, name.clone())
+}
+pub fn service_ref(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::Service, name.clone())
+}

@@ -1,0 +1,254 @@
+//! Supervision of the host's own etcd member: it is started, restarted when it ends, and kept healthy.
+//!
+//! The member's process dies with the daemon (a member without its daemon helps nobody, and the store survives the
+//! loss of a member); VMs do not.
+
+use crate::{pki::PkiDir, raw::{EtcdStore, StoreError}};
+use etcd_client::{Client, CompactionOptions, MemberAddOptions};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Port on which clients reach a member.
+pub const CLIENT_PORT: u16 = 7379;
+/// Port on which members reach each other.
+pub const PEER_PORT: u16 = 7380;
+
+/// The member of one host.
+#[derive(Clone, Debug)]
+pub struct MemberConfig {
+    /// Its name: the host's.
+    pub name: String,
+    /// The host's address.
+    pub address: Ipv4Addr,
+    /// Where its data stands.
+    pub data: PathBuf,
+    /// Where its output goes.
+    pub log: PathBuf,
+    /// The certificates.
+    pub pki: PkiDir,
+    /// `host1=https://…,host2=https://…`, only for a member that starts for the first time.
+    pub initial_cluster: String,
+    /// Whether that cluster exists already.
+    pub existing: bool,
+}
+
+/// Address at which clients reach the member of a host.
+#[must_use]
+pub fn client_url(address: Ipv4Addr) -> String {
+    format!("https://{address}:{CLIENT_PORT}")
+}
+
+/// Address at which members reach the member of a host.
+#[must_use]
+pub fn peer_url(address: Ipv4Addr) -> String {
+    format!("https://{address}:{PEER_PORT}")
+}
+
+/// The command that runs a member. Works with etcd 3.4 and later.
+#[must_use]
+pub fn command(config: &MemberConfig) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new("etcd");
+    let flag = |name: &str, value: String| format!("--{name}={value}");
+    let client = format!("{},https://127.0.0.1:{CLIENT_PORT}", client_url(config.address));
+    let file = |path: PathBuf| path.display().to_string();
+    command
+        .arg(flag("name", config.name.clone()))
+        .arg(flag("data-dir", file(config.data.clone())))
+        .arg(flag("listen-client-urls", client))
+        .arg(flag("advertise-client-urls", client_url(config.address)))
+        .arg(flag("listen-peer-urls", peer_url(config.address)))
+        .arg(flag("initial-advertise-peer-urls", peer_url(config.address)))
+        .arg(flag("initial-cluster", config.initial_cluster.clone()))
+        .arg(flag("initial-cluster-state", if config.existing { "existing" } else { "new" }.into()))
+        .arg(flag("cert-file", file(config.pki.certificate())))
+        .arg(flag("key-file", file(config.pki.key())))
+        .arg(flag("trusted-ca-file", file(config.pki.ca())))
+        .arg("--client-cert-auth=true")
+        .arg(flag("peer-cert-file", file(config.pki.certificate())))
+        .arg(flag("peer-key-file", file(config.pki.key())))
+        .arg(flag("peer-trusted-ca-file", file(config.pki.ca())))
+        .arg("--peer-client-cert-auth=true")
+        // Haven's timers rest on these (DESIGN.md section 4).
+        .arg("--heartbeat-interval=100")
+        .arg("--election-timeout=1000")
+        .arg("--pre-vote=true")
+        .arg("--quota-backend-bytes=2147483648")
+        .arg("--snapshot-count=10000")
+        .arg("--logger=zap")
+        .arg("--log-level=warn")
+        .env("ETCD_UNSUPPORTED_ARCH", "")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    // SAFETY: prctl is async-signal-safe and touches only the child.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            Ok(())
+        });
+    }
+    command
+}
+
+/// Keeps the member running until `cancel`. `failed` is told, in words, each time it ends by itself.
+pub async fn supervise(
+    config: MemberConfig,
+    failed: impl Fn(Option<String>) + Send,
+    cancel: CancellationToken,
+) {
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let started = tokio::time::Instant::now();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&config.log);
+        let mut command = command(&config);
+        if let Ok(log) = log {
+            if let Ok(copy) = log.try_clone() {
+                command.stdout(copy);
+            }
+            command.stderr(log);
+        }
+        match command.spawn() {
+            Ok(mut child) => tokio::select! {
+                biased;
+                () = cancel.cancelled() => {
+                    let _ = child.kill().await;
+                    return;
+                }
+                ended = child.wait() => {
+                    let how = ended.map_or_else(|e| e.to_string(), |s| s.to_string());
+                    failed(Some(format!("etcd ended ({how}); its log is {}", config.log.display())));
+                }
+            },
+            Err(error) => failed(Some(format!(
+                "etcd cannot be started ({error}); install the package etcd-server"
+            ))),
+        }
+        if started.elapsed() > Duration::from_secs(30) {
+            pause = Duration::from_millis(200);
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// A member as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: u64,
+    /// Its name; empty until it first started.
+    pub name: String,
+    /// Where members reach it.
+    pub peer_url: String,
+    /// It does not vote yet.
+    pub learner: bool,
+}
+
+/// Calls that change members may wait for an election.
+const MEMBER_DEADLINE: Duration = Duration::from_secs(5);
+
+async fn call<T>(
+    store: &EtcdStore,
+    make: impl AsyncFnOnce(Client) -> Result<T, etcd_client::Error>,
+) -> Result<T, StoreError> {
+    let (index, client) = store.client();
+    match tokio::time::timeout(MEMBER_DEADLINE, make(client)).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            store.rotate(index);
+            Err(StoreError::Refused { source: Box::new(error) })
+        }
+        Err(_) => {
+            store.rotate(index);
+            Err(StoreError::Unknown(MEMBER_DEADLINE))
+        }
+    }
+}
+
+impl EtcdStore {
+    /// All members.
+    ///
+    /// # Errors
+    /// As [`EtcdStore::get`].
+    pub async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        call(self, async |mut client: Client| {
+            let list = client.member_list().await?;
+            let member = |m: &etcd_client::Member| Member {
+                id: m.id(),
+                name: m.name().to_owned(),
+                peer_url: m.peer_urls().first().cloned().unwrap_or_default(),
+                learner: m.is_learner(),
+            };
+            Ok(list.members().iter().map(member).collect())
+        })
+        .await
+    }
+
+    /// Adds a member that learns before it votes.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] with what etcd said, for example that another learner is still catching up.
+    pub async fn add_learner(&self, peer_url: String) -> Result<u64, StoreError> {
+        call(self, async move |mut client: Client| {
+            let options = MemberAddOptions::new().with_is_learner();
+            let added = client.member_add([peer_url], Some(options)).await?;
+            Ok(added.member().map_or(0, etcd_client::Member::id))
+        })
+        .await
+    }
+
+    /// Lets a learner vote.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] while it has not caught up.
+    pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
+        call(self, async move |mut client: Client| client.member_promote(id).await.map(|_| ())).await
+    }
+
+    /// Removes a member.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when that would lose the quorum.
+    pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
+        call(self, async move |mut client: Client| client.member_remove(id).await.map(|_| ())).await
+    }
+
+    /// Forgets revisions older than `revision`.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when that is compacted already.
+    pub async fn compact(&self, revision: i64) -> Result<(), StoreError> {
+        call(self, async move |mut client: Client| {
+            client.compact(revision, Some(CompactionOptions::new())).await.map(|_| ())
+        })
+        .await
+    }
+
+    /// Size of the member's file and of what is in use in it, bytes.
+    ///
+    /// # Errors
+    /// As [`EtcdStore::get`].
+    pub async fn size(&self) -> Result<(i64, i64), StoreError> {
+        call(self, async |mut client: Client| {
+            let status = client.status().await?;
+            Ok((status.db_size(), status.raft_used_db_size()))
+        })
+        .await
+    }
+
+    /// Gives the space of forgotten revisions back to the file system, on the member in use.
+    ///
+    /// # Errors
+    /// As [`EtcdStore::get`].
+    pub async fn defragment(&self) -> Result<(), StoreError> {
+        call(self, async |mut client: Client| client.defragment().await.map(|_| ())).await
+    }
+}
