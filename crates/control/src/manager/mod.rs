@@ -58,6 +58,8 @@ pub struct ManagerConfig {
 
 /// The longest that a manager sleeps: the net under lost wake-ups.
 const NET: Duration = Duration::from_secs(5);
+/// The pause after a commit that something overtook, in which the live copy learns of it.
+const OVERTAKEN: Duration = Duration::from_millis(20);
 /// How long a round waits for the live copy to show its own commits.
 const CATCH_UP: Duration = Duration::from_millis(500);
 
@@ -212,11 +214,13 @@ impl Manager {
                 ops.push(put_event(&event));
             }
             let outcome = self.config.store.txn(commit.compares, ops).await?;
-            last = Some(outcome.revision);
             if !outcome.succeeded {
                 tracing::debug!(object = %planned.object, "overtaken by a change; planning again");
+                self.config.clock.sleep(OVERTAKEN).await;
+                last = last.or(Some(0));
                 break;
             }
+            last = Some(outcome.revision);
             tracing::info!(object = %planned.object, reason = %planned.reason, "committed");
         }
         Ok(last)

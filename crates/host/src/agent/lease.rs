@@ -64,12 +64,17 @@ struct Held {
     revision: i64,
 }
 
+/// So long may the guard be silent before the VMs of this host end.
+const UNGUARDED: Duration = Duration::from_secs(2);
+
 struct LeaseTask {
     config: LeaseConfig,
     out: watch::Sender<Option<Session>>,
     held: Option<Held>,
     /// The outcome of the last write is unknown: read before writing again.
     doubt: bool,
+    /// Since when the guard does not answer.
+    unguarded: Option<haven_store::clock::Mono>,
     /// The session that a former daemon of this boot left in the run directory.
     remembered: Option<u64>,
 }
@@ -80,7 +85,7 @@ pub async fn run(config: LeaseConfig, out: watch::Sender<Option<Session>>, cance
     let remembered = config.session_file.as_ref().and_then(|path| {
         std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
     });
-    let mut task = LeaseTask { config, out, held: None, doubt: false, remembered };
+    let mut task = LeaseTask { config, out, held: None, doubt: false, unguarded: None, remembered };
     let mut next = task.config.clock.now();
     while !cancel.is_cancelled() {
         let pause = task.beat().await;
@@ -137,10 +142,23 @@ impl LeaseTask {
             return Ok(None);
         }
         let deadline_ns = sent_ns + timers.guard.0 * 1_000_000;
-        if let Err(error) = self.config.guard.extend(deadline_ns).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "the guard did not take the new deadline");
-        }
+        self.extend(deadline_ns).await;
         Ok(Some(outcome.revision))
+    }
+
+    /// Moves the guard's deadline on. A guard that does not answer for a while protects nothing: then the VMs end
+    /// here, while the lease still holds.
+    async fn extend(&mut self, deadline_ns: u64) {
+        let Err(error) = self.config.guard.extend(deadline_ns).await else {
+            self.unguarded = None;
+            return;
+        };
+        let now = self.config.clock.now();
+        let since = *self.unguarded.get_or_insert(now);
+        tracing::error!(error = &error as &dyn std::error::Error, "the guard did not take the new deadline");
+        if now.since(since) > UNGUARDED {
+            self.config.remains.cleared().await;
+        }
     }
 
     async fn renew(&mut self, held: Held, timers: &Timers) -> Result<(), StoreError> {

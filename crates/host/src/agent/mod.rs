@@ -31,8 +31,6 @@ pub mod wanted;
 
 #[cfg(test)]
 mod vm_step_test;
-#[cfg(test)]
-mod wanted_test;
 
 use crate::{
     balance::driver::BalanceDriver,

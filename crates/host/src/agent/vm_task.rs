@@ -437,7 +437,7 @@ impl VmTask {
     }
 
     fn failed(&mut self, what: &str, error: &dyn std::error::Error) {
-        tracing::error!(vm = %self.vm, error, "could not {what} it; trying again");
+        tracing::error!(vm = %self.vm, why = super::chain(error), "could not {what} it; trying again");
         self.retry_in(Duration::from_millis(500));
     }
 

@@ -1,0 +1,88 @@
+//! The seam: the whole wanted state of a host's frontends.
+
+use async_trait::async_trait;
+use std::net::IpAddr;
+
+/// HTTP or TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontendMode {
+    /// Requests.
+    Http,
+    /// Connections.
+    Tcp,
+}
+
+/// What a member gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// Its share, as long as HAProxy's own checks pass.
+    Ready,
+    /// Nothing new.
+    Drain,
+    /// Nothing.
+    Down,
+}
+
+/// One guest behind a frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The VM.
+    pub name: String,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// What it gets.
+    pub state: MemberState,
+    /// Its share, 1 to 256.
+    pub weight: u32,
+}
+
+/// How HAProxy checks members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// A page or a connection.
+    pub mode: FrontendMode,
+    /// The guest's port.
+    pub port: u16,
+    /// The page.
+    pub path: String,
+    /// Milliseconds.
+    pub interval_ms: u64,
+    /// Milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// One frontend as this host shall serve it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendWanted {
+    /// The service.
+    pub service: String,
+    /// The address it is reached at.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+    /// HTTP or TCP.
+    pub mode: FrontendMode,
+    /// The guests.
+    pub members: Vec<Member>,
+    /// How they are checked.
+    pub check: Option<Check>,
+}
+
+/// Something of the balancer could not be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct BalanceError {
+    /// What was tried.
+    pub what: String,
+    /// What was said.
+    pub why: String,
+}
+
+/// Balances.
+#[async_trait]
+pub trait BalanceDriver: Send + Sync {
+    /// Makes the balancer match; cheap when it does already.
+    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError>;
+}

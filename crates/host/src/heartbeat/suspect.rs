@@ -1,0 +1,91 @@
+//! Who hears whom, and who is therefore suspected. Synchronous; time is passed in.
+
+use super::Beat;
+use haven_model::Name;
+use haven_store::clock::Mono;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+struct Peer {
+    heard: Mono,
+    number: u64,
+    unheard: BTreeSet<Name>,
+}
+
+/// What one host knows of all hosts' hearing.
+pub struct Watchers {
+    me: Name,
+    silence: Duration,
+    peers: BTreeMap<Name, Peer>,
+}
+
+impl Watchers {
+    /// `silence`: a host is unheard after so long.
+    #[must_use]
+    pub fn new(me: Name, silence: Duration) -> Self {
+        Self { me, silence, peers: BTreeMap::new() }
+    }
+
+    /// These are the hosts of the cluster; a new one counts as heard just now.
+    pub fn members<'a>(&mut self, hosts: impl Iterator<Item = &'a Name>, now: Mono) {
+        let hosts: BTreeSet<&Name> = hosts.filter(|host| **host != self.me).collect();
+        self.peers.retain(|host, _| hosts.contains(host));
+        for host in hosts {
+            self.peers.entry(host.clone()).or_insert_with(|| Peer {
+                heard: now,
+                number: 0,
+                unheard: BTreeSet::new(),
+            });
+        }
+    }
+
+    /// A datagram came. One that is not newer than the last of its sender is ignored.
+    pub fn heard(&mut self, beat: &Beat, now: Mono) {
+        if let Some(peer) = self.peers.get_mut(&beat.from)
+            && beat.number > peer.number
+        {
+            peer.heard = now;
+            peer.number = beat.number;
+            peer.unheard.clone_from(&beat.unheard);
+        }
+    }
+
+    /// Whom this host does not hear.
+    #[must_use]
+    pub fn unheard(&self, now: Mono) -> BTreeSet<Name> {
+        self.peers
+            .iter()
+            .filter(|(_, peer)| now.since(peer.heard) > self.silence)
+            .map(|(host, _)| host.clone())
+            .collect()
+    }
+
+    /// Whom a majority of its watchers does not hear, as far as this host can tell. A host that hears less than half
+    /// of the cluster suspects nobody: it is rather itself that is cut off.
+    #[must_use]
+    pub fn suspected(&self, now: Mono) -> BTreeSet<Name> {
+        let unheard = self.unheard(now);
+        let all = self.peers.len() + 1;
+        let heard = all - unheard.len();
+        if 2 * heard <= all {
+            return BTreeSet::new();
+        }
+        // Watchers of a host are all others that are heard here, and this host itself.
+        self.peers
+            .keys()
+            .filter(|host| {
+                let voices: Vec<bool> = self
+                    .peers
+                    .iter()
+                    .filter(|(other, _)| other != host && !unheard.contains(*other))
+                    .map(|(_, peer)| peer.unheard.contains(*host))
+                    .chain([unheard.contains(*host)])
+                    .collect();
+                2 * voices.iter().filter(|silent| **silent).count() > voices.len()
+            })
+            .cloned()
+            .collect()
+    }
+}

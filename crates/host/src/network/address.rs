@@ -1,0 +1,233 @@
+//! Service addresses on the hosts' own network: probing, taking, announcing (RFC 5227 and RFC 826).
+
+use super::driver::NetworkError;
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    Handle,
+    packet_route::{address::AddressAttribute, link::LinkAttribute},
+};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+use tokio::sync::Mutex;
+
+/// Holds service addresses.
+#[async_trait]
+pub trait AddressDriver: Send + Sync {
+    /// Who answers for an address on the segment, if anybody does.
+    async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError>;
+    /// Holds exactly these; announces those that are new.
+    async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError>;
+}
+
+/// Addresses of this machine.
+pub struct LinuxAddress {
+    handle: Handle,
+    /// What is held, for the daemon that comes after this one.
+    file: PathBuf,
+    held: Mutex<Option<BTreeSet<Ipv4Addr>>>,
+}
+
+/// A network card with an address in the right subnet.
+#[derive(Clone, Copy)]
+struct Uplink {
+    index: u32,
+    mac: [u8; 6],
+}
+
+fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
+    let what = what.into();
+    move |error| NetworkError { what, why: error.to_string() }
+}
+
+impl LinuxAddress {
+    /// For this network namespace; `file` stands on a tmpfs.
+    ///
+    /// # Errors
+    /// When netlink cannot be used.
+    pub fn new(file: PathBuf) -> Result<Self, NetworkError> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
+        tokio::spawn(connection);
+        Ok(Self { handle, file, held: Mutex::default() })
+    }
+
+    async fn uplink(&self, ip: Ipv4Addr) -> Result<Uplink, NetworkError> {
+        let list = || failed::<rtnetlink::Error>("addresses cannot be listed");
+        let mut addresses = self.handle.address().get().execute();
+        while let Some(found) = addresses.try_next().await.map_err(list())? {
+            let length = found.header.prefix_len;
+            let near = found.attributes.iter().any(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(own)) if length < 32 => {
+                    Ipv4Net::new(*own, length).is_ok_and(|net| net.contains(&ip))
+                }
+                _ => false,
+            });
+            if !near {
+                continue;
+            }
+            let index = found.header.index;
+            let mut links = self.handle.link().get().match_index(index).execute();
+            if let Some(link) = links.try_next().await.map_err(list())? {
+                let mac = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Address(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
+                    _ => None,
+                });
+                if let Some(mac) = mac {
+                    return Ok(Uplink { index, mac });
+                }
+            }
+        }
+        Err(NetworkError {
+            what: format!("the address {ip} cannot be held here"),
+            why: "no network card of this host has an address in its subnet".into(),
+        })
+    }
+
+    async fn add(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
+        let uplink = self.uplink(ip).await?;
+        let add = self.handle.address().add(uplink.index, IpAddr::V4(ip), 32).replace();
+        add.execute().await.map_err(failed(format!("the address {ip} cannot be taken")))?;
+        announce(uplink, ip);
+        Ok(())
+    }
+
+    async fn remove(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
+        let mut list = self.handle.address().get().set_address_filter(IpAddr::V4(ip)).execute();
+        while let Ok(Some(found)) = list.try_next().await {
+            if found.header.prefix_len == 32 {
+                let del = self.handle.address().del(found).execute().await;
+                del.map_err(failed(format!("the address {ip} cannot be given up")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl AddressDriver for LinuxAddress {
+    async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError> {
+        let uplink = self.uplink(ip).await?;
+        let asked = tokio::task::spawn_blocking(move || probe(uplink, ip)).await;
+        asked
+            .map_err(failed("the probe ended early"))?
+            .map_err(failed(format!("nobody can be asked for {ip}")))
+    }
+
+    async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        let mut held = self.held.lock().await;
+        let now = held.get_or_insert_with(|| {
+            let text = std::fs::read(&self.file).unwrap_or_default();
+            serde_json::from_slice(&text).unwrap_or_default()
+        });
+        if now == wanted {
+            return Ok(());
+        }
+        for ip in now.difference(wanted) {
+            self.remove(*ip).await?;
+        }
+        for ip in wanted.difference(now) {
+            self.add(*ip).await?;
+        }
+        now.clone_from(wanted);
+        let text = serde_json::to_vec(wanted).expect("addresses are plain data");
+        std::fs::write(&self.file, text).map_err(failed(format!("{} cannot be written", self.file.display())))
+    }
+}
+
+const ARP: u16 = 0x0806;
+const REQUEST: u16 = 1;
+const REPLY: u16 = 2;
+
+/// An Ethernet frame with an ARP packet.
+fn frame(op: u16, mac: [u8; 6], sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -> [u8; 42] {
+    let mut frame = [0u8; 42];
+    frame[0..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    frame[12..14].copy_from_slice(&ARP.to_be_bytes());
+    frame[14..20].copy_from_slice(&[0, 1, 8, 0, 6, 4]);
+    frame[20..22].copy_from_slice(&op.to_be_bytes());
+    frame[22..28].copy_from_slice(&mac);
+    frame[28..32].copy_from_slice(&sender.octets());
+    frame[32..38].copy_from_slice(&target_mac);
+    frame[38..42].copy_from_slice(&target.octets());
+    frame
+}
+
+fn open(uplink: Uplink) -> io::Result<OwnedFd> {
+    // SAFETY: plain system calls with valid arguments; the descriptor is owned at once, so it is closed in any case.
+    unsafe {
+        let fd = libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            i32::from(ARP.to_be()),
+        );
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = ARP.to_be();
+        address.sll_ifindex = i32::try_from(uplink.index).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        if libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(fd)
+    }
+}
+
+fn send(fd: &OwnedFd, frame: &[u8]) -> io::Result<()> {
+    nix::unistd::write(fd, frame).map(|_| ()).map_err(io::Error::from)
+}
+
+/// Says three times that this host has the address now, so that switches and neighbours learn it at once.
+fn announce(uplink: Uplink, ip: Ipv4Addr) {
+    std::thread::spawn(move || {
+        let said = open(uplink).and_then(|fd| {
+            for pause in [0, 100, 200] {
+                std::thread::sleep(Duration::from_millis(pause));
+                send(&fd, &frame(REQUEST, uplink.mac, ip, [0; 6], ip))?;
+                send(&fd, &frame(REPLY, uplink.mac, ip, uplink.mac, ip))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = said {
+            tracing::warn!(%ip, %error, "the address could not be announced");
+        }
+    });
+}
+
+/// Asks three times within 150 ms who has the address.
+fn probe(uplink: Uplink, ip: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    let fd = open(uplink)?;
+    for _ in 0..3 {
+        send(&fd, &frame(REQUEST, uplink.mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip))?;
+        let until = Instant::now() + Duration::from_millis(50);
+        while let Some(rest) = until.checked_duration_since(Instant::now()) {
+            let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, timeout)? == 0 {
+                break;
+            }
+            let mut packet = [0u8; 128];
+            let length = nix::unistd::read(&fd, &mut packet)?;
+            if length >= 42 && packet[28..32] == ip.octets() && packet[22..28] != uplink.mac {
+                let mut mac = [0; 6];
+                mac.copy_from_slice(&packet[22..28]);
+                return Ok(Some(mac));
+            }
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,84 @@
+//! The seam: the whole wanted state of a host's networks.
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
+
+/// How a network is carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkKind {
+    /// VXLAN between the hosts.
+    Overlay {
+        /// Identifier.
+        vni: u32,
+        /// The guests' subnet.
+        subnet: Ipv4Net,
+        /// The gateway's address, the same on every host.
+        gateway: Ipv4Addr,
+        /// Its MAC address, the same on every host.
+        gateway_mac: [u8; 6],
+        /// Guests reach the world through this host's address.
+        nat: bool,
+    },
+    /// A bridge that exists already.
+    Bridge {
+        /// Its name.
+        uplink_bridge: String,
+    },
+}
+
+/// A network card of a guest of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPort {
+    /// Name of the tap.
+    pub tap: String,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The guest's address.
+    pub ip: Option<Ipv4Addr>,
+    /// The unix user of its QEMU.
+    pub owner_uid: u32,
+}
+
+/// A network card of a guest of another host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemotePort {
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The guest's address.
+    pub ip: Ipv4Addr,
+    /// The other host's address.
+    pub host: Ipv4Addr,
+}
+
+/// One network as this host shall carry it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkWanted {
+    /// Its name.
+    pub name: String,
+    /// How.
+    pub kind: NetworkKind,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+    /// Guests here.
+    pub local: Vec<LocalPort>,
+    /// Guests elsewhere.
+    pub remote: Vec<RemotePort>,
+}
+
+/// Something of a network could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct NetworkError {
+    /// What was tried.
+    pub what: String,
+    /// What the system said.
+    pub why: String,
+}
+
+/// Makes networks.
+#[async_trait]
+pub trait NetworkDriver: Send + Sync {
+    /// Makes the machine match; cheap when it does already.
+    async fn apply(&self, wanted: &[NetworkWanted]) -> Result<(), NetworkError>;
+}

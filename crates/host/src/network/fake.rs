@@ -1,0 +1,70 @@
+//! Networks and addresses that are only records, for the simulator.
+
+use super::{
+    address::AddressDriver,
+    driver::{NetworkDriver, NetworkError, NetworkWanted},
+};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Takes everything.
+pub struct FakeNetwork;
+
+#[async_trait]
+impl NetworkDriver for FakeNetwork {
+    async fn apply(&self, _wanted: &[NetworkWanted]) -> Result<(), NetworkError> {
+        Ok(())
+    }
+}
+
+/// The segment that all simulated hosts share: who holds which address.
+#[derive(Default)]
+pub struct Segment {
+    held: Mutex<BTreeMap<String, BTreeSet<Ipv4Addr>>>,
+}
+
+impl Segment {
+    /// Who holds an address.
+    #[must_use]
+    pub fn holders(&self, ip: Ipv4Addr) -> Vec<String> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter().filter(|(_, ips)| ips.contains(&ip)).map(|(host, _)| host.clone()).collect()
+    }
+    /// A host is gone.
+    pub fn drop_host(&self, host: &str) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+    }
+}
+
+/// Tells whether one host reaches another.
+pub type Reaches = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+/// Addresses of one simulated host.
+pub struct FakeAddress {
+    /// This host.
+    pub host: String,
+    /// Shared by all.
+    pub segment: Arc<Segment>,
+    /// Who reaches whom now.
+    pub reaches: Reaches,
+}
+
+#[async_trait]
+impl AddressDriver for FakeAddress {
+    async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError> {
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        let answers = |other: &String| {
+            *other != self.host && (self.reaches)(&self.host, other) && (self.reaches)(other, &self.host)
+        };
+        Ok(self.segment.holders(ip).iter().any(answers).then_some([2; 6]))
+    }
+    async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        let mut held = self.segment.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(self.host.clone(), wanted.clone());
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! The firewall: NAT out, and no guest that pretends to be another. One ruleset, replaced atomically by `nft`.
+
+use super::driver::{NetworkError, NetworkKind, NetworkWanted};
+use std::{fmt::Write, process::Stdio};
+use tokio::io::AsyncWriteExt;
+
+/// The whole ruleset for what is wanted.
+#[must_use]
+pub fn ruleset(wanted: &[NetworkWanted]) -> String {
+    let mut nat = String::new();
+    let mut guests = String::new();
+    for network in wanted {
+        if let NetworkKind::Overlay { subnet, nat: true, .. } = &network.kind {
+            let _ = writeln!(nat, "    ip saddr {subnet} ip daddr != {subnet} oifname != \"hvb*\" masquerade");
+        }
+        for port in &network.local {
+            let tap = &port.tap;
+            let mac = port.mac.map(|byte| format!("{byte:02x}")).join(":");
+            let _ = writeln!(guests, "    iifname \"{tap}\" ether saddr != {mac} drop");
+            if let Some(ip) = port.ip {
+                let _ = writeln!(guests, "    iifname \"{tap}\" arp saddr ip != {{ {ip}, 0.0.0.0 }} drop");
+                let _ = writeln!(guests, "    iifname \"{tap}\" ip saddr != {ip} drop");
+            }
+            let _ = writeln!(guests, "    iifname \"{tap}\" udp sport 67 drop");
+            let _ = writeln!(guests, "    iifname \"{tap}\" icmpv6 type nd-router-advert drop");
+        }
+    }
+    format!(
+        "table ip haven {{}}\ndelete table ip haven\ntable bridge haven {{}}\ndelete table bridge haven\n\
+         table ip haven {{\n  chain out {{\n    type nat hook postrouting priority 100;\n{nat}  }}\n}}\n\
+         table bridge haven {{\n  chain guests {{\n    type filter hook prerouting priority -200;\n{guests}  }}\n}}\n"
+    )
+}
+
+/// Loads a ruleset.
+///
+/// # Errors
+/// What `nft` said.
+pub async fn load(rules: &str) -> Result<(), NetworkError> {
+    let failed = |why: String| NetworkError { what: "the firewall rules cannot be loaded".into(), why };
+    let mut child = tokio::process::Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| failed(format!("nft cannot be started ({error}); install the package nftables")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(rules.as_bytes()).await.map_err(|error| failed(error.to_string()))?;
+    }
+    let output = child.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(failed(String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; ")))
+    }
+}

@@ -1,0 +1,319 @@
+//! The driver for Linux: bridges, VXLAN, forwarding entries and neighbours by netlink.
+
+use super::{
+    driver::{LocalPort, NetworkDriver, NetworkError, NetworkKind, NetworkWanted, RemotePort},
+    firewall, tap,
+};
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVxlan,
+    packet_route::{
+        link::LinkAttribute,
+        neighbour::{NeighbourFlags, NeighbourState},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+use tokio::sync::Mutex;
+
+/// UDP port of VXLAN.
+const VXLAN_PORT: u16 = 4789;
+
+/// Makes networks on this machine.
+pub struct LinuxNetwork {
+    /// This host's address, from which tunnels are sent.
+    address: Ipv4Addr,
+    handle: Handle,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Forwarding entries written by this driver: (tunnel, MAC) to host.
+    remote: BTreeMap<(String, [u8; 6]), Ipv4Addr>,
+    /// Tunnels made by this driver, so that entries of a former daemon are gone.
+    tunnels: BTreeSet<String>,
+    rules: String,
+    prepared: bool,
+}
+
+type Links = BTreeMap<String, (u32, bool)>;
+
+fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
+    let what = what.into();
+    move |error| NetworkError { what, why: error.to_string() }
+}
+
+fn bridge_name(vni: u32) -> String {
+    format!("hvb{vni:x}")
+}
+fn tunnel_name(vni: u32) -> String {
+    format!("hvx{vni:x}")
+}
+
+impl LinuxNetwork {
+    /// A driver for this network namespace.
+    ///
+    /// # Errors
+    /// When netlink cannot be used.
+    pub fn new(address: Ipv4Addr) -> Result<Self, NetworkError> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
+        tokio::spawn(connection);
+        Ok(Self { address, handle, state: Mutex::default() })
+    }
+
+    /// All network cards by name: index, and whether they are up.
+    async fn links(&self) -> Result<Links, NetworkError> {
+        let mut links = Links::new();
+        let mut list = self.handle.link().get().execute();
+        while let Some(link) = list.try_next().await.map_err(failed("network cards cannot be listed"))? {
+            let up = link.header.flags.contains(rtnetlink::packet_route::link::LinkFlags::Up);
+            for attribute in &link.attributes {
+                if let LinkAttribute::IfName(name) = attribute {
+                    links.insert(name.clone(), (link.header.index, up));
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+        let links = self.links().await?;
+        links.get(name).map(|(index, _)| *index).ok_or_else(|| NetworkError {
+            what: format!("the network card {name} is missing"),
+            why: "it was not there after it was made".into(),
+        })
+    }
+
+    async fn delete(&self, name: &str, index: u32) -> Result<(), NetworkError> {
+        self.handle.link().del(index).execute().await.map_err(failed(format!("{name} cannot be removed")))
+    }
+
+    async fn overlay(
+        &self,
+        wanted: &NetworkWanted,
+        vni: u32,
+        (subnet, gateway, mac): (Ipv4Net, Ipv4Addr, [u8; 6]),
+        state: &mut State,
+        links: &Links,
+    ) -> Result<u32, NetworkError> {
+        let (bridge, tunnel) = (bridge_name(vni), tunnel_name(vni));
+        if !links.contains_key(&bridge) {
+            let message = LinkBridge::new(&bridge).address(mac.to_vec()).mtu(wanted.mtu).up().build();
+            let made = self.handle.link().add(message).execute().await;
+            made.map_err(failed(format!("the bridge {bridge} cannot be made")))?;
+        }
+        let bridge_index = self.index(&bridge).await?;
+        let address = self.handle.address().add(bridge_index, IpAddr::V4(gateway), subnet.prefix_len());
+        address.replace().execute().await.map_err(failed(format!("{gateway} cannot be given to {bridge}")))?;
+        if !state.tunnels.contains(&tunnel) {
+            if let Some((index, _)) = links.get(&tunnel) {
+                self.delete(&tunnel, *index).await?;
+            }
+            let message = LinkVxlan::new(&tunnel, vni)
+                .port(VXLAN_PORT)
+                .learning(false)
+                .local(self.address)
+                .mtu(wanted.mtu)
+                .controller(bridge_index)
+                .up()
+                .build();
+            let made = self.handle.link().add(message).execute().await;
+            made.map_err(failed(format!("the tunnel {tunnel} cannot be made")))?;
+            let index = self.index(&tunnel).await?;
+            let port = LinkBridgePort::new(index).neigh_suppress(true).learning(false).build();
+            let set = self.handle.link().set_port(port).execute().await;
+            set.map_err(failed(format!("the tunnel {tunnel} cannot be set up")))?;
+            state.remote.retain(|(name, _), _| *name != tunnel);
+            state.tunnels.insert(tunnel);
+        }
+        Ok(bridge_index)
+    }
+
+    /// Forwarding entries of guests elsewhere: where their host is, on which port of the bridge they are, and their
+    /// MAC address for ARP.
+    async fn remote(
+        &self,
+        bridge_index: u32,
+        tunnel: &str,
+        ports: &[RemotePort],
+        state: &mut State,
+    ) -> Result<(), NetworkError> {
+        let tunnel_index = self.index(tunnel).await?;
+        for port in ports {
+            let key = (tunnel.to_owned(), port.mac);
+            if state.remote.get(&key) == Some(&port.host) {
+                continue;
+            }
+            let what = || format!("the way to {} cannot be set", port.ip);
+            let neighbours = self.handle.neighbours();
+            neighbours
+                .add_bridge(tunnel_index, &port.mac)
+                .flags(NeighbourFlags::Own)
+                .state(NeighbourState::Permanent)
+                .destination(IpAddr::V4(port.host))
+                .replace()
+                .execute()
+                .await
+                .map_err(failed(what()))?;
+            self.bridge_entry(tunnel_index, &port.mac).await?;
+            self.arp(bridge_index, port.ip, &port.mac).await?;
+            state.remote.insert(key, port.host);
+        }
+        let gone: Vec<(String, [u8; 6])> = state
+            .remote
+            .keys()
+            .filter(|(name, mac)| name == tunnel && !ports.iter().any(|port| port.mac == *mac))
+            .cloned()
+            .collect();
+        for key in gone {
+            let mut entry = self.handle.neighbours().add_bridge(tunnel_index, &key.1);
+            let message = std::mem::take(entry.message_mut());
+            // The tunnel's own entry goes; the bridge's entry is replaced when the guest appears elsewhere.
+            let mut message = message;
+            message.header.flags = NeighbourFlags::Own;
+            let _ = self.handle.neighbours().del(message).execute().await;
+            state.remote.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// A static entry of the bridge: this MAC address is behind this port.
+    async fn bridge_entry(&self, port_index: u32, mac: &[u8; 6]) -> Result<(), NetworkError> {
+        self.handle
+            .neighbours()
+            .add_bridge(port_index, mac)
+            .flags(NeighbourFlags::Controller)
+            .state(NeighbourState::Noarp)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("a bridge entry cannot be set"))
+    }
+
+    async fn arp(&self, bridge_index: u32, ip: Ipv4Addr, mac: &[u8; 6]) -> Result<(), NetworkError> {
+        self.handle
+            .neighbours()
+            .add(bridge_index, IpAddr::V4(ip))
+            .link_layer_address(mac)
+            .state(NeighbourState::Permanent)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed(format!("{ip} cannot be made known")))
+    }
+
+    async fn local(
+        &self,
+        bridge_index: u32,
+        mtu: u32,
+        ports: &[LocalPort],
+        overlay: bool,
+        links: &Links,
+    ) -> Result<(), NetworkError> {
+        for port in ports {
+            let known = links.get(&port.tap);
+            if known.is_none() {
+                tap::create(&port.tap, port.owner_uid)
+                    .map_err(failed(format!("the tap {} cannot be made", port.tap)))?;
+            }
+            let index = match known {
+                Some((index, _)) => *index,
+                None => self.index(&port.tap).await?,
+            };
+            let message =
+                LinkUnspec::new_with_index(index).controller(bridge_index).mtu(mtu).up().build();
+            let set = self.handle.link().set(message).execute().await;
+            set.map_err(failed(format!("the tap {} cannot be plugged in", port.tap)))?;
+            self.bridge_entry(index, &port.mac).await?;
+            if let (true, Some(ip)) = (overlay, port.ip) {
+                self.arp(bridge_index, ip, &port.mac).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What carries one of Haven's names and is not wanted goes.
+    async fn remove_stale(&self, wanted: &[NetworkWanted], links: &Links, state: &mut State) -> Result<(), NetworkError> {
+        let mut keep: BTreeSet<String> = BTreeSet::new();
+        for network in wanted {
+            if let NetworkKind::Overlay { vni, .. } = network.kind {
+                keep.insert(bridge_name(vni));
+                keep.insert(tunnel_name(vni));
+            }
+            keep.extend(network.local.iter().map(|port| port.tap.clone()));
+        }
+        for (name, (index, _)) in links {
+            if is_ours(name) && !keep.contains(name) {
+                self.delete(name, *index).await?;
+                state.tunnels.remove(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bridges and tunnels of Haven, and taps: `hv`, digits, `n`, digits.
+fn is_ours(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("hv") else { return false };
+    rest.starts_with('b') || rest.starts_with('x') || rest.split_once('n').is_some_and(|(slot, nic)| {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits(slot) && digits(nic)
+    })
+}
+
+/// What the kernel must allow in this namespace.
+fn sysctls() {
+    for (path, value) in [
+        ("/proc/sys/net/ipv4/ip_forward", "1"),
+        ("/proc/sys/net/ipv4/ip_nonlocal_bind", "1"),
+        ("/proc/sys/net/ipv4/conf/all/rp_filter", "0"),
+    ] {
+        if let Err(error) = std::fs::write(path, value) {
+            tracing::warn!(path, %error, "cannot be set");
+        }
+    }
+}
+
+#[async_trait]
+impl NetworkDriver for LinuxNetwork {
+    async fn apply(&self, wanted: &[NetworkWanted]) -> Result<(), NetworkError> {
+        let mut state = self.state.lock().await;
+        if !state.prepared {
+            sysctls();
+            state.prepared = true;
+        }
+        let links = self.links().await?;
+        self.remove_stale(wanted, &links, &mut state).await?;
+        // The rules come before the ports, so that no guest sends a packet that was not looked at.
+        let rules = firewall::ruleset(wanted);
+        if rules != state.rules {
+            firewall::load(&rules).await?;
+            state.rules = rules;
+        }
+        for network in wanted {
+            match &network.kind {
+                NetworkKind::Overlay { vni, subnet, gateway, gateway_mac, .. } => {
+                    let of = (*subnet, *gateway, *gateway_mac);
+                    let bridge = self.overlay(network, *vni, of, &mut state, &links).await?;
+                    self.local(bridge, network.mtu, &network.local, true, &links).await?;
+                    self.remote(bridge, &tunnel_name(*vni), &network.remote, &mut state).await?;
+                }
+                NetworkKind::Bridge { uplink_bridge } => {
+                    let bridge = links.get(uplink_bridge).map(|(index, _)| *index);
+                    let bridge = bridge.ok_or_else(|| NetworkError {
+                        what: format!("network {} needs the bridge {uplink_bridge}", network.name),
+                        why: "this host has no such bridge; make it or change the network".into(),
+                    })?;
+                    self.local(bridge, network.mtu, &network.local, false, &links).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Files of images, kept under their SHA-256. A file that is not here is fetched from a host that has it, and is
+//! believed only when its content has that sum.
+
+use crate::agent::storage::StorageFailure;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeSet,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+
+/// The images of this host.
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    directory: PathBuf,
+}
+
+/// A file that was taken in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// SHA-256, lower-case hexadecimal.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> StorageFailure {
+    let path = path.display().to_string();
+    move |error| {
+        let full = error.kind() == std::io::ErrorKind::StorageFull;
+        let hint = if full { "the disk is full; remove images (`haven image rm`) or enlarge it" } else { "check its file system" };
+        StorageFailure { what: format!("{path} cannot be written ({error}): {hint}") }
+    }
+}
+
+impl ImageStore {
+    /// Images under this directory.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Where the content stands, or would.
+    #[must_use]
+    pub fn path(&self, sha256: &str) -> PathBuf {
+        self.directory.join(sha256)
+    }
+
+    /// What is here.
+    #[must_use]
+    pub fn list(&self) -> BTreeSet<String> {
+        let Ok(entries) = std::fs::read_dir(&self.directory) else { return BTreeSet::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())).collect()
+    }
+
+    /// Takes in a stream; with `expected` only if that is its sum.
+    ///
+    /// # Errors
+    /// A sentence, when the disk is full or the sum is another.
+    pub async fn import(
+        &self,
+        mut from: impl AsyncRead + Unpin,
+        expected: Option<&str>,
+    ) -> Result<Imported, StorageFailure> {
+        tokio::fs::create_dir_all(&self.directory).await.map_err(failed(&self.directory))?;
+        let part = self.directory.join(format!("{}.part", uuid::Uuid::now_v7()));
+        let copied = copy(&mut from, &part).await;
+        let imported = match copied {
+            Ok(imported) => imported,
+            Err(error) => {
+                let _ = tokio::fs::remove_file(&part).await;
+                return Err(failed(&part)(error));
+            }
+        };
+        if expected.is_some_and(|sum| sum != imported.sha256) {
+            let _ = tokio::fs::remove_file(&part).await;
+            return Err(StorageFailure {
+                what: format!(
+                    "the image's checksum is {} and not {} as expected: the file is damaged or another one; get it again",
+                    imported.sha256,
+                    expected.unwrap_or_default()
+                ),
+            });
+        }
+        let path = self.path(&imported.sha256);
+        tokio::fs::rename(&part, &path).await.map_err(failed(&path))?;
+        Ok(imported)
+    }
+}
+
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &Path) -> std::io::Result<Imported> {
+    let mut file = tokio::fs::File::create(to).await?;
+    let mut sum = Sha256::new();
+    let mut size = 0;
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            break;
+        }
+        sum.update(&buffer[..read]);
+        file.write_all(&buffer[..read]).await?;
+        size += read as u64;
+    }
+    file.sync_all().await?;
+    // QEMU reads it as a user of its own.
+    file.set_permissions(std::fs::Permissions::from_mode(0o644)).await?;
+    let sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Imported { sha256, size })
+}

@@ -1,0 +1,183 @@
+//! The seam: what the agent asks of whatever runs VMs.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::{path::PathBuf, time::Duration};
+use tokio::sync::broadcast;
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Accel {
+    /// The processor itself.
+    Kvm,
+    /// QEMU's emulation.
+    Tcg,
+}
+
+/// A disk of a VM that is about to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLaunch {
+    /// Unique within the VM.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// As the guest sees it, bytes.
+    pub size_bytes: u64,
+}
+
+/// A kernel that QEMU boots directly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectBoot {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initial file system.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub cmdline: String,
+}
+
+/// A network card of a VM that is about to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicLaunch {
+    /// The tap, which exists already.
+    pub tap: String,
+    /// MAC address.
+    pub mac: String,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+}
+
+/// Everything there is to know to start a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmLaunch {
+    /// Its name.
+    pub vm: String,
+    /// The unix user of its process.
+    pub uid: u32,
+    /// The epoch under which it runs.
+    pub epoch: u64,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// Its disks.
+    pub disks: Vec<DiskLaunch>,
+    /// A kernel to boot directly.
+    pub direct_boot: Option<DirectBoot>,
+    /// The NoCloud seed.
+    pub seed: Option<PathBuf>,
+    /// Its network cards.
+    pub nics: Vec<NicLaunch>,
+    /// What runs it.
+    pub accel: Accel,
+    /// The machine's UUID as the guest sees it.
+    pub uuid: String,
+}
+
+/// A VM that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningVm {
+    /// Its name.
+    pub vm: String,
+    /// The epoch under which it was started.
+    pub epoch: u64,
+    /// Its process.
+    pub pid: i32,
+}
+
+/// How a VM's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// It ended unexpectedly.
+    Crashed,
+    /// It was killed.
+    Killed,
+}
+
+/// What happens to VMs without being asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The process is gone.
+    Exited {
+        /// Which VM.
+        vm: String,
+        /// Its epoch.
+        epoch: u64,
+        /// How.
+        how: Exit,
+    },
+}
+
+/// Why something could not be done with a VM.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// QEMU is not installed.
+    #[error("QEMU is not installed on this host; install the package qemu-system-x86")]
+    NoQemu,
+    /// QEMU ended while it was being started.
+    #[error("QEMU ended while {vm} was being started: {said}")]
+    Died {
+        /// Which VM.
+        vm: String,
+        /// The last lines of what it said.
+        said: String,
+    },
+    /// The guard does not watch over it.
+    #[error("{vm} was not started")]
+    Guard {
+        /// Which VM.
+        vm: String,
+        /// Why.
+        #[source]
+        source: crate::guard::GuardError,
+    },
+    /// QMP did not answer as expected.
+    #[error("QEMU of {vm} does not answer as it should")]
+    Qmp {
+        /// Which VM.
+        vm: String,
+        /// Why.
+        #[source]
+        source: super::qmp::QmpError,
+    },
+    /// A file or a process.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no such VM here.
+    #[error("{0} does not run on this host")]
+    NotHere(String),
+}
+
+/// Runs VMs.
+#[async_trait]
+pub trait VmDriver: Send + Sync {
+    /// Starts a VM; when this returns the guest runs.
+    async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
+    /// What runs, also what an earlier daemon started.
+    async fn list(&self) -> Result<Vec<RunningVm>, VmError>;
+    /// Asks the guest to end and ends it after `grace`; returns when its process is gone.
+    async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError>;
+    /// Ends it at once; returns when its process is gone. Fine when it does not run.
+    async fn kill(&self, vm: &str) -> Result<(), VmError>;
+    /// Presses its reset button.
+    async fn reset(&self, vm: &str) -> Result<(), VmError>;
+    /// Events from now on.
+    fn events(&self) -> broadcast::Receiver<VmEvent>;
+    /// The socket of its serial console.
+    fn console(&self, vm: &str) -> PathBuf;
+    /// The file with all that its console said.
+    fn log(&self, vm: &str) -> PathBuf;
+}
