@@ -10,6 +10,7 @@
 //! Every record stands under one key of the store ([`keys`]); [`Snapshot::apply`] is the only place that turns keys
 //! into typed records, so an unknown key or field written by a newer daemon does no harm.
 
+pub mod api;
 pub mod cluster;
 pub mod error;
 pub mod event;

@@ -1,0 +1,187 @@
+//! What goes over the API, beside the objects themselves.
+
+use crate::{manifest::Problem, name::Name, object::Object};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An object with the revision of its record, for optimistic concurrency.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Item {
+    /// The store's revision of the last write.
+    pub resource_version: i64,
+    /// The object.
+    #[serde(flatten)]
+    pub object: Object,
+    /// In words: what is seen of it now.
+    #[serde(default)]
+    pub state: String,
+    /// The host that runs or holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Name>,
+    /// Further words by column, as wide lists show them.
+    #[serde(default)]
+    pub columns: std::collections::BTreeMap<String, String>,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct List {
+    /// In order of names.
+    pub items: Vec<Item>,
+    /// Ask for the next page with this name; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// An error (RFC 9457).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProblemBody {
+    /// A few words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// A sentence.
+    pub detail: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+    /// What is wrong with a manifest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+}
+
+/// One file of manifests.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ManifestFile {
+    /// As the person named it.
+    pub name: String,
+    /// Its content.
+    pub text: String,
+}
+
+/// What is to be applied.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplyRequest {
+    /// All files; either all of them are applied or none.
+    pub files: Vec<ManifestFile>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What became of one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Applied {
+    /// `kind/name`.
+    pub object: String,
+    /// `created`, `changed` or `unchanged`.
+    pub outcome: String,
+    /// As it was, YAML; empty when it was not there.
+    pub before: String,
+    /// As it is now, YAML.
+    pub after: String,
+}
+
+/// A new secret, shown once.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Secret {
+    /// The secret.
+    pub secret: String,
+    /// When it ends, milliseconds since 1970.
+    pub expires_ms: i64,
+}
+
+/// A host asks to become part of the cluster.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JoinRequest {
+    /// The join token's secret.
+    pub secret: String,
+    /// Its name.
+    pub host: Name,
+    /// Its address.
+    pub address: std::net::Ipv4Addr,
+    /// How its power is controlled.
+    #[serde(default)]
+    pub power: Option<crate::host::PowerSpec>,
+    /// Its certificate request, PEM.
+    pub request: String,
+}
+
+/// What a host gets that became part of the cluster.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JoinAnswer {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// The authority's certificate, PEM.
+    pub ca: String,
+    /// The authority's key, PEM: every host can admit others.
+    pub ca_key: String,
+    /// The key of the heartbeats, hexadecimal.
+    pub heartbeat_key: String,
+    /// Where the store's members are reached.
+    pub endpoints: Vec<String>,
+    /// When this host shall run a member too: `name=url,…` of all members.
+    pub initial_cluster: Option<String>,
+}
+
+/// A host on the overview.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostLine {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// `online`, `lost (lease-expired)` and so on.
+    pub state: String,
+    /// VMs placed there.
+    pub vms: usize,
+    /// Memory promised, bytes.
+    pub memory_used: u64,
+    /// Memory for guests, bytes.
+    pub memory: u64,
+    /// What it does beside running VMs: `manager`, `voter`, `holds ADDRESS`.
+    pub roles: Vec<String>,
+}
+
+/// A service on the overview.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceLine {
+    /// Its name.
+    pub name: String,
+    /// Members that are ready.
+    pub ready: usize,
+    /// Members that are wanted.
+    pub wanted: usize,
+    /// `ADDRESS:PORT`, or empty.
+    pub address: String,
+    /// The host that holds the address.
+    pub holder: String,
+}
+
+/// The cluster on one screen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Overview {
+    /// The cluster's name.
+    pub cluster: String,
+    /// A sentence: everything is well, or what is not.
+    pub headline: String,
+    /// Hosts.
+    pub hosts: Vec<HostLine>,
+    /// Services.
+    pub services: Vec<ServiceLine>,
+    /// Hosts that run a voter, and those of them that are online.
+    pub voters: (usize, usize),
+    /// VMs that run, and those that should.
+    pub vms: (usize, usize),
+    /// What is down.
+    pub down: Vec<String>,
+    /// What is at risk.
+    pub risks: Vec<String>,
+    /// So many hosts can be lost now.
+    pub survivable: usize,
+    /// Open incidents, a sentence each.
+    pub incidents: Vec<String>,
+}
