@@ -19,11 +19,21 @@ tmp=$out.tmp.$$
 trap 'rm -rf "$tmp"' EXIT
 mkdir -p "$tmp"
 say "building a Debian 13 root file system from $mirror (a few minutes, once)"
+cat > "$tmp/preferences" <<'PIN'
+Package: *
+Pin: release n=trixie-backports
+Pin-Priority: 990
+
+Package: linux-image-* src:linux:any src:linux-signed-amd64:any
+Pin: release n=trixie-backports
+Pin-Priority: -1
+PIN
 mmdebstrap --variant=minbase --mode=root --quiet \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' --aptopt='Apt::Install-Recommends "false"' \
+  --setup-hook="mkdir -p \"\$1/etc/apt/preferences.d\" && cp '$tmp/preferences' \"\$1/etc/apt/preferences.d/haven\"" \
   --include=etcd-server,etcd-client,haproxy,nftables,iproute2,iputils-ping,curl,procps,ca-certificates,kmod \
-  --include=qemu-system-x86/trixie-backports,qemu-utils/trixie-backports,qemu-system-common/trixie-backports,qemu-system-data/trixie-backports,linux-image-cloud-amd64,busybox-static \
+  --include=qemu-system-x86,qemu-utils,linux-image-cloud-amd64,busybox-static \
   trixie "$tmp/root" \
   "deb $mirror trixie main" "deb $mirror trixie-updates main" "deb $mirror trixie-backports main"
 rm -rf "$tmp/root/dev"/* "$tmp/root/var/cache/apt"/* "$tmp/root/var/lib/apt/lists"/*

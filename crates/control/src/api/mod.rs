@@ -1,1 +1,94 @@
-//! The REST API.
+//! The API: REST under `/v1`, problems as RFC 9457, one table of routes and roles.
+//!
+//! Served twice: on a unix socket, where the caller is root of this host and therefore an admin, and over TLS, where
+//! people bring a token and hosts their certificate. Every write is checked against what the writer saw (a conflict
+//! is 409 with both versions) and stands in the audit log.
+
+pub mod apply;
+pub mod auth;
+pub mod error;
+pub mod objects;
+pub mod overview;
+pub mod routes;
+pub mod serve;
+pub mod validate;
+
+#[cfg(test)]
+mod validate_test;
+
+use async_trait::async_trait;
+use haven_model::{
+    Name, ObjectRef, Observations, Snapshot,
+    api::{JoinAnswer, JoinRequest},
+    image::ImageFile,
+};
+use haven_store::raw::EtcdStore;
+use std::{path::PathBuf, sync::Arc};
+use tokio::{io::AsyncRead, sync::watch};
+
+/// What only the daemon of a host can do.
+#[async_trait]
+pub trait LocalHost: Send + Sync {
+    /// Takes in a file of an image.
+    async fn import(
+        &self,
+        from: Box<dyn AsyncRead + Send + Unpin>,
+        expected: Option<String>,
+    ) -> Result<ImageFile, String>;
+    /// The format of an imported disk as QEMU names it.
+    async fn disk_format(&self, file: &ImageFile) -> Result<String, String>;
+    /// Where a file of an image stands, if it is here.
+    fn blob(&self, sha256: &str) -> Option<PathBuf>;
+    /// The socket of a VM's console.
+    fn console(&self, vm: &str) -> PathBuf;
+    /// What a VM's console said.
+    fn log(&self, vm: &str) -> PathBuf;
+    /// Makes another host part of the cluster; its token was checked.
+    async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String>;
+    /// Opens a byte stream to a path of another host's API (a console).
+    async fn relay(
+        &self,
+        host: std::net::Ipv4Addr,
+        path: &str,
+    ) -> Result<Box<dyn serve::Duplex>, String>;
+    /// The whole answer of another host's API to a GET.
+    async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
+}
+
+/// What the API stands on.
+#[derive(Clone)]
+pub struct ApiState {
+    /// This host.
+    pub me: Name,
+    /// The store.
+    pub store: EtcdStore,
+    /// The live copy.
+    pub live: watch::Receiver<Arc<Snapshot>>,
+    /// What this daemon observes now.
+    pub seen: Arc<dyn Fn() -> Observations + Send + Sync>,
+    /// This host's own doings.
+    pub local: Arc<dyn LocalHost>,
+    /// The address and the authority's fingerprint that go into join tokens.
+    pub invite: Arc<InviteFacts>,
+}
+
+/// What a join token carries beside its secret.
+#[derive(Clone, Debug, Default)]
+pub struct InviteFacts {
+    /// SHA-256 of the authority's certificate.
+    pub fingerprint: String,
+}
+
+impl ApiState {
+    /// The live copy now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.live.borrow())
+    }
+
+    /// What there is to say of an object.
+    #[must_use]
+    pub fn explain(&self, object: &ObjectRef) -> Vec<String> {
+        haven_plan::explain(&self.snapshot(), &(self.seen)(), object)
+    }
+}

@@ -1,0 +1,166 @@
+//! Who calls, and what they may. Roles are checked in one place, from the table of routes.
+
+use super::{ApiState, error::{ApiError, ApiResult}};
+use argon2::{
+    Argon2, PasswordHash, PasswordHasher, PasswordVerifier,
+    password_hash::{SaltString, rand_core::OsRng},
+};
+use axum::http::{HeaderMap, StatusCode};
+use haven_model::{Name, event::AuditEntry, keys};
+use haven_store::raw::{Compare, Op};
+use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What somebody may do; each may do what those before may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Nobody: only what needs no token.
+    Anyone,
+    /// Look.
+    Viewer,
+    /// Change what runs.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// A token's name, `root on HOST`, or a host's name.
+    pub who: String,
+    /// What they may do.
+    pub role: Role,
+    /// An address, or `local`.
+    pub from: String,
+}
+
+/// A token as it stands in the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// What it is for.
+    pub role: Role,
+    /// Whether it lets a host join; then it works once.
+    #[serde(default)]
+    pub join: bool,
+    /// Argon2 hash of its secret.
+    pub hash: String,
+    /// When it ends, milliseconds since 1970.
+    pub expires_ms: i64,
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn token_key(name: &str) -> String {
+    format!("{}{name}", keys::TOKENS)
+}
+
+/// Makes a token `NAME.SECRET` and writes its hash.
+///
+/// # Errors
+/// When the store does not take it.
+pub async fn make_token(
+    state: &ApiState,
+    name: &Name,
+    role: Role,
+    join: bool,
+    lifetime_ms: i64,
+) -> ApiResult<(String, i64)> {
+    let secret = uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
+    let expires_ms = now_ms().saturating_add(lifetime_ms);
+    let record = TokenRecord { role, join, hash: hash(&secret)?, expires_ms };
+    let key = token_key(name.as_str());
+    let value = serde_json::to_vec(&record).expect("a token is plain data");
+    let outcome = state.store.txn(vec![Compare::Absent(key.clone())], vec![Op::Put(key, value.into())]).await?;
+    if outcome.succeeded {
+        Ok((format!("{name}.{secret}"), expires_ms))
+    } else {
+        Err(ApiError::new(StatusCode::CONFLICT, format!("there is a token `{name}` already"), "choose another name"))
+    }
+}
+
+fn hash(secret: &str) -> ApiResult<String> {
+    let salt = SaltString::generate(&mut OsRng);
+    let hashed = Argon2::default().hash_password(secret.as_bytes(), &salt);
+    hashed.map(|hash| hash.to_string()).map_err(|error| ApiError::bad(format!("the token cannot be made ({error})"), ""))
+}
+
+fn denied(detail: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, detail, "make a token with `haven token create` on a host of the cluster")
+}
+
+/// The record of a token, if its secret is right and it has not ended.
+///
+/// # Errors
+/// 401 with the reason.
+pub async fn check_token(state: &ApiState, token: &str) -> ApiResult<(String, TokenRecord)> {
+    let (name, secret) = token.split_once('.').ok_or_else(|| denied("this is not a token"))?;
+    let name = Name::new(name).map_err(|_| denied("this is not a token"))?;
+    let record = state.store.get(&token_key(name.as_str())).await?;
+    let record = record.ok_or_else(|| denied("this token does not exist or was used already"))?;
+    let record: TokenRecord =
+        serde_json::from_slice(&record.value).map_err(|_| denied("this token cannot be read"))?;
+    if record.expires_ms < now_ms() {
+        return Err(denied("this token has expired"));
+    }
+    let right = PasswordHash::new(&record.hash)
+        .is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok());
+    if right { Ok((name.to_string(), record)) } else { Err(denied("this token's secret is wrong")) }
+}
+
+/// Checks a join token and uses it up.
+///
+/// # Errors
+/// 401 with the reason.
+pub async fn use_join_token(state: &ApiState, token: &str) -> ApiResult<()> {
+    let (name, record) = check_token(state, token).await?;
+    if !record.join {
+        return Err(denied("this token does not let a host join; make one with `haven host invite`"));
+    }
+    let key = token_key(&name);
+    let value = serde_json::to_vec(&record).expect("a token is plain data");
+    let outcome = state.store.txn(vec![Compare::Value(key.clone(), value.into())], vec![Op::Delete(key)]).await?;
+    if outcome.succeeded { Ok(()) } else { Err(denied("this token was used already")) }
+}
+
+/// The caller of a TLS request.
+///
+/// # Errors
+/// 401 when a token is wrong.
+pub async fn caller(state: &ApiState, headers: &HeaderMap, from: String, host: Option<String>) -> ApiResult<Caller> {
+    if let Some(who) = host {
+        return Ok(Caller { who, role: Role::Admin, from });
+    }
+    let bearer = headers.get("authorization").and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
+    match bearer {
+        None => Ok(Caller { who: "nobody".into(), role: Role::Anyone, from }),
+        Some(token) => {
+            let (who, record) = check_token(state, token).await?;
+            let role = if record.join { Role::Anyone } else { record.role };
+            Ok(Caller { who, role, from })
+        }
+    }
+}
+
+/// Writes a line of the audit log; a failure is logged, since the change itself is done.
+pub async fn audit(state: &ApiState, caller: &Caller, what: String, outcome: String) {
+    let entry = AuditEntry {
+        id: uuid::Uuid::now_v7().to_string(),
+        at_ms: now_ms(),
+        who: caller.who.clone(),
+        from: caller.from.clone(),
+        what,
+        outcome,
+    };
+    let key = format!("{}{}", keys::AUDIT, entry.id);
+    let value = serde_json::to_vec(&entry).expect("an audit entry is plain data");
+    if let Err(error) = state.store.txn(vec![], vec![Op::Put(key, value.into())]).await {
+        tracing::warn!(%error, ?entry, "the audit log was not written");
+    }
+}

@@ -1,0 +1,76 @@
+//! Errors of the API.
+
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use haven_model::{api::ProblemBody, manifest::Problem};
+use haven_store::raw::StoreError;
+
+/// An answer that says what is wrong.
+#[derive(Debug)]
+pub struct ApiError(pub Box<ProblemBody>);
+
+/// What every handler returns.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    /// With a status, a sentence and what to do.
+    #[must_use]
+    pub fn new(status: StatusCode, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self(Box::new(ProblemBody {
+            title: status.canonical_reason().unwrap_or("error").to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            hint: hint.into(),
+            problems: Vec::new(),
+        }))
+    }
+
+    /// 400.
+    #[must_use]
+    pub fn bad(detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail, hint)
+    }
+
+    /// 404.
+    #[must_use]
+    pub fn missing(what: &str) -> Self {
+        let hint = "list what there is with `haven get KIND`";
+        Self::new(StatusCode::NOT_FOUND, format!("there is no {what}"), hint)
+    }
+
+    /// 422 with everything that is wrong with manifests.
+    #[must_use]
+    pub fn manifests(problems: Vec<Problem>) -> Self {
+        let detail = match problems.len() {
+            1 => "one thing is wrong with the manifests; nothing was changed".to_owned(),
+            n => format!("{n} things are wrong with the manifests; nothing was changed"),
+        };
+        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail, "");
+        error.0.problems = problems;
+        error
+    }
+
+    /// 409: somebody else changed it meanwhile.
+    #[must_use]
+    pub fn conflict(what: &str, given: i64, now: i64) -> Self {
+        let detail = format!("{what} was changed meanwhile: you saw version {given}, it is at {now}");
+        Self::new(StatusCode::CONFLICT, detail, "read it again and repeat your change")
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let detail = error.to_string();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail, "`haven status` tells whether the cluster has a quorum")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
+    }
+}

@@ -1,0 +1,161 @@
+//! Objects as lists show them, and single writes.
+
+use super::{
+    ApiState,
+    error::{ApiError, ApiResult},
+};
+use haven_model::{
+    Name, Object, ObjectRef, Observations, Snapshot,
+    api::{Item, List},
+    keys,
+    object::Kind,
+};
+use haven_store::raw::{Compare, Op};
+use std::collections::BTreeMap;
+
+/// An object with what is seen of it.
+#[must_use]
+pub fn item(snapshot: &Snapshot, seen: &Observations, object: Object, resource_version: i64) -> Item {
+    let (mut state, mut host, mut columns) = (String::new(), None, BTreeMap::new());
+    match &object {
+        Object::Vm(vm) => {
+            let name = &vm.meta.name;
+            let placement = snapshot.placements.get(name);
+            host = placement.map(|p| p.host.clone());
+            state = vm_state(snapshot, name);
+            columns.insert("memory".into(), vm.spec.memory.to_string());
+            columns.insert("cpus".into(), vm.spec.cpus.to_string());
+            let ips = placement.map(|p| p.nics.iter().map(|n| n.ip.to_string()).collect::<Vec<_>>());
+            columns.insert("addresses".into(), ips.unwrap_or_default().join(","));
+            columns.insert("epoch".into(), placement.map_or(0, |p| p.epoch).to_string());
+        }
+        Object::Host(of) => {
+            let states = haven_plan::host_states(snapshot, seen);
+            state = states.get(&of.meta.name).map(ToString::to_string).unwrap_or_default();
+            columns.insert("address".into(), of.spec.address.to_string());
+            if let Some(status) = snapshot.host_status.get(&of.meta.name) {
+                columns.insert("version".into(), status.version.clone());
+                columns.insert("memory".into(), status.memory.to_string());
+                columns.insert("accel".into(), status.accel.clone());
+                columns.insert("qemu".into(), status.qemu.clone());
+                columns.insert("problems".into(), status.problems.join("; "));
+            }
+        }
+        Object::Service(service) => {
+            let name = &service.meta.name;
+            let ready = snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
+            state = format!("{ready}/{} ready", service.spec.replicas);
+            host = snapshot.frontends.get(name).map(|f| f.holder.clone());
+            if let Some(frontend) = &service.spec.frontend {
+                columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));
+            }
+        }
+        Object::Image(image) => {
+            let complete = |sums: &std::collections::BTreeSet<String>| image.spec.files().all(|f| sums.contains(&f.sha256));
+            let on = snapshot.host_status.values().filter(|s| complete(&s.images)).count();
+            state = format!("on {on} hosts");
+        }
+        Object::Network(network) => {
+            columns.insert("subnet".into(), network.spec.subnet.to_string());
+        }
+        Object::Pool(pool) => {
+            columns.insert("path".into(), pool.spec.path.clone());
+        }
+    }
+    if object.meta().deleting {
+        state = "deleting".into();
+    }
+    let mut object = object;
+    if let Object::Host(of) = &mut object
+        && let Some(power) = &mut of.spec.power
+    {
+        power.password = String::new();
+    }
+    Item { resource_version, object, state, host, columns }
+}
+
+/// A VM's state in a word: `ready` when it runs and passes its check (or has none).
+#[must_use]
+pub fn vm_state(snapshot: &Snapshot, name: &Name) -> String {
+    let (Some(vm), placement) = (snapshot.vms.get(name), snapshot.placements.get(name)) else {
+        return "unknown".into();
+    };
+    let Some(placement) = placement else {
+        return if vm.spec.running { "waiting" } else { "stopped" }.into();
+    };
+    if !snapshot.session_open(&placement.host) {
+        return "lost".into();
+    }
+    let Some(status) = snapshot.vm_status.get(name).filter(|s| s.epoch == placement.epoch) else {
+        return "placed".into();
+    };
+    match (status.phase.as_str(), status.ready) {
+        ("running", Some(true)) => "ready".into(),
+        ("running", None) if vm.spec.check.is_none() => "ready".into(),
+        ("running", Some(false)) => "unwell".into(),
+        (phase, _) => phase.into(),
+    }
+}
+
+/// A page of a kind's objects.
+#[must_use]
+pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> List {
+    let (snapshot, seen) = (state.snapshot(), (state.seen)());
+    let mut objects: Vec<(Object, i64)> = snapshot.objects(kind);
+    if let Some(after) = after {
+        objects.retain(|(object, _)| object.meta().name.as_str() > after);
+    }
+    let more = objects.len() > limit;
+    objects.truncate(limit);
+    let next = if more { objects.last().map(|(o, _)| o.meta().name.to_string()) } else { None };
+    let items = objects.into_iter().map(|(o, revision)| item(&snapshot, &seen, o, revision)).collect();
+    List { items, next }
+}
+
+/// One object.
+///
+/// # Errors
+/// 404.
+pub fn get(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
+    let snapshot = state.snapshot();
+    let (object, revision) = snapshot.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+    Ok(item(&snapshot, &(state.seen)(), object, revision))
+}
+
+/// Changes one object by a function, as often as somebody else is quicker (at most five times).
+///
+/// # Errors
+/// 404, or 409 when it cannot be written.
+pub async fn change(
+    state: &ApiState,
+    reference: &ObjectRef,
+    change: impl Fn(&mut Object) -> ApiResult<()>,
+) -> ApiResult<Item> {
+    let key = keys::object(reference);
+    for _ in 0..5 {
+        let record = state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+        let mut scratch = Snapshot::default();
+        scratch.apply(&key, Some((&record.value, record.mod_revision)));
+        let (mut object, _) = scratch.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+        change(&mut object)?;
+        object.meta_mut().generation += 1;
+        let ops = vec![Op::Put(key.clone(), object.to_store().into())];
+        let outcome = state.store.txn(vec![Compare::ModRevision(key.clone(), record.mod_revision)], ops).await?;
+        if outcome.succeeded {
+            return Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision));
+        }
+    }
+    Err(ApiError::conflict(&reference.to_string(), 0, 0))
+}
+
+/// Marks an object for deletion.
+///
+/// # Errors
+/// 404, or 409 for a member of a service.
+pub async fn delete(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
+    change(state, reference, |object| {
+        object.meta_mut().deleting = true;
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,124 @@
+//! How the API is reached: a unix socket for root of this host, TLS for everybody else.
+
+use super::{
+    ApiState,
+    auth::{Caller, Role, caller},
+    routes::router,
+};
+use axum::{Router, extract::Request, response::IntoResponse};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+};
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Joins a connection that is being upgraded with `far` until one of them ends.
+pub fn upgrade(mut request: Request, mut far: Box<dyn Duplex>) {
+    let upgrading = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(near) = upgrading.await {
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut far).await;
+        }
+    });
+}
+
+async fn serve_connection(stream: impl Duplex + 'static, app: Router, make: MakeCaller) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let (mut app, make) = (app.clone(), make.clone());
+        async move {
+            let mut request = request.map(axum::body::Body::new);
+            match make.of(request.headers()).await {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller);
+                    app.call(request).await
+                }
+                Err(error) => Ok(error.into_response()),
+            }
+        }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+#[derive(Clone)]
+enum MakeCaller {
+    /// Root of this host.
+    Local(Caller),
+    /// A host of the cluster by its certificate, or somebody with a token.
+    Remote { state: ApiState, from: String, host: Option<String> },
+}
+
+impl MakeCaller {
+    async fn of(&self, headers: &axum::http::HeaderMap) -> super::error::ApiResult<Caller> {
+        match self {
+            MakeCaller::Local(caller) => Ok(caller.clone()),
+            MakeCaller::Remote { state, from, host } => caller(state, headers, from.clone(), host.clone()).await,
+        }
+    }
+}
+
+/// Serves root of this host until `cancel`.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve_unix(path: &Path, state: ApiState, cancel: CancellationToken) -> std::io::Result<()> {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let root = Caller { who: format!("root on {}", state.me), role: Role::Admin, from: "local".into() };
+    let app = router(state);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+        if is_root {
+            tokio::spawn(serve_connection(stream, app.clone(), MakeCaller::Local(root.clone())));
+        }
+    }
+}
+
+/// Serves everybody else until `cancel`.
+///
+/// # Errors
+/// When the port is in use.
+pub async fn serve_tls(
+    address: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    state: ApiState,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let app = router(state.clone());
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted else { continue };
+        let (acceptor, app, state) = (acceptor.clone(), app.clone(), state.clone());
+        tokio::spawn(async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            // Only the cluster's authority signs client certificates, and only for hosts.
+            let host = stream.get_ref().1.peer_certificates().map(|_| "a host of the cluster".to_owned());
+            let make = MakeCaller::Remote { state, from: peer.ip().to_string(), host };
+            serve_connection(stream, app, make).await;
+        });
+    }
+}

@@ -1,0 +1,190 @@
+//! What runs as PID 1 inside a lab host (`haven lab host-init`).
+//!
+//! It promises three things. The host's file systems stand before any process of Haven runs. The guard
+//! and the daemon run and are run again when they end, as systemd does it on a real server. No
+//! zombie stays. When it is killed the kernel ends every other process of the PID namespace at once,
+//! and that is the lab's power cut: so it holds nothing that would have to be cleaned up.
+//!
+//! It is called in fresh mount, PID, UTS and IPC namespaces, inside the host's network namespace, so
+//! that the sysfs it mounts shows that namespace's devices.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Where a lab host's parts stand on the machine.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The cached Debian tree, never written.
+    pub lower: PathBuf,
+    /// The lab's directory of this host: `upper` and `work` survive a power cut, `run` does not.
+    pub host_dir: PathBuf,
+    /// The directory that all hosts see as `/srv/shared`.
+    pub shared: PathBuf,
+    /// The copy of the `haven` binary that the host runs.
+    pub binary: PathBuf,
+    /// The socket that the supervisor's watchdog listens on, if there is one.
+    pub watchdog: Option<PathBuf>,
+    /// The host's name.
+    pub name: String,
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// Becomes the host: mounts, then supervises the guard and the daemon for ever.
+///
+/// # Errors
+/// When a mount fails, so that the host does not come up half.
+pub fn run(layout: &Layout) -> Result<()> {
+    mount_all(layout)?;
+    nix::unistd::sethostname(&layout.name).context("the host name could not be set")?;
+    fs::write("/etc/hostname", format!("{}\n", layout.name))
+        .context("/etc/hostname could not be written")?;
+    // A failure here shows at once in every later step, with a better sentence.
+    let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    supervise(vec![Unit::new("guard"), Unit::new("daemon")])
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("{} could not be bound to {}", from.display(), to.display()))
+}
+
+fn fresh(kind: &str, to: &Path, options: Option<&str>) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("{} could not be made", to.display()))?;
+    mount(Some(kind), to, Some(kind), MsFlags::empty(), options)
+        .with_context(|| format!("{kind} could not be mounted at {}", to.display()))
+}
+
+fn bind_file(from: &Path, to: &Path) -> Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    File::create(to).with_context(|| format!("{} could not be made", to.display()))?;
+    bind(from, to)
+}
+
+fn mount_all(layout: &Layout) -> Result<()> {
+    // Without this a mount made here would show on the machine itself.
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .context("the mount namespace could not be made private")?;
+    let at = |name: &str| layout.host_dir.join(name);
+    for name in ["upper", "work", "root", "run"] {
+        fs::create_dir_all(at(name))
+            .with_context(|| format!("{} could not be made", at(name).display()))?;
+    }
+    let root = at("root");
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        layout.lower.display(),
+        at("upper").display(),
+        at("work").display()
+    );
+    mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .with_context(|| format!("the overlay of {} could not be mounted", layout.name))?;
+    fresh("proc", &root.join("proc"), None)?;
+    fresh("sysfs", &root.join("sys"), None)?;
+    fresh("tmpfs", &root.join("run"), Some("mode=755"))?;
+    fresh("tmpfs", &root.join("tmp"), Some("mode=1777"))?;
+    mount_devices(&root.join("dev"))?;
+    for (from, to) in [(at("run"), "run/haven"), (layout.shared.clone(), "srv/shared")] {
+        fs::create_dir_all(root.join(to))?;
+        bind(&from, &root.join(to))?;
+    }
+    bind_file(&layout.binary, &root.join("usr/bin/haven"))?;
+    if let Some(socket) = &layout.watchdog {
+        bind_file(socket, &root.join("dev/haven-watchdog"))?;
+    }
+    nix::unistd::chroot(&root).context("the host's root could not be entered")?;
+    std::env::set_current_dir("/").context("the host's root could not be entered")?;
+    fs::create_dir_all("/var/log/haven").context("/var/log/haven could not be made")
+}
+
+fn mount_devices(dev: &Path) -> Result<()> {
+    fresh("tmpfs", dev, Some("mode=755"))?;
+    let wanted = ["null", "zero", "full", "random", "urandom", "tty", "kvm", "fuse", "net/tun"];
+    for name in wanted {
+        let outside = Path::new("/dev").join(name);
+        if outside.exists() {
+            bind_file(&outside, &dev.join(name))?;
+        }
+    }
+    fresh("tmpfs", &dev.join("shm"), Some("mode=1777"))?;
+    fresh("devpts", &dev.join("pts"), Some("newinstance,ptmxmode=0666,mode=620"))?;
+    std::os::unix::fs::symlink("pts/ptmx", dev.join("ptmx"))?;
+    std::os::unix::fs::symlink("/proc/self/fd", dev.join("fd"))?;
+    Ok(())
+}
+
+/// One process that is kept running.
+struct Unit {
+    name: &'static str,
+    started: Option<Instant>,
+    next_start: Instant,
+    backoff: Duration,
+}
+
+impl Unit {
+    fn new(name: &'static str) -> Self {
+        Self { name, started: None, next_start: Instant::now(), backoff: FIRST_BACKOFF }
+    }
+
+    fn start(&mut self) -> Result<Pid> {
+        let path = format!("/var/log/haven/{}.log", self.name);
+        let log = OpenOptions::new().create(true).append(true).open(&path)?;
+        let mut command = Command::new("/usr/bin/haven");
+        command.arg(self.name).env("HAVEN_WATCHDOG", "/dev/haven-watchdog");
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let child = command.spawn().with_context(|| format!("haven {} did not start", self.name))?;
+        self.started = Some(Instant::now());
+        Ok(Pid::from_raw(child.id().cast_signed()))
+    }
+
+    fn ended(&mut self) {
+        // A process that ran for a while is started again at once; one that fails at once is not.
+        let ran_long = self.started.is_some_and(|at| at.elapsed() > Duration::from_secs(10));
+        self.backoff = if ran_long { FIRST_BACKOFF } else { (self.backoff * 2).min(LONGEST_BACKOFF) };
+        self.next_start = Instant::now() + self.backoff;
+        self.started = None;
+    }
+}
+
+fn supervise(mut units: Vec<Unit>) -> Result<()> {
+    let mut running: BTreeMap<i32, usize> = BTreeMap::new();
+    loop {
+        for (index, unit) in units.iter_mut().enumerate() {
+            if unit.started.is_none() && Instant::now() >= unit.next_start {
+                match unit.start() {
+                    Ok(pid) => _ = running.insert(pid.as_raw(), index),
+                    Err(error) => {
+                        eprintln!("{error:#}");
+                        unit.ended();
+                    }
+                }
+            }
+        }
+        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(status) => {
+                if let Some(index) = status.pid().and_then(|pid| running.remove(&pid.as_raw())) {
+                    units[index].ended();
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("the children could not be waited for"),
+        }
+    }
+}
