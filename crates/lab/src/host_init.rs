@@ -38,6 +38,8 @@ pub struct Layout {
     pub name: String,
 }
 
+/// What a lab host believes to have, MiB: it shares its machine with the others.
+const HOST_MEMORY_MIB: &str = "2048";
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -52,6 +54,7 @@ pub fn run(layout: &Layout) -> Result<()> {
         .context("/etc/hostname could not be written")?;
     // A failure here shows at once in every later step, with a better sentence.
     let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    fs::write("/run/haven/booted", "").context("/run/haven is not writable")?;
     supervise(vec![Unit::new("guard"), Unit::new("daemon")])
 }
 
@@ -144,7 +147,7 @@ impl Unit {
         let path = format!("/var/log/haven/{}.log", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
         let mut command = Command::new("/usr/bin/haven");
-        command.arg(self.name).env("HAVEN_WATCHDOG", "/dev/haven-watchdog");
+        command.arg(self.name).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().with_context(|| format!("haven {} did not start", self.name))?;
         self.started = Some(Instant::now());

@@ -1,0 +1,189 @@
+//! What the API and the agent need of this host and of the other hosts' daemons.
+
+use super::{API_PORT, members, setup::HostFile};
+use crate::paths::Paths;
+use async_trait::async_trait;
+use haven_client::Client;
+use haven_control::api::{LocalHost, serve::Duplex};
+use haven_host::{
+    agent::storage::StorageFailure,
+    storage::{files::Fetch, images::ImageStore},
+    vm::driver::VmDriver,
+};
+use haven_model::{
+    Bytes, Name, Snapshot,
+    api::{JoinAnswer, JoinRequest},
+    image::ImageFile,
+};
+use haven_store::{
+    pki::{self, PkiDir},
+    raw::EtcdStore,
+    server,
+};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+use tokio::{io::AsyncRead, sync::watch};
+
+/// Other hosts, by mutual TLS.
+#[derive(Clone)]
+pub struct Peers {
+    me: Name,
+    tls: Arc<rustls::ClientConfig>,
+    live: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Peers {
+    /// With this host's certificate.
+    pub fn new(paths: &Paths, me: Name, live: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<Self> {
+        let identity = PkiDir(paths.state.join("pki")).load()?;
+        Ok(Self { me, tls: Arc::new(pki::client_config(&identity)?), live })
+    }
+
+    fn client(&self, host: Ipv4Addr) -> Client {
+        Client::as_host(format!("{host}:{API_PORT}"), Arc::clone(&self.tls))
+    }
+}
+
+#[async_trait]
+impl Fetch for Peers {
+    async fn fetch(&self, file: &ImageFile, into: &ImageStore) -> Result<(), StorageFailure> {
+        let snapshot = Arc::clone(&self.live.borrow());
+        let mut why = "no host has it".to_owned();
+        for (name, host) in snapshot.hosts.iter().filter(|(name, _)| **name != self.me) {
+            let holds = snapshot.host_status.get(name).is_some_and(|s| s.images.contains(&file.sha256));
+            if !holds || !snapshot.session_open(name) {
+                continue;
+            }
+            match self.client(host.spec.address).stream(&format!("/v1/blobs/{}", file.sha256)).await {
+                Ok(stream) => return into.import(stream, Some(&file.sha256)).await.map(|_| ()),
+                Err(error) => why = format!("{name}: {error}"),
+            }
+        }
+        Err(StorageFailure {
+            what: format!(
+                "the image file {} cannot be fetched ({why}); import the image again with `haven image import`",
+                &file.sha256[..file.sha256.len().min(12)]
+            ),
+        })
+    }
+}
+
+/// This host for the API.
+pub struct Local {
+    images: ImageStore,
+    vms: Arc<dyn VmDriver>,
+    peers: Peers,
+    store: EtcdStore,
+    host: HostFile,
+    pki: PkiDir,
+}
+
+impl Local {
+    /// Puts it together.
+    pub fn new(
+        paths: &Paths,
+        host: &HostFile,
+        store: EtcdStore,
+        vms: Arc<dyn VmDriver>,
+        live: watch::Receiver<Arc<Snapshot>>,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            images: ImageStore::new(paths.state.join("images")),
+            vms,
+            peers: Peers::new(paths, host.name.clone(), live)?,
+            store,
+            host: host.clone(),
+            pki: PkiDir(paths.state.join("pki")),
+        })
+    }
+
+    /// Adds a member for the new host when the cluster wants more voters.
+    async fn new_member(&self, request: &JoinRequest) -> Result<(Vec<String>, Option<String>), String> {
+        let text = |error: haven_store::raw::StoreError| haven_host::agent::chain(&error);
+        let members = self.store.members().await.map_err(text)?;
+        let ip = |url: &str| -> Option<Ipv4Addr> { url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok() };
+        let endpoints: Vec<String> = members
+            .iter()
+            .filter(|m| !m.learner)
+            .filter_map(|m| ip(&m.peer_url))
+            .map(server::client_url)
+            .collect();
+        let wanted = self.peers.live.borrow().cluster_spec().voters as usize;
+        if members.len() >= wanted {
+            return Ok((endpoints, None));
+        }
+        let url = server::peer_url(request.address);
+        self.store.add_learner(url.clone()).await.map_err(|error| {
+            format!("the new host's member cannot be added ({}); wait until the last one votes", text(error))
+        })?;
+        let mut cluster: Vec<String> = members
+            .iter()
+            .filter(|m| !m.name.is_empty())
+            .map(|m| format!("{}={}", m.name, m.peer_url))
+            .collect();
+        cluster.push(format!("{}={url}", request.host));
+        Ok((endpoints, Some(cluster.join(","))))
+    }
+}
+
+#[async_trait]
+impl LocalHost for Local {
+    async fn import(
+        &self,
+        from: Box<dyn AsyncRead + Send + Unpin>,
+        expected: Option<String>,
+    ) -> Result<ImageFile, String> {
+        let imported = self.images.import(from, expected.as_deref()).await.map_err(|error| error.to_string())?;
+        Ok(ImageFile { sha256: imported.sha256, size: Bytes(imported.size) })
+    }
+
+    async fn disk_format(&self, file: &ImageFile) -> Result<String, String> {
+        let path = self.images.path(&file.sha256);
+        let output = tokio::process::Command::new("qemu-img")
+            .args(["info", "--output=json"])
+            .arg(&path)
+            .output()
+            .await
+            .map_err(|error| format!("qemu-img cannot be started ({error}); install the package qemu-utils"))?;
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        value["format"].as_str().map(str::to_owned).ok_or_else(|| "this is not a disk that QEMU can read".into())
+    }
+
+    fn blob(&self, sha256: &str) -> Option<PathBuf> {
+        self.images.list().contains(sha256).then(|| self.images.path(sha256))
+    }
+
+    fn console(&self, vm: &str) -> PathBuf {
+        self.vms.console(vm)
+    }
+
+    fn log(&self, vm: &str) -> PathBuf {
+        self.vms.log(vm)
+    }
+
+    async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String> {
+        let authority = self.pki.load_authority().map_err(|error| error.to_string())?;
+        let certificate = authority
+            .sign(&request.request, request.host.as_str(), &[request.address.into()])
+            .map_err(|error| error.to_string())?;
+        let (endpoints, initial_cluster) = self.new_member(request).await?;
+        let record = members::host_record(&request.host, request.address, request.power.clone());
+        self.store.txn(vec![], vec![record]).await.map_err(|error| error.to_string())?;
+        Ok(JoinAnswer {
+            certificate,
+            ca: authority.certificate,
+            ca_key: authority.key,
+            heartbeat_key: self.host.heartbeat.clone(),
+            endpoints,
+            initial_cluster,
+        })
+    }
+
+    async fn relay(&self, host: Ipv4Addr, path: &str) -> Result<Box<dyn Duplex>, String> {
+        let stream = self.peers.client(host).upgrade(path).await.map_err(|error| error.to_string())?;
+        Ok(Box::new(stream))
+    }
+
+    async fn fetch(&self, host: Ipv4Addr, path: &str) -> Result<Vec<u8>, String> {
+        self.peers.client(host).bytes(path).await.map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,358 @@
+//! The daemon: puts the parts of a host together and runs them.
+//!
+//! ```text
+//!   etcd member ─ store ─ live copy ─┬─ lease ──► guard
+//!   heartbeats ──────────────────────┼─ agent
+//!                                    ├─ manager
+//!                                    └─ API (unix socket, TLS)
+//! ```
+
+pub mod local;
+pub mod members;
+pub mod setup;
+
+use crate::paths::Paths;
+use anyhow::Context;
+use async_trait::async_trait;
+use haven_control::{
+    api::{ApiState, InviteFacts, serve},
+    manager::{self, ManagerConfig, effects::Power, observe::Observer},
+};
+use haven_host::{
+    agent::{self, AgentParts, HostFacts, Problems, lease},
+    balance::haproxy::HaproxyDriver,
+    fence::{LabPower, PowerConfig, PowerDriver},
+    guard::{Guard, client::GuardClient},
+    health::NetProber,
+    heartbeat::{self, HeartbeatConfig, UdpWire},
+    network::{address::LinuxAddress, linux::LinuxNetwork},
+    storage::{files::FileStorage, images::ImageStore},
+    vm::{
+        driver::VmDriver,
+        probe,
+        qemu::{QemuConfig, QemuDriver},
+    },
+};
+use haven_model::{Name, Snapshot, Timers, host::PowerSpec, keys};
+use haven_store::{
+    clock::Clock,
+    live::{LiveConfig, LiveCopy},
+    pki::{self, PkiDir},
+    raw::{EtcdStore, StoreConfig},
+    server,
+};
+use setup::HostFile;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Port of the API.
+pub const API_PORT: u16 = 7443;
+
+/// Switches off hosts through their power controllers.
+struct PowerOff;
+
+#[async_trait]
+impl Power for PowerOff {
+    async fn off(&self, _host: &Name, power: &PowerSpec) -> Result<(), String> {
+        let config = PowerConfig {
+            url: power.url.clone(),
+            user: power.user.clone(),
+            password: power.password.clone(),
+        };
+        LabPower.power_off(&config).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Ends what a former session left.
+struct Remains {
+    guard: Arc<dyn Guard>,
+    vms: Arc<dyn VmDriver>,
+}
+
+#[async_trait]
+impl lease::Remains for Remains {
+    async fn cleared(&self) -> bool {
+        let Ok(list) = self.vms.list().await else { return false };
+        for vm in list {
+            if let Err(error) = self.vms.kill(&vm.vm).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "a VM of an earlier session does not end");
+                return false;
+            }
+        }
+        self.guard.status().await.is_ok_and(|status| status.live == 0)
+    }
+}
+
+fn wall_ms() -> i64 {
+    haven_control::api::auth::now_ms()
+}
+
+fn facts() -> HostFacts {
+    let found = probe::check();
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: u64 = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0);
+    // A lab host shares its machine; it is told how much of it is its own.
+    let memory_bytes = std::env::var("HAVEN_MEMORY_MIB")
+        .ok()
+        .and_then(|text| text.parse::<u64>().ok())
+        .map_or(kib << 10, |mib| mib << 20);
+    HostFacts {
+        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+        memory_bytes,
+        kvm: found.kvm,
+        qemu: found.qemu,
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        problems: found.problems,
+    }
+}
+
+/// Waits until this host belongs to a cluster, then runs until a signal ends it.
+pub async fn run() -> anyhow::Result<()> {
+    let paths = Paths::from_env();
+    std::fs::create_dir_all(&paths.run)?;
+    let mut told = false;
+    let host = loop {
+        if let Some(host) = HostFile::load(&paths)? {
+            break host;
+        }
+        if !told {
+            tracing::info!("this host belongs to no cluster yet: run `haven init` or `haven join`");
+            told = true;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            tokio::select! {
+                biased;
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        stop.cancel();
+    });
+    Daemon { paths, host, cancel, clock: Clock::real() }.run().await
+}
+
+struct Daemon {
+    paths: Paths,
+    host: HostFile,
+    cancel: CancellationToken,
+    clock: Clock,
+}
+
+impl Daemon {
+    async fn run(self) -> anyhow::Result<()> {
+        let pki = PkiDir(self.paths.state.join("pki"));
+        let identity = pki.load()?;
+        let problems = Arc::new(Problems::default());
+        members::start(&self.paths, &self.host, pki.clone(), Arc::clone(&problems), self.cancel.clone());
+        let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
+        let store = EtcdStore::connect(config).await?;
+        let live_config = LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+        let live: LiveCopy<Snapshot> =
+            LiveCopy::spawn(store.clone(), live_config, self.clock.clone(), self.cancel.clone());
+        let observed = live.clone();
+        let observer = Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
+        let state = live.state();
+        members::register(&store, &self.host).await?;
+        let (suspected_out, suspected) = watch::channel(BTreeSet::new());
+        let (session_out, session) = watch::channel(None);
+        let (member_out, etcd_member) = watch::channel(None);
+        let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
+        let vms = self.vms(&guard);
+        let parts = self
+            .parts(store.clone(), state.clone(), suspected.clone(), session.clone(), etcd_member, Arc::clone(&vms), problems)
+            .await?;
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(self.heartbeat(state.clone(), suspected_out).await?);
+        tasks.spawn(lease::run(self.lease(&store, &state, &guard, &vms), session_out, self.cancel.clone()));
+        tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
+        tasks.spawn(manager::run(
+            self.manager(&store, &state, &observer, &suspected, &session),
+            self.cancel.clone(),
+        ));
+        tasks.spawn(members::keep(store.clone(), state.clone(), self.host.clone(), member_out, self.cancel.clone()));
+        let api = self.api(&store, &state, observer, suspected, &vms, &identity)?;
+        let (socket, cancel) = (self.paths.run.join("api.sock"), self.cancel.clone());
+        let unix = api.clone();
+        tasks.spawn(async move {
+            if let Err(error) = serve::serve_unix(&socket, unix, cancel).await {
+                tracing::error!(%error, "the API's socket cannot be served");
+            }
+        });
+        let tls = Arc::new(pki::server_config(&identity)?);
+        let (address, cancel) = (SocketAddr::from((self.host.address, API_PORT)), self.cancel.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serve::serve_tls(address, tls, api, cancel).await {
+                tracing::error!(%error, %address, "the API cannot be served; is the port in use?");
+            }
+        });
+        self.cancel.cancelled().await;
+        tracing::info!("the daemon ends; the VMs run on under the guard");
+        tokio::time::timeout(Duration::from_secs(2), async { while tasks.join_next().await.is_some() {} }).await.ok();
+        Ok(())
+    }
+
+    fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
+        let config = QemuConfig { run_dir: self.paths.run.join("vms"), log_dir: self.paths.log.join("vms") };
+        Arc::new(QemuDriver::new(config, Arc::clone(guard)))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "it gathers what the daemon made, once")]
+    async fn parts(
+        &self,
+        store: EtcdStore,
+        live: watch::Receiver<Arc<Snapshot>>,
+        suspected: watch::Receiver<BTreeSet<Name>>,
+        session: watch::Receiver<Option<lease::Session>>,
+        etcd_member: watch::Receiver<Option<u64>>,
+        vms: Arc<dyn VmDriver>,
+        _problems: Arc<Problems>,
+    ) -> anyhow::Result<Arc<AgentParts>> {
+        let images = ImageStore::new(self.paths.state.join("images"));
+        let peers = local::Peers::new(&self.paths, self.host.name.clone(), live.clone())?;
+        Ok(Arc::new(AgentParts {
+            me: self.host.name.clone(),
+            store,
+            live,
+            suspected,
+            session,
+            vms,
+            network: Arc::new(LinuxNetwork::new(self.host.address)?),
+            address: Arc::new(LinuxAddress::new(self.paths.run.join("addresses.json"))?),
+            balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
+            storage: Arc::new(FileStorage { images, run_dir: self.paths.run.join("vms"), peers: Arc::new(peers) }),
+            prober: Arc::new(NetProber),
+            facts: facts(),
+            clock: self.clock.clone(),
+            wall_ms: Arc::new(wall_ms),
+            problems: Problems::default(),
+            etcd_member,
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        mut live: watch::Receiver<Arc<Snapshot>>,
+        suspected: watch::Sender<BTreeSet<Name>>,
+    ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+        let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
+            snapshot.hosts.iter().map(|(name, host)| (name.clone(), host.spec.address)).collect()
+        };
+        let (hosts_out, hosts) = watch::channel(address_of(&live.borrow()));
+        tokio::spawn(async move {
+            while live.changed().await.is_ok() {
+                let now = address_of(&live.borrow_and_update());
+                hosts_out.send_if_modified(|shown| std::mem::replace(shown, now.clone()) != now);
+            }
+        });
+        let timers = Timers::default();
+        let config = HeartbeatConfig {
+            me: self.host.name.clone(),
+            key: self.host.heartbeat_key()?,
+            hosts,
+            timers: (timers.heartbeat.duration(), timers.suspect.duration()),
+            start: u64::try_from(wall_ms()).unwrap_or(0) << 16,
+            clock: self.clock.clone(),
+        };
+        let wire = UdpWire::bind(self.host.address).await.with_context(|| {
+            format!("the heartbeat port {} of {} is in use; does another daemon run?", heartbeat::PORT, self.host.address)
+        })?;
+        Ok(heartbeat::run(config, Arc::new(wire), suspected, self.cancel.clone()))
+    }
+
+    fn lease(
+        &self,
+        store: &EtcdStore,
+        live: &watch::Receiver<Arc<Snapshot>>,
+        guard: &Arc<dyn Guard>,
+        vms: &Arc<dyn VmDriver>,
+    ) -> lease::LeaseConfig {
+        let timers = live.borrow().cluster_spec().timers.clone();
+        let (_, timers) = watch::channel(timers);
+        lease::LeaseConfig {
+            me: self.host.name.clone(),
+            store: store.clone(),
+            guard: Arc::clone(guard),
+            remains: Arc::new(Remains { guard: Arc::clone(guard), vms: Arc::clone(vms) }),
+            timers,
+            session_file: Some(self.paths.run.join("session")),
+            clock: self.clock.clone(),
+        }
+    }
+
+    fn manager(
+        &self,
+        store: &EtcdStore,
+        live: &watch::Receiver<Arc<Snapshot>>,
+        observer: &Observer,
+        suspected: &watch::Receiver<BTreeSet<Name>>,
+        session: &watch::Receiver<Option<lease::Session>>,
+    ) -> ManagerConfig {
+        let (number_out, number) = watch::channel(None);
+        let mut session = session.clone();
+        tokio::spawn(async move {
+            loop {
+                number_out.send_replace(session.borrow_and_update().map(|s| s.number));
+                if session.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        ManagerConfig {
+            me: self.host.name.clone(),
+            store: store.clone(),
+            live: live.clone(),
+            observer: observer.clone(),
+            suspected: suspected.clone(),
+            session: number,
+            power: Arc::new(PowerOff),
+            clock: self.clock.clone(),
+            wall_ms: Arc::new(wall_ms),
+        }
+    }
+
+    fn api(
+        &self,
+        store: &EtcdStore,
+        live: &watch::Receiver<Arc<Snapshot>>,
+        observer: Observer,
+        suspected: watch::Receiver<BTreeSet<Name>>,
+        vms: &Arc<dyn VmDriver>,
+        identity: &haven_store::raw::Identity,
+    ) -> anyhow::Result<ApiState> {
+        let seen_live = live.clone();
+        Ok(ApiState {
+            me: self.host.name.clone(),
+            store: store.clone(),
+            live: live.clone(),
+            seen: Arc::new(move || {
+                manager::observations(&seen_live.borrow(), &observer, &suspected.borrow(), wall_ms())
+            }),
+            local: Arc::new(local::Local::new(&self.paths, &self.host, store.clone(), Arc::clone(vms), live.clone())?),
+            invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(&identity.ca)? }),
+        })
+    }
+}
+
+/// Where the members of these hosts are reached, this host's own first.
+pub fn endpoints(own: Ipv4Addr, others: &[Ipv4Addr]) -> Vec<String> {
+    let mut all = vec![own];
+    all.extend(others.iter().filter(|other| **other != own));
+    all.into_iter().map(server::client_url).collect()
+}
