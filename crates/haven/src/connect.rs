@@ -10,7 +10,10 @@ pub async fn connect() -> Result<Client, Failure> {
     if let Ok(socket) = std::env::var("HAVEN_SOCKET") {
         return Ok(Client::local(socket.into()));
     }
-    if let (Ok(address), Ok(pin)) = (std::env::var("HAVEN_ADDRESS"), std::env::var("HAVEN_FINGERPRINT")) {
+    if let Ok(address) = std::env::var("HAVEN_ADDRESS") {
+        let Ok(pin) = std::env::var("HAVEN_FINGERPRINT") else {
+            return Err(Failure::bad("HAVEN_ADDRESS is set and HAVEN_FINGERPRINT is not", "set both, or neither"));
+        };
         return Ok(Client::remote(address, &Pin(pin), std::env::var("HAVEN_TOKEN").ok()));
     }
     let own = Paths::from_env().run.join("api.sock");

@@ -21,6 +21,10 @@ impl Failure {
     pub fn bad(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { code: 2, message: message.into(), hint: hint.into(), problems: Vec::new() }
     }
+    /// Not found.
+    pub fn missing(message: impl Into<String>) -> Self {
+        Self { code: 3, message: message.into(), hint: String::new(), problems: Vec::new() }
+    }
     /// Anything else.
     pub fn other(error: anyhow::Error) -> Self {
         match error.downcast::<ClientError>() {

@@ -95,7 +95,7 @@ impl ObjectRef {
 }
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.kind, self.name)
+        f.pad(&format!("{}/{}", self.kind, self.name))
     }
 }
 impl fmt::Debug for ObjectRef {

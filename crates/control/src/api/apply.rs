@@ -18,6 +18,11 @@ use haven_store::raw::{Compare, Op};
 /// The most operations that one transaction takes.
 const BATCH: usize = 100;
 
+/// An object that did not come from a file, for the same checks.
+pub(super) fn replacement(object: &Object) -> Manifest {
+    Manifest { object: object.clone(), file: "request".into(), line: 1 }
+}
+
 struct Write {
     applied: Applied,
     object: Object,
@@ -37,6 +42,13 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
     let problems = validate(&manifests, &snapshot);
     if !problems.is_empty() {
         return Err(ApiError::manifests(problems));
+    }
+    if let Some(ending) = manifests.iter().find(|m| {
+        snapshot.object(&m.object.reference()).is_some_and(|(old, _)| old.meta().deleting)
+    }) {
+        let detail = format!("{} is being deleted", ending.object.reference());
+        let hint = "wait until it is gone (`haven delete … --wait`), then apply again";
+        return Err(ApiError::new(axum::http::StatusCode::CONFLICT, detail, hint));
     }
     let mut writes: Vec<Write> = manifests.iter().map(|manifest| write(manifest, &snapshot)).collect();
     writes.sort_by_key(|write| write.object.kind());
@@ -81,7 +93,7 @@ fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
 }
 
 /// What a manifest does not say and commands have set stays: counters of resets and restarts, a host's password.
-fn keep(object: &mut Object, old: &Object) {
+pub(super) fn keep(object: &mut Object, old: &Object) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => new.spec.resets = new.spec.resets.max(old.spec.resets),
         (Object::Service(new), Object::Service(old)) => {

@@ -207,7 +207,7 @@ async fn join(State(state): Api, Json(request): Json<JoinRequest>) -> ApiResult<
     let taken = state.snapshot().session_open(&request.host);
     if taken {
         let detail = format!("there is a host `{}` already", request.host);
-        return Err(ApiError::new(StatusCode::CONFLICT, detail, "give this one another name with --name"));
+        return Err(ApiError::new(StatusCode::CONFLICT, detail, "give this one another name with --host-name"));
     }
     auth::use_join_token(&state, &request.secret).await?;
     let failed = |why: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why, "try again with a new token");
@@ -268,7 +268,17 @@ async fn replace(
     if now != given.resource_version {
         return Err(conflict(now));
     }
+    let file = apply::replacement(&given.object);
+    let problems = super::validate::validate(std::slice::from_ref(&file), &state.snapshot());
+    if !problems.is_empty() {
+        return Err(ApiError::manifests(problems));
+    }
+    let (old, _) = state.snapshot().object(&reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
     let mut object = given.object.clone();
+    apply::keep(&mut object, &old);
+    let labels = std::mem::take(&mut object.meta_mut().labels);
+    *object.meta_mut() = old.meta().clone();
+    object.meta_mut().labels = labels;
     object.meta_mut().generation += 1;
     let key = keys::object(&reference);
     let compare = vec![Compare::ModRevision(key.clone(), given.resource_version)];

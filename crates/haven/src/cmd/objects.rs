@@ -6,7 +6,7 @@ use crate::{
     render::{self, Output},
 };
 use clap::Subcommand;
-use haven_client::Client;
+use haven_client::{Client, ClientError};
 use haven_model::{ObjectRef, api::{Applied, ManifestFile}, object::Kind};
 use std::{
     io::Read,
@@ -156,7 +156,11 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
             while wait {
                 let mut left = false;
                 for one in &references {
-                    left |= client.object(one).await.is_ok();
+                    match client.object(one).await {
+                        Ok(_) => left = true,
+                        Err(ClientError::Refused(body)) if body.status == 404 => {}
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 if !left {
                     break;
@@ -218,7 +222,15 @@ pub async fn wait_for(client: &Client, applied: &[Applied], patience: Duration) 
             if !matches!(what.kind, Kind::Vm | Kind::Service) {
                 continue;
             }
-            let item = client.object(&what).await?;
+            let item = match client.object(&what).await {
+                Ok(item) => item,
+                // The live copy of that daemon may lag behind what was just written.
+                Err(ClientError::Refused(body)) if body.status == 404 => {
+                    missing = Some((what, "not seen yet".into()));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let done = match &item.object {
                 haven_model::Object::Service(s) => item.state == format!("{0}/{0} ready", s.spec.replicas),
                 haven_model::Object::Vm(vm) => item.state == "ready" || !vm.spec.running,

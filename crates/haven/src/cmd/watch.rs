@@ -86,6 +86,9 @@ pub async fn run(command: WatchCommand) -> Result<(), Failure> {
         WatchCommand::Incidents { number, json } => {
             let all = connect().await?.incidents().await?;
             let chosen: Vec<_> = all.into_iter().filter(|i| number.is_none_or(|n| i.number == n)).collect();
+            if let (Some(number), true) = (number, chosen.is_empty()) {
+                return Err(Failure::missing(format!("there is no incident {number}")));
+            }
             if json {
                 print!("{}", render::json(&chosen));
             } else {

@@ -101,6 +101,10 @@ pub async fn keep(
             }
             Ok(members) => {
                 let mine = members.iter().find(|m| m.name == host.name.as_str());
+                if mine.is_none() && host.initial_cluster.is_some() {
+                    // It was added and has not told its name yet: it is just starting.
+                    pause = LOOK.0;
+                }
                 if let Some(learner) = mine.filter(|m| m.learner) {
                     pause = LOOK.0;
                     match store.promote(learner.id).await {

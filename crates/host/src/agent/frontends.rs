@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a claim that met an answering holder, or failed, rests before the next.
 const CLAIM_AGAIN: Duration = Duration::from_millis(250);
+/// The pause after the balancer refused something.
+const RETRY: Duration = Duration::from_millis(500);
 /// The net under lost wake-ups, and the rhythm in which the machine is compared with what is wanted.
 const NET: Duration = Duration::from_secs(10);
 
@@ -54,6 +56,7 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     let frontends = wanted::frontends(&snapshot, &parts.me, &suspected);
     if let Err(error) = parts.balance.apply(&frontends).await {
         parts.problem("balance", &error);
+        parts.clock.sleep(RETRY).await;
     } else {
         parts.solved("balance");
     }

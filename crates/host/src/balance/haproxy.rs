@@ -71,14 +71,14 @@ pub fn assign(before: &[Option<Member>], members: &[Member]) -> Slots {
 pub fn config(directory: &std::path::Path, wanted: &[FrontendWanted], slots: Option<&BTreeMap<String, Slots>>) -> String {
     let socket = directory.join("admin.sock");
     let mut text = format!(
-        "global\n  stats socket {} mode 600 level admin expose-fd listeners\n  stats timeout 1m\n  maxconn 20000\n  hard-stop-after 30s\n\n\
+        "global\n  stats socket {} mode 600 level admin expose-fd listeners\n  stats timeout 1m\n  maxconn 4000\n  hard-stop-after 30s\n\n\
          defaults\n  timeout connect 200ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries 3\n  option redispatch 1\n  option dontlognull\n\n",
         socket.display()
     );
     for frontend in wanted {
         let (name, mode) = (&frontend.service, mode_word(frontend.mode));
         let _ = writeln!(text, "frontend f_{name}\n  mode {mode}\n  bind {}:{}\n  default_backend b_{name}\n", frontend.address, frontend.port);
-        let _ = writeln!(text, "backend b_{name}\n  mode {mode}\n  balance leastconn");
+        let _ = writeln!(text, "backend b_{name}\n  mode {mode}\n  balance roundrobin");
         if frontend.mode == FrontendMode::Http {
             text.push_str("  retry-on conn-failure empty-response response-timeout\n  option http-server-close\n");
         }

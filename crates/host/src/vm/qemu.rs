@@ -44,7 +44,6 @@ struct Launched {
 }
 
 struct Live {
-    epoch: u64,
     pid: i32,
     qmp: Option<Arc<Qmp>>,
     /// Haven ended it itself.
@@ -261,7 +260,7 @@ impl QemuDriver {
 
     /// Follows a process to its end, and what its guest says of a power-off.
     fn follow(&self, vm: &str, epoch: u64, pid: i32, qmp: Option<Arc<Qmp>>) {
-        let entry = Live { epoch, pid, qmp: qmp.clone(), killed: false, powered_off: false };
+        let entry = Live { pid, qmp: qmp.clone(), killed: false, powered_off: false };
         lock(&self.live).insert(vm.to_owned(), entry);
         if let Some(qmp) = qmp {
             let (live, vm, mut said) = (Arc::clone(&self.live), vm.to_owned(), qmp.events());
