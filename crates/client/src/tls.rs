@@ -21,7 +21,10 @@ impl Pin {
     #[must_use]
     pub fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Verifier { pin: self.0.clone(), provider: Arc::clone(&provider) };
+        let verifier = Verifier {
+            pin: self.0.clone(),
+            provider: Arc::clone(&provider),
+        };
         ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider supports TLS 1.3")
@@ -38,7 +41,10 @@ struct Verifier {
 }
 
 fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(certificate)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl ServerCertVerifier for Verifier {
@@ -51,7 +57,9 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // The chain carries the authority; it must be the pinned one, and the host's certificate must be signed by it.
-        let authority = intermediates.iter().find(|certificate| fingerprint(certificate) == self.pin);
+        let authority = intermediates
+            .iter()
+            .find(|certificate| fingerprint(certificate) == self.pin);
         let authority = authority.ok_or_else(|| {
             Error::General("the server's authority is not the one whose fingerprint was given: it is another cluster".into())
         })?;
@@ -61,7 +69,9 @@ impl ServerCertVerifier for Verifier {
             Arc::new(roots),
             Arc::clone(&self.provider),
         );
-        let inner = builder.build().map_err(|error| Error::General(error.to_string()))?;
+        let inner = builder
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
         inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -71,7 +81,12 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -80,10 +95,17 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

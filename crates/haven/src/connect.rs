@@ -12,20 +12,33 @@ pub async fn connect() -> Result<Client, Failure> {
     }
     if let Ok(address) = std::env::var("HAVEN_ADDRESS") {
         let Ok(pin) = std::env::var("HAVEN_FINGERPRINT") else {
-            return Err(Failure::bad("HAVEN_ADDRESS is set and HAVEN_FINGERPRINT is not", "set both, or neither"));
+            return Err(Failure::bad(
+                "HAVEN_ADDRESS is set and HAVEN_FINGERPRINT is not",
+                "set both, or neither",
+            ));
         };
-        return Ok(Client::remote(address, &Pin(pin), std::env::var("HAVEN_TOKEN").ok()));
+        return Ok(Client::remote(
+            address,
+            &Pin(pin),
+            std::env::var("HAVEN_TOKEN").ok(),
+        ));
     }
     let own = Paths::from_env().run.join("api.sock");
     if own.exists() {
         return Ok(Client::local(own));
     }
-    let lab = PathBuf::from(std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/var/lib/haven-lab".into()));
+    let lab = PathBuf::from(
+        std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/var/lib/haven-lab".into()),
+    );
     let text = std::fs::read(lab.join("context.json")).unwrap_or_default();
     let context: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let sockets: Vec<PathBuf> = context["sockets"]
         .as_array()
-        .map(|list| list.iter().filter_map(|socket| socket.as_str().map(Into::into)).collect())
+        .map(|list| {
+            list.iter()
+                .filter_map(|socket| socket.as_str().map(Into::into))
+                .collect()
+        })
         .unwrap_or_default();
     if sockets.is_empty() {
         return Err(haven_client::ClientError::Unreachable {

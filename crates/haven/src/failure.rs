@@ -19,17 +19,32 @@ pub struct Failure {
 impl Failure {
     /// Bad input.
     pub fn bad(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { code: 2, message: message.into(), hint: hint.into(), problems: Vec::new() }
+        Self {
+            code: 2,
+            message: message.into(),
+            hint: hint.into(),
+            problems: Vec::new(),
+        }
     }
     /// Not found.
     pub fn missing(message: impl Into<String>) -> Self {
-        Self { code: 3, message: message.into(), hint: String::new(), problems: Vec::new() }
+        Self {
+            code: 3,
+            message: message.into(),
+            hint: String::new(),
+            problems: Vec::new(),
+        }
     }
     /// Anything else.
     pub fn other(error: anyhow::Error) -> Self {
         match error.downcast::<ClientError>() {
             Ok(error) => error.into(),
-            Err(error) => Self { code: 1, message: format!("{error:#}"), hint: String::new(), problems: Vec::new() },
+            Err(error) => Self {
+                code: 1,
+                message: format!("{error:#}"),
+                hint: String::new(),
+                problems: Vec::new(),
+            },
         }
     }
 }
@@ -46,15 +61,26 @@ impl From<ClientError> for Failure {
                     503 => 5,
                     _ => 1,
                 };
-                Self { code, message, hint: body.hint.clone(), problems: body.problems.clone() }
+                Self {
+                    code,
+                    message,
+                    hint: body.hint.clone(),
+                    problems: body.problems.clone(),
+                }
             }
             ClientError::Unreachable { .. } => Self {
                 code: 5,
                 message,
-                hint: "is the daemon running? On one machine, `haven lab up` starts a cluster".into(),
+                hint: "is the daemon running? On one machine, `haven lab up` starts a cluster"
+                    .into(),
                 problems: Vec::new(),
             },
-            _ => Self { code: 1, message, hint: String::new(), problems: Vec::new() },
+            _ => Self {
+                code: 1,
+                message,
+                hint: String::new(),
+                problems: Vec::new(),
+            },
         }
     }
 }
@@ -63,9 +89,15 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "error: {}", self.message)?;
         for problem in &self.problems {
-            writeln!(f, "  {}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message)?;
+            writeln!(
+                f,
+                "  {}:{}:{}: {}",
+                problem.file, problem.line, problem.column, problem.message
+            )?;
             let line = std::fs::read_to_string(&problem.file).unwrap_or_default();
-            let line = usize::try_from(problem.line).ok().and_then(|n| line.lines().nth(n.checked_sub(1)?).map(str::to_owned));
+            let line = usize::try_from(problem.line)
+                .ok()
+                .and_then(|n| line.lines().nth(n.checked_sub(1)?).map(str::to_owned));
             if let Some(line) = line {
                 writeln!(f, "    | {line}")?;
                 let column = usize::try_from(problem.column).unwrap_or(1).max(1);
@@ -75,6 +107,10 @@ impl fmt::Display for Failure {
                 writeln!(f, "    hint: {}", problem.hint)?;
             }
         }
-        if self.hint.is_empty() { Ok(()) } else { writeln!(f, "  hint: {}", self.hint) }
+        if self.hint.is_empty() {
+            Ok(())
+        } else {
+            writeln!(f, "  hint: {}", self.hint)
+        }
     }
 }

@@ -13,7 +13,11 @@ use std::process::ExitCode;
 
 /// Turns a few Linux servers into one cluster that keeps services running when servers die.
 #[derive(Debug, Parser)]
-#[command(name = "haven", version, after_help = "Begin with `haven lab up` on one machine, or `haven init` on the first of several.")]
+#[command(
+    name = "haven",
+    version,
+    after_help = "Begin with `haven lab up` on one machine, or `haven init` on the first of several."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -76,7 +80,11 @@ fn main() -> ExitCode {
 fn log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("HAVEN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 fn run(command: Command) -> Result<(), Failure> {
@@ -87,7 +95,8 @@ fn run(command: Command) -> Result<(), Failure> {
             run_dir: paths::Paths::from_env().run,
             watchdog: std::env::var_os("HAVEN_WATCHDOG").map(Into::into),
         };
-        return haven_host::guard::process::run(&options).map_err(|error| Failure::other(error.into()));
+        return haven_host::guard::process::run(&options)
+            .map_err(|error| Failure::other(error.into()));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -106,7 +115,9 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Image(command) => cmd::image::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
         Command::Watch(command) => cmd::watch::run(command).await,
-        Command::Lab(command) => haven_lab::command::run(command).await.map_err(Failure::other),
+        Command::Lab(command) => haven_lab::command::run(command)
+            .await
+            .map_err(Failure::other),
         Command::Daemon => {
             log();
             daemon::run().await.map_err(Failure::other)
@@ -116,9 +127,8 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "haven", &mut std::io::stdout());
             Ok(())
         }
-        Command::Man { dir } => {
-            clap_mangen::generate_to(Cli::command(), dir).map_err(|error| Failure::other(error.into()))
-        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
+            .map_err(|error| Failure::other(error.into())),
     }
 }
 
@@ -129,9 +139,15 @@ mod tests {
 
     fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, bool)>) {
         let path = format!("{path} {}", command.get_name());
-        let subs: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help" && !c.is_hide_set()).collect();
+        let subs: Vec<_> = command
+            .get_subcommands()
+            .filter(|c| c.get_name() != "help" && !c.is_hide_set())
+            .collect();
         if subs.is_empty() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             found.push((path, help.contains("Examples:")));
         }
         subs.into_iter().for_each(|sub| leaves(sub, &path, found));

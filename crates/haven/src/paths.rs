@@ -17,7 +17,9 @@ impl Paths {
     /// As the environment says, or the defaults.
     #[must_use]
     pub fn from_env() -> Self {
-        let path = |name: &str, default: &str| PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.into()));
+        let path = |name: &str, default: &str| {
+            PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.into()))
+        };
         Self {
             state: path("HAVEN_STATE_DIR", "/var/lib/haven"),
             run: path("HAVEN_RUN_DIR", "/run/haven"),

@@ -52,7 +52,9 @@ pub enum LabCommand {
     #[command(after_help = "Examples:\n  haven lab start host2")]
     Start { host: String },
     /// Cut a host off the network, wholly or from one other host
-    #[command(after_help = "Examples:\n  haven lab cut host2\n  haven lab cut host2 --from host1\n  haven lab cut host2 --from host1 --one-way")]
+    #[command(
+        after_help = "Examples:\n  haven lab cut host2\n  haven lab cut host2 --from host1\n  haven lab cut host2 --from host1 --one-way"
+    )]
     Cut {
         host: String,
         /// Only from this host
@@ -98,6 +100,9 @@ pub enum LabCommand {
     },
     #[command(hide = true)]
     PowerApi,
+    /// The prefix of this lab's namespaces
+    #[command(hide = true)]
+    Id,
 }
 
 /// Runs it.
@@ -105,8 +110,23 @@ pub enum LabCommand {
 /// # Errors
 /// With a sentence that says what to do.
 pub async fn run(command: LabCommand) -> Result<()> {
-    if let LabCommand::HostInit { lower, host_dir, shared, binary, name, watchdog } = command {
-        return host_init::run(&Layout { lower, host_dir, shared, binary, watchdog, name });
+    if let LabCommand::HostInit {
+        lower,
+        host_dir,
+        shared,
+        binary,
+        name,
+        watchdog,
+    } = command
+    {
+        return host_init::run(&Layout {
+            lower,
+            host_dir,
+            shared,
+            binary,
+            watchdog,
+            name,
+        });
     }
     if !nix::unistd::geteuid().is_root() {
         bail!("the lab makes namespaces and needs root; run it with sudo");
@@ -118,10 +138,17 @@ pub async fn run(command: LabCommand) -> Result<()> {
         LabCommand::Ls => list(&lab),
         LabCommand::Kill { host } => lab.power_off(&host),
         LabCommand::Start { host } => lab.power_on(&host),
-        LabCommand::Cut { host, from, one_way } => cut(&lab, &host, from, one_way),
+        LabCommand::Cut {
+            host,
+            from,
+            one_way,
+        } => cut(&lab, &host, from, one_way),
         LabCommand::Heal => {
             lab.set_cuts(&[])?;
-            lab.hosts().iter().filter(|host| lab.init(host).is_some()).try_for_each(|host| lab.set_cable(host, true))
+            lab.hosts()
+                .iter()
+                .filter(|host| lab.init(host).is_some())
+                .try_for_each(|host| lab.set_cable(host, true))
         }
         LabCommand::Pause { host } => lab.set_paused(&host, true),
         LabCommand::Resume { host } => lab.set_paused(&host, false),
@@ -133,6 +160,10 @@ pub async fn run(command: LabCommand) -> Result<()> {
             let error = lab.command(&place, &command[0])?.args(&command[1..]).exec();
             Err(error).with_context(|| format!("`{}` cannot be started there", command[0]))
         }
+        LabCommand::Id => {
+            println!("{}", lab.state.id);
+            Ok(())
+        }
         LabCommand::PowerApi => power::serve(&lab),
         LabCommand::HostInit { .. } => Ok(()),
     }
@@ -140,7 +171,9 @@ pub async fn run(command: LabCommand) -> Result<()> {
 
 fn cut(lab: &Lab, host: &str, from: Option<String>, one_way: bool) -> Result<()> {
     lab.host(host)?;
-    let Some(other) = from else { return lab.set_cable(host, false) };
+    let Some(other) = from else {
+        return lab.set_cable(host, false);
+    };
     lab.host(&other)?;
     let mut cuts = vec![(host.to_owned(), other.clone())];
     if !one_way {
@@ -151,7 +184,11 @@ fn cut(lab: &Lab, host: &str, from: Option<String>, one_way: bool) -> Result<()>
 
 fn list(lab: &Lab) -> Result<()> {
     for (i, host) in lab.hosts().iter().enumerate() {
-        let power = if lab.init(host).is_some() { "on" } else { "off" };
+        let power = if lab.init(host).is_some() {
+            "on"
+        } else {
+            "off"
+        };
         println!("{host:<8} 10.88.0.{:<4} {power}", i + 1);
     }
     Ok(())
@@ -167,7 +204,11 @@ fn step<T>(what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Builds the Debian tree and the guest once per recipe.
 fn build_base(lab: &Lab) -> Result<()> {
-    let recipe = RECIPES.iter().map(|(_, text)| *text).collect::<Vec<_>>().join("\n");
+    let recipe = RECIPES
+        .iter()
+        .map(|(_, text)| *text)
+        .collect::<Vec<_>>()
+        .join("\n");
     let base = lab.cache.join("base");
     let mark = base.join("recipe");
     if std::fs::read_to_string(&mark).is_ok_and(|built| built == recipe) {
@@ -224,13 +265,20 @@ async fn up(lab: &mut Lab, hosts: u32, bare: bool) -> Result<()> {
         return Ok(());
     }
     for (i, host) in lab.hosts().iter().enumerate() {
-        if !lab.host_dir(host).join("upper/var/lib/haven/host.json").exists() {
+        if !lab
+            .host_dir(host)
+            .join("upper/var/lib/haven/host.json")
+            .exists()
+        {
             member(lab, host, i as u32 + 1).await?;
         }
     }
     import(lab).await?;
     let sockets: Vec<PathBuf> = lab.hosts().iter().map(|host| lab.socket(host)).collect();
-    std::fs::write(lab.dir.join("context.json"), serde_json::json!({ "sockets": sockets }).to_string())?;
+    std::fs::write(
+        lab.dir.join("context.json"),
+        serde_json::json!({ "sockets": sockets }).to_string(),
+    )?;
     println!("  the cluster is up: {} hosts", lab.state.hosts);
     Ok(())
 }
@@ -239,15 +287,32 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
     let begin = Instant::now();
     let address = format!("10.88.0.{number}");
     let power = format!("http://{}/redfish/v1/Systems/{host}", power::ADDRESS);
-    let common = ["--address", &address, "--power-url", &power, "--power-user", "lab", "--power-password", "lab"];
+    let common = [
+        "--address",
+        &address,
+        "--power-url",
+        &power,
+        "--power-user",
+        "lab",
+        "--power-password",
+        "lab",
+    ];
     if number == 1 {
-        inside(lab, host, &[&["init", "--name", "lab"], &common[..]].concat())?;
+        inside(
+            lab,
+            host,
+            &[&["init", "--name", "lab"], &common[..]].concat(),
+        )?;
         answers(&lab.socket(host)).await?;
     } else {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             let secret = Client::local(lab.socket("host1")).invite().await?.secret;
-            match inside(lab, host, &[&["join", &secret, "10.88.0.1"], &common[..]].concat()) {
+            match inside(
+                lab,
+                host,
+                &[&["join", &secret, "10.88.0.1"], &common[..]].concat(),
+            ) {
                 Ok(()) => break,
                 // The store takes one new voter at a time.
                 Err(error) if Instant::now() < until => {
@@ -261,7 +326,10 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
         }
         answers(&lab.socket(host)).await?;
     }
-    println!("  {host} is part of the cluster ({:.1} s)", begin.elapsed().as_secs_f64());
+    println!(
+        "  {host} is part of the cluster ({:.1} s)",
+        begin.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -281,7 +349,10 @@ async fn answers(socket: &Path) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bail!("{} does not answer; read var/log/haven/daemon.log of that host", socket.display())
+    bail!(
+        "{} does not answer; read var/log/haven/daemon.log of that host",
+        socket.display()
+    )
 }
 
 async fn import(lab: &Lab) -> Result<()> {
@@ -306,5 +377,9 @@ async fn import(lab: &Lab) -> Result<()> {
 pub fn leftovers(id: &str) -> Result<Vec<String>> {
     let prefix = format!("{id}-");
     let spaces = tool("ip", &["netns", "list"])?;
-    Ok(spaces.lines().filter(|line| line.starts_with(&prefix)).map(str::to_owned).collect())
+    Ok(spaces
+        .lines()
+        .filter(|line| line.starts_with(&prefix))
+        .map(str::to_owned)
+        .collect())
 }

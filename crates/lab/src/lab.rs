@@ -36,9 +36,13 @@ pub struct Lab {
 
 /// A short name for a directory.
 fn id_of(dir: &Path) -> String {
-    let sum = dir.display().to_string().bytes().fold(0xcbf2_9ce4_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let sum = dir
+        .display()
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
     format!("hv{:04x}", sum & 0xffff)
 }
 
@@ -50,7 +54,11 @@ pub fn tool(program: &str, args: &[&str]) -> Result<String> {
         .output()
         .with_context(|| format!("`{program}` cannot be started; is it installed?"))?;
     if !output.status.success() {
-        bail!("`{program} {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "`{program} {}` failed: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -61,13 +69,20 @@ impl Lab {
     /// # Errors
     /// When its file is damaged.
     pub fn open() -> Result<Self> {
-        let path = |name: &str, default: &str| PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.into()));
+        let path = |name: &str, default: &str| {
+            PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.into()))
+        };
         let dir = path("HAVEN_LAB_DIR", "/var/lib/haven-lab");
         let cache = path("HAVEN_LAB_CACHE", "/var/cache/haven-lab");
         let state = match std::fs::read(dir.join("lab.json")) {
-            Ok(text) => serde_json::from_slice(&text)
-                .with_context(|| format!("{} is damaged; remove it", dir.join("lab.json").display()))?,
-            Err(_) => State { id: id_of(&dir), hosts: 0, power: None },
+            Ok(text) => serde_json::from_slice(&text).with_context(|| {
+                format!("{} is damaged; remove it", dir.join("lab.json").display())
+            })?,
+            Err(_) => State {
+                id: id_of(&dir),
+                hosts: 0,
+                power: None,
+            },
         };
         Ok(Self { dir, cache, state })
     }
@@ -78,7 +93,10 @@ impl Lab {
     /// When the directory is not writable.
     pub fn save(&self) -> Result<()> {
         std::fs::create_dir_all(&self.dir)?;
-        std::fs::write(self.dir.join("lab.json"), serde_json::to_vec_pretty(&self.state)?)?;
+        std::fs::write(
+            self.dir.join("lab.json"),
+            serde_json::to_vec_pretty(&self.state)?,
+        )?;
         Ok(())
     }
 
@@ -109,7 +127,10 @@ impl Lab {
         match number {
             Some(number) if (1..=self.state.hosts).contains(&number) => Ok(number),
             _ if self.state.hosts == 0 => bail!("no lab is up; start one with `haven lab up`"),
-            _ => bail!("the lab has no `{name}`; it has {}", self.hosts().join(", ")),
+            _ => bail!(
+                "the lab has no `{name}`; it has {}",
+                self.hosts().join(", ")
+            ),
         }
     }
 
@@ -150,12 +171,32 @@ impl Lab {
     fn plug(&self, name: &str, address: &str) -> Result<()> {
         let (netns, fabric, cable) = (self.netns(name), self.fabric(), self.cable(name));
         tool("ip", &["netns", "add", &netns])?;
-        tool("ip", &["-n", &fabric, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &netns])?;
-        tool("ip", &["-n", &fabric, "link", "set", &cable, "master", "br0", "up"])?;
+        tool(
+            "ip",
+            &[
+                "-n", &fabric, "link", "add", &cable, "type", "veth", "peer", "name", "eth0",
+                "netns", &netns,
+            ],
+        )?;
+        tool(
+            "ip",
+            &["-n", &fabric, "link", "set", &cable, "master", "br0", "up"],
+        )?;
         tool("ip", &["-n", &netns, "link", "set", "lo", "up"])?;
         tool("ip", &["-n", &netns, "addr", "add", address, "dev", "eth0"])?;
         tool("ip", &["-n", &netns, "link", "set", "eth0", "up"])?;
-        tool("ip", &["-n", &netns, "route", "add", "default", "via", "10.88.0.254"])?;
+        tool(
+            "ip",
+            &[
+                "-n",
+                &netns,
+                "route",
+                "add",
+                "default",
+                "via",
+                "10.88.0.254",
+            ],
+        )?;
         Ok(())
     }
 
@@ -167,8 +208,24 @@ impl Lab {
         let fabric = self.fabric();
         tool("ip", &["netns", "add", &fabric])?;
         tool("ip", &["-n", &fabric, "link", "set", "lo", "up"])?;
-        tool("ip", &["-n", &fabric, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
-        tool("ip", &["-n", &fabric, "addr", "add", "10.88.0.254/24", "dev", "br0"])?;
+        tool(
+            "ip",
+            &[
+                "-n",
+                &fabric,
+                "link",
+                "add",
+                "br0",
+                "type",
+                "bridge",
+                "forward_delay",
+                "0",
+            ],
+        )?;
+        tool(
+            "ip",
+            &["-n", &fabric, "addr", "add", "10.88.0.254/24", "dev", "br0"],
+        )?;
         tool("ip", &["-n", &fabric, "link", "set", "br0", "up"])?;
         for (i, host) in self.hosts().iter().enumerate() {
             self.plug(host, &format!("10.88.0.{}/24", i + 1))?;
@@ -221,12 +278,23 @@ impl Lab {
         // What the network namespace still has would be gone with a real host.
         let netns = self.netns(name);
         for link in tool("ip", &["-n", &netns, "-o", "link"])?.lines() {
-            let device = link.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default();
+            let device = link
+                .split(": ")
+                .nth(1)
+                .unwrap_or_default()
+                .split('@')
+                .next()
+                .unwrap_or_default();
             if device.starts_with("hv") {
                 let _ = tool("ip", &["-n", &netns, "link", "del", device]);
             }
         }
-        for line in tool("ip", &["-n", &netns, "-o", "-4", "addr", "show", "dev", "eth0"])?.lines() {
+        for line in tool(
+            "ip",
+            &["-n", &netns, "-o", "-4", "addr", "show", "dev", "eth0"],
+        )?
+        .lines()
+        {
             let address = line.split_whitespace().nth(3).unwrap_or_default();
             if address.ends_with("/32") {
                 let _ = tool("ip", &["-n", &netns, "addr", "del", address, "dev", "eth0"]);
@@ -242,7 +310,10 @@ impl Lab {
     pub fn set_cable(&self, name: &str, plugged: bool) -> Result<()> {
         let (fabric, cable) = (self.fabric(), self.cable(name));
         if plugged {
-            tool("ip", &["-n", &fabric, "link", "set", &cable, "master", "br0"])?;
+            tool(
+                "ip",
+                &["-n", &fabric, "link", "set", &cable, "master", "br0"],
+            )?;
         } else {
             tool("ip", &["-n", &fabric, "link", "set", &cable, "nomaster"])?;
         }
@@ -255,9 +326,15 @@ impl Lab {
     /// With what `nft` said.
     pub fn set_cuts(&self, cuts: &[(String, String)]) -> Result<()> {
         let mut rules = String::from("table bridge lab {}\ndelete table bridge lab\n");
-        rules.push_str("table bridge lab {\n  chain cuts {\n    type filter hook forward priority 0;\n");
+        rules.push_str(
+            "table bridge lab {\n  chain cuts {\n    type filter hook forward priority 0;\n",
+        );
         for (from, to) in cuts {
-            rules.push_str(&format!("    iifname \"{}\" oifname \"{}\" drop\n", self.cable(from), self.cable(to)));
+            rules.push_str(&format!(
+                "    iifname \"{}\" oifname \"{}\" drop\n",
+                self.cable(from),
+                self.cable(to)
+            ));
         }
         rules.push_str("  }\n}\n");
         let file = self.dir.join("cuts.nft");
@@ -270,14 +347,24 @@ impl Lab {
     /// Every process of a host's PID namespace.
     #[must_use]
     pub fn processes(&self, name: &str) -> Vec<Pid> {
-        let Some(init) = self.init(name) else { return Vec::new() };
+        let Some(init) = self.init(name) else {
+            return Vec::new();
+        };
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        let Some(own) = namespace(&init.to_string()) else { return Vec::new() };
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        pids.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && namespace(pid).as_ref() == Some(&own))
-            .filter_map(|pid| pid.parse().ok().map(Pid::from_raw))
-            .collect()
+        let Some(own) = namespace(&init.to_string()) else {
+            return Vec::new();
+        };
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let pids = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        pids.filter(|pid| {
+            pid.bytes().all(|b| b.is_ascii_digit()) && namespace(pid).as_ref() == Some(&own)
+        })
+        .filter_map(|pid| pid.parse().ok().map(Pid::from_raw))
+        .collect()
     }
 
     /// Stops all processes of a host at once, or lets them go on.
@@ -286,7 +373,11 @@ impl Lab {
     /// When the lab has no such host.
     pub fn set_paused(&self, name: &str, paused: bool) -> Result<()> {
         self.host(name)?;
-        let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
+        let signal = if paused {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
         // Twice, for processes that were born meanwhile.
         for _ in 0..2 {
             for pid in self.processes(name) {
@@ -307,10 +398,22 @@ impl Lab {
             return Ok(command);
         }
         self.host(place)?;
-        let init = self.init(place).with_context(|| format!("{place} is off; switch it on with `haven lab start {place}`"))?;
+        let init = self.init(place).with_context(|| {
+            format!("{place} is off; switch it on with `haven lab start {place}`")
+        })?;
         let mut command = Command::new("nsenter");
-        command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--target", &init.to_string()]);
-        command.arg(format!("--root=/proc/{init}/root")).args(["--wd=/", "--", program]);
+        command.args([
+            "--net",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--target",
+            &init.to_string(),
+        ]);
+        command
+            .arg(format!("--root=/proc/{init}/root"))
+            .args(["--wd=/", "--", program]);
         Ok(command)
     }
 
@@ -325,7 +428,8 @@ impl Lab {
             }
         }
         if let Some(power) = self.state.power.take() {
-            let line = std::fs::read_to_string(format!("/proc/{power}/cmdline")).unwrap_or_default();
+            let line =
+                std::fs::read_to_string(format!("/proc/{power}/cmdline")).unwrap_or_default();
             if line.contains("power-api") {
                 let _ = kill(Pid::from_raw(power), Signal::SIGKILL);
             }

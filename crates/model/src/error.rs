@@ -25,13 +25,17 @@ pub enum ModelError {
         text: String,
     },
     /// A size that cannot be read.
-    #[error("`{text}` is not a size: write a whole number with a unit, for example 512MiB or 20GiB")]
+    #[error(
+        "`{text}` is not a size: write a whole number with a unit, for example 512MiB or 20GiB"
+    )]
     BadSize {
         /// What was given.
         text: String,
     },
     /// A time span that cannot be read.
-    #[error("`{text}` is not a time span: write a whole number with a unit, for example 500ms, 10s or 5m")]
+    #[error(
+        "`{text}` is not a time span: write a whole number with a unit, for example 500ms, 10s or 5m"
+    )]
     BadDuration {
         /// What was given.
         text: String,

@@ -1,15 +1,17 @@
 //! What all objects that people write have in common.
 
 use crate::{
-    error::ModelError, host::HostSpec, image::ImageSpec, name::Name, name::ObjectRef, network::NetworkSpec,
-    pool::PoolSpec, service::ServiceSpec, vm::VmSpec,
+    error::ModelError, host::HostSpec, image::ImageSpec, name::Name, name::ObjectRef,
+    network::NetworkSpec, pool::PoolSpec, service::ServiceSpec, vm::VmSpec,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
 
 /// The kinds of objects that people write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub enum Kind {
     /// A server of the cluster.
     Host,
@@ -28,8 +30,14 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they must exist for one another.
-    pub const ALL: [Kind; 6] =
-        [Kind::Host, Kind::Pool, Kind::Image, Kind::Network, Kind::Vm, Kind::Service];
+    pub const ALL: [Kind; 6] = [
+        Kind::Host,
+        Kind::Pool,
+        Kind::Image,
+        Kind::Network,
+        Kind::Vm,
+        Kind::Service,
+    ];
 
     /// The kind as it stands in references and keys.
     #[must_use]
@@ -58,7 +66,9 @@ impl std::str::FromStr for Kind {
         Kind::ALL
             .into_iter()
             .find(|kind| kind.as_str() == lower || kind.as_str() == singular)
-            .ok_or_else(|| ModelError::BadKind { text: text.to_owned() })
+            .ok_or_else(|| ModelError::BadKind {
+                text: text.to_owned(),
+            })
     }
 }
 
@@ -85,7 +95,10 @@ pub struct Meta {
     pub created_ms: i64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
 fn is_false(value: &bool) -> bool {
     !*value
 }
@@ -94,7 +107,15 @@ impl Meta {
     /// The meta of a new object.
     #[must_use]
     pub fn new(name: Name, uid: String, created_ms: i64) -> Self {
-        Self { name, uid, generation: 1, labels: BTreeMap::new(), owner: None, deleting: false, created_ms }
+        Self {
+            name,
+            uid,
+            generation: 1,
+            labels: BTreeMap::new(),
+            owner: None,
+            deleting: false,
+            created_ms,
+        }
     }
 }
 

@@ -79,12 +79,20 @@ impl FrontendPlacement {
     pub fn claimant(&self, suspected: &BTreeSet<Name>) -> Option<&Name> {
         suspected
             .contains(&self.holder)
-            .then(|| self.candidates.iter().find(|host| **host != self.holder && !suspected.contains(*host)))
+            .then(|| {
+                self.candidates
+                    .iter()
+                    .find(|host| **host != self.holder && !suspected.contains(*host))
+            })
             .flatten()
     }
     /// The record after `host` took the address.
     #[must_use]
     pub fn claimed_by(&self, host: &Name) -> Self {
-        Self { holder: host.clone(), epoch: self.epoch + 1, candidates: self.candidates.clone() }
+        Self {
+            holder: host.clone(),
+            epoch: self.epoch + 1,
+            candidates: self.candidates.clone(),
+        }
     }
 }

@@ -1,9 +1,6 @@
 //! Services: N like VMs, spread over hosts, behind one address.
 
-use crate::{
-    units::Millis,
-    vm::VmSpec,
-};
+use crate::{units::Millis, vm::VmSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -67,7 +64,10 @@ fn by_host() -> String {
 
 impl Default for SpreadSpec {
     fn default() -> Self {
-        Self { by: by_host(), required: false }
+        Self {
+            by: by_host(),
+            required: false,
+        }
     }
 }
 
@@ -83,7 +83,10 @@ pub struct UpdateSpec {
 
 impl Default for UpdateSpec {
     fn default() -> Self {
-        Self { max_unavailable: 0, max_surge: 1 }
+        Self {
+            max_unavailable: 0,
+            max_surge: 1,
+        }
     }
 }
 

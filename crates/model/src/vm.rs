@@ -122,7 +122,9 @@ fn is_default(affinity: &AffinitySpec) -> bool {
 }
 
 /// What an agent sees of a VM of its host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum VmPhase {
     /// Volumes and networks are made ready.

@@ -1,8 +1,9 @@
 //! Answers in words, from the same code that decides.
 
 use crate::{
-    host_states, plan,
+    host_states,
     placement::capacity::{Room, cost},
+    plan,
     tolerance::{hosts::HostState, recovery::bound_by, removal::users},
 };
 use haven_model::{Name, ObjectRef, Observations, Snapshot, object::Kind};
@@ -24,16 +25,30 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
         }
     };
     let plan = plan(snapshot, seen);
-    said.extend(plan.actions.iter().filter(|a| a.object == *object).map(|a| format!("next: {}", a.reason)));
-    said.extend(plan.waiting.iter().filter(|w| w.object == *object).map(|w| w.reason.clone()));
+    said.extend(
+        plan.actions
+            .iter()
+            .filter(|a| a.object == *object)
+            .map(|a| format!("next: {}", a.reason)),
+    );
+    said.extend(
+        plan.waiting
+            .iter()
+            .filter(|w| w.object == *object)
+            .map(|w| w.reason.clone()),
+    );
     said
 }
 
 fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
-    let Some(vm) = snapshot.vms.get(name) else { return vec![format!("there is no VM `{name}`")] };
+    let Some(vm) = snapshot.vms.get(name) else {
+        return vec![format!("there is no VM `{name}`")];
+    };
     let mut said = Vec::new();
     if !vm.spec.running {
-        said.push(format!("{name} is switched off; `haven vm start {name}` starts it"));
+        said.push(format!(
+            "{name} is switched off; `haven vm start {name}` starts it"
+        ));
     }
     let Some(placement) = snapshot.placements.get(name) else {
         said.push(format!("{name} has no host yet"));
@@ -42,7 +57,10 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     let states = host_states(snapshot, seen);
     let host = &placement.host;
     let state = states.get(host).copied().unwrap_or(HostState::Joining);
-    said.push(format!("{name} belongs to {host} ({state}) under epoch {}", placement.epoch));
+    said.push(format!(
+        "{name} belongs to {host} ({state}) under epoch {}",
+        placement.epoch
+    ));
     match snapshot.vm_status.get(name) {
         Some(status) if status.epoch == placement.epoch => {
             let ready = match (status.ready, vm.spec.check.is_some()) {
@@ -51,18 +69,26 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
                 (None, true) => ", its health check has not passed yet",
                 (None, false) => "",
             };
-            said.push(format!("{host} reports it {}{ready}", status.phase.as_str()));
+            said.push(format!(
+                "{host} reports it {}{ready}",
+                status.phase.as_str()
+            ));
             if !status.message.is_empty() {
                 said.push(format!("{host} says: {}", status.message));
             }
             if status.restarts > 0 {
-                said.push(format!("it ended by itself {} times there", status.restarts));
+                said.push(format!(
+                    "it ended by itself {} times there",
+                    status.restarts
+                ));
             }
         }
         _ => said.push(format!("{host} has not reported it under this epoch")),
     }
     said.push(if let Some((disk, pool)) = bound_by(snapshot, vm) {
-        format!("if {host} dies it waits for {host}: its disk `{disk}` lives in the local pool `{pool}`")
+        format!(
+            "if {host} dies it waits for {host}: its disk `{disk}` lives in the local pool `{pool}`"
+        )
     } else {
         format!("if {host} dies it restarts elsewhere once that is proven")
     });
@@ -73,7 +99,11 @@ fn host(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     let Some(state) = host_states(snapshot, seen).get(name).copied() else {
         return vec![format!("there is no host `{name}`")];
     };
-    let vms = snapshot.placements.values().filter(|p| p.host == *name).count();
+    let vms = snapshot
+        .placements
+        .values()
+        .filter(|p| p.host == *name)
+        .count();
     let mut said = vec![format!("{name} is {state} and has {vms} VMs")];
     if let Some(lease) = snapshot.leases.get(name) {
         let word = if lease.closed { "closed" } else { "open" };
@@ -92,18 +122,36 @@ fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
     let members: Vec<&Name> = snapshot.members(name).map(|(vm, _)| vm).collect();
     let ready = members
         .iter()
-        .filter(|vm| snapshot.vm_status.get(**vm).is_some_and(|s| s.ready == Some(true)))
+        .filter(|vm| {
+            snapshot
+                .vm_status
+                .get(**vm)
+                .is_some_and(|s| s.ready == Some(true))
+        })
         .count();
-    let mut said = vec![format!("{name} has {ready} of {} members ready", service.spec.replicas)];
-    if let (Some(frontend), Some(placement)) = (&service.spec.frontend, snapshot.frontends.get(name)) {
-        let next: Vec<&str> =
-            placement.candidates.iter().filter(|c| **c != placement.holder).map(Name::as_str).collect();
+    let mut said = vec![format!(
+        "{name} has {ready} of {} members ready",
+        service.spec.replicas
+    )];
+    if let (Some(frontend), Some(placement)) =
+        (&service.spec.frontend, snapshot.frontends.get(name))
+    {
+        let next: Vec<&str> = placement
+            .candidates
+            .iter()
+            .filter(|c| **c != placement.holder)
+            .map(Name::as_str)
+            .collect();
         said.push(format!(
             "{} holds {}:{}; next in line: {}",
             placement.holder,
             frontend.address,
             frontend.port,
-            if next.is_empty() { "nobody".into() } else { next.join(", ") }
+            if next.is_empty() {
+                "nobody".into()
+            } else {
+                next.join(", ")
+            }
         ));
     }
     said
@@ -121,7 +169,11 @@ pub fn losses_survivable(snapshot: &Snapshot, seen: &Observations) -> usize {
         .filter(|vm| vm.spec.running && !vm.meta.deleting && bound_by(snapshot, vm).is_none())
         .map(|vm| cost(&vm.spec).memory)
         .sum();
-    let voters = snapshot.host_status.values().filter(|s| s.etcd_member.is_some()).count();
+    let voters = snapshot
+        .host_status
+        .values()
+        .filter(|s| s.etcd_member.is_some())
+        .count();
     let quorum = voters.saturating_sub(1) / 2;
     let mut losses = 0;
     while memory.pop().is_some() && memory.iter().sum::<u64>() >= wanted && !memory.is_empty() {

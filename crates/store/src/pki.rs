@@ -8,10 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    server::WebPkiClientVerifier,
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use std::{
@@ -33,7 +30,9 @@ pub enum PkiError {
     #[error("TLS does not accept the cluster's certificates")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A file could not be read or written.
-    #[error("`{path}` could not be read or written; is this host part of a cluster (`haven init`, `haven join`)?")]
+    #[error(
+        "`{path}` could not be read or written; is this host part of a cluster (`haven init`, `haven join`)?"
+    )]
     File {
         /// Which file.
         path: PathBuf,
@@ -75,29 +74,46 @@ impl Authority {
     /// [`PkiError::Make`] when the machine cannot make keys.
     pub fn create(cluster: &str) -> Result<Self, PkiError> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("Haven cluster {cluster}"));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("Haven cluster {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, CA_DAYS);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
-        Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Self {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
     }
 
     /// Signs a host's request; names and addresses are what the cluster knows of it, not what it asks for.
     ///
     /// # Errors
     /// [`PkiError::Make`] when the request cannot be read.
-    pub fn sign(&self, request: &str, host: &str, addresses: &[IpAddr]) -> Result<String, PkiError> {
+    pub fn sign(
+        &self,
+        request: &str,
+        host: &str,
+        addresses: &[IpAddr],
+    ) -> Result<String, PkiError> {
         let issuer = Issuer::from_ca_cert_pem(&self.certificate, KeyPair::from_pem(&self.key)?)?;
         let mut request = CertificateSigningRequestParams::from_pem(request)?;
-        let mut params = CertificateParams::new(vec![host.to_owned(), "haven".into(), "localhost".into()])?;
+        let mut params =
+            CertificateParams::new(vec![host.to_owned(), "haven".into(), "localhost".into()])?;
         params.distinguished_name.push(DnType::CommonName, host);
-        params.subject_alt_names.extend(addresses.iter().map(|ip| SanType::IpAddress(*ip)));
-        params.subject_alt_names.push(SanType::IpAddress(IpAddr::from([127, 0, 0, 1])));
+        params
+            .subject_alt_names
+            .extend(addresses.iter().map(|ip| SanType::IpAddress(*ip)));
+        params
+            .subject_alt_names
+            .push(SanType::IpAddress(IpAddr::from([127, 0, 0, 1])));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         validity(&mut params, HOST_DAYS);
         request.params = params;
         Ok(request.signed_by(&issuer)?.pem())
@@ -122,17 +138,25 @@ pub fn request(host: &str) -> Result<(String, String), PkiError> {
 /// [`PkiError::Tls`] when it is not a certificate.
 pub fn fingerprint(certificate: &str) -> Result<String, PkiError> {
     let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(tls)?;
-    Ok(Sha256::digest(&der).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Sha256::digest(&der)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn roots(ca: &str) -> Result<Arc<RootCertStore>, PkiError> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).map_err(tls)?).map_err(tls)?;
+    roots
+        .add(CertificateDer::from_pem_slice(ca.as_bytes()).map_err(tls)?)
+        .map_err(tls)?;
     Ok(Arc::new(roots))
 }
 
-fn own(identity: &Identity) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
-    let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes()).map_err(tls)?;
+fn own(
+    identity: &Identity,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+    let certificate =
+        CertificateDer::from_pem_slice(identity.certificate.as_bytes()).map_err(tls)?;
     let ca = CertificateDer::from_pem_slice(identity.ca.as_bytes()).map_err(tls)?;
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(tls)?;
     // The authority goes along, so that a joining host can check its fingerprint.
@@ -218,7 +242,10 @@ impl PkiDir {
     /// # Errors
     /// [`PkiError::File`] when there is none.
     pub fn load_authority(&self) -> Result<Authority, PkiError> {
-        Ok(Authority { certificate: read(&self.ca())?, key: read(&self.ca_key())? })
+        Ok(Authority {
+            certificate: read(&self.ca())?,
+            key: read(&self.ca_key())?,
+        })
     }
 
     /// Writes this host's identity, and the authority's key if it is given.
@@ -226,8 +253,10 @@ impl PkiDir {
     /// # Errors
     /// [`PkiError::File`] when the directory is not writable.
     pub fn save(&self, identity: &Identity, authority_key: Option<&str>) -> Result<(), PkiError> {
-        std::fs::create_dir_all(&self.0)
-            .map_err(|source| PkiError::File { path: self.0.clone(), source })?;
+        std::fs::create_dir_all(&self.0).map_err(|source| PkiError::File {
+            path: self.0.clone(),
+            source,
+        })?;
         write(&self.ca(), &identity.ca)?;
         write(&self.certificate(), &identity.certificate)?;
         write(&self.key(), &identity.key)?;
@@ -236,7 +265,10 @@ impl PkiDir {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    std::fs::read_to_string(path).map_err(|source| PkiError::File { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| PkiError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), PkiError> {
@@ -247,5 +279,8 @@ fn write(path: &Path, text: &str) -> Result<(), PkiError> {
         .mode(0o600)
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()));
-    result.map_err(|source| PkiError::File { path: path.to_owned(), source })
+    result.map_err(|source| PkiError::File {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -5,8 +5,14 @@ use super::raw::Identity;
 
 fn identity(authority: &Authority, host: &str) -> Identity {
     let (key, request) = request(host).unwrap();
-    let certificate = authority.sign(&request, host, &["10.0.0.1".parse().unwrap()]).unwrap();
-    Identity { ca: authority.certificate.clone(), certificate, key }
+    let certificate = authority
+        .sign(&request, host, &["10.0.0.1".parse().unwrap()])
+        .unwrap();
+    Identity {
+        ca: authority.certificate.clone(),
+        certificate,
+        key,
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use etcd_client::{
 };
 use std::{
     sync::{
-        Arc, RwLock, PoisonError,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,7 +22,9 @@ use std::{
 #[non_exhaustive]
 pub enum StoreError {
     /// Nothing was done.
-    #[error("the store cannot be reached or has no quorum; `haven status` shows which hosts are missing")]
+    #[error(
+        "the store cannot be reached or has no quorum; `haven status` shows which hosts are missing"
+    )]
     Unavailable {
         /// What the last member tried said.
         #[source]
@@ -159,6 +161,8 @@ pub struct Identity {
     pub key: String,
 }
 
+/// So many calls in a row go unanswered before another member is used.
+const PATIENCE: usize = 3;
 /// A call's deadline.
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -172,6 +176,8 @@ struct Members {
 pub struct EtcdStore {
     members: Arc<RwLock<Members>>,
     current: Arc<AtomicUsize>,
+    /// Calls in a row that the member in use did not answer.
+    unanswered: Arc<AtomicUsize>,
     tls: Arc<Option<Identity>>,
 }
 
@@ -185,7 +191,10 @@ fn options(tls: Option<&Identity>) -> ConnectOptions {
     use etcd_client::{Certificate, TlsOptions};
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(&identity.ca))
-        .identity(etcd_client::Identity::from_pem(&identity.certificate, &identity.key));
+        .identity(etcd_client::Identity::from_pem(
+            &identity.certificate,
+            &identity.key,
+        ));
     options.with_tls(tls)
 }
 
@@ -194,7 +203,9 @@ async fn clients(endpoints: &[String], tls: Option<&Identity>) -> Result<Vec<Cli
     for endpoint in endpoints {
         let client = Client::connect([endpoint], Some(options(tls)))
             .await
-            .map_err(|source| StoreError::Refused { source: Box::new(source) })?;
+            .map_err(|source| StoreError::Refused {
+                source: Box::new(source),
+            })?;
         clients.push(client);
     }
     Ok(clients)
@@ -207,10 +218,14 @@ impl EtcdStore {
     /// [`StoreError::Refused`] when an endpoint or a certificate cannot be read.
     pub async fn connect(config: StoreConfig) -> Result<Self, StoreError> {
         let clients = clients(&config.endpoints, config.tls.as_ref()).await?;
-        let members = Members { clients, endpoints: config.endpoints };
+        let members = Members {
+            clients,
+            endpoints: config.endpoints,
+        };
         Ok(Self {
             members: Arc::new(RwLock::new(members)),
             current: Arc::default(),
+            unanswered: Arc::default(),
             tls: Arc::new(config.tls),
         })
     }
@@ -223,11 +238,17 @@ impl EtcdStore {
         let options = ConnectOptions::new().with_require_leader(true);
         let client = Client::from_channel(channel, Some(options))
             .await
-            .map_err(|source| StoreError::Refused { source: Box::new(source) })?;
-        let members = Members { clients: vec![client], endpoints: vec!["memory".into()] };
+            .map_err(|source| StoreError::Refused {
+                source: Box::new(source),
+            })?;
+        let members = Members {
+            clients: vec![client],
+            endpoints: vec!["memory".into()],
+        };
         Ok(Self {
             members: Arc::new(RwLock::new(members)),
             current: Arc::default(),
+            unanswered: Arc::default(),
             tls: Arc::new(None),
         })
     }
@@ -237,18 +258,29 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Refused`] when an endpoint cannot be read.
     pub async fn set_endpoints(&self, endpoints: Vec<String>) -> Result<(), StoreError> {
-        if self.members.read().unwrap_or_else(PoisonError::into_inner).endpoints == endpoints {
+        if self
+            .members
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .endpoints
+            == endpoints
+        {
             return Ok(());
         }
         let clients = clients(&endpoints, (*self.tls).as_ref()).await?;
-        *self.members.write().unwrap_or_else(PoisonError::into_inner) = Members { clients, endpoints };
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) =
+            Members { clients, endpoints };
         self.current.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     /// How many members it knows.
     pub(crate) fn count(&self) -> usize {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).clients.len()
+        self.members
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clients
+            .len()
     }
 
     /// The client of the member in use, with its number.
@@ -261,9 +293,19 @@ impl EtcdStore {
     /// The member `failed` does not answer: use the next one, unless somebody else moved on already.
     pub(crate) fn rotate(&self, failed: usize) {
         let next = (failed + 1) % self.count().max(1);
-        let _ = self.current.compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .current
+            .compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// A call to member `index` was not answered, or there is no leader now. A member that waits for an election is
+    /// as good as any other, and the next one may be dead: only several such calls in a row make it worth leaving.
+    pub(crate) fn stalled(&self, index: usize) {
+        if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE {
+            self.unanswered.store(0, Ordering::Relaxed);
+            self.rotate(index);
+        }
+    }
 
     /// One key, read linearizably.
     ///
@@ -285,7 +327,10 @@ impl EtcdStore {
         limit: i64,
         revision: i64,
     ) -> Result<Page, StoreError> {
-        let start = after.map_or_else(|| prefix.as_bytes().to_vec(), |key| [key.as_bytes(), &[0]].concat());
+        let start = after.map_or_else(
+            || prefix.as_bytes().to_vec(),
+            |key| [key.as_bytes(), &[0]].concat(),
+        );
         let options = GetOptions::new()
             .with_range(end_of(prefix))
             .with_limit(limit)
@@ -299,8 +344,10 @@ impl EtcdStore {
     /// # Errors
     /// As [`EtcdStore::get`].
     pub async fn last(&self, prefix: &str, limit: i64) -> Result<Vec<RawKv>, StoreError> {
-        let options =
-            GetOptions::new().with_prefix().with_limit(limit).with_sort(SortTarget::Key, SortOrder::Descend);
+        let options = GetOptions::new()
+            .with_prefix()
+            .with_limit(limit)
+            .with_sort(SortTarget::Key, SortOrder::Descend);
         Ok(self.read(prefix, Some(options)).await?.kvs)
     }
 
@@ -312,27 +359,46 @@ impl EtcdStore {
         let mut whole = self.range(prefix, None, PAGE, 0).await?;
         while whole.more {
             let after = whole.kvs.last().map(|kv| kv.key.clone());
-            let page = self.range(prefix, after.as_deref(), PAGE, whole.revision).await?;
+            let page = self
+                .range(prefix, after.as_deref(), PAGE, whole.revision)
+                .await?;
             whole.more = page.more;
             whole.kvs.extend(page.kvs);
         }
         Ok(whole)
     }
 
-    async fn read(&self, key: impl Into<Vec<u8>>, options: Option<GetOptions>) -> Result<Page, StoreError> {
+    async fn read(
+        &self,
+        key: impl Into<Vec<u8>>,
+        options: Option<GetOptions>,
+    ) -> Result<Page, StoreError> {
         let key = key.into();
         let mut last = None;
         for _ in 0..self.count().max(1) {
             let (index, mut client) = self.client();
             match tokio::time::timeout(DEADLINE, client.get(key.clone(), options.clone())).await {
                 Ok(Ok(response)) => {
-                    let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+                    let revision = response
+                        .header()
+                        .map_or(0, etcd_client::ResponseHeader::revision);
                     let kvs = response.kvs().iter().map(RawKv::from).collect();
-                    return Ok(Page { kvs, revision, more: response.more() });
+                    return Ok(Page {
+                        kvs,
+                        revision,
+                        more: response.more(),
+                    });
                 }
                 Ok(Err(error)) if is_compacted(&error) => return Err(StoreError::Compacted),
-                Ok(Err(error)) => last = Some(StoreError::Unavailable { source: Box::new(error) }),
-                Err(_) => last = Some(StoreError::Unknown(DEADLINE)),
+                Ok(Err(error)) => {
+                    last = Some(StoreError::Unavailable {
+                        source: Box::new(error),
+                    })
+                }
+                Err(_) => {
+                    self.stalled(index);
+                    return Err(StoreError::Unknown(DEADLINE));
+                }
             }
             self.rotate(index);
         }
@@ -343,27 +409,42 @@ impl EtcdStore {
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when it may have been done; the caller must read before it tries again.
-    pub async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError> {
+    pub async fn txn(
+        &self,
+        compares: Vec<Compare>,
+        ops: Vec<Op>,
+    ) -> Result<TxnOutcome, StoreError> {
         let txn = Txn::new()
             .when(compares.iter().map(Compare::to_etcd).collect::<Vec<_>>())
             .and_then(ops.iter().map(Op::to_etcd).collect::<Vec<_>>());
         let (index, mut client) = self.client();
         match tokio::time::timeout(DEADLINE, client.txn(txn)).await {
-            Ok(Ok(response)) => Ok(TxnOutcome {
-                succeeded: response.succeeded(),
-                revision: response.header().map_or(0, etcd_client::ResponseHeader::revision),
-            }),
+            Ok(Ok(response)) => {
+                self.unanswered.store(0, Ordering::Relaxed);
+                Ok(TxnOutcome {
+                    succeeded: response.succeeded(),
+                    revision: response
+                        .header()
+                        .map_or(0, etcd_client::ResponseHeader::revision),
+                })
+            }
             Ok(Err(error)) => {
-                self.rotate(index);
+                if leaderless(&error) {
+                    self.stalled(index);
+                } else {
+                    self.rotate(index);
+                }
                 Err(if was_refused(&error) {
-                    StoreError::Refused { source: Box::new(error) }
+                    StoreError::Refused {
+                        source: Box::new(error),
+                    }
                 } else {
                     tracing::debug!(%error, "a transaction ended without an answer");
                     StoreError::Unknown(DEADLINE)
                 })
             }
             Err(_) => {
-                self.rotate(index);
+                self.stalled(index);
                 Err(StoreError::Unknown(DEADLINE))
             }
         }
@@ -374,7 +455,10 @@ impl EtcdStore {
     /// # Errors
     /// As [`EtcdStore::txn`].
     pub async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<RawKv>>, StoreError> {
-        let gets = keys.iter().map(|key| TxnOp::get(key.as_str(), None)).collect::<Vec<_>>();
+        let gets = keys
+            .iter()
+            .map(|key| TxnOp::get(key.as_str(), None))
+            .collect::<Vec<_>>();
         let (index, mut client) = self.client();
         match tokio::time::timeout(DEADLINE, client.txn(Txn::new().and_then(gets))).await {
             Ok(Ok(response)) => Ok(response
@@ -387,7 +471,9 @@ impl EtcdStore {
                 .collect()),
             Ok(Err(error)) => {
                 self.rotate(index);
-                Err(StoreError::Unavailable { source: Box::new(error) })
+                Err(StoreError::Unavailable {
+                    source: Box::new(error),
+                })
             }
             Err(_) => {
                 self.rotate(index);
@@ -412,6 +498,12 @@ fn end_of(prefix: &str) -> Vec<u8> {
 pub(crate) fn is_compacted(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(status)
         if status.code() == tonic::Code::OutOfRange && status.message().contains("compacted"))
+}
+
+/// The member answers and waits for a leader.
+fn leaderless(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status)
+        if status.message().contains("leader") || status.message().contains("request timed out"))
 }
 
 /// etcd itself said no, so nothing was done.

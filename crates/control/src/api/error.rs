@@ -56,21 +56,36 @@ impl ApiError {
     /// 409: somebody else changed it meanwhile.
     #[must_use]
     pub fn conflict(what: &str, given: i64, now: i64) -> Self {
-        let detail = format!("{what} was changed meanwhile: you saw version {given}, it is at {now}");
-        Self::new(StatusCode::CONFLICT, detail, "read it again and repeat your change")
+        let detail =
+            format!("{what} was changed meanwhile: you saw version {given}, it is at {now}");
+        Self::new(
+            StatusCode::CONFLICT,
+            detail,
+            "read it again and repeat your change",
+        )
     }
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let detail = error.to_string();
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail, "`haven status` tells whether the cluster has a quorum")
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            detail,
+            "`haven status` tells whether the cluster has a quorum",
+        )
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (
+            status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            Json(self.0),
+        )
+            .into_response()
     }
 }

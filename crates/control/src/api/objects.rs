@@ -15,7 +15,12 @@ use std::collections::BTreeMap;
 
 /// An object with what is seen of it.
 #[must_use]
-pub fn item(snapshot: &Snapshot, seen: &Observations, object: Object, resource_version: i64) -> Item {
+pub fn item(
+    snapshot: &Snapshot,
+    seen: &Observations,
+    object: Object,
+    resource_version: i64,
+) -> Item {
     let (mut state, mut host, mut columns) = (String::new(), None, BTreeMap::new());
     match &object {
         Object::Vm(vm) => {
@@ -25,13 +30,17 @@ pub fn item(snapshot: &Snapshot, seen: &Observations, object: Object, resource_v
             state = vm_state(snapshot, name);
             columns.insert("memory".into(), vm.spec.memory.to_string());
             columns.insert("cpus".into(), vm.spec.cpus.to_string());
-            let ips = placement.map(|p| p.nics.iter().map(|n| n.ip.to_string()).collect::<Vec<_>>());
+            let ips =
+                placement.map(|p| p.nics.iter().map(|n| n.ip.to_string()).collect::<Vec<_>>());
             columns.insert("addresses".into(), ips.unwrap_or_default().join(","));
             columns.insert("epoch".into(), placement.map_or(0, |p| p.epoch).to_string());
         }
         Object::Host(of) => {
             let states = haven_plan::host_states(snapshot, seen);
-            state = states.get(&of.meta.name).map(ToString::to_string).unwrap_or_default();
+            state = states
+                .get(&of.meta.name)
+                .map(ToString::to_string)
+                .unwrap_or_default();
             columns.insert("address".into(), of.spec.address.to_string());
             if let Some(status) = snapshot.host_status.get(&of.meta.name) {
                 columns.insert("version".into(), status.version.clone());
@@ -43,16 +52,28 @@ pub fn item(snapshot: &Snapshot, seen: &Observations, object: Object, resource_v
         }
         Object::Service(service) => {
             let name = &service.meta.name;
-            let ready = snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
+            let ready = snapshot
+                .members(name)
+                .filter(|(vm, _)| vm_state(snapshot, vm) == "ready")
+                .count();
             state = format!("{ready}/{} ready", service.spec.replicas);
             host = snapshot.frontends.get(name).map(|f| f.holder.clone());
             if let Some(frontend) = &service.spec.frontend {
-                columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));
+                columns.insert(
+                    "address".into(),
+                    format!("{}:{}", frontend.address, frontend.port),
+                );
             }
         }
         Object::Image(image) => {
-            let complete = |sums: &std::collections::BTreeSet<String>| image.spec.files().all(|f| sums.contains(&f.sha256));
-            let on = snapshot.host_status.values().filter(|s| complete(&s.images)).count();
+            let complete = |sums: &std::collections::BTreeSet<String>| {
+                image.spec.files().all(|f| sums.contains(&f.sha256))
+            };
+            let on = snapshot
+                .host_status
+                .values()
+                .filter(|s| complete(&s.images))
+                .count();
             state = format!("on {on} hosts");
         }
         Object::Network(network) => {
@@ -71,7 +92,13 @@ pub fn item(snapshot: &Snapshot, seen: &Observations, object: Object, resource_v
     {
         power.password = String::new();
     }
-    Item { resource_version, object, state, host, columns }
+    Item {
+        resource_version,
+        object,
+        state,
+        host,
+        columns,
+    }
 }
 
 /// A VM's state in a word: `ready` when it runs and passes its check (or has none).
@@ -81,12 +108,21 @@ pub fn vm_state(snapshot: &Snapshot, name: &Name) -> String {
         return "unknown".into();
     };
     let Some(placement) = placement else {
-        return if vm.spec.running { "waiting" } else { "stopped" }.into();
+        return if vm.spec.running {
+            "waiting"
+        } else {
+            "stopped"
+        }
+        .into();
     };
     if !snapshot.session_open(&placement.host) {
         return "lost".into();
     }
-    let Some(status) = snapshot.vm_status.get(name).filter(|s| s.epoch == placement.epoch) else {
+    let Some(status) = snapshot
+        .vm_status
+        .get(name)
+        .filter(|s| s.epoch == placement.epoch)
+    else {
         return "placed".into();
     };
     match (status.phase.as_str(), status.ready) {
@@ -107,8 +143,15 @@ pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> 
     }
     let more = objects.len() > limit;
     objects.truncate(limit);
-    let next = if more { objects.last().map(|(o, _)| o.meta().name.to_string()) } else { None };
-    let items = objects.into_iter().map(|(o, revision)| item(&snapshot, &seen, o, revision)).collect();
+    let next = if more {
+        objects.last().map(|(o, _)| o.meta().name.to_string())
+    } else {
+        None
+    };
+    let items = objects
+        .into_iter()
+        .map(|(o, revision)| item(&snapshot, &seen, o, revision))
+        .collect();
     List { items, next }
 }
 
@@ -118,7 +161,9 @@ pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> 
 /// 404.
 pub fn get(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
     let snapshot = state.snapshot();
-    let (object, revision) = snapshot.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+    let (object, revision) = snapshot
+        .object(reference)
+        .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
     Ok(item(&snapshot, &(state.seen)(), object, revision))
 }
 
@@ -133,16 +178,33 @@ pub async fn change(
 ) -> ApiResult<Item> {
     let key = keys::object(reference);
     for _ in 0..5 {
-        let record = state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+        let record = state
+            .store
+            .get(&key)
+            .await?
+            .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
         let mut scratch = Snapshot::default();
         scratch.apply(&key, Some((&record.value, record.mod_revision)));
-        let (mut object, _) = scratch.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+        let (mut object, _) = scratch
+            .object(reference)
+            .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
         change(&mut object)?;
         object.meta_mut().generation += 1;
         let ops = vec![Op::Put(key.clone(), object.to_store().into())];
-        let outcome = state.store.txn(vec![Compare::ModRevision(key.clone(), record.mod_revision)], ops).await?;
+        let outcome = state
+            .store
+            .txn(
+                vec![Compare::ModRevision(key.clone(), record.mod_revision)],
+                ops,
+            )
+            .await?;
         if outcome.succeeded {
-            return Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision));
+            return Ok(item(
+                &state.snapshot(),
+                &(state.seen)(),
+                object,
+                outcome.revision,
+            ));
         }
     }
     Err(ApiError::conflict(&reference.to_string(), 0, 0))

@@ -35,28 +35,98 @@ pub type Row = (&'static str, &'static str, Role, &'static str);
 /// The table that both the router and the documentation are made from.
 pub const TABLE: &[Row] = &[
     ("GET", "/v1/version", Role::Anyone, "which Haven this is"),
-    ("POST", "/v1/join", Role::Anyone, "a host becomes part of the cluster; its join token is checked"),
-    ("GET", "/v1/status", Role::Viewer, "the cluster on one screen"),
+    (
+        "POST",
+        "/v1/join",
+        Role::Anyone,
+        "a host becomes part of the cluster; its join token is checked",
+    ),
+    (
+        "GET",
+        "/v1/status",
+        Role::Viewer,
+        "the cluster on one screen",
+    ),
     ("GET", "/v1/events", Role::Viewer, "the last events"),
-    ("GET", "/v1/events/follow", Role::Viewer, "events as they come (server-sent)"),
+    (
+        "GET",
+        "/v1/events/follow",
+        Role::Viewer,
+        "events as they come (server-sent)",
+    ),
     ("GET", "/v1/incidents", Role::Viewer, "all incidents"),
-    ("GET", "/v1/explain/{kind}/{name}", Role::Viewer, "what there is to say of an object"),
+    (
+        "GET",
+        "/v1/explain/{kind}/{name}",
+        Role::Viewer,
+        "what there is to say of an object",
+    ),
     ("GET", "/v1/audit", Role::Admin, "who changed what"),
     ("POST", "/v1/apply", Role::Operator, "apply manifests"),
     ("POST", "/v1/invite", Role::Admin, "make a join token"),
     ("POST", "/v1/tokens/{name}", Role::Admin, "make a token"),
     ("DELETE", "/v1/tokens/{name}", Role::Admin, "end a token"),
-    ("PUT", "/v1/import/{name}/{part}", Role::Operator, "import a file of an image"),
-    ("GET", "/v1/blobs/{sha256}", Role::Admin, "a file of an image (for hosts)"),
+    (
+        "PUT",
+        "/v1/import/{name}/{part}",
+        Role::Operator,
+        "import a file of an image",
+    ),
+    (
+        "GET",
+        "/v1/blobs/{sha256}",
+        Role::Admin,
+        "a file of an image (for hosts)",
+    ),
     ("GET", "/v1/objects/{kind}", Role::Viewer, "list objects"),
-    ("GET", "/v1/objects/{kind}/{name}", Role::Viewer, "one object"),
-    ("PUT", "/v1/objects/{kind}/{name}", Role::Operator, "replace an object at a version"),
-    ("DELETE", "/v1/objects/{kind}/{name}", Role::Operator, "delete an object"),
-    ("POST", "/v1/vms/{name}/{action}", Role::Operator, "start, stop or reset a VM"),
-    ("GET", "/v1/vms/{name}/console", Role::Operator, "a VM's console (upgrade)"),
-    ("GET", "/v1/vms/{name}/log", Role::Viewer, "what a VM's console said"),
-    ("POST", "/v1/services/{name}/scale/{replicas}", Role::Operator, "change the number of members"),
-    ("POST", "/v1/services/{name}/restart", Role::Operator, "replace all members, a few at a time"),
+    (
+        "GET",
+        "/v1/objects/{kind}/{name}",
+        Role::Viewer,
+        "one object",
+    ),
+    (
+        "PUT",
+        "/v1/objects/{kind}/{name}",
+        Role::Operator,
+        "replace an object at a version",
+    ),
+    (
+        "DELETE",
+        "/v1/objects/{kind}/{name}",
+        Role::Operator,
+        "delete an object",
+    ),
+    (
+        "POST",
+        "/v1/vms/{name}/{action}",
+        Role::Operator,
+        "start, stop or reset a VM",
+    ),
+    (
+        "GET",
+        "/v1/vms/{name}/console",
+        Role::Operator,
+        "a VM's console (upgrade)",
+    ),
+    (
+        "GET",
+        "/v1/vms/{name}/log",
+        Role::Viewer,
+        "what a VM's console said",
+    ),
+    (
+        "POST",
+        "/v1/services/{name}/scale/{replicas}",
+        Role::Operator,
+        "change the number of members",
+    ),
+    (
+        "POST",
+        "/v1/services/{name}/restart",
+        Role::Operator,
+        "replace all members, a few at a time",
+    ),
 ];
 
 fn handler(method: &str, path: &str) -> MethodRouter<ApiState> {
@@ -115,13 +185,29 @@ async fn gate(
         let (status, detail) = if caller.role == Role::Anyone {
             (StatusCode::UNAUTHORIZED, "this needs a token".to_owned())
         } else {
-            (StatusCode::FORBIDDEN, format!("this needs the role {least:?}, and {} has {:?}", caller.who, caller.role).to_lowercase())
+            (
+                StatusCode::FORBIDDEN,
+                format!(
+                    "this needs the role {least:?}, and {} has {:?}",
+                    caller.who, caller.role
+                )
+                .to_lowercase(),
+            )
         };
-        return ApiError::new(status, detail, "ask an admin for `haven token create --role …`").into_response();
+        return ApiError::new(
+            status,
+            detail,
+            "ask an admin for `haven token create --role …`",
+        )
+        .into_response();
     }
     let response = next.run(request).await;
     if !look {
-        let outcome = if response.status().is_success() { "ok".into() } else { response.status().to_string() };
+        let outcome = if response.status().is_success() {
+            "ok".into()
+        } else {
+            response.status().to_string()
+        };
         auth::audit(&state, &caller, what, outcome).await;
     }
     response
@@ -129,7 +215,10 @@ async fn gate(
 
 fn reference(kind: &str, name: &str) -> ApiResult<ObjectRef> {
     let bad = |error: haven_model::ModelError| ApiError::bad(error.to_string(), "");
-    Ok(ObjectRef::new(kind.parse().map_err(bad)?, Name::new(name).map_err(bad)?))
+    Ok(ObjectRef::new(
+        kind.parse().map_err(bad)?,
+        Name::new(name).map_err(bad)?,
+    ))
 }
 
 async fn version() -> Json<BTreeMap<&'static str, &'static str>> {
@@ -145,72 +234,131 @@ struct Limit {
     limit: Option<i64>,
 }
 
-async fn last<T: serde::de::DeserializeOwned>(state: &ApiState, prefix: &str, limit: Option<i64>) -> ApiResult<Vec<T>> {
-    let mut found = state.store.last(prefix, limit.unwrap_or(100).clamp(1, 5000)).await?;
+async fn last<T: serde::de::DeserializeOwned>(
+    state: &ApiState,
+    prefix: &str,
+    limit: Option<i64>,
+) -> ApiResult<Vec<T>> {
+    let mut found = state
+        .store
+        .last(prefix, limit.unwrap_or(100).clamp(1, 5000))
+        .await?;
     found.reverse();
-    Ok(found.iter().filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect())
+    Ok(found
+        .iter()
+        .filter_map(|kv| serde_json::from_slice(&kv.value).ok())
+        .collect())
 }
 
 async fn events(State(state): Api, Query(query): Query<Limit>) -> ApiResult<Json<Vec<Event>>> {
     last(&state, keys::EVENTS, query.limit).await.map(Json)
 }
 
-async fn audit_log(State(state): Api, Query(query): Query<Limit>) -> ApiResult<Json<Vec<AuditEntry>>> {
+async fn audit_log(
+    State(state): Api,
+    Query(query): Query<Limit>,
+) -> ApiResult<Json<Vec<AuditEntry>>> {
     last(&state, keys::AUDIT, query.limit).await.map(Json)
 }
 
 /// Events behind the last one known, asked for once a second while somebody listens.
 async fn follow(State(state): Api) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
-    let begin = state.store.last(keys::EVENTS, 1).await.ok().and_then(|last| last.into_iter().next());
+    let begin = state
+        .store
+        .last(keys::EVENTS, 1)
+        .await
+        .ok()
+        .and_then(|last| last.into_iter().next());
     let after = begin.map(|kv| kv.key);
-    let stream = futures::stream::unfold((state, after, Vec::<Event>::new()), |(state, mut after, mut queue)| async move {
-        while queue.is_empty() {
-            if let Ok(page) = state.store.range(keys::EVENTS, after.as_deref(), 100, 0).await {
-                if let Some(kv) = page.kvs.last() {
-                    after = Some(kv.key.clone());
+    let stream = futures::stream::unfold(
+        (state, after, Vec::<Event>::new()),
+        |(state, mut after, mut queue)| async move {
+            while queue.is_empty() {
+                if let Ok(page) = state
+                    .store
+                    .range(keys::EVENTS, after.as_deref(), 100, 0)
+                    .await
+                {
+                    if let Some(kv) = page.kvs.last() {
+                        after = Some(kv.key.clone());
+                    }
+                    queue = page
+                        .kvs
+                        .iter()
+                        .rev()
+                        .filter_map(|kv| serde_json::from_slice(&kv.value).ok())
+                        .collect();
                 }
-                queue = page.kvs.iter().rev().filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect();
+                if queue.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
             }
-            if queue.is_empty() {
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-        }
-        let event = queue.pop()?;
-        let text = serde_json::to_string(&event).unwrap_or_default();
-        Some((Ok(sse::Event::default().data(text)), (state, after, queue)))
-    });
+            let event = queue.pop()?;
+            let text = serde_json::to_string(&event).unwrap_or_default();
+            Some((Ok(sse::Event::default().data(text)), (state, after, queue)))
+        },
+    );
     Sse::new(stream).keep_alive(sse::KeepAlive::default())
 }
 
 async fn incidents(State(state): Api) -> Json<Vec<Incident>> {
-    Json(state.snapshot().incidents.values().map(|i| (*i.value).clone()).collect())
+    Json(
+        state
+            .snapshot()
+            .incidents
+            .values()
+            .map(|i| (*i.value).clone())
+            .collect(),
+    )
 }
 
-async fn explain(State(state): Api, Path((kind, name)): Path<(String, String)>) -> ApiResult<Json<Vec<String>>> {
+async fn explain(
+    State(state): Api,
+    Path((kind, name)): Path<(String, String)>,
+) -> ApiResult<Json<Vec<String>>> {
     let reference = reference(&kind, &name)?;
     objects::get(&state, &reference)?;
     Ok(Json(state.explain(&reference)))
 }
 
-async fn apply_files(State(state): Api, Json(request): Json<ApplyRequest>) -> ApiResult<Json<Vec<Applied>>> {
+async fn apply_files(
+    State(state): Api,
+    Json(request): Json<ApplyRequest>,
+) -> ApiResult<Json<Vec<Applied>>> {
     apply::apply(&state, &request).await.map(Json)
 }
 
 async fn invite(State(state): Api) -> ApiResult<Json<Secret>> {
-    let id = Name::new(format!("join-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))
-        .map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let id = Name::new(format!(
+        "join-{}",
+        &uuid::Uuid::new_v4().simple().to_string()[..8]
+    ))
+    .map_err(|error| ApiError::bad(error.to_string(), ""))?;
     let (token, expires_ms) = make_token(&state, &id, Role::Anyone, true, 3_600_000).await?;
-    Ok(Json(Secret { secret: format!("{token}.{}", state.invite.fingerprint), expires_ms }))
+    Ok(Json(Secret {
+        secret: format!("{token}.{}", state.invite.fingerprint),
+        expires_ms,
+    }))
 }
 
 async fn join(State(state): Api, Json(request): Json<JoinRequest>) -> ApiResult<Json<JoinAnswer>> {
     let taken = state.snapshot().session_open(&request.host);
     if taken {
         let detail = format!("there is a host `{}` already", request.host);
-        return Err(ApiError::new(StatusCode::CONFLICT, detail, "give this one another name with --host-name"));
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            detail,
+            "give this one another name with --host-name",
+        ));
     }
     auth::use_join_token(&state, &request.secret).await?;
-    let failed = |why: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why, "try again with a new token");
+    let failed = |why: String| {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            why,
+            "try again with a new token",
+        )
+    };
     state.local.admit(&request).await.map(Json).map_err(failed)
 }
 
@@ -220,7 +368,11 @@ struct NewToken {
     days: Option<i64>,
 }
 
-async fn new_token(State(state): Api, Path(name): Path<String>, Query(query): Query<NewToken>) -> ApiResult<Json<Secret>> {
+async fn new_token(
+    State(state): Api,
+    Path(name): Path<String>,
+    Query(query): Query<NewToken>,
+) -> ApiResult<Json<Secret>> {
     let name = Name::new(name).map_err(|error| ApiError::bad(error.to_string(), ""))?;
     let lifetime = query.days.unwrap_or(365).clamp(0, 3650) * 86_400_000;
     let (secret, expires_ms) = make_token(&state, &name, query.role, false, lifetime).await?;
@@ -229,7 +381,11 @@ async fn new_token(State(state): Api, Path(name): Path<String>, Query(query): Qu
 
 async fn end_token(State(state): Api, Path(name): Path<String>) -> ApiResult<StatusCode> {
     let key = format!("{}{name}", keys::TOKENS);
-    state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
+    state
+        .store
+        .get(&key)
+        .await?
+        .ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
     state.store.txn(vec![], vec![Op::Delete(key)]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -240,18 +396,37 @@ struct Page {
     after: Option<String>,
 }
 
-async fn list(State(state): Api, Path(kind): Path<String>, Query(page): Query<Page>) -> ApiResult<Json<List>> {
-    let kind: Kind = kind.parse().map_err(|error: haven_model::ModelError| ApiError::bad(error.to_string(), ""))?;
+async fn list(
+    State(state): Api,
+    Path(kind): Path<String>,
+    Query(page): Query<Page>,
+) -> ApiResult<Json<List>> {
+    let kind: Kind = kind
+        .parse()
+        .map_err(|error: haven_model::ModelError| ApiError::bad(error.to_string(), ""))?;
     let limit = page.limit.unwrap_or(500).clamp(1, 5000);
-    Ok(Json(objects::list(&state, kind, limit, page.after.as_deref())))
+    Ok(Json(objects::list(
+        &state,
+        kind,
+        limit,
+        page.after.as_deref(),
+    )))
 }
 
-async fn one(State(state): Api, Path((kind, name)): Path<(String, String)>) -> ApiResult<Json<Item>> {
+async fn one(
+    State(state): Api,
+    Path((kind, name)): Path<(String, String)>,
+) -> ApiResult<Json<Item>> {
     objects::get(&state, &reference(&kind, &name)?).map(Json)
 }
 
-async fn remove(State(state): Api, Path((kind, name)): Path<(String, String)>) -> ApiResult<Json<Item>> {
-    objects::delete(&state, &reference(&kind, &name)?).await.map(Json)
+async fn remove(
+    State(state): Api,
+    Path((kind, name)): Path<(String, String)>,
+) -> ApiResult<Json<Item>> {
+    objects::delete(&state, &reference(&kind, &name)?)
+        .await
+        .map(Json)
 }
 
 async fn replace(
@@ -261,9 +436,18 @@ async fn replace(
 ) -> ApiResult<Json<Item>> {
     let reference = reference(&kind, &name)?;
     if given.object.reference() != reference {
-        return Err(ApiError::bad(format!("the body is {} and the path {reference}", given.object.reference()), ""));
+        return Err(ApiError::bad(
+            format!(
+                "the body is {} and the path {reference}",
+                given.object.reference()
+            ),
+            "",
+        ));
     }
-    let (_, now) = state.snapshot().object(&reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+    let (_, now) = state
+        .snapshot()
+        .object(&reference)
+        .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
     let conflict = |now| ApiError::conflict(&reference.to_string(), given.resource_version, now);
     if now != given.resource_version {
         return Err(conflict(now));
@@ -273,7 +457,10 @@ async fn replace(
     if !problems.is_empty() {
         return Err(ApiError::manifests(problems));
     }
-    let (old, _) = state.snapshot().object(&reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+    let (old, _) = state
+        .snapshot()
+        .object(&reference)
+        .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
     let mut object = given.object.clone();
     apply::keep(&mut object, &old);
     let labels = std::mem::take(&mut object.meta_mut().labels);
@@ -282,31 +469,55 @@ async fn replace(
     object.meta_mut().generation += 1;
     let key = keys::object(&reference);
     let compare = vec![Compare::ModRevision(key.clone(), given.resource_version)];
-    let outcome = state.store.txn(compare, vec![Op::Put(key, object.to_store().into())]).await?;
+    let outcome = state
+        .store
+        .txn(compare, vec![Op::Put(key, object.to_store().into())])
+        .await?;
     if !outcome.succeeded {
         return Err(conflict(outcome.revision));
     }
-    Ok(Json(objects::item(&state.snapshot(), &(state.seen)(), object, outcome.revision)))
+    Ok(Json(objects::item(
+        &state.snapshot(),
+        &(state.seen)(),
+        object,
+        outcome.revision,
+    )))
 }
 
-async fn act(State(state): Api, Path((name, action)): Path<(String, String)>) -> ApiResult<Json<Item>> {
+async fn act(
+    State(state): Api,
+    Path((name, action)): Path<(String, String)>,
+) -> ApiResult<Json<Item>> {
     let reference = reference("vm", &name)?;
     let changed = objects::change(&state, &reference, |object| {
-        let Object::Vm(vm) = object else { return Ok(()) };
+        let Object::Vm(vm) = object else {
+            return Ok(());
+        };
         match action.as_str() {
             "start" => vm.spec.running = true,
             "stop" => vm.spec.running = false,
             "reset" => vm.spec.resets += 1,
-            other => return Err(ApiError::bad(format!("`{other}` cannot be done with a VM"), "start, stop or reset")),
+            other => {
+                return Err(ApiError::bad(
+                    format!("`{other}` cannot be done with a VM"),
+                    "start, stop or reset",
+                ));
+            }
         }
         Ok(())
     });
     changed.await.map(Json)
 }
 
-async fn scale(State(state): Api, Path((name, replicas)): Path<(String, u32)>) -> ApiResult<Json<Item>> {
+async fn scale(
+    State(state): Api,
+    Path((name, replicas)): Path<(String, u32)>,
+) -> ApiResult<Json<Item>> {
     if replicas > 500 {
-        return Err(ApiError::bad(format!("{replicas} replicas are too many"), "a service has at most 500 members"));
+        return Err(ApiError::bad(
+            format!("{replicas} replicas are too many"),
+            "a service has at most 500 members",
+        ));
     }
     let reference = reference("service", &name)?;
     let changed = objects::change(&state, &reference, |object| {
@@ -343,19 +554,34 @@ async fn import(
 ) -> ApiResult<Json<Item>> {
     let reference = reference("image", &name)?;
     if !matches!(part.as_str(), "disk" | "kernel" | "initrd") {
-        return Err(ApiError::bad(format!("an image has no part `{part}`"), "disk, kernel or initrd"));
+        return Err(ApiError::bad(
+            format!("an image has no part `{part}`"),
+            "disk, kernel or initrd",
+        ));
     }
-    let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
+    let stream = request
+        .into_body()
+        .into_data_stream()
+        .map_err(std::io::Error::other);
     let reader = tokio_util::io::StreamReader::new(Box::pin(stream));
     let refused = |why: String| ApiError::bad(why, "");
-    let file = state.local.import(Box::new(reader), query.checksum).await.map_err(refused)?;
+    let file = state
+        .local
+        .import(Box::new(reader), query.checksum)
+        .await
+        .map_err(refused)?;
     let key = keys::object(&reference);
     for _ in 0..5 {
         let record = state.store.get(&key).await?;
         let revision = record.as_ref().map_or(0, |kv| kv.mod_revision);
-        let old: Option<Stored<ImageSpec>> = record.and_then(|kv| serde_json::from_slice(&kv.value).ok());
+        let old: Option<Stored<ImageSpec>> =
+            record.and_then(|kv| serde_json::from_slice(&kv.value).ok());
         let mut image = old.unwrap_or_else(|| Stored {
-            meta: Meta::new(reference.name.clone(), uuid::Uuid::now_v7().to_string(), auth::now_ms()),
+            meta: Meta::new(
+                reference.name.clone(),
+                uuid::Uuid::now_v7().to_string(),
+                auth::now_ms(),
+            ),
             spec: ImageSpec::default(),
         });
         match part.as_str() {
@@ -370,20 +596,42 @@ async fn import(
             image.spec.cmdline.clone_from(cmdline);
         }
         let object = Object::Image(image);
-        let compare =
-            if revision == 0 { Compare::Absent(key.clone()) } else { Compare::ModRevision(key.clone(), revision) };
-        let outcome = state.store.txn(vec![compare], vec![Op::Put(key.clone(), object.to_store().into())]).await?;
+        let compare = if revision == 0 {
+            Compare::Absent(key.clone())
+        } else {
+            Compare::ModRevision(key.clone(), revision)
+        };
+        let outcome = state
+            .store
+            .txn(
+                vec![compare],
+                vec![Op::Put(key.clone(), object.to_store().into())],
+            )
+            .await?;
         if outcome.succeeded {
-            return Ok(Json(objects::item(&state.snapshot(), &(state.seen)(), object, outcome.revision)));
+            return Ok(Json(objects::item(
+                &state.snapshot(),
+                &(state.seen)(),
+                object,
+                outcome.revision,
+            )));
         }
     }
     Err(ApiError::conflict(&reference.to_string(), 0, 0))
 }
 
 async fn blob(State(state): Api, Path(sha256): Path<String>) -> ApiResult<Response> {
-    let path = state.local.blob(&sha256).ok_or_else(|| ApiError::missing(&format!("file {sha256} on this host")))?;
-    let file = tokio::fs::File::open(path).await.map_err(|error| ApiError::bad(error.to_string(), ""))?;
-    Ok(Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16)).into_response())
+    let path = state
+        .local
+        .blob(&sha256)
+        .ok_or_else(|| ApiError::missing(&format!("file {sha256} on this host")))?;
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    Ok(
+        Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16))
+            .into_response(),
+    )
 }
 
 /// The host that runs a VM, when it is not this one.
@@ -394,22 +642,48 @@ fn elsewhere(state: &ApiState, vm: &Name) -> ApiResult<Option<std::net::Ipv4Addr
     if placement.host == state.me {
         return Ok(None);
     }
-    Ok(Some(snapshot.hosts.get(&placement.host).ok_or_else(missing)?.spec.address))
+    Ok(Some(
+        snapshot
+            .hosts
+            .get(&placement.host)
+            .ok_or_else(missing)?
+            .spec
+            .address,
+    ))
 }
 
-async fn console(State(state): Api, Path(name): Path<String>, request: Request) -> ApiResult<Response> {
+async fn console(
+    State(state): Api,
+    Path(name): Path<String>,
+    request: Request,
+) -> ApiResult<Response> {
     let reference = reference("vm", &name)?;
-    let failed = |why: String| ApiError::new(StatusCode::BAD_GATEWAY, why, "is the VM running? `haven explain` tells");
+    let failed = |why: String| {
+        ApiError::new(
+            StatusCode::BAD_GATEWAY,
+            why,
+            "is the VM running? `haven explain` tells",
+        )
+    };
     let far: Box<dyn serve::Duplex> = match elsewhere(&state, &reference.name)? {
-        Some(host) => state.local.relay(host, &format!("/v1/vms/{name}/console")).await.map_err(failed)?,
+        Some(host) => state
+            .local
+            .relay(host, &format!("/v1/vms/{name}/console"))
+            .await
+            .map_err(failed)?,
         None => {
             let path = state.local.console(&name);
             let stream = tokio::net::UnixStream::connect(path).await;
-            Box::new(stream.map_err(|error| failed(format!("the console of {name} cannot be opened ({error})")))?)
+            Box::new(stream.map_err(|error| {
+                failed(format!("the console of {name} cannot be opened ({error})"))
+            })?)
         }
     };
     serve::upgrade(request, far);
-    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "haven-console")];
+    let headers = [
+        (header::CONNECTION, "upgrade"),
+        (header::UPGRADE, "haven-console"),
+    ];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
@@ -417,8 +691,14 @@ async fn log(State(state): Api, Path(name): Path<String>) -> ApiResult<Vec<u8>> 
     let reference = reference("vm", &name)?;
     let failed = |why: String| ApiError::new(StatusCode::BAD_GATEWAY, why, "");
     if let Some(host) = elsewhere(&state, &reference.name)? {
-        return state.local.fetch(host, &format!("/v1/vms/{name}/log")).await.map_err(failed);
+        return state
+            .local
+            .fetch(host, &format!("/v1/vms/{name}/log"))
+            .await
+            .map_err(failed);
     }
-    let text = tokio::fs::read(state.local.log(&name)).await.unwrap_or_default();
+    let text = tokio::fs::read(state.local.log(&name))
+        .await
+        .unwrap_or_default();
     Ok(text[text.len().saturating_sub(64 << 10)..].to_vec())
 }

@@ -48,7 +48,9 @@ async fn serve_connection(stream: impl Duplex + 'static, app: Router, make: Make
         }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    let _ = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await;
 }
 
 #[derive(Clone)]
@@ -56,14 +58,20 @@ enum MakeCaller {
     /// Root of this host.
     Local(Caller),
     /// A host of the cluster by its certificate, or somebody with a token.
-    Remote { state: ApiState, from: String, host: Option<String> },
+    Remote {
+        state: ApiState,
+        from: String,
+        host: Option<String>,
+    },
 }
 
 impl MakeCaller {
     async fn of(&self, headers: &axum::http::HeaderMap) -> super::error::ApiResult<Caller> {
         match self {
             MakeCaller::Local(caller) => Ok(caller.clone()),
-            MakeCaller::Remote { state, from, host } => caller(state, headers, from.clone(), host.clone()).await,
+            MakeCaller::Remote { state, from, host } => {
+                caller(state, headers, from.clone(), host.clone()).await
+            }
         }
     }
 }
@@ -72,11 +80,19 @@ impl MakeCaller {
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub async fn serve_unix(path: &Path, state: ApiState, cancel: CancellationToken) -> std::io::Result<()> {
+pub async fn serve_unix(
+    path: &Path,
+    state: ApiState,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    let root = Caller { who: format!("root on {}", state.me), role: Role::Admin, from: "local".into() };
+    let root = Caller {
+        who: format!("root on {}", state.me),
+        role: Role::Admin,
+        from: "local".into(),
+    };
     let app = router(state);
     loop {
         let accepted = tokio::select! {
@@ -87,7 +103,11 @@ pub async fn serve_unix(path: &Path, state: ApiState, cancel: CancellationToken)
         let Ok((stream, _)) = accepted else { continue };
         let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
         if is_root {
-            tokio::spawn(serve_connection(stream, app.clone(), MakeCaller::Local(root.clone())));
+            tokio::spawn(serve_connection(
+                stream,
+                app.clone(),
+                MakeCaller::Local(root.clone()),
+            ));
         }
     }
 }
@@ -111,13 +131,25 @@ pub async fn serve_tls(
             () = cancel.cancelled() => return Ok(()),
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, peer)) = accepted else { continue };
+        let Ok((stream, peer)) = accepted else {
+            continue;
+        };
         let (acceptor, app, state) = (acceptor.clone(), app.clone(), state.clone());
         tokio::spawn(async move {
-            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
             // Only the cluster's authority signs client certificates, and only for hosts.
-            let host = stream.get_ref().1.peer_certificates().map(|_| "a host of the cluster".to_owned());
-            let make = MakeCaller::Remote { state, from: peer.ip().to_string(), host };
+            let host = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .map(|_| "a host of the cluster".to_owned());
+            let make = MakeCaller::Remote {
+                state,
+                from: peer.ip().to_string(),
+                host,
+            };
             serve_connection(stream, app, make).await;
         });
     }

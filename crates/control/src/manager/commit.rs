@@ -4,8 +4,9 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Event, Name, ObjectRef, Planned, Severity, Snapshot, keys,
+    Action, Event, Name, ObjectRef, Planned, Severity, Snapshot,
     host::Lease,
+    keys,
     object::{Kind, Object},
     plan::TakenFrom,
 };
@@ -43,7 +44,11 @@ fn put<T: Serialize>(key: String, record: &T) -> Op {
 
 /// A comparison with a record as the snapshot had it; revision 0 means that there was none.
 fn unchanged(key: String, revision: i64) -> Compare {
-    if revision == 0 { Compare::Absent(key) } else { Compare::ModRevision(key, revision) }
+    if revision == 0 {
+        Compare::Absent(key)
+    } else {
+        Compare::ModRevision(key, revision)
+    }
 }
 
 /// What of this plan goes to the store; `None` for actions that change nothing there.
@@ -51,47 +56,96 @@ fn unchanged(key: String, revision: i64) -> Compare {
 pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Option<Commit> {
     let (mut compares, ops) = match &planned.action {
         Action::ConfirmLease { .. } | Action::PowerOff { .. } => return None,
-        Action::CloseSession { host, lease_revision, lost } => {
+        Action::CloseSession {
+            host,
+            lease_revision,
+            lost,
+        } => {
             let lease = snapshot.leases.get(host)?;
-            let closed = Lease { session: lost.session, count: lease.count, closed: true };
+            let closed = Lease {
+                session: lost.session,
+                count: lease.count,
+                closed: true,
+            };
             (
                 vec![Compare::ModRevision(keys::lease(host), *lease_revision)],
                 vec![put(keys::lease(host), &closed), put(keys::lost(host), lost)],
             )
         }
-        Action::PlaceVm { vm, placement, expected_revision, taken_from } => {
+        Action::PlaceVm {
+            vm,
+            placement,
+            expected_revision,
+            taken_from,
+        } => {
             let mut compares = vec![unchanged(keys::placement(vm), *expected_revision)];
-            if let Some(TakenFrom { host, lease_revision, .. }) = taken_from {
+            if let Some(TakenFrom {
+                host,
+                lease_revision,
+                ..
+            }) = taken_from
+            {
                 compares.push(Compare::ModRevision(keys::lease(host), *lease_revision));
             }
             (compares, vec![put(keys::placement(vm), placement)])
         }
-        Action::ReleaseVm { vm, expected_revision } => (
+        Action::ReleaseVm {
+            vm,
+            expected_revision,
+        } => (
             vec![unchanged(keys::placement(vm), *expected_revision)],
-            vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
+            vec![
+                Op::Delete(keys::placement(vm)),
+                Op::Delete(keys::vm_status(vm)),
+            ],
         ),
-        Action::PutObject { object, expected_revision } => {
+        Action::PutObject {
+            object,
+            expected_revision,
+        } => {
             let key = keys::object(&object.reference());
-            (vec![unchanged(key.clone(), *expected_revision)], vec![Op::Put(key, object.to_store().into())])
+            (
+                vec![unchanged(key.clone(), *expected_revision)],
+                vec![Op::Put(key, object.to_store().into())],
+            )
         }
-        Action::RemoveObject { object, expected_revision } => (
+        Action::RemoveObject {
+            object,
+            expected_revision,
+        } => (
             vec![unchanged(keys::object(object), *expected_revision)],
             removal(object),
         ),
-        Action::PlaceFrontend { service, placement, expected_revision } => (
+        Action::PlaceFrontend {
+            service,
+            placement,
+            expected_revision,
+        } => (
             vec![unchanged(keys::frontend(service), *expected_revision)],
             vec![put(keys::frontend(service), placement)],
         ),
-        Action::ReleaseFrontend { service, expected_revision } => (
+        Action::ReleaseFrontend {
+            service,
+            expected_revision,
+        } => (
             vec![unchanged(keys::frontend(service), *expected_revision)],
             vec![Op::Delete(keys::frontend(service))],
         ),
-        Action::PutIncident { incident, expected_revision } => {
+        Action::PutIncident {
+            incident,
+            expected_revision,
+        } => {
             let key = keys::incident(incident.number);
-            (vec![unchanged(key.clone(), *expected_revision)], vec![put(key, incident.as_ref())])
+            (
+                vec![unchanged(key.clone(), *expected_revision)],
+                vec![put(key, incident.as_ref())],
+            )
         }
     };
-    compares.push(Compare::ModRevision(keys::MANAGER.to_owned(), author.record_revision));
+    compares.push(Compare::ModRevision(
+        keys::MANAGER.to_owned(),
+        author.record_revision,
+    ));
     Some(Commit { compares, ops })
 }
 
@@ -116,9 +170,20 @@ fn removal(object: &ObjectRef) -> Vec<Op> {
 pub fn event_of(planned: &Planned, author: &Author, at_ms: i64, number: u64) -> Option<Event> {
     let severity = match &planned.action {
         Action::CloseSession { .. } => Severity::Error,
-        Action::PlaceVm { taken_from: Some(_), .. } => Severity::Warning,
-        Action::PlaceFrontend { expected_revision, placement, .. } => {
-            if *expected_revision != 0 && placement.epoch > 1 { Severity::Warning } else { Severity::Info }
+        Action::PlaceVm {
+            taken_from: Some(_),
+            ..
+        } => Severity::Warning,
+        Action::PlaceFrontend {
+            expected_revision,
+            placement,
+            ..
+        } => {
+            if *expected_revision != 0 && placement.epoch > 1 {
+                Severity::Warning
+            } else {
+                Severity::Info
+            }
         }
         Action::PutObject { object, .. } if matches!(**object, Object::Vm(_)) => Severity::Info,
         Action::PlaceVm { .. } | Action::RemoveObject { .. } => Severity::Info,

@@ -31,11 +31,25 @@ pub struct ThisHostArgs {
 
 impl ThisHostArgs {
     fn host(self) -> Result<ThisHost, Failure> {
-        let own = || nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+        let own = || {
+            nix::unistd::gethostname()
+                .ok()
+                .and_then(|n| n.into_string().ok())
+                .unwrap_or_default()
+        };
         let name = self.host_name.unwrap_or_else(own);
-        let name = Name::new(name).map_err(|error| Failure::bad(error.to_string(), "give one with --host-name"))?;
-        let power = self.power_url.map(|url| PowerSpec { url, user: self.power_user, password: self.power_password });
-        Ok(ThisHost { name, address: self.address, power })
+        let name = Name::new(name)
+            .map_err(|error| Failure::bad(error.to_string(), "give one with --host-name"))?;
+        let power = self.power_url.map(|url| PowerSpec {
+            url,
+            user: self.power_user,
+            password: self.power_password,
+        });
+        Ok(ThisHost {
+            name,
+            address: self.address,
+            power,
+        })
     }
 }
 
@@ -94,16 +108,25 @@ pub async fn run(command: ClusterCommand) -> Result<(), Failure> {
     match command {
         ClusterCommand::Init { name, this } => {
             setup::init(&name, &this.host()?).map_err(Failure::other)?;
-            println!("cluster `{name}` is made; other hosts join with the command that `haven host invite` prints");
+            println!(
+                "cluster `{name}` is made; other hosts join with the command that `haven host invite` prints"
+            );
         }
         ClusterCommand::Join { token, peer, this } => {
-            setup::join(&token, &peer, &this.host()?).await.map_err(Failure::other)?;
+            setup::join(&token, &peer, &this.host()?)
+                .await
+                .map_err(Failure::other)?;
             println!("this host is part of the cluster");
         }
         ClusterCommand::Token(TokenCommand::Create { name, role, days }) => {
-            println!("{}", connect().await?.new_token(&name, &role, days).await?.secret);
+            println!(
+                "{}",
+                connect().await?.new_token(&name, &role, days).await?.secret
+            );
         }
-        ClusterCommand::Token(TokenCommand::Rm { name }) => connect().await?.end_token(&name).await?,
+        ClusterCommand::Token(TokenCommand::Rm { name }) => {
+            connect().await?.end_token(&name).await?
+        }
     }
     Ok(())
 }

@@ -33,16 +33,29 @@ pub enum HostCommand {
 pub async fn run(command: HostCommand) -> Result<(), Failure> {
     let client = connect().await?;
     let reference = |name: &str| -> Result<ObjectRef, Failure> {
-        format!("host/{name}").parse().map_err(|e: haven_model::ModelError| Failure::bad(e.to_string(), ""))
+        format!("host/{name}")
+            .parse()
+            .map_err(|e: haven_model::ModelError| Failure::bad(e.to_string(), ""))
     };
     match command {
-        HostCommand::Ls { output } => print!("{}", render::items(&client.list(Kind::Host).await?, output)),
+        HostCommand::Ls { output } => {
+            print!("{}", render::items(&client.list(Kind::Host).await?, output))
+        }
         HostCommand::Show { name } => {
-            print!("{}", render::items(&[client.object(&reference(&name)?).await?], Output::Wide));
-            client.explain(&reference(&name)?).await?.iter().for_each(|line| println!("{line}"));
+            print!(
+                "{}",
+                render::items(&[client.object(&reference(&name)?).await?], Output::Wide)
+            );
+            client
+                .explain(&reference(&name)?)
+                .await?
+                .iter()
+                .for_each(|line| println!("{line}"));
         }
         HostCommand::Invite => println!("{}", client.invite().await?.secret),
-        HostCommand::Remove { name } => println!("{}", client.delete(&reference(&name)?).await?.state),
+        HostCommand::Remove { name } => {
+            println!("{}", client.delete(&reference(&name)?).await?.state)
+        }
     }
     Ok(())
 }

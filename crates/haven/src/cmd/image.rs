@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Import an image from files
-    #[command(after_help = "Examples:\n  haven image import debian debian-13.qcow2 --checksum SHA256\n  haven image import tiny --kernel vmlinuz --initrd initrd --cmdline 'console=ttyS0 quiet'")]
+    #[command(
+        after_help = "Examples:\n  haven image import debian debian-13.qcow2 --checksum SHA256\n  haven image import tiny --kernel vmlinuz --initrd initrd --cmdline 'console=ttyS0 quiet'"
+    )]
     Import {
         /// Its name
         name: String,
@@ -46,35 +48,67 @@ pub enum ImageCommand {
 
 fn encode(text: &str) -> String {
     text.bytes()
-        .map(|b| if b.is_ascii_alphanumeric() || b"-_.".contains(&b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .map(|b| {
+            if b.is_ascii_alphanumeric() || b"-_.".contains(&b) {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
         .collect()
 }
 
 async fn open(path: &Path) -> Result<tokio::fs::File, Failure> {
     let opened = tokio::fs::File::open(path).await;
-    opened.map_err(|e| Failure::bad(format!("{} cannot be read: {e}", path.display()), "check the path"))
+    opened.map_err(|e| {
+        Failure::bad(
+            format!("{} cannot be read: {e}", path.display()),
+            "check the path",
+        )
+    })
 }
 
 /// Runs it.
 pub async fn run(command: ImageCommand) -> Result<(), Failure> {
     match command {
-        ImageCommand::Import { name, disk, checksum, kernel, initrd, cmdline } => {
+        ImageCommand::Import {
+            name,
+            disk,
+            checksum,
+            kernel,
+            initrd,
+            cmdline,
+        } => {
             let parts: Vec<(&str, PathBuf)> =
-                [("disk", disk), ("kernel", kernel), ("initrd", initrd)].into_iter().filter_map(|(p, f)| Some((p, f?))).collect();
+                [("disk", disk), ("kernel", kernel), ("initrd", initrd)]
+                    .into_iter()
+                    .filter_map(|(p, f)| Some((p, f?)))
+                    .collect();
             if parts.is_empty() {
-                return Err(Failure::bad("an image needs a disk or a kernel", "name a FILE, or give --kernel"));
+                return Err(Failure::bad(
+                    "an image needs a disk or a kernel",
+                    "name a FILE, or give --kernel",
+                ));
             }
             let client = connect().await?;
             for (part, path) in parts {
-                let mut query = cmdline.as_ref().map(|c| format!("cmdline={}", encode(c))).unwrap_or_default();
+                let mut query = cmdline
+                    .as_ref()
+                    .map(|c| format!("cmdline={}", encode(c)))
+                    .unwrap_or_default();
                 if let (Some(sum), "disk") = (&checksum, part) {
                     query.push_str(&format!("&checksum={}", sum.trim_start_matches("sha256:")));
                 }
-                let item = client.import(&name, part, &query, open(&path).await?).await?;
+                let item = client
+                    .import(&name, part, &query, open(&path).await?)
+                    .await?;
                 println!("{part} of image {name} imported, {}", item.state);
             }
         }
-        ImageCommand::Ls { output } => print!("{}", render::items(&connect().await?.list(Kind::Image).await?, output)),
+        ImageCommand::Ls { output } => print!(
+            "{}",
+            render::items(&connect().await?.list(Kind::Image).await?, output)
+        ),
         ImageCommand::Rm { name } => {
             let what: ObjectRef = format!("image/{name}")
                 .parse()

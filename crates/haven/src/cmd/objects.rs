@@ -7,7 +7,11 @@ use crate::{
 };
 use clap::Subcommand;
 use haven_client::{Client, ClientError};
-use haven_model::{ObjectRef, api::{Applied, ManifestFile}, object::Kind};
+use haven_model::{
+    ObjectRef,
+    api::{Applied, ManifestFile},
+    object::Kind,
+};
 use std::{
     io::Read,
     path::{Path, PathBuf},
@@ -18,7 +22,9 @@ use std::{
 #[derive(Debug, Subcommand)]
 pub enum ObjectsCommand {
     /// Make the cluster match manifests
-    #[command(after_help = "Examples:\n  haven apply -f examples/hello.yaml --wait\n  haven apply -f manifests/ --dry-run\n  cat x.yaml | haven apply -f -")]
+    #[command(
+        after_help = "Examples:\n  haven apply -f examples/hello.yaml --wait\n  haven apply -f manifests/ --dry-run\n  cat x.yaml | haven apply -f -"
+    )]
     Apply {
         /// A file, a directory, or - for standard input
         #[arg(short, long, required = true)]
@@ -50,7 +56,9 @@ pub enum ObjectsCommand {
         output: Output,
     },
     /// Delete objects
-    #[command(after_help = "Examples:\n  haven delete service/hello\n  haven delete vm/web-1 --wait")]
+    #[command(
+        after_help = "Examples:\n  haven delete service/hello\n  haven delete vm/web-1 --wait"
+    )]
     Delete {
         /// KIND/NAME
         #[arg(required = true)]
@@ -77,8 +85,13 @@ fn read(paths: &[PathBuf]) -> Result<Vec<ManifestFile>, Failure> {
     for path in paths {
         if path.as_os_str() == "-" {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|e| bad(&e))?;
-            files.push(ManifestFile { name: "-".into(), text });
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|e| bad(&e))?;
+            files.push(ManifestFile {
+                name: "-".into(),
+                text,
+            });
         } else if path.is_dir() {
             let mut inside: Vec<PathBuf> = std::fs::read_dir(path)
                 .map_err(|e| bad(&e))?
@@ -99,13 +112,23 @@ fn one(path: &Path) -> Result<ManifestFile, Failure> {
     let size = std::fs::metadata(path).map_or(0, |m| m.len());
     if size > haven_model::manifest::LARGEST as u64 {
         return Err(Failure::bad(
-            format!("{} is {size} bytes long, more than a manifest may be", path.display()),
+            format!(
+                "{} is {size} bytes long, more than a manifest may be",
+                path.display()
+            ),
             "apply it in several steps; images are imported with `haven image import`",
         ));
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Failure::bad(format!("{} cannot be read: {e}", path.display()), "check the path"))?;
-    Ok(ManifestFile { name: path.display().to_string(), text })
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Failure::bad(
+            format!("{} cannot be read: {e}", path.display()),
+            "check the path",
+        )
+    })?;
+    Ok(ManifestFile {
+        name: path.display().to_string(),
+        text,
+    })
 }
 
 fn reference(what: &str) -> Result<ObjectRef, Failure> {
@@ -115,12 +138,22 @@ fn reference(what: &str) -> Result<ObjectRef, Failure> {
 /// Runs it.
 pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
     match command {
-        ObjectsCommand::Apply { file, dry_run, wait, timeout } => {
+        ObjectsCommand::Apply {
+            file,
+            dry_run,
+            wait,
+            timeout,
+        } => {
             let files = read(&file)?;
             let client = connect().await?;
             let applied = client.apply(files, dry_run).await?;
             for one in &applied {
-                println!("{:<24} {}{}", one.object, one.outcome, if dry_run { " (dry run)" } else { "" });
+                println!(
+                    "{:<24} {}{}",
+                    one.object,
+                    one.outcome,
+                    if dry_run { " (dry run)" } else { "" }
+                );
             }
             if wait && !dry_run {
                 wait_for(&client, &applied, Duration::from_secs(timeout)).await?;
@@ -128,7 +161,10 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
         }
         ObjectsCommand::Diff { file } => {
             let applied = connect().await?.apply(read(&file)?, true).await?;
-            let changed: Vec<&Applied> = applied.iter().filter(|a| a.outcome != "unchanged").collect();
+            let changed: Vec<&Applied> = applied
+                .iter()
+                .filter(|a| a.outcome != "unchanged")
+                .collect();
             for one in &changed {
                 print!("{}", diff(one));
             }
@@ -147,7 +183,10 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
             print!("{}", render::items(&items, output));
         }
         ObjectsCommand::Delete { what, wait } => {
-            let references = what.iter().map(|w| reference(w)).collect::<Result<Vec<_>, _>>()?;
+            let references = what
+                .iter()
+                .map(|w| reference(w))
+                .collect::<Result<Vec<_>, _>>()?;
             let client = connect().await?;
             for one in &references {
                 client.delete(one).await?;
@@ -175,10 +214,17 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
 
 /// A unified view of one change.
 fn diff(one: &Applied) -> String {
-    let (before, after): (Vec<&str>, Vec<&str>) = (one.before.lines().collect(), one.after.lines().collect());
+    let (before, after): (Vec<&str>, Vec<&str>) =
+        (one.before.lines().collect(), one.after.lines().collect());
     let mut text = format!("{} ({})\n", one.object, one.outcome);
-    before.iter().filter(|l| !after.contains(l)).for_each(|l| text.push_str(&format!("- {l}\n")));
-    after.iter().filter(|l| !before.contains(l)).for_each(|l| text.push_str(&format!("+ {l}\n")));
+    before
+        .iter()
+        .filter(|l| !after.contains(l))
+        .for_each(|l| text.push_str(&format!("- {l}\n")));
+    after
+        .iter()
+        .filter(|l| !before.contains(l))
+        .for_each(|l| text.push_str(&format!("+ {l}\n")));
     text
 }
 
@@ -189,13 +235,21 @@ async fn edit(what: &ObjectRef) -> Result<(), Failure> {
     std::fs::write(&path, haven_model::manifest::to_yaml(&item.object)).map_err(|e| bad(&e))?;
     let editor = std::env::var("EDITOR").unwrap_or_else(|_| "vi".into());
     let result = loop {
-        let status = std::process::Command::new("sh").arg("-c").arg(format!("{editor} {}", path.display())).status();
+        let status = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!("{editor} {}", path.display()))
+            .status();
         if !status.is_ok_and(|s| s.success()) {
-            break Err(Failure::bad(format!("the editor `{editor}` failed; nothing was changed"), "set EDITOR"));
+            break Err(Failure::bad(
+                format!("the editor `{editor}` failed; nothing was changed"),
+                "set EDITOR",
+            ));
         }
         match client.apply(vec![one(&path)?], false).await {
             Ok(applied) => {
-                applied.iter().for_each(|one| println!("{:<24} {}", one.object, one.outcome));
+                applied
+                    .iter()
+                    .for_each(|one| println!("{:<24} {}", one.object, one.outcome));
                 break Ok(());
             }
             Err(error) => {
@@ -212,7 +266,11 @@ async fn edit(what: &ObjectRef) -> Result<(), Failure> {
 }
 
 /// Waits until VMs are ready and services have all their members.
-pub async fn wait_for(client: &Client, applied: &[Applied], patience: Duration) -> Result<(), Failure> {
+pub async fn wait_for(
+    client: &Client,
+    applied: &[Applied],
+    patience: Duration,
+) -> Result<(), Failure> {
     let begin = Instant::now();
     let mut said = String::new();
     loop {
@@ -232,7 +290,9 @@ pub async fn wait_for(client: &Client, applied: &[Applied], patience: Duration) 
                 Err(error) => return Err(error.into()),
             };
             let done = match &item.object {
-                haven_model::Object::Service(s) => item.state == format!("{0}/{0} ready", s.spec.replicas),
+                haven_model::Object::Service(s) => {
+                    item.state == format!("{0}/{0} ready", s.spec.replicas)
+                }
                 haven_model::Object::Vm(vm) => item.state == "ready" || !vm.spec.running,
                 _ => true,
             };
@@ -241,7 +301,10 @@ pub async fn wait_for(client: &Client, applied: &[Applied], patience: Duration) 
             }
         }
         let Some((what, state)) = missing else {
-            println!("all of it runs after {:.1} s", begin.elapsed().as_secs_f64());
+            println!(
+                "all of it runs after {:.1} s",
+                begin.elapsed().as_secs_f64()
+            );
             return Ok(());
         };
         let now = format!("waiting for {what}: {state}");
@@ -251,7 +314,10 @@ pub async fn wait_for(client: &Client, applied: &[Applied], patience: Duration) 
         }
         if begin.elapsed() > patience {
             let why = client.explain(&what).await?.join("\n    ");
-            return Err(Failure::other(anyhow::anyhow!("{what} is not ready after {} s: {state}\n    {why}", patience.as_secs())));
+            return Err(Failure::other(anyhow::anyhow!(
+                "{what} is not ready after {} s: {state}\n    {why}",
+                patience.as_secs()
+            )));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

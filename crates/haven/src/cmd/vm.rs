@@ -14,7 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
     /// Make a VM
-    #[command(after_help = "Examples:\n  haven vm create web-1 --image tiny --memory 128MiB --network front --wait")]
+    #[command(
+        after_help = "Examples:\n  haven vm create web-1 --image tiny --memory 128MiB --network front --wait"
+    )]
     Create {
         /// Its name
         name: String,
@@ -68,21 +70,33 @@ pub enum VmCommand {
 }
 
 fn reference(name: &str) -> Result<ObjectRef, Failure> {
-    format!("vm/{name}").parse().map_err(|e: haven_model::ModelError| Failure::bad(e.to_string(), ""))
+    format!("vm/{name}")
+        .parse()
+        .map_err(|e: haven_model::ModelError| Failure::bad(e.to_string(), ""))
 }
 
 /// Runs it.
 pub async fn run(command: VmCommand) -> Result<(), Failure> {
     let client = connect().await?;
     match command {
-        VmCommand::Create { name, memory, cpus, image, network, disk, wait } => {
+        VmCommand::Create {
+            name,
+            memory,
+            cpus,
+            image,
+            network,
+            disk,
+            wait,
+        } => {
             let mut text = format!("kind: VM\nname: {name}\nmemory: {memory}\ncpus: {cpus}\n");
             if let Some(image) = image {
                 text.push_str(&format!("image: {image}\n"));
             }
             if !network.is_empty() {
                 text.push_str("networks:\n");
-                network.iter().for_each(|n| text.push_str(&format!("- network: {n}\n")));
+                network
+                    .iter()
+                    .for_each(|n| text.push_str(&format!("- network: {n}\n")));
             }
             if !disk.is_empty() {
                 text.push_str("disks:\n");
@@ -90,28 +104,52 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
             for one in &disk {
                 let parts: Vec<&str> = one.split(':').collect();
                 let [name, size, pool, rest @ ..] = parts.as_slice() else {
-                    return Err(Failure::bad(format!("`{one}` is not a disk"), "write NAME:SIZE:POOL[:IMAGE]"));
+                    return Err(Failure::bad(
+                        format!("`{one}` is not a disk"),
+                        "write NAME:SIZE:POOL[:IMAGE]",
+                    ));
                 };
                 text.push_str(&format!("- name: {name}\n  size: {size}\n  pool: {pool}\n"));
-                rest.first().into_iter().for_each(|image| text.push_str(&format!("  image: {image}\n")));
+                rest.first()
+                    .into_iter()
+                    .for_each(|image| text.push_str(&format!("  image: {image}\n")));
             }
-            let applied = client.apply(vec![ManifestFile { name: "command line".into(), text }], false).await?;
+            let applied = client
+                .apply(
+                    vec![ManifestFile {
+                        name: "command line".into(),
+                        text,
+                    }],
+                    false,
+                )
+                .await?;
             println!("vm/{name} {}", applied[0].outcome);
             if wait {
                 super::objects::wait_for(&client, &applied, Duration::from_secs(120)).await?;
             }
         }
-        VmCommand::Ls { output } => print!("{}", render::items(&client.list(Kind::Vm).await?, output)),
+        VmCommand::Ls { output } => {
+            print!("{}", render::items(&client.list(Kind::Vm).await?, output))
+        }
         VmCommand::Show { name } => {
             let what = reference(&name)?;
-            print!("{}", render::items(&[client.object(&what).await?], Output::Wide));
-            client.explain(&what).await?.iter().for_each(|line| println!("{line}"));
+            print!(
+                "{}",
+                render::items(&[client.object(&what).await?], Output::Wide)
+            );
+            client
+                .explain(&what)
+                .await?
+                .iter()
+                .for_each(|line| println!("{line}"));
         }
         VmCommand::Start { name } => println!("{}", client.vm(&name, "start").await?.state),
         VmCommand::Stop { name } => println!("{}", client.vm(&name, "stop").await?.state),
         VmCommand::Reset { name } => println!("{}", client.vm(&name, "reset").await?.state),
         VmCommand::Rm { name } => println!("{}", client.delete(&reference(&name)?).await?.state),
-        VmCommand::Console { name } => console(client.upgrade(&format!("/v1/vms/{name}/console")).await?).await?,
+        VmCommand::Console { name } => {
+            console(client.upgrade(&format!("/v1/vms/{name}/console")).await?).await?
+        }
         VmCommand::Log { name } => print!("{}", String::from_utf8_lossy(&client.log(&name).await?)),
     }
     Ok(())

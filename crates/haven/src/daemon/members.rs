@@ -17,8 +17,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Starts this host's member if it runs one.
-pub fn start(paths: &Paths, host: &HostFile, pki: PkiDir, _problems: Arc<Problems>, cancel: CancellationToken) {
-    let Some(initial_cluster) = host.initial_cluster.clone() else { return };
+pub fn start(
+    paths: &Paths,
+    host: &HostFile,
+    pki: PkiDir,
+    _problems: Arc<Problems>,
+    cancel: CancellationToken,
+) {
+    let Some(initial_cluster) = host.initial_cluster.clone() else {
+        return;
+    };
     let config = MemberConfig {
         name: host.name.to_string(),
         address: host.address,
@@ -54,14 +62,24 @@ pub async fn register(store: &EtcdStore, host: &HostFile) -> anyhow::Result<()> 
     }
 }
 
-async fn first(store: &EtcdStore, host: &HostFile, cluster: &str) -> Result<(), haven_store::raw::StoreError> {
-    let spec = ClusterSpec { name: cluster.to_owned(), ..ClusterSpec::default() };
+async fn first(
+    store: &EtcdStore,
+    host: &HostFile,
+    cluster: &str,
+) -> Result<(), haven_store::raw::StoreError> {
+    let spec = ClusterSpec {
+        name: cluster.to_owned(),
+        ..ClusterSpec::default()
+    };
     let value = serde_json::to_vec(&spec).expect("a cluster spec is plain data");
     let ops = vec![
         Op::Put(keys::CLUSTER.into(), value.into()),
         host_record(&host.name, host.address, host.power.clone()),
     ];
-    store.txn(vec![Compare::Absent(keys::CLUSTER.into())], ops).await.map(|_| ())
+    store
+        .txn(vec![Compare::Absent(keys::CLUSTER.into())], ops)
+        .await
+        .map(|_| ())
 }
 
 /// The operation that writes a new host.
@@ -70,8 +88,17 @@ pub fn host_record(
     address: std::net::Ipv4Addr,
     power: Option<haven_model::host::PowerSpec>,
 ) -> Op {
-    let meta = Meta::new(name.clone(), uuid::Uuid::now_v7().to_string(), super::wall_ms());
-    let spec = HostSpec { address, power, cordoned: false, reserved_memory: Bytes::mib(512) };
+    let meta = Meta::new(
+        name.clone(),
+        uuid::Uuid::now_v7().to_string(),
+        super::wall_ms(),
+    );
+    let spec = HostSpec {
+        address,
+        power,
+        cordoned: false,
+        reserved_memory: Bytes::mib(512),
+    };
     let value = serde_json::to_vec(&Stored { meta, spec }).expect("a host is plain data");
     Op::Put(format!("{}{name}", keys::objects(Kind::Host)), value.into())
 }
@@ -109,7 +136,9 @@ pub async fn keep(
                     pause = LOOK.0;
                     match store.promote(learner.id).await {
                         Ok(()) => tracing::info!("this host's member of the store votes now"),
-                        Err(error) => tracing::debug!(error = %haven_host::agent::chain(&error), "not yet a voter"),
+                        Err(error) => {
+                            tracing::debug!(error = %haven_host::agent::chain(&error), "not yet a voter")
+                        }
                     }
                 }
                 member.send_if_modified(|now| {
@@ -120,7 +149,10 @@ pub async fn keep(
             }
         }
         let snapshot = Arc::clone(&live.borrow());
-        let manages = snapshot.manager.as_ref().is_some_and(|m| m.holder == host.name);
+        let manages = snapshot
+            .manager
+            .as_ref()
+            .is_some_and(|m| m.holder == host.name);
         let until = snapshot.revision - KEPT_REVISIONS;
         if manages && until > compacted + KEPT_REVISIONS / 10 {
             match store.compact(until).await {
@@ -145,8 +177,18 @@ pub async fn keep(
 
 /// The store is reached over its voters, this host's own first.
 async fn endpoints(store: &EtcdStore, members: &[server::Member], host: &HostFile) {
-    let ip = |url: &str| -> Option<std::net::Ipv4Addr> { url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok() };
-    let voters: Vec<_> = members.iter().filter(|m| !m.learner).filter_map(|m| ip(&m.peer_url)).collect();
+    let ip = |url: &str| -> Option<std::net::Ipv4Addr> {
+        url.strip_prefix("https://")?
+            .rsplit_once(':')?
+            .0
+            .parse()
+            .ok()
+    };
+    let voters: Vec<_> = members
+        .iter()
+        .filter(|m| !m.learner)
+        .filter_map(|m| ip(&m.peer_url))
+        .collect();
     if voters.is_empty() {
         return;
     }

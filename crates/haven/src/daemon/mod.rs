@@ -65,7 +65,10 @@ impl Power for PowerOff {
             user: power.user.clone(),
             password: power.password.clone(),
         };
-        LabPower.power_off(&config).await.map_err(|error| error.to_string())
+        LabPower
+            .power_off(&config)
+            .await
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -78,14 +81,22 @@ struct Remains {
 #[async_trait]
 impl lease::Remains for Remains {
     async fn cleared(&self) -> bool {
-        let Ok(list) = self.vms.list().await else { return false };
+        let Ok(list) = self.vms.list().await else {
+            return false;
+        };
         for vm in list {
             if let Err(error) = self.vms.kill(&vm.vm).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "a VM of an earlier session does not end");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a VM of an earlier session does not end"
+                );
                 return false;
             }
         }
-        self.guard.status().await.is_ok_and(|status| status.live == 0)
+        self.guard
+            .status()
+            .await
+            .is_ok_and(|status| status.live == 0)
     }
 }
 
@@ -107,11 +118,15 @@ fn facts() -> HostFacts {
         .and_then(|text| text.parse::<u64>().ok())
         .map_or(kib << 10, |mib| mib << 20);
     HostFacts {
-        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
         memory_bytes,
         kvm: found.kvm,
         qemu: found.qemu,
-        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().into(),
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .into(),
         version: env!("CARGO_PKG_VERSION").into(),
         problems: found.problems,
     }
@@ -136,7 +151,10 @@ pub async fn run() -> anyhow::Result<()> {
     let stop = cancel.clone();
     tokio::spawn(async move {
         use tokio::signal::unix::{SignalKind, signal};
-        if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        if let (Ok(mut term), Ok(mut int)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) {
             tokio::select! {
                 biased;
                 _ = term.recv() => {}
@@ -145,7 +163,14 @@ pub async fn run() -> anyhow::Result<()> {
         }
         stop.cancel();
     });
-    Daemon { paths, host, cancel, clock: Clock::real() }.run().await
+    Daemon {
+        paths,
+        host,
+        cancel,
+        clock: Clock::real(),
+    }
+    .run()
+    .await
 }
 
 struct Daemon {
@@ -160,14 +185,33 @@ impl Daemon {
         let pki = PkiDir(self.paths.state.join("pki"));
         let identity = pki.load()?;
         let problems = Arc::new(Problems::default());
-        members::start(&self.paths, &self.host, pki.clone(), Arc::clone(&problems), self.cancel.clone());
-        let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
+        members::start(
+            &self.paths,
+            &self.host,
+            pki.clone(),
+            Arc::clone(&problems),
+            self.cancel.clone(),
+        );
+        let config = StoreConfig {
+            endpoints: self.host.endpoints(),
+            tls: Some(identity.clone()),
+        };
         let store = EtcdStore::connect(config).await?;
-        let live_config = LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
-        let live: LiveCopy<Snapshot> =
-            LiveCopy::spawn(store.clone(), live_config, self.clock.clone(), self.cancel.clone());
+        let live_config = LiveConfig {
+            prefix: keys::ROOT.into(),
+            observed_prefix: keys::LEASES.into(),
+        };
+        let live: LiveCopy<Snapshot> = LiveCopy::spawn(
+            store.clone(),
+            live_config,
+            self.clock.clone(),
+            self.cancel.clone(),
+        );
         let observed = live.clone();
-        let observer = Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
+        let observer = Observer::new(
+            Arc::new(move |key| observed.observed(key)),
+            self.clock.clone(),
+        );
         let state = live.state();
         members::register(&store, &self.host).await?;
         let (suspected_out, suspected) = watch::channel(BTreeSet::new());
@@ -176,17 +220,35 @@ impl Daemon {
         let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
         let vms = self.vms(&guard);
         let parts = self
-            .parts(store.clone(), state.clone(), suspected.clone(), session.clone(), etcd_member, Arc::clone(&vms), problems)
+            .parts(
+                store.clone(),
+                state.clone(),
+                suspected.clone(),
+                session.clone(),
+                etcd_member,
+                Arc::clone(&vms),
+                problems,
+            )
             .await?;
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(self.heartbeat(state.clone(), suspected_out).await?);
-        tasks.spawn(lease::run(self.lease(&store, &state, &guard, &vms), session_out, self.cancel.clone()));
+        tasks.spawn(lease::run(
+            self.lease(&store, &state, &guard, &vms),
+            session_out,
+            self.cancel.clone(),
+        ));
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
         tasks.spawn(manager::run(
             self.manager(&store, &state, &observer, &suspected, &session),
             self.cancel.clone(),
         ));
-        tasks.spawn(members::keep(store.clone(), state.clone(), self.host.clone(), member_out, self.cancel.clone()));
+        tasks.spawn(members::keep(
+            store.clone(),
+            state.clone(),
+            self.host.clone(),
+            member_out,
+            self.cancel.clone(),
+        ));
         let api = self.api(&store, &state, observer, suspected, &vms, &identity)?;
         let (socket, cancel) = (self.paths.run.join("api.sock"), self.cancel.clone());
         let unix = api.clone();
@@ -196,7 +258,10 @@ impl Daemon {
             }
         });
         let tls = Arc::new(pki::server_config(&identity)?);
-        let (address, cancel) = (SocketAddr::from((self.host.address, API_PORT)), self.cancel.clone());
+        let (address, cancel) = (
+            SocketAddr::from((self.host.address, API_PORT)),
+            self.cancel.clone(),
+        );
         tasks.spawn(async move {
             if let Err(error) = serve::serve_tls(address, tls, api, cancel).await {
                 tracing::error!(%error, %address, "the API cannot be served; is the port in use?");
@@ -204,16 +269,26 @@ impl Daemon {
         });
         self.cancel.cancelled().await;
         tracing::info!("the daemon ends; the VMs run on under the guard");
-        tokio::time::timeout(Duration::from_secs(2), async { while tasks.join_next().await.is_some() {} }).await.ok();
+        tokio::time::timeout(Duration::from_secs(2), async {
+            while tasks.join_next().await.is_some() {}
+        })
+        .await
+        .ok();
         Ok(())
     }
 
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
-        let config = QemuConfig { run_dir: self.paths.run.join("vms"), log_dir: self.paths.log.join("vms") };
+        let config = QemuConfig {
+            run_dir: self.paths.run.join("vms"),
+            log_dir: self.paths.log.join("vms"),
+        };
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "it gathers what the daemon made, once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "it gathers what the daemon made, once"
+    )]
     async fn parts(
         &self,
         store: EtcdStore,
@@ -236,7 +311,11 @@ impl Daemon {
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
             address: Arc::new(LinuxAddress::new(self.paths.run.join("addresses.json"))?),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
-            storage: Arc::new(FileStorage { images, run_dir: self.paths.run.join("vms"), peers: Arc::new(peers) }),
+            storage: Arc::new(FileStorage {
+                images,
+                run_dir: self.paths.run.join("vms"),
+                peers: Arc::new(peers),
+            }),
             prober: Arc::new(NetProber),
             facts: facts(),
             clock: self.clock.clone(),
@@ -252,7 +331,11 @@ impl Daemon {
         suspected: watch::Sender<BTreeSet<Name>>,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
         let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
-            snapshot.hosts.iter().map(|(name, host)| (name.clone(), host.spec.address)).collect()
+            snapshot
+                .hosts
+                .iter()
+                .map(|(name, host)| (name.clone(), host.spec.address))
+                .collect()
         };
         let (hosts_out, hosts) = watch::channel(address_of(&live.borrow()));
         tokio::spawn(async move {
@@ -271,9 +354,18 @@ impl Daemon {
             clock: self.clock.clone(),
         };
         let wire = UdpWire::bind(self.host.address).await.with_context(|| {
-            format!("the heartbeat port {} of {} is in use; does another daemon run?", heartbeat::PORT, self.host.address)
+            format!(
+                "the heartbeat port {} of {} is in use; does another daemon run?",
+                heartbeat::PORT,
+                self.host.address
+            )
         })?;
-        Ok(heartbeat::run(config, Arc::new(wire), suspected, self.cancel.clone()))
+        Ok(heartbeat::run(
+            config,
+            Arc::new(wire),
+            suspected,
+            self.cancel.clone(),
+        ))
     }
 
     fn lease(
@@ -289,7 +381,10 @@ impl Daemon {
             me: self.host.name.clone(),
             store: store.clone(),
             guard: Arc::clone(guard),
-            remains: Arc::new(Remains { guard: Arc::clone(guard), vms: Arc::clone(vms) }),
+            remains: Arc::new(Remains {
+                guard: Arc::clone(guard),
+                vms: Arc::clone(vms),
+            }),
             timers,
             session_file: Some(self.paths.run.join("session")),
             clock: self.clock.clone(),
@@ -342,10 +437,23 @@ impl Daemon {
             store: store.clone(),
             live: live.clone(),
             seen: Arc::new(move || {
-                manager::observations(&seen_live.borrow(), &observer, &suspected.borrow(), wall_ms())
+                manager::observations(
+                    &seen_live.borrow(),
+                    &observer,
+                    &suspected.borrow(),
+                    wall_ms(),
+                )
             }),
-            local: Arc::new(local::Local::new(&self.paths, &self.host, store.clone(), Arc::clone(vms), live.clone())?),
-            invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(&identity.ca)? }),
+            local: Arc::new(local::Local::new(
+                &self.paths,
+                &self.host,
+                store.clone(),
+                Arc::clone(vms),
+                live.clone(),
+            )?),
+            invite: Arc::new(InviteFacts {
+                fingerprint: pki::fingerprint(&identity.ca)?,
+            }),
         })
     }
 }

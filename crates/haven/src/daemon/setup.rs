@@ -42,7 +42,11 @@ impl HostFile {
         match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
-            Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?)),
+            Ok(text) => {
+                Ok(Some(serde_json::from_slice(&text).with_context(|| {
+                    format!("{} is damaged", path.display())
+                })?))
+            }
         }
     }
 
@@ -61,13 +65,17 @@ impl HostFile {
         if self.initial_cluster.is_some() {
             super::endpoints(self.address, &self.voters)
         } else {
-            self.voters.iter().map(|ip| server::client_url(*ip)).collect()
+            self.voters
+                .iter()
+                .map(|ip| server::client_url(*ip))
+                .collect()
         }
     }
 
     /// The key of the heartbeats.
     pub fn heartbeat_key(&self) -> anyhow::Result<[u8; 32]> {
-        let byte = |i: usize| u8::from_str_radix(self.heartbeat.get(2 * i..2 * i + 2).unwrap_or("x"), 16);
+        let byte =
+            |i: usize| u8::from_str_radix(self.heartbeat.get(2 * i..2 * i + 2).unwrap_or("x"), 16);
         let mut key = [0; 32];
         for (i, slot) in key.iter_mut().enumerate() {
             *slot = byte(i).context("the heartbeat key in host.json is damaged")?;
@@ -89,7 +97,10 @@ pub struct ThisHost {
 
 fn prepare(paths: &Paths) -> anyhow::Result<PkiDir> {
     if HostFile::load(paths)?.is_some() {
-        bail!("this host is part of a cluster already ({} exists)", HostFile::path(paths).display());
+        bail!(
+            "this host is part of a cluster already ({} exists)",
+            HostFile::path(paths).display()
+        );
     }
     for (path, mode) in [(&paths.state, 0o711), (&paths.log, 0o755)] {
         std::fs::create_dir_all(path)?;
@@ -105,9 +116,17 @@ pub fn init(cluster: &str, this: &ThisHost) -> anyhow::Result<()> {
     let authority = Authority::create(cluster)?;
     let (key, request) = pki::request(this.name.as_str())?;
     let certificate = authority.sign(&request, this.name.as_str(), &[this.address.into()])?;
-    let identity = Identity { ca: authority.certificate.clone(), certificate, key };
+    let identity = Identity {
+        ca: authority.certificate.clone(),
+        certificate,
+        key,
+    };
     pki.save(&identity, Some(&authority.key))?;
-    let heartbeat = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    let heartbeat = format!(
+        "{}{}",
+        uuid::Uuid::new_v4().simple(),
+        uuid::Uuid::new_v4().simple()
+    );
     HostFile {
         name: this.name.clone(),
         address: this.address,
@@ -124,9 +143,14 @@ pub fn init(cluster: &str, this: &ThisHost) -> anyhow::Result<()> {
 pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()> {
     let paths = Paths::from_env();
     let pki = prepare(&paths)?;
-    let (secret, fingerprint) =
-        token.rsplit_once('.').context("this is not a join token; make one with `haven host invite`")?;
-    let peer = if peer.contains(':') { peer.to_owned() } else { format!("{peer}:{}", super::API_PORT) };
+    let (secret, fingerprint) = token
+        .rsplit_once('.')
+        .context("this is not a join token; make one with `haven host invite`")?;
+    let peer = if peer.contains(':') {
+        peer.to_owned()
+    } else {
+        format!("{peer}:{}", super::API_PORT)
+    };
     let client = Client::remote(peer, &Pin(fingerprint.to_owned()), None);
     let (key, request) = pki::request(this.name.as_str())?;
     let answer = client
@@ -138,9 +162,19 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
             request,
         })
         .await?;
-    let identity = Identity { ca: answer.ca, certificate: answer.certificate, key };
+    let identity = Identity {
+        ca: answer.ca,
+        certificate: answer.certificate,
+        key,
+    };
     pki.save(&identity, Some(&answer.ca_key))?;
-    let host = |url: &String| url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok();
+    let host = |url: &String| {
+        url.strip_prefix("https://")?
+            .rsplit_once(':')?
+            .0
+            .parse()
+            .ok()
+    };
     HostFile {
         name: this.name.clone(),
         address: this.address,

@@ -7,12 +7,7 @@
 use super::{AgentParts, lease::Session, wanted};
 use haven_model::{FrontendPlacement, Name, Snapshot, keys};
 use haven_store::raw::{Compare, Op};
-use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +56,11 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
         parts.solved("balance");
     }
     let current = session.is_some_and(|s| snapshot.revision >= s.since_revision);
-    let held = if current { wanted::addresses(&snapshot, &parts.me) } else { BTreeSet::new() };
+    let held = if current {
+        wanted::addresses(&snapshot, &parts.me)
+    } else {
+        BTreeSet::new()
+    };
     match parts.address.hold(&held).await {
         Ok(()) => parts.solved("address"),
         Err(error) => parts.problem("address", &error),
@@ -74,7 +73,9 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
         if placement.claimant(&suspected) != Some(&parts.me) {
             continue;
         }
-        let Some(address) = address_of(&snapshot, service) else { continue };
+        let Some(address) = address_of(&snapshot, service) else {
+            continue;
+        };
         claim(parts, service, placement, placement.revision, address).await;
         pause = CLAIM_AGAIN;
     }
@@ -82,7 +83,13 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
 }
 
 fn address_of(snapshot: &Snapshot, service: &Name) -> Option<Ipv4Addr> {
-    snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address)
+    snapshot
+        .services
+        .get(service)?
+        .spec
+        .frontend
+        .as_ref()
+        .map(|f| f.address)
 }
 
 /// Probes, and if nobody answers writes itself as the holder. The live copy then shows it, and the next step takes
@@ -114,7 +121,11 @@ async fn claim(
         ),
     );
     let compare = vec![Compare::ModRevision(key.clone(), revision)];
-    match parts.store.txn(compare, vec![Op::Put(key, value.into()), event]).await {
+    match parts
+        .store
+        .txn(compare, vec![Op::Put(key, value.into()), event])
+        .await
+    {
         Ok(outcome) if outcome.succeeded => {
             tracing::warn!(%service, %address, "took the address from a suspected holder");
         }

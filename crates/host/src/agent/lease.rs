@@ -81,17 +81,34 @@ struct LeaseTask {
 
 /// Keeps the lease until `cancel`; tells the session through `out`. On `cancel` it only stops renewing: the VMs run
 /// on under the guard until the next daemon resumes the session or the deadline passes.
-pub async fn run(config: LeaseConfig, out: watch::Sender<Option<Session>>, cancel: CancellationToken) {
+pub async fn run(
+    config: LeaseConfig,
+    out: watch::Sender<Option<Session>>,
+    cancel: CancellationToken,
+) {
     let remembered = config.session_file.as_ref().and_then(|path| {
-        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
+        std::fs::read_to_string(path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
     });
-    let mut task = LeaseTask { config, out, held: None, doubt: false, unguarded: None, remembered };
+    let mut task = LeaseTask {
+        config,
+        out,
+        held: None,
+        doubt: false,
+        unguarded: None,
+        remembered,
+    };
     let mut next = task.config.clock.now();
     while !cancel.is_cancelled() {
         let pause = task.beat().await;
         // Renewals keep their rhythm whatever a round trip takes, and never pile up after a stall.
         let now = task.config.clock.now();
-        next = if pause.is_zero() { now } else { next.plus(pause).max(now) };
+        next = if pause.is_zero() {
+            now
+        } else {
+            next.plus(pause).max(now)
+        };
         tokio::select! {
             biased;
             () = cancel.cancelled() => {}
@@ -112,7 +129,10 @@ impl LeaseTask {
         match result {
             Ok(()) => timers.renew.duration(),
             Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "the store did not take a renewal");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the store did not take a renewal"
+                );
                 Duration::from_millis(100)
             }
         }
@@ -127,10 +147,19 @@ impl LeaseTask {
         Ok(record.and_then(|kv| Some((serde_json::from_slice(&kv.value).ok()?, kv.mod_revision))))
     }
 
-    async fn write(&mut self, lease: &Lease, compare: Compare, timers: &Timers) -> Result<Option<i64>, StoreError> {
+    async fn write(
+        &mut self,
+        lease: &Lease,
+        compare: Compare,
+        timers: &Timers,
+    ) -> Result<Option<i64>, StoreError> {
         let sent_ns = self.config.clock.boottime_ns();
         let value = serde_json::to_vec(lease).expect("a lease is plain data");
-        let result = self.config.store.txn(vec![compare], vec![Op::Put(self.key(), value.into())]).await;
+        let result = self
+            .config
+            .store
+            .txn(vec![compare], vec![Op::Put(self.key(), value.into())])
+            .await;
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -155,22 +184,37 @@ impl LeaseTask {
         };
         let now = self.config.clock.now();
         let since = *self.unguarded.get_or_insert(now);
-        tracing::error!(error = &error as &dyn std::error::Error, "the guard did not take the new deadline");
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the guard did not take the new deadline"
+        );
         if now.since(since) > UNGUARDED {
             self.config.remains.cleared().await;
         }
     }
 
     async fn renew(&mut self, held: Held, timers: &Timers) -> Result<(), StoreError> {
-        let lease = Lease { session: held.session, count: held.count + 1, closed: false };
+        let lease = Lease {
+            session: held.session,
+            count: held.count + 1,
+            closed: false,
+        };
         let compare = Compare::ModRevision(self.key(), held.revision);
         match self.write(&lease, compare, timers).await? {
             Some(revision) => {
-                self.held = Some(Held { count: lease.count, revision, ..held });
+                self.held = Some(Held {
+                    count: lease.count,
+                    revision,
+                    ..held
+                });
             }
             None => self.doubt = true,
         }
-        if self.doubt { self.resolve_doubt().await } else { Ok(()) }
+        if self.doubt {
+            self.resolve_doubt().await
+        } else {
+            Ok(())
+        }
     }
 
     /// The record is not as this task left it: either a write of its own was applied after all, or the session is
@@ -181,10 +225,17 @@ impl LeaseTask {
         let Some(held) = self.held else { return Ok(()) };
         match record {
             Some((lease, revision)) if lease.session == held.session && !lease.closed => {
-                self.held = Some(Held { session: lease.session, count: lease.count, revision });
+                self.held = Some(Held {
+                    session: lease.session,
+                    count: lease.count,
+                    revision,
+                });
             }
             _ => {
-                tracing::error!(session = held.session, "this host's session was closed: its VMs end now");
+                tracing::error!(
+                    session = held.session,
+                    "this host's session was closed: its VMs end now"
+                );
                 self.held = None;
                 self.remembered = None;
                 self.out.send_replace(None);
@@ -198,25 +249,38 @@ impl LeaseTask {
     async fn open(&mut self, timers: &Timers) -> Result<(), StoreError> {
         self.doubt = false;
         let record = self.read().await?;
-        if let Some((lease, revision)) = &record {
-            if !lease.closed && self.remembered == Some(lease.session) {
-                let resumed = Lease { count: lease.count + 1, ..lease.clone() };
-                let compare = Compare::ModRevision(self.key(), *revision);
-                if let Some(revision) = self.write(&resumed, compare, timers).await? {
-                    self.opened(&resumed, revision, "resumed");
-                }
-                return Ok(());
+        if let Some((lease, revision)) = &record
+            && !lease.closed
+            && self.remembered == Some(lease.session)
+        {
+            let resumed = Lease {
+                count: lease.count + 1,
+                ..lease.clone()
+            };
+            let compare = Compare::ModRevision(self.key(), *revision);
+            if let Some(revision) = self.write(&resumed, compare, timers).await? {
+                self.opened(&resumed, revision, "resumed");
             }
+            return Ok(());
         }
         if !self.config.remains.cleared().await {
-            tracing::warn!("VMs of an earlier session are still ending; no new session before that");
+            tracing::warn!(
+                "VMs of an earlier session are still ending; no new session before that"
+            );
             return Ok(());
         }
         let (session, compare) = match &record {
-            Some((lease, revision)) => (lease.session + 1, Compare::ModRevision(self.key(), *revision)),
+            Some((lease, revision)) => (
+                lease.session + 1,
+                Compare::ModRevision(self.key(), *revision),
+            ),
             None => (1, Compare::Absent(self.key())),
         };
-        let lease = Lease { session, count: 0, closed: false };
+        let lease = Lease {
+            session,
+            count: 0,
+            closed: false,
+        };
         if let Some(revision) = self.write(&lease, compare, timers).await? {
             self.opened(&lease, revision, "opened");
         }
@@ -225,13 +289,20 @@ impl LeaseTask {
 
     fn opened(&mut self, lease: &Lease, revision: i64, how: &str) {
         tracing::info!(session = lease.session, "session {how}");
-        self.held = Some(Held { session: lease.session, count: lease.count, revision });
+        self.held = Some(Held {
+            session: lease.session,
+            count: lease.count,
+            revision,
+        });
         self.remembered = Some(lease.session);
         if let Some(path) = &self.config.session_file
             && let Err(error) = std::fs::write(path, lease.session.to_string())
         {
             tracing::warn!(%error, path = %path.display(), "the session could not be noted; a restart of the daemon will end the VMs");
         }
-        self.out.send_replace(Some(Session { number: lease.session, since_revision: revision }));
+        self.out.send_replace(Some(Session {
+            number: lease.session,
+            since_revision: revision,
+        }));
     }
 }

@@ -66,7 +66,11 @@ pub struct SeedNic {
 #[async_trait]
 pub trait Storage: Send + Sync {
     /// Makes the volume if it is not there.
-    async fn volume(&self, pool: &PoolSpec, wanted: &VolumeWanted) -> Result<VolumeReady, StorageFailure>;
+    async fn volume(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+    ) -> Result<VolumeReady, StorageFailure>;
     /// Removes a volume; fine when it is not there.
     async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure>;
     /// A file of an image, fetched from another host if it is not here.

@@ -14,7 +14,8 @@ use crate::{
     vm::driver::{Accel, DirectBoot, DiskLaunch, Exit, NicLaunch, RunningVm, VmEvent, VmLaunch},
 };
 use haven_model::{
-    ImageSpec, Name, ObjectRef, Placement, PoolSpec, Severity, Snapshot, VmPhase, VmSpec, VmStatus, keys,
+    ImageSpec, Name, ObjectRef, Placement, PoolSpec, Severity, Snapshot, VmPhase, VmSpec, VmStatus,
+    keys,
     object::{Kind, Stored},
     service::Protocol,
     vm::{DiskSpec, RestartPolicy},
@@ -99,7 +100,9 @@ pub async fn run(
     while !cancel.is_cancelled() {
         let snapshot = Arc::clone(&live.borrow_and_update());
         session.borrow_and_update();
-        let Some(pause) = task.turn(&snapshot).await else { return };
+        let Some(pause) = task.turn(&snapshot).await else {
+            return;
+        };
         target.send_replace(task.health_target(&snapshot));
         tokio::select! {
             biased;
@@ -120,7 +123,9 @@ impl VmTask {
     /// Takes over what an earlier daemon wrote of the VM that runs.
     fn remember(&mut self) {
         let live = self.parts.live.borrow();
-        let Some(status) = live.vm_status.get(&self.vm) else { return };
+        let Some(status) = live.vm_status.get(&self.vm) else {
+            return;
+        };
         if self.running == Some(status.epoch) && status.host == self.parts.me {
             self.epoch = status.epoch;
             self.started_ms = status.started_ms;
@@ -134,13 +139,18 @@ impl VmTask {
     /// One turn; how long until the next at the latest, or nothing when the task is over.
     async fn turn(&mut self, snapshot: &Snapshot) -> Option<Duration> {
         let wanted = wanted::vm(snapshot, &self.parts.me, &self.vm);
-        if let (Some(object), Some(placement)) = (snapshot.vms.get(&self.vm), snapshot.placements.get(&self.vm))
-            && placement.host == self.parts.me
+        if let (Some(object), Some(placement)) = (
+            snapshot.vms.get(&self.vm),
+            snapshot.placements.get(&self.vm),
+        ) && placement.host == self.parts.me
         {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
         self.new_epoch(wanted);
-        let policy = snapshot.vms.get(&self.vm).map_or(RestartPolicy::Never, |vm| vm.spec.restart);
+        let policy = snapshot
+            .vms
+            .get(&self.vm)
+            .map_or(RestartPolicy::Never, |vm| vm.spec.restart);
         let now = self.parts.clock.now();
         let seen = Seen {
             running: self.running,
@@ -157,7 +167,14 @@ impl VmTask {
             Step::Kill => self.kill().await,
             Step::Reset => self.reset(snapshot).await,
             Step::Clean => self.clean(snapshot, wanted).await,
-            Step::LeaveEnded => self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it").await,
+            Step::LeaveEnded => {
+                self.report(
+                    snapshot,
+                    VmPhase::Stopped,
+                    "it ended and its restart policy leaves it",
+                )
+                .await
+            }
             Step::Settled if matches!(wanted, Wanted::NotMine) => return None,
             Step::Settled => self.settled(snapshot, wanted).await,
             Step::Wait => {}
@@ -201,9 +218,16 @@ impl VmTask {
     /// Writes the status if it changed, in a transaction that compares the placement: an agent that lost the VM
     /// meanwhile writes nothing. True when the store has it.
     async fn publish(&mut self, snapshot: &Snapshot, phase: VmPhase, message: &str) -> bool {
-        let Some(placement) = snapshot.placements.get(&self.vm) else { return false };
-        let Some(session) = self.parts.current_session() else { return false };
-        let generation = snapshot.vms.get(&self.vm).map_or(0, |vm| vm.meta.generation);
+        let Some(placement) = snapshot.placements.get(&self.vm) else {
+            return false;
+        };
+        let Some(session) = self.parts.current_session() else {
+            return false;
+        };
+        let generation = snapshot
+            .vms
+            .get(&self.vm)
+            .map_or(0, |vm| vm.meta.generation);
         let mut status = VmStatus {
             host: self.parts.me.clone(),
             session: session.number,
@@ -223,9 +247,20 @@ impl VmTask {
         }
         let bare = status.clone();
         status.since_ms = (self.parts.wall_ms)();
-        let compare = vec![Compare::ModRevision(keys::placement(&self.vm), placement.revision)];
+        let compare = vec![Compare::ModRevision(
+            keys::placement(&self.vm),
+            placement.revision,
+        )];
         let value = serde_json::to_vec(&status).expect("a status is plain data");
-        match self.parts.store.txn(compare, vec![Op::Put(keys::vm_status(&self.vm), value.into())]).await {
+        match self
+            .parts
+            .store
+            .txn(
+                compare,
+                vec![Op::Put(keys::vm_status(&self.vm), value.into())],
+            )
+            .await
+        {
             Ok(outcome) if outcome.succeeded => {
                 self.written = Some(bare);
                 true
@@ -257,7 +292,9 @@ impl VmTask {
             self.retry_in(Duration::from_millis(100));
             return;
         }
-        let Some((object, placement)) = self.last.clone() else { return };
+        let Some((object, placement)) = self.last.clone() else {
+            return;
+        };
         match self.launch(snapshot, &object, &placement).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
@@ -292,7 +329,11 @@ impl VmTask {
             .nics
             .iter()
             .enumerate()
-            .map(|(i, nic)| NicLaunch { tap: placement.tap(i), mac: nic.mac.clone(), mtu: mtu(&nic.network) })
+            .map(|(i, nic)| NicLaunch {
+                tap: placement.tap(i),
+                mac: nic.mac.clone(),
+                mtu: mtu(&nic.network),
+            })
             .collect();
         let launch = VmLaunch {
             vm: self.vm.to_string(),
@@ -304,10 +345,18 @@ impl VmTask {
             direct_boot,
             seed: Some(seed),
             nics,
-            accel: if self.parts.facts.kvm { Accel::Kvm } else { Accel::Tcg },
+            accel: if self.parts.facts.kvm {
+                Accel::Kvm
+            } else {
+                Accel::Tcg
+            },
             uuid: object.meta.uid.clone(),
         };
-        self.parts.vms.start(&launch).await.map_err(|error| StartFailure::of(&error))
+        self.parts
+            .vms
+            .start(&launch)
+            .await
+            .map_err(|error| StartFailure::of(&error))
     }
 
     async fn disks(
@@ -324,7 +373,10 @@ impl VmTask {
                 Some(name) => {
                     let image = image_of(snapshot, name)?;
                     let file = image.disk.clone().ok_or_else(|| {
-                        StartFailure(format!("image `{name}` has no disk; disk `{}` cannot be made from it", disk.name))
+                        StartFailure(format!(
+                            "image `{name}` has no disk; disk `{}` cannot be made from it",
+                            disk.name
+                        ))
                     })?;
                     Some((file, image.format.clone().unwrap_or_else(|| "raw".into())))
                 }
@@ -335,8 +387,12 @@ impl VmTask {
                 image,
                 owner_uid: placement.unix_uid(),
             };
-            let ready =
-                self.parts.storage.volume(&pool, &wanted).await.map_err(|e| StartFailure::of(&e))?;
+            let ready = self
+                .parts
+                .storage
+                .volume(&pool, &wanted)
+                .await
+                .map_err(|e| StartFailure::of(&e))?;
             disks.push(DiskLaunch {
                 name: disk.name.to_string(),
                 path: ready.path,
@@ -353,19 +409,34 @@ impl VmTask {
         snapshot: &Snapshot,
         spec: &VmSpec,
     ) -> Result<Option<DirectBoot>, StartFailure> {
-        let Some(name) = &spec.image else { return Ok(None) };
+        let Some(name) = &spec.image else {
+            return Ok(None);
+        };
         let image = image_of(snapshot, name)?;
-        let Some(kernel) = &image.kernel else { return Ok(None) };
+        let Some(kernel) = &image.kernel else {
+            return Ok(None);
+        };
         let kernel = self.image_file(kernel).await?;
         let initrd = match &image.initrd {
             Some(file) => Some(self.image_file(file).await?),
             None => None,
         };
-        Ok(Some(DirectBoot { kernel, initrd, cmdline: image.cmdline.clone() }))
+        Ok(Some(DirectBoot {
+            kernel,
+            initrd,
+            cmdline: image.cmdline.clone(),
+        }))
     }
 
-    async fn image_file(&self, file: &haven_model::image::ImageFile) -> Result<PathBuf, StartFailure> {
-        self.parts.storage.image_file(file).await.map_err(|e| StartFailure::of(&e))
+    async fn image_file(
+        &self,
+        file: &haven_model::image::ImageFile,
+    ) -> Result<PathBuf, StartFailure> {
+        self.parts
+            .storage
+            .image_file(file)
+            .await
+            .map_err(|e| StartFailure::of(&e))
     }
 
     async fn seed(
@@ -394,11 +465,17 @@ impl VmTask {
             nics,
             owner_uid: placement.unix_uid(),
         };
-        self.parts.storage.seed(&wanted).await.map_err(|e| StartFailure::of(&e))
+        self.parts
+            .storage
+            .seed(&wanted)
+            .await
+            .map_err(|e| StartFailure::of(&e))
     }
 
     async fn wait_for_network(&mut self, snapshot: &Snapshot) -> Result<(), StartFailure> {
-        let Some(revision) = snapshot.placements.get(&self.vm).map(|p| p.revision) else { return Ok(()) };
+        let Some(revision) = snapshot.placements.get(&self.vm).map(|p| p.revision) else {
+            return Ok(());
+        };
         let ready = self.networks.wait_for(|applied| *applied >= revision);
         tokio::select! {
             biased;
@@ -411,7 +488,12 @@ impl VmTask {
 
     async fn stop(&mut self, snapshot: &Snapshot) {
         self.report(snapshot, VmPhase::Stopping, "").await;
-        let grace = self.last.as_ref().map_or(Duration::from_secs(10), |(o, _)| o.spec.stop_grace.duration());
+        let grace = self
+            .last
+            .as_ref()
+            .map_or(Duration::from_secs(10), |(o, _)| {
+                o.spec.stop_grace.duration()
+            });
         match self.parts.vms.stop(self.vm.as_str(), grace).await {
             Ok(()) => self.gone(snapshot, "").await,
             Err(error) => self.failed("stop", &error),
@@ -442,7 +524,10 @@ impl VmTask {
     }
 
     async fn reset(&mut self, snapshot: &Snapshot) {
-        let wanted = snapshot.vms.get(&self.vm).map_or(self.resets, |vm| vm.spec.resets);
+        let wanted = snapshot
+            .vms
+            .get(&self.vm)
+            .map_or(self.resets, |vm| vm.spec.resets);
         match self.parts.vms.reset(self.vm.as_str()).await {
             Ok(()) => {
                 self.resets = wanted;
@@ -456,7 +541,9 @@ impl VmTask {
     async fn clean(&mut self, snapshot: &Snapshot, wanted: Wanted) {
         if let Some((object, _)) = self.last.clone() {
             for disk in &object.spec.disks {
-                let Ok(pool) = pool_of(snapshot, disk) else { continue };
+                let Ok(pool) = pool_of(snapshot, disk) else {
+                    continue;
+                };
                 let everywhere = pool.driver == haven_model::PoolDriverKind::Shared;
                 if everywhere && !matches!(wanted, Wanted::Delete) {
                     continue;
@@ -487,7 +574,10 @@ impl VmTask {
     /// Events were lost: asks the driver what runs.
     async fn resync(&mut self) {
         if let Ok(list) = self.parts.vms.list().await {
-            let running = list.iter().find(|vm| vm.vm == self.vm.as_str()).map(|vm| vm.epoch);
+            let running = list
+                .iter()
+                .find(|vm| vm.vm == self.vm.as_str())
+                .map(|vm| vm.epoch);
             if self.running.is_some() && running.is_none() {
                 self.exited(self.epoch, Exit::Crashed).await;
             }
@@ -559,13 +649,18 @@ impl VmTask {
 fn pool_of(snapshot: &Snapshot, disk: &DiskSpec) -> Result<PoolSpec, StartFailure> {
     let pool = snapshot.pools.get(&disk.pool);
     pool.map(|pool| pool.spec.clone()).ok_or_else(|| {
-        StartFailure(format!("pool `{}` of disk `{}` does not exist; apply it first", disk.pool, disk.name))
+        StartFailure(format!(
+            "pool `{}` of disk `{}` does not exist; apply it first",
+            disk.pool, disk.name
+        ))
     })
 }
 
 fn image_of(snapshot: &Snapshot, name: &Name) -> Result<ImageSpec, StartFailure> {
     let image = snapshot.images.get(name);
-    image
-        .map(|image| image.spec.clone())
-        .ok_or_else(|| StartFailure(format!("image `{name}` does not exist; import it with `haven image import {name} FILE`")))
+    image.map(|image| image.spec.clone()).ok_or_else(|| {
+        StartFailure(format!(
+            "image `{name}` does not exist; import it with `haven image import {name} FILE`"
+        ))
+    })
 }

@@ -4,7 +4,7 @@ use super::{AgentParts, vm_task, wanted};
 use crate::vm::driver::RunningVm;
 use haven_model::Name;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +15,11 @@ use tokio_util::sync::CancellationToken;
 const NET: Duration = Duration::from_secs(10);
 
 /// Runs until `cancel`. VMs that run already (left by an earlier daemon) are adopted first.
-pub async fn run(parts: Arc<AgentParts>, networks: watch::Receiver<i64>, cancel: CancellationToken) {
+pub async fn run(
+    parts: Arc<AgentParts>,
+    networks: watch::Receiver<i64>,
+    cancel: CancellationToken,
+) {
     let mut found = adopt(&parts, &cancel).await;
     let mut live = parts.live.clone();
     let mut tasks: BTreeMap<Name, JoinHandle<()>> = BTreeMap::new();
@@ -26,16 +30,15 @@ pub async fn run(parts: Arc<AgentParts>, networks: watch::Receiver<i64>, cancel:
             let mut names: BTreeSet<Name> = wanted::my_vms(&snapshot, &parts.me).cloned().collect();
             names.extend(found.keys().cloned());
             for name in names {
-                if !tasks.contains_key(&name) {
-                    let running = found.remove(&name);
+                if let Entry::Vacant(free) = tasks.entry(name.clone()) {
                     let task = vm_task::run(
                         Arc::clone(&parts),
                         name.clone(),
-                        running,
+                        found.remove(&name),
                         networks.clone(),
                         cancel.clone(),
                     );
-                    tasks.insert(name, tokio::spawn(task));
+                    free.insert(tokio::spawn(task));
                 }
             }
         }
@@ -57,7 +60,10 @@ async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeMap<Name,
         match parts.vms.list().await {
             Ok(list) => {
                 parts.solved("vms");
-                return list.into_iter().filter_map(|vm| Some((Name::new(vm.vm.clone()).ok()?, vm))).collect();
+                return list
+                    .into_iter()
+                    .filter_map(|vm| Some((Name::new(vm.vm.clone()).ok()?, vm)))
+                    .collect();
             }
             Err(error) => parts.problem("vms", &error),
         }

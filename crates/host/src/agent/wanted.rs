@@ -19,23 +19,30 @@ use std::{
 /// What the store wants of `me` for one VM.
 #[must_use]
 pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
-    let Some(placement) = snapshot.placements.get(vm) else { return Wanted::NotMine };
+    let Some(placement) = snapshot.placements.get(vm) else {
+        return Wanted::NotMine;
+    };
     if placement.host != *me {
         return Wanted::NotMine;
     }
     match snapshot.vms.get(vm) {
         None => Wanted::Delete,
         Some(object) if object.meta.deleting => Wanted::Delete,
-        Some(object) if object.spec.running => {
-            Wanted::Run { epoch: placement.epoch, resets: object.spec.resets }
-        }
+        Some(object) if object.spec.running => Wanted::Run {
+            epoch: placement.epoch,
+            resets: object.spec.resets,
+        },
         Some(_) => Wanted::Stop,
     }
 }
 
 /// The VMs placed on `me`.
 pub fn my_vms<'a>(snapshot: &'a Snapshot, me: &'a Name) -> impl Iterator<Item = &'a Name> {
-    snapshot.placements.iter().filter(move |(_, p)| p.host == *me).map(|(vm, _)| vm)
+    snapshot
+        .placements
+        .iter()
+        .filter(move |(_, p)| p.host == *me)
+        .map(|(vm, _)| vm)
 }
 
 fn kind(spec: &NetworkSpec, vni: u32) -> NetworkKind {
@@ -47,9 +54,9 @@ fn kind(spec: &NetworkSpec, vni: u32) -> NetworkKind {
             gateway_mac: spec.gateway_mac(),
             nat: spec.nat,
         },
-        Driver::Bridge => {
-            NetworkKind::Bridge { uplink_bridge: spec.bridge.clone().unwrap_or_else(|| "br0".into()) }
-        }
+        Driver::Bridge => NetworkKind::Bridge {
+            uplink_bridge: spec.bridge.clone().unwrap_or_else(|| "br0".into()),
+        },
     }
 }
 
@@ -82,7 +89,10 @@ pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
         .collect();
     for placement in snapshot.placements.values() {
         for (index, nic) in placement.nics.iter().enumerate() {
-            let Some((_, network)) = wanted.iter_mut().find(|(name, _)| *name == nic.network) else { continue };
+            let Some((_, network)) = wanted.iter_mut().find(|(name, _)| *name == nic.network)
+            else {
+                continue;
+            };
             add_port(network, snapshot, me, placement, index, nic);
         }
     }
@@ -106,14 +116,22 @@ fn add_port(
             owner_uid: placement.unix_uid(),
         });
     } else if let Some(host) = snapshot.hosts.get(&placement.host) {
-        network.remote.push(RemotePort { mac, ip: nic.ip, host: host.spec.address });
+        network.remote.push(RemotePort {
+            mac,
+            ip: nic.ip,
+            host: host.spec.address,
+        });
     }
 }
 
 /// How a member stands in the balancer: a VM on a suspected or lost host is out at once, without waiting for checks.
 fn member_state(snapshot: &Snapshot, suspected: &BTreeSet<Name>, vm: &Name) -> MemberState {
-    let Some(placement) = snapshot.placements.get(vm) else { return MemberState::Down };
-    let Some(object) = snapshot.vms.get(vm) else { return MemberState::Down };
+    let Some(placement) = snapshot.placements.get(vm) else {
+        return MemberState::Down;
+    };
+    let Some(object) = snapshot.vms.get(vm) else {
+        return MemberState::Down;
+    };
     let lost = suspected.contains(&placement.host) || !snapshot.session_open(&placement.host);
     let runs = snapshot
         .vm_status
@@ -147,9 +165,16 @@ fn mode_of(protocol: Protocol) -> FrontendMode {
 
 /// The frontends that this host must be able to serve: those it holds or may take.
 #[must_use]
-pub fn frontends(snapshot: &Snapshot, me: &Name, suspected: &BTreeSet<Name>) -> Vec<FrontendWanted> {
+pub fn frontends(
+    snapshot: &Snapshot,
+    me: &Name,
+    suspected: &BTreeSet<Name>,
+) -> Vec<FrontendWanted> {
     let candidate = |service: &Name| {
-        snapshot.frontends.get(service).is_some_and(|f| f.holder == *me || f.candidates.contains(me))
+        snapshot
+            .frontends
+            .get(service)
+            .is_some_and(|f| f.holder == *me || f.candidates.contains(me))
     };
     snapshot
         .services
@@ -163,7 +188,13 @@ pub fn frontends(snapshot: &Snapshot, me: &Name, suspected: &BTreeSet<Name>) -> 
                 .filter_map(|(vm, _)| {
                     let ip = snapshot.placements.get(vm)?.nics.first()?.ip;
                     let state = member_state(snapshot, suspected, vm);
-                    Some(Member { name: vm.to_string(), ip: IpAddr::V4(ip), port, state, weight: 100 })
+                    Some(Member {
+                        name: vm.to_string(),
+                        ip: IpAddr::V4(ip),
+                        port,
+                        state,
+                        weight: 100,
+                    })
                 })
                 .collect();
             Some(FrontendWanted {
@@ -185,6 +216,14 @@ pub fn addresses(snapshot: &Snapshot, me: &Name) -> BTreeSet<Ipv4Addr> {
         .frontends
         .iter()
         .filter(|(_, placement)| placement.holder == *me)
-        .filter_map(|(service, _)| snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address))
+        .filter_map(|(service, _)| {
+            snapshot
+                .services
+                .get(service)?
+                .spec
+                .frontend
+                .as_ref()
+                .map(|f| f.address)
+        })
         .collect()
 }

@@ -3,15 +3,11 @@
 //! Every backend has a fixed number of slots (`m1`…), a multiple of 16. A member is put into a slot by the runtime
 //! API; the configuration file holds the same assignment, so that a reload changes nothing.
 
-use super::driver::{BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState};
-use async_trait::async_trait;
-use std::{
-    collections::BTreeMap,
-    fmt::Write,
-    path::PathBuf,
-    process::Stdio,
-    time::Duration,
+use super::driver::{
+    BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState,
 };
+use async_trait::async_trait;
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -42,17 +38,26 @@ pub struct HaproxyDriver {
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> BalanceError {
     let what = what.into();
-    move |error| BalanceError { what, why: error.to_string() }
+    move |error| BalanceError {
+        what,
+        why: error.to_string(),
+    }
 }
 
 /// Puts members into slots: who has one keeps it, newcomers take free ones.
 #[must_use]
 pub fn assign(before: &[Option<Member>], members: &[Member]) -> Slots {
-    let size = members.len().next_multiple_of(STEP).max(STEP).max(before.len());
+    let size = members
+        .len()
+        .next_multiple_of(STEP)
+        .max(STEP)
+        .max(before.len());
     let mut slots: Slots = vec![None; size];
     let mut new = Vec::new();
     for member in members {
-        let old = before.iter().position(|slot| slot.as_ref().is_some_and(|s| s.name == member.name));
+        let old = before
+            .iter()
+            .position(|slot| slot.as_ref().is_some_and(|s| s.name == member.name));
         match old {
             Some(i) => slots[i] = Some(member.clone()),
             None => new.push(member.clone()),
@@ -68,7 +73,11 @@ pub fn assign(before: &[Option<Member>], members: &[Member]) -> Slots {
 
 /// The configuration file; without `slots` only its structure.
 #[must_use]
-pub fn config(directory: &std::path::Path, wanted: &[FrontendWanted], slots: Option<&BTreeMap<String, Slots>>) -> String {
+pub fn config(
+    directory: &std::path::Path,
+    wanted: &[FrontendWanted],
+    slots: Option<&BTreeMap<String, Slots>>,
+) -> String {
     let socket = directory.join("admin.sock");
     let mut text = format!(
         "global\n  stats socket {} mode 600 level admin expose-fd listeners\n  stats timeout 1m\n  maxconn 4000\n  hard-stop-after 30s\n\n\
@@ -77,8 +86,15 @@ pub fn config(directory: &std::path::Path, wanted: &[FrontendWanted], slots: Opt
     );
     for frontend in wanted {
         let (name, mode) = (&frontend.service, mode_word(frontend.mode));
-        let _ = writeln!(text, "frontend f_{name}\n  mode {mode}\n  bind {}:{}\n  default_backend b_{name}\n", frontend.address, frontend.port);
-        let _ = writeln!(text, "backend b_{name}\n  mode {mode}\n  balance roundrobin");
+        let _ = writeln!(
+            text,
+            "frontend f_{name}\n  mode {mode}\n  bind {}:{}\n  default_backend b_{name}\n",
+            frontend.address, frontend.port
+        );
+        let _ = writeln!(
+            text,
+            "backend b_{name}\n  mode {mode}\n  balance roundrobin"
+        );
         if frontend.mode == FrontendMode::Http {
             text.push_str("  retry-on conn-failure empty-response response-timeout\n  option http-server-close\n");
         }
@@ -91,9 +107,19 @@ pub fn config(directory: &std::path::Path, wanted: &[FrontendWanted], slots: Opt
         if let Some(slots) = slots.and_then(|s| s.get(name)) {
             for (i, slot) in slots.iter().enumerate() {
                 let (address, port, weight) =
-                    slot.as_ref().map_or(("127.0.0.1".into(), 9, 100), |m| (m.ip.to_string(), m.port, m.weight));
-                let down = if slot.as_ref().is_some_and(|m| m.state != MemberState::Down) { "" } else { " disabled" };
-                let _ = writeln!(text, "  server m{} {address}:{port} weight {weight}{check}{down}", i + 1);
+                    slot.as_ref().map_or(("127.0.0.1".into(), 9, 100), |m| {
+                        (m.ip.to_string(), m.port, m.weight)
+                    });
+                let down = if slot.as_ref().is_some_and(|m| m.state != MemberState::Down) {
+                    ""
+                } else {
+                    " disabled"
+                };
+                let _ = writeln!(
+                    text,
+                    "  server m{} {address}:{port} weight {weight}{check}{down}",
+                    i + 1
+                );
             }
         }
         text.push('\n');
@@ -110,30 +136,47 @@ fn mode_word(mode: FrontendMode) -> &'static str {
 
 /// Writes the backend's check lines; returns what goes on each server's line.
 fn check_lines(text: &mut String, check: Option<&Check>) -> String {
-    let Some(check) = check else { return String::new() };
+    let Some(check) = check else {
+        return String::new();
+    };
     if check.mode == FrontendMode::Http {
         let _ = writeln!(text, "  option httpchk GET {}", check.path);
     }
     let interval = check.interval_ms.min(500);
-    format!(" check port {} inter {interval}ms fastinter 100ms downinter 300ms fall 2 rise 1", check.port)
+    format!(
+        " check port {} inter {interval}ms fastinter 100ms downinter 300ms fall 2 rise 1",
+        check.port
+    )
 }
 
 impl HaproxyDriver {
     /// A driver whose files stand in `directory`, on a tmpfs.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, told: Mutex::default() }
+        Self {
+            directory,
+            told: Mutex::default(),
+        }
     }
 
     fn pid(&self) -> Option<i32> {
-        let pid: i32 = std::fs::read_to_string(self.directory.join("pid")).ok()?.trim().parse().ok()?;
+        let pid: i32 = std::fs::read_to_string(self.directory.join("pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         (name.trim() == "haproxy").then_some(pid)
     }
 
     /// One command of the runtime API, and its answer.
     async fn ask(&self, command: &str) -> Result<String, BalanceError> {
-        let what = || format!("HAProxy was asked `{}`", command.lines().next().unwrap_or_default());
+        let what = || {
+            format!(
+                "HAProxy was asked `{}`",
+                command.lines().next().unwrap_or_default()
+            )
+        };
         let talk = async {
             let mut stream = UnixStream::connect(self.directory.join("admin.sock")).await?;
             stream.write_all(command.as_bytes()).await?;
@@ -149,40 +192,68 @@ impl HaproxyDriver {
 
     /// Writes the configuration, has it checked, and starts or reloads.
     async fn reload(&self, text: &str) -> Result<(), BalanceError> {
-        std::fs::create_dir_all(&self.directory).map_err(failed("the balancer's directory cannot be made"))?;
+        std::fs::create_dir_all(&self.directory)
+            .map_err(failed("the balancer's directory cannot be made"))?;
         let file = self.directory.join("haproxy.cfg");
-        std::fs::write(&file, text).map_err(failed(format!("{} cannot be written", file.display())))?;
+        std::fs::write(&file, text)
+            .map_err(failed(format!("{} cannot be written", file.display())))?;
         let old = self.pid();
         let mut command = Command::new("haproxy");
-        command.arg("-D").arg("-f").arg(&file).arg("-p").arg(self.directory.join("pid"));
+        command
+            .arg("-D")
+            .arg("-f")
+            .arg(&file)
+            .arg("-p")
+            .arg(self.directory.join("pid"));
         if let Some(old) = old {
-            command.arg("-x").arg(self.directory.join("admin.sock")).args(["-sf", &old.to_string()]);
+            command
+                .arg("-x")
+                .arg(self.directory.join("admin.sock"))
+                .args(["-sf", &old.to_string()]);
         }
-        let output = command
-            .stdin(Stdio::null())
-            .output()
-            .await
-            .map_err(failed("HAProxy cannot be started; install the package haproxy"))?;
+        let output = command.stdin(Stdio::null()).output().await.map_err(failed(
+            "HAProxy cannot be started; install the package haproxy",
+        ))?;
         if output.status.success() {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let alert = said.lines().filter(|line| line.contains("ALERT")).take(2).collect::<Vec<_>>().join("; ");
-        Err(BalanceError { what: "HAProxy refuses its configuration".into(), why: alert })
+        let alert = said
+            .lines()
+            .filter(|line| line.contains("ALERT"))
+            .take(2)
+            .collect::<Vec<_>>()
+            .join("; ");
+        Err(BalanceError {
+            what: "HAProxy refuses its configuration".into(),
+            why: alert,
+        })
     }
 
     /// Brings the members from what HAProxy was told to `slots`.
-    async fn move_members(&self, service: &str, before: &Slots, slots: &Slots) -> Result<(), BalanceError> {
+    async fn move_members(
+        &self,
+        service: &str,
+        before: &Slots,
+        slots: &Slots,
+    ) -> Result<(), BalanceError> {
         let mut commands = String::new();
         for (i, (old, new)) in before.iter().zip(slots).enumerate() {
             if old == new {
                 continue;
             }
             let server = format!("b_{service}/m{}", i + 1);
-            let moved = new.as_ref().filter(|n| old.as_ref().is_none_or(|o| (o.ip, o.port) != (n.ip, n.port)));
+            let moved = new.as_ref().filter(|n| {
+                old.as_ref()
+                    .is_none_or(|o| (o.ip, o.port) != (n.ip, n.port))
+            });
             if let Some(member) = moved {
                 let _ = write!(commands, "set server {server} state maint;");
-                let _ = write!(commands, "set server {server} addr {} port {};", member.ip, member.port);
+                let _ = write!(
+                    commands,
+                    "set server {server} addr {} port {};",
+                    member.ip, member.port
+                );
             }
             let state = match new.as_ref().map_or(MemberState::Down, |m| m.state) {
                 MemberState::Ready => "ready",
@@ -195,9 +266,14 @@ impl HaproxyDriver {
             return Ok(());
         }
         let answer = self.ask(commands.trim_end_matches(';')).await?;
-        let refused = answer.lines().find(|line| line.contains("No such") || line.contains("Invalid"));
+        let refused = answer
+            .lines()
+            .find(|line| line.contains("No such") || line.contains("Invalid"));
         refused.map_or(Ok(()), |line| {
-            Err(BalanceError { what: "HAProxy refused a change of a member".into(), why: line.into() })
+            Err(BalanceError {
+                what: "HAProxy refused a change of a member".into(),
+                why: line.into(),
+            })
         })
     }
 }
@@ -207,10 +283,21 @@ impl BalanceDriver for HaproxyDriver {
     async fn apply(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError> {
         let mut told = self.told.lock().await;
         let before = told.take();
-        let old = |service: &str| before.as_ref().and_then(|t| t.slots.get(service)).cloned().unwrap_or_default();
+        let old = |service: &str| {
+            before
+                .as_ref()
+                .and_then(|t| t.slots.get(service))
+                .cloned()
+                .unwrap_or_default()
+        };
         let slots: BTreeMap<String, Slots> = wanted
             .iter()
-            .map(|frontend| (frontend.service.clone(), assign(&old(&frontend.service), &frontend.members)))
+            .map(|frontend| {
+                (
+                    frontend.service.clone(),
+                    assign(&old(&frontend.service), &frontend.members),
+                )
+            })
             .collect();
         let mut structure = config(&self.directory, wanted, None);
         for (service, slots) in &slots {
@@ -220,19 +307,32 @@ impl BalanceDriver for HaproxyDriver {
         if wanted.is_empty() && !running {
             return Ok(());
         }
-        let same = running && before.as_ref().is_some_and(|before| before.structure == structure);
+        let same = running
+            && before
+                .as_ref()
+                .is_some_and(|before| before.structure == structure);
         if same {
             for (service, slots) in &slots {
                 self.move_members(service, &old(service), slots).await?;
             }
         } else {
-            self.reload(&config(&self.directory, wanted, Some(&slots))).await?;
+            self.reload(&config(&self.directory, wanted, Some(&slots)))
+                .await?;
             for (service, slots) in &slots {
                 // Draining cannot be written into the file.
-                let ready: Slots = slots.iter().map(|slot| slot.clone().map(|m| Member {
-                    state: if m.state == MemberState::Drain { MemberState::Ready } else { m.state },
-                    ..m
-                })).collect();
+                let ready: Slots = slots
+                    .iter()
+                    .map(|slot| {
+                        slot.clone().map(|m| Member {
+                            state: if m.state == MemberState::Drain {
+                                MemberState::Ready
+                            } else {
+                                m.state
+                            },
+                            ..m
+                        })
+                    })
+                    .collect();
                 if ready != *slots {
                     self.move_members(service, &ready, slots).await?;
                 }

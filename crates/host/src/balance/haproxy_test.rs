@@ -6,7 +6,13 @@ use super::{
 };
 
 fn member(name: &str) -> Member {
-    Member { name: name.into(), ip: [10, 0, 0, 1].into(), port: 80, state: MemberState::Ready, weight: 100 }
+    Member {
+        name: name.into(),
+        ip: [10, 0, 0, 1].into(),
+        port: 80,
+        state: MemberState::Ready,
+        weight: 100,
+    }
 }
 
 #[test]

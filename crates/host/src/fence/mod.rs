@@ -58,11 +58,24 @@ const READS: u32 = 20;
 pub struct LabPower;
 
 impl LabPower {
-    async fn request(&self, power: &PowerConfig, method: &str, path: &str, body: &str) -> Result<String, PowerError> {
-        let failed = |what: String| PowerError { url: power.url.clone(), what };
-        let rest = power.url.strip_prefix("http://").ok_or_else(|| failed("is not an http:// address".into()))?;
+    async fn request(
+        &self,
+        power: &PowerConfig,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<String, PowerError> {
+        let failed = |what: String| PowerError {
+            url: power.url.clone(),
+            what,
+        };
+        let rest = power
+            .url
+            .strip_prefix("http://")
+            .ok_or_else(|| failed("is not an http:// address".into()))?;
         let (host, base) = rest.split_once('/').unwrap_or((rest, ""));
-        let login = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", power.user, power.password));
+        let login = base64::engine::general_purpose::STANDARD
+            .encode(format!("{}:{}", power.user, power.password));
         let text = format!(
             "{method} /{base}{path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Basic {login}\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -80,9 +93,14 @@ impl LabPower {
         let answer = answer.map_err(|error| failed(format!("cannot be reached ({error})")))?;
         let status = answer.split_whitespace().nth(1).unwrap_or_default();
         if status.starts_with('2') {
-            Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+            Ok(answer
+                .split_once("\r\n\r\n")
+                .map(|(_, body)| body.to_owned())
+                .unwrap_or_default())
         } else {
-            Err(failed(format!("answered with status {status}; check the host's power user and password")))
+            Err(failed(format!(
+                "answered with status {status}; check the host's power user and password"
+            )))
         }
     }
 }
@@ -95,18 +113,30 @@ impl PowerDriver for LabPower {
         match value["PowerState"].as_str() {
             Some("On") => Ok(PowerState::On),
             Some("Off") => Ok(PowerState::Off),
-            other => Err(PowerError { url: power.url.clone(), what: format!("tells no power state ({other:?})") }),
+            other => Err(PowerError {
+                url: power.url.clone(),
+                what: format!("tells no power state ({other:?})"),
+            }),
         }
     }
 
     async fn power_off(&self, power: &PowerConfig) -> Result<(), PowerError> {
-        self.request(power, "POST", "/Actions/ComputerSystem.Reset", r#"{"ResetType":"ForceOff"}"#).await?;
+        self.request(
+            power,
+            "POST",
+            "/Actions/ComputerSystem.Reset",
+            r#"{"ResetType":"ForceOff"}"#,
+        )
+        .await?;
         for _ in 0..READS {
             if self.state(power).await? == PowerState::Off {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(PowerError { url: power.url.clone(), what: "still tells that the power is on".into() })
+        Err(PowerError {
+            url: power.url.clone(),
+            what: "still tells that the power is on".into(),
+        })
     }
 }

@@ -1,14 +1,14 @@
 //! The agent's side: a thread that speaks to the guard, so that no request ever waits for the async runtime.
 
 use super::{
-    EXTEND, Guard, GuardError, GuardStatus, REFUSALS, REGISTER, Reply, Request, STATUS, UNREGISTER, bytes_of, read_as,
-    text,
+    EXTEND, Guard, GuardError, GuardStatus, REFUSALS, REGISTER, Reply, Request, STATUS, UNREGISTER,
+    bytes_of, read_as, text,
 };
 use async_trait::async_trait;
 use nix::sys::{
     socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket,
-        sockopt::ReceiveTimeout,
+        AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt,
+        socket, sockopt::ReceiveTimeout,
     },
     time::TimeVal,
 };
@@ -52,17 +52,38 @@ impl GuardClient {
         Self { requests }
     }
 
-    async fn call(&self, kind: u32, vm: &str, pid: i32, deadline_ns: u64, tap: &str) -> Result<Reply, GuardError> {
-        let request = Request { kind, pid, deadline_ns, vm: text(vm), tap: text(tap) };
+    async fn call(
+        &self,
+        kind: u32,
+        vm: &str,
+        pid: i32,
+        deadline_ns: u64,
+        tap: &str,
+    ) -> Result<Reply, GuardError> {
+        let request = Request {
+            kind,
+            pid,
+            deadline_ns,
+            vm: text(vm),
+            tap: text(tap),
+        };
         let (answer, answered) = oneshot::channel();
         let gone = || GuardError::Gone(std::io::ErrorKind::BrokenPipe.into());
         self.requests.send((request, answer)).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?.map_err(GuardError::Gone)
+        answered
+            .await
+            .map_err(|_| gone())?
+            .map_err(GuardError::Gone)
     }
 }
 
 fn open(path: &std::path::Path) -> std::io::Result<OwnedFd> {
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     setsockopt(&fd, ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0))?;
     Ok(fd)
@@ -91,7 +112,10 @@ impl Guard for GuardClient {
             0 => Ok(()),
             n => Err(GuardError::Refused {
                 vm: vm.to_owned(),
-                why: REFUSALS.get(n as usize).copied().unwrap_or("for a reason this version does not know"),
+                why: REFUSALS
+                    .get(n as usize)
+                    .copied()
+                    .unwrap_or("for a reason this version does not know"),
             }),
         }
     }
@@ -102,6 +126,10 @@ impl Guard for GuardClient {
 
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         let reply = self.call(STATUS, "", 0, 0, "").await?;
-        Ok(GuardStatus { deadline_ns: reply.deadline_ns, live: reply.live, fired: reply.fired })
+        Ok(GuardStatus {
+            deadline_ns: reply.deadline_ns,
+            live: reply.live,
+            fired: reply.fired,
+        })
     }
 }

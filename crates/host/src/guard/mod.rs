@@ -117,7 +117,8 @@ pub(crate) fn bytes_of<T: Copy>(value: &T) -> &[u8] {
 /// Reads a plain struct.
 pub(crate) fn read_as<T: Copy>(bytes: &[u8]) -> Option<T> {
     // SAFETY: the length is checked, and every bit pattern is a valid `Request` or `Reply`.
-    (bytes.len() == size_of::<T>()).then(|| unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    (bytes.len() == size_of::<T>())
+        .then(|| unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
 }
 
 /// `CLOCK_BOOTTIME`, nanoseconds.
@@ -134,5 +135,10 @@ pub fn boottime_ns() -> u64 {
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, so the fields are counted from behind its bracket.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }

@@ -1,16 +1,16 @@
 //! The guard's process: one loop over one poll, on memory that was all taken at the start.
 
 use super::{
-    EXTEND, REGISTER, REFUSALS, Reply, Request, START_MARGIN_NS, STATUS, UNREGISTER, boottime_ns, bytes_of,
-    read_as, start_time,
+    EXTEND, REFUSALS, REGISTER, Reply, Request, START_MARGIN_NS, STATUS, UNREGISTER, boottime_ns,
+    bytes_of, read_as, start_time,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap},
         socket::{
-            AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, recv,
-            send, socket,
+            AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen,
+            recv, send, socket,
         },
     },
 };
@@ -76,21 +76,41 @@ pub fn run(options: &GuardOptions) -> std::io::Result<()> {
     let state = map_state(&options.run_dir.join("guard.state"))?;
     let path = options.run_dir.join("guard.sock");
     let _ = std::fs::remove_file(&path);
-    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let listener = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(8)?)?;
     let watchdog = match &options.watchdog {
         None => None,
-        Some(path) => Some(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?),
+        Some(path) => Some(
+            OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(path)?,
+        ),
     };
     real_time();
-    let mut process = Process { state, pidfds: [-1; SLOTS], watchdog };
+    let mut process = Process {
+        state,
+        pidfds: [-1; SLOTS],
+        watchdog,
+    };
     process.reopen();
     process.serve(&listener)
 }
 
 fn map_state(path: &std::path::Path) -> std::io::Result<&'static mut State> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
     let size = NonZeroUsize::new(size_of::<State>()).expect("the state is not empty");
     file.set_len(size.get() as u64)?;
     let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -156,7 +176,10 @@ impl Process {
             {
                 let mut fds = [
                     PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-                    PollFd::new(connection.as_ref().unwrap_or(listener).as_fd(), PollFlags::POLLIN),
+                    PollFd::new(
+                        connection.as_ref().unwrap_or(listener).as_fd(),
+                        PollFlags::POLLIN,
+                    ),
                 ];
                 let count = if connection.is_some() { 2 } else { 1 };
                 if poll(&mut fds[..count], timeout).is_ok() {
@@ -187,7 +210,11 @@ impl Process {
             _ if live => 2,
             _ => 60_000,
         };
-        let feed = if self.watchdog.is_some() { u64::from(FEED_MS) } else { u64::MAX };
+        let feed = if self.watchdog.is_some() {
+            u64::from(FEED_MS)
+        } else {
+            u64::MAX
+        };
         PollTimeout::from(u16::try_from(to_deadline.min(feed)).unwrap_or(u16::MAX))
     }
 
@@ -245,8 +272,12 @@ impl Process {
     /// Answers one request; false when the daemon is gone.
     fn answer(&mut self, daemon: &OwnedFd) -> bool {
         let mut packet = [0u8; size_of::<Request>()];
-        let Ok(length) = recv(daemon.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) else { return false };
-        let Some(request) = read_as::<Request>(&packet[..length]) else { return false };
+        let Ok(length) = recv(daemon.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) else {
+            return false;
+        };
+        let Some(request) = read_as::<Request>(&packet[..length]) else {
+            return false;
+        };
         let refusal = match request.kind {
             EXTEND => {
                 let furthest = boottime_ns() + FURTHEST_NS;
@@ -261,7 +292,10 @@ impl Process {
             REGISTER => self.register(&request),
             UNREGISTER => {
                 for i in 0..SLOTS {
-                    if self.state.slots[i].used != 0 && self.state.slots[i].vm == request.vm && self.ended(i) {
+                    if self.state.slots[i].used != 0
+                        && self.state.slots[i].vm == request.vm
+                        && self.ended(i)
+                    {
                         self.clear(i);
                     }
                 }
@@ -269,7 +303,10 @@ impl Process {
             }
             _ => 0,
         };
-        debug_assert!((refusal as usize) < REFUSALS.len() && STATUS > 0, "refusals have words");
+        debug_assert!(
+            (refusal as usize) < REFUSALS.len() && STATUS > 0,
+            "refusals have words"
+        );
         let reply = Reply {
             refusal,
             live: self.live(),
@@ -277,19 +314,34 @@ impl Process {
             padding: 0,
             deadline_ns: self.state.deadline_ns,
         };
-        send(daemon.as_raw_fd(), bytes_of(&reply), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).is_ok()
+        send(
+            daemon.as_raw_fd(),
+            bytes_of(&reply),
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+        )
+        .is_ok()
     }
 
     fn register(&mut self, request: &Request) -> u32 {
         if boottime_ns() + START_MARGIN_NS > self.state.deadline_ns {
             return 1;
         }
-        let Some(i) = (0..SLOTS).find(|i| self.state.slots[*i].used == 0) else { return 2 };
+        let Some(i) = (0..SLOTS).find(|i| self.state.slots[*i].used == 0) else {
+            return 2;
+        };
         let fd = pidfd_open(request.pid);
-        let Some(start) = start_time(request.pid).filter(|_| fd >= 0) else { return 3 };
+        let Some(start) = start_time(request.pid).filter(|_| fd >= 0) else {
+            return 3;
+        };
         self.pidfds[i] = fd;
         let (vm, tap) = (request.vm, request.tap);
-        self.state.slots[i] = Slot { used: 1, pid: request.pid, start, vm, tap };
+        self.state.slots[i] = Slot {
+            used: 1,
+            pid: request.pid,
+            start,
+            vm,
+            tap,
+        };
         0
     }
 }

@@ -59,14 +59,23 @@ pub struct NetProber;
 #[async_trait]
 impl Prober for NetProber {
     async fn probe(&self, target: &Target) -> bool {
-        tokio::time::timeout(target.timeout, ask(target)).await.unwrap_or(false)
+        tokio::time::timeout(target.timeout, ask(target))
+            .await
+            .unwrap_or(false)
     }
 }
 
 async fn ask(target: &Target) -> bool {
-    let Ok(mut stream) = TcpStream::connect(target.address).await else { return false };
-    let Some(path) = &target.http_path else { return true };
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\nUser-Agent: haven\r\n\r\n", target.address.ip());
+    let Ok(mut stream) = TcpStream::connect(target.address).await else {
+        return false;
+    };
+    let Some(path) = &target.http_path else {
+        return true;
+    };
+    let request = format!(
+        "GET {path} HTTP/1.0\r\nHost: {}\r\nUser-Agent: haven\r\n\r\n",
+        target.address.ip()
+    );
     if stream.write_all(request.as_bytes()).await.is_err() {
         return false;
     }

@@ -44,7 +44,10 @@ struct Uplink {
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
     let what = what.into();
-    move |error| NetworkError { what, why: error.to_string() }
+    move |error| NetworkError {
+        what,
+        why: error.to_string(),
+    }
 }
 
 impl LinuxAddress {
@@ -56,7 +59,11 @@ impl LinuxAddress {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self { handle, file, held: Mutex::default() })
+        Ok(Self {
+            handle,
+            file,
+            held: Mutex::default(),
+        })
     }
 
     async fn uplink(&self, ip: Ipv4Addr) -> Result<Uplink, NetworkError> {
@@ -76,10 +83,13 @@ impl LinuxAddress {
             let index = found.header.index;
             let mut links = self.handle.link().get().match_index(index).execute();
             if let Some(link) = links.try_next().await.map_err(list())? {
-                let mac = link.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Address(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
-                    _ => None,
-                });
+                let mac = link
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        LinkAttribute::Address(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
+                        _ => None,
+                    });
                 if let Some(mac) = mac {
                     return Ok(Uplink { index, mac });
                 }
@@ -93,14 +103,25 @@ impl LinuxAddress {
 
     async fn add(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
         let uplink = self.uplink(ip).await?;
-        let add = self.handle.address().add(uplink.index, IpAddr::V4(ip), 32).replace();
-        add.execute().await.map_err(failed(format!("the address {ip} cannot be taken")))?;
+        let add = self
+            .handle
+            .address()
+            .add(uplink.index, IpAddr::V4(ip), 32)
+            .replace();
+        add.execute()
+            .await
+            .map_err(failed(format!("the address {ip} cannot be taken")))?;
         announce(uplink, ip);
         Ok(())
     }
 
     async fn remove(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
-        let mut list = self.handle.address().get().set_address_filter(IpAddr::V4(ip)).execute();
+        let mut list = self
+            .handle
+            .address()
+            .get()
+            .set_address_filter(IpAddr::V4(ip))
+            .execute();
         while let Ok(Some(found)) = list.try_next().await {
             if found.header.prefix_len == 32 {
                 let del = self.handle.address().del(found).execute().await;
@@ -138,7 +159,8 @@ impl AddressDriver for LinuxAddress {
         }
         now.clone_from(wanted);
         let text = serde_json::to_vec(wanted).expect("addresses are plain data");
-        std::fs::write(&self.file, text).map_err(failed(format!("{} cannot be written", self.file.display())))
+        std::fs::write(&self.file, text)
+            .map_err(failed(format!("{} cannot be written", self.file.display())))
     }
 }
 
@@ -147,7 +169,13 @@ const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
 /// An Ethernet frame with an ARP packet.
-fn frame(op: u16, mac: [u8; 6], sender: Ipv4Addr, target_mac: [u8; 6], target: Ipv4Addr) -> [u8; 42] {
+fn frame(
+    op: u16,
+    mac: [u8; 6],
+    sender: Ipv4Addr,
+    target_mac: [u8; 6],
+    target: Ipv4Addr,
+) -> [u8; 42] {
     let mut frame = [0u8; 42];
     frame[0..6].fill(0xff);
     frame[6..12].copy_from_slice(&mac);
@@ -176,7 +204,8 @@ fn open(uplink: Uplink) -> io::Result<OwnedFd> {
         let mut address: libc::sockaddr_ll = std::mem::zeroed();
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = ARP.to_be();
-        address.sll_ifindex = i32::try_from(uplink.index).map_err(|_| io::ErrorKind::InvalidInput)?;
+        address.sll_ifindex =
+            i32::try_from(uplink.index).map_err(|_| io::ErrorKind::InvalidInput)?;
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         if libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) != 0 {
             return Err(io::Error::last_os_error());
@@ -186,7 +215,9 @@ fn open(uplink: Uplink) -> io::Result<OwnedFd> {
 }
 
 fn send(fd: &OwnedFd, frame: &[u8]) -> io::Result<()> {
-    nix::unistd::write(fd, frame).map(|_| ()).map_err(io::Error::from)
+    nix::unistd::write(fd, frame)
+        .map(|_| ())
+        .map_err(io::Error::from)
 }
 
 /// Says three times that this host has the address now, so that switches and neighbours learn it at once.
@@ -212,7 +243,10 @@ fn probe(uplink: Uplink, ip: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
     use std::os::fd::AsFd;
     let fd = open(uplink)?;
     for _ in 0..3 {
-        send(&fd, &frame(REQUEST, uplink.mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip))?;
+        send(
+            &fd,
+            &frame(REQUEST, uplink.mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip),
+        )?;
         let until = Instant::now() + Duration::from_millis(50);
         while let Some(rest) = until.checked_duration_since(Instant::now()) {
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);

@@ -32,11 +32,17 @@ impl Segment {
     #[must_use]
     pub fn holders(&self, ip: Ipv4Addr) -> Vec<String> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.iter().filter(|(_, ips)| ips.contains(&ip)).map(|(host, _)| host.clone()).collect()
+        held.iter()
+            .filter(|(_, ips)| ips.contains(&ip))
+            .map(|(host, _)| host.clone())
+            .collect()
     }
     /// A host is gone.
     pub fn drop_host(&self, host: &str) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(host);
     }
 }
 
@@ -58,12 +64,23 @@ impl AddressDriver for FakeAddress {
     async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError> {
         tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         let answers = |other: &String| {
-            *other != self.host && (self.reaches)(&self.host, other) && (self.reaches)(other, &self.host)
+            *other != self.host
+                && (self.reaches)(&self.host, other)
+                && (self.reaches)(other, &self.host)
         };
-        Ok(self.segment.holders(ip).iter().any(answers).then_some([2; 6]))
+        Ok(self
+            .segment
+            .holders(ip)
+            .iter()
+            .any(answers)
+            .then_some([2; 6]))
     }
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
-        let mut held = self.segment.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self
+            .segment
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         held.insert(self.host.clone(), wanted.clone());
         Ok(())
     }

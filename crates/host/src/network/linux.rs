@@ -45,7 +45,10 @@ type Links = BTreeMap<String, (u32, bool)>;
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
     let what = what.into();
-    move |error| NetworkError { what, why: error.to_string() }
+    move |error| NetworkError {
+        what,
+        why: error.to_string(),
+    }
 }
 
 fn bridge_name(vni: u32) -> String {
@@ -64,15 +67,26 @@ impl LinuxNetwork {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self { address, handle, state: Mutex::default() })
+        Ok(Self {
+            address,
+            handle,
+            state: Mutex::default(),
+        })
     }
 
     /// All network cards by name: index, and whether they are up.
     async fn links(&self) -> Result<Links, NetworkError> {
         let mut links = Links::new();
         let mut list = self.handle.link().get().execute();
-        while let Some(link) = list.try_next().await.map_err(failed("network cards cannot be listed"))? {
-            let up = link.header.flags.contains(rtnetlink::packet_route::link::LinkFlags::Up);
+        while let Some(link) = list
+            .try_next()
+            .await
+            .map_err(failed("network cards cannot be listed"))?
+        {
+            let up = link
+                .header
+                .flags
+                .contains(rtnetlink::packet_route::link::LinkFlags::Up);
             for attribute in &link.attributes {
                 if let LinkAttribute::IfName(name) = attribute {
                     links.insert(name.clone(), (link.header.index, up));
@@ -84,14 +98,22 @@ impl LinuxNetwork {
 
     async fn index(&self, name: &str) -> Result<u32, NetworkError> {
         let links = self.links().await?;
-        links.get(name).map(|(index, _)| *index).ok_or_else(|| NetworkError {
-            what: format!("the network card {name} is missing"),
-            why: "it was not there after it was made".into(),
-        })
+        links
+            .get(name)
+            .map(|(index, _)| *index)
+            .ok_or_else(|| NetworkError {
+                what: format!("the network card {name} is missing"),
+                why: "it was not there after it was made".into(),
+            })
     }
 
     async fn delete(&self, name: &str, index: u32) -> Result<(), NetworkError> {
-        self.handle.link().del(index).execute().await.map_err(failed(format!("{name} cannot be removed")))
+        self.handle
+            .link()
+            .del(index)
+            .execute()
+            .await
+            .map_err(failed(format!("{name} cannot be removed")))
     }
 
     async fn overlay(
@@ -104,13 +126,24 @@ impl LinuxNetwork {
     ) -> Result<u32, NetworkError> {
         let (bridge, tunnel) = (bridge_name(vni), tunnel_name(vni));
         if !links.contains_key(&bridge) {
-            let message = LinkBridge::new(&bridge).address(mac.to_vec()).mtu(wanted.mtu).up().build();
+            let message = LinkBridge::new(&bridge)
+                .address(mac.to_vec())
+                .mtu(wanted.mtu)
+                .up()
+                .build();
             let made = self.handle.link().add(message).execute().await;
             made.map_err(failed(format!("the bridge {bridge} cannot be made")))?;
         }
         let bridge_index = self.index(&bridge).await?;
-        let address = self.handle.address().add(bridge_index, IpAddr::V4(gateway), subnet.prefix_len());
-        address.replace().execute().await.map_err(failed(format!("{gateway} cannot be given to {bridge}")))?;
+        let address =
+            self.handle
+                .address()
+                .add(bridge_index, IpAddr::V4(gateway), subnet.prefix_len());
+        address
+            .replace()
+            .execute()
+            .await
+            .map_err(failed(format!("{gateway} cannot be given to {bridge}")))?;
         if !state.tunnels.contains(&tunnel) {
             if let Some((index, _)) = links.get(&tunnel) {
                 self.delete(&tunnel, *index).await?;
@@ -126,7 +159,10 @@ impl LinuxNetwork {
             let made = self.handle.link().add(message).execute().await;
             made.map_err(failed(format!("the tunnel {tunnel} cannot be made")))?;
             let index = self.index(&tunnel).await?;
-            let port = LinkBridgePort::new(index).neigh_suppress(true).learning(false).build();
+            let port = LinkBridgePort::new(index)
+                .neigh_suppress(true)
+                .learning(false)
+                .build();
             let set = self.handle.link().set_port(port).execute().await;
             set.map_err(failed(format!("the tunnel {tunnel} cannot be set up")))?;
             state.remote.retain(|(name, _), _| *name != tunnel);
@@ -196,7 +232,12 @@ impl LinuxNetwork {
             .map_err(failed("a bridge entry cannot be set"))
     }
 
-    async fn arp(&self, bridge_index: u32, ip: Ipv4Addr, mac: &[u8; 6]) -> Result<(), NetworkError> {
+    async fn arp(
+        &self,
+        bridge_index: u32,
+        ip: Ipv4Addr,
+        mac: &[u8; 6],
+    ) -> Result<(), NetworkError> {
         self.handle
             .neighbours()
             .add(bridge_index, IpAddr::V4(ip))
@@ -226,8 +267,11 @@ impl LinuxNetwork {
                 Some((index, _)) => *index,
                 None => self.index(&port.tap).await?,
             };
-            let message =
-                LinkUnspec::new_with_index(index).controller(bridge_index).mtu(mtu).up().build();
+            let message = LinkUnspec::new_with_index(index)
+                .controller(bridge_index)
+                .mtu(mtu)
+                .up()
+                .build();
             let set = self.handle.link().set(message).execute().await;
             set.map_err(failed(format!("the tap {} cannot be plugged in", port.tap)))?;
             self.bridge_entry(index, &port.mac).await?;
@@ -239,7 +283,12 @@ impl LinuxNetwork {
     }
 
     /// What carries one of Haven's names and is not wanted goes.
-    async fn remove_stale(&self, wanted: &[NetworkWanted], links: &Links, state: &mut State) -> Result<(), NetworkError> {
+    async fn remove_stale(
+        &self,
+        wanted: &[NetworkWanted],
+        links: &Links,
+        state: &mut State,
+    ) -> Result<(), NetworkError> {
         let mut keep: BTreeSet<String> = BTreeSet::new();
         for network in wanted {
             if let NetworkKind::Overlay { vni, .. } = network.kind {
@@ -260,11 +309,15 @@ impl LinuxNetwork {
 
 /// Bridges and tunnels of Haven, and taps: `hv`, digits, `n`, digits.
 fn is_ours(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix("hv") else { return false };
-    rest.starts_with('b') || rest.starts_with('x') || rest.split_once('n').is_some_and(|(slot, nic)| {
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        digits(slot) && digits(nic)
-    })
+    let Some(rest) = name.strip_prefix("hv") else {
+        return false;
+    };
+    rest.starts_with('b')
+        || rest.starts_with('x')
+        || rest.split_once('n').is_some_and(|(slot, nic)| {
+            let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            digits(slot) && digits(nic)
+        })
 }
 
 /// What the kernel must allow in this namespace.
@@ -298,11 +351,19 @@ impl NetworkDriver for LinuxNetwork {
         }
         for network in wanted {
             match &network.kind {
-                NetworkKind::Overlay { vni, subnet, gateway, gateway_mac, .. } => {
+                NetworkKind::Overlay {
+                    vni,
+                    subnet,
+                    gateway,
+                    gateway_mac,
+                    ..
+                } => {
                     let of = (*subnet, *gateway, *gateway_mac);
                     let bridge = self.overlay(network, *vni, of, &mut state, &links).await?;
-                    self.local(bridge, network.mtu, &network.local, true, &links).await?;
-                    self.remote(bridge, &tunnel_name(*vni), &network.remote, &mut state).await?;
+                    self.local(bridge, network.mtu, &network.local, true, &links)
+                        .await?;
+                    self.remote(bridge, &tunnel_name(*vni), &network.remote, &mut state)
+                        .await?;
                 }
                 NetworkKind::Bridge { uplink_bridge } => {
                     let bridge = links.get(uplink_bridge).map(|(index, _)| *index);
@@ -310,7 +371,8 @@ impl NetworkDriver for LinuxNetwork {
                         what: format!("network {} needs the bridge {uplink_bridge}", network.name),
                         why: "this host has no such bridge; make it or change the network".into(),
                     })?;
-                    self.local(bridge, network.mtu, &network.local, false, &links).await?;
+                    self.local(bridge, network.mtu, &network.local, false, &links)
+                        .await?;
                 }
             }
         }

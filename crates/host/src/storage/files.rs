@@ -40,8 +40,12 @@ fn says(what: impl Into<String>) -> StorageFailure {
 fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
     let path = PathBuf::from(&pool.path);
     if pool.driver == PoolDriverKind::Local {
-        std::fs::create_dir_all(&path)
-            .map_err(|error| says(format!("the pool's directory {} cannot be made ({error})", pool.path)))?;
+        std::fs::create_dir_all(&path).map_err(|error| {
+            says(format!(
+                "the pool's directory {} cannot be made ({error})",
+                pool.path
+            ))
+        })?;
         let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711));
         return Ok(path);
     }
@@ -49,15 +53,20 @@ fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
     if mark.exists() {
         return Ok(path);
     }
-    let entries = std::fs::read_dir(&path)
-        .map_err(|error| says(format!("the shared pool's directory {} cannot be read ({error}); mount it on every host", pool.path)))?;
+    let entries = std::fs::read_dir(&path).map_err(|error| {
+        says(format!(
+            "the shared pool's directory {} cannot be read ({error}); mount it on every host",
+            pool.path
+        ))
+    })?;
     if entries.flatten().next().is_some() {
         return Err(says(format!(
             "{} has files but no {MARK}: it is not this pool, or not mounted; mount it, or put an empty file {MARK} there",
             pool.path
         )));
     }
-    std::fs::write(&mark, "").map_err(|error| says(format!("{} is not writable ({error})", pool.path)))?;
+    std::fs::write(&mark, "")
+        .map_err(|error| says(format!("{} is not writable ({error})", pool.path)))?;
     Ok(path)
 }
 
@@ -68,25 +77,43 @@ fn free(path: &Path) -> u64 {
 
 async fn qemu_img(args: &[&str]) -> Result<(), StorageFailure> {
     let output = Command::new("qemu-img").args(args).output().await;
-    let output = output.map_err(|error| says(format!("qemu-img cannot be started ({error}); install the package qemu-utils")))?;
+    let output = output.map_err(|error| {
+        says(format!(
+            "qemu-img cannot be started ({error}); install the package qemu-utils"
+        ))
+    })?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    let hint = if said.contains("No space left") { "; the pool is full, free some space" } else { "" };
+    let said = String::from_utf8_lossy(&output.stderr)
+        .trim()
+        .replace('\n', "; ");
+    let hint = if said.contains("No space left") {
+        "; the pool is full, free some space"
+    } else {
+        ""
+    };
     Err(says(format!("the volume cannot be made: {said}{hint}")))
 }
 
 fn path_text(path: &Path) -> Result<&str, StorageFailure> {
-    path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
+    path.to_str()
+        .ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
 }
 
 #[async_trait]
 impl Storage for FileStorage {
-    async fn volume(&self, pool: &PoolSpec, wanted: &VolumeWanted) -> Result<VolumeReady, StorageFailure> {
+    async fn volume(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+    ) -> Result<VolumeReady, StorageFailure> {
         let directory = ready(pool)?;
         let path = directory.join(format!("{}.qcow2", wanted.name));
-        let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
+        let ready = VolumeReady {
+            path: path.clone(),
+            format: "qcow2".into(),
+        };
         if !path.exists() {
             let part = directory.join(format!("{}.part", wanted.name));
             let size = wanted.size_bytes.to_string();
@@ -105,28 +132,40 @@ impl Storage for FileStorage {
                     let image = path_text(&image)?;
                     let part_text = path_text(&part)?;
                     if pool.driver == PoolDriverKind::Local {
-                        qemu_img(&["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part_text, &size]).await?;
+                        qemu_img(&[
+                            "create", "-q", "-f", "qcow2", "-b", image, "-F", format, part_text,
+                            &size,
+                        ])
+                        .await?;
                     } else {
-                        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part_text]).await?;
+                        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part_text])
+                            .await?;
                         qemu_img(&["resize", "-q", part_text, &size]).await?;
                     }
                 }
-                None => qemu_img(&["create", "-q", "-f", "qcow2", path_text(&part)?, &size]).await?,
+                None => {
+                    qemu_img(&["create", "-q", "-f", "qcow2", path_text(&part)?, &size]).await?
+                }
             }
             std::fs::rename(&part, &path)
                 .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
         }
-        chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid))
-            .map_err(|error| says(format!("{} cannot be given to its VM ({error})", path.display())))?;
+        chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)).map_err(|error| {
+            says(format!(
+                "{} cannot be given to its VM ({error})",
+                path.display()
+            ))
+        })?;
         Ok(ready)
     }
 
     async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
         let path = ready(pool)?.join(format!("{name}.qcow2"));
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(says(format!("{} cannot be removed ({error})", path.display())))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(says(format!(
+                "{} cannot be removed ({error})",
+                path.display()
+            ))),
             _ => Ok(()),
         }
     }
@@ -142,7 +181,12 @@ impl Storage for FileStorage {
     async fn seed(&self, wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
         let directory = self.run_dir.join(&wanted.vm);
         let path = directory.join("seed.img");
-        let image = seed::image(wanted).map_err(|error| says(format!("the seed of {} cannot be made ({error}); its user data may be too long (1 MiB)", wanted.vm)))?;
+        let image = seed::image(wanted).map_err(|error| {
+            says(format!(
+                "the seed of {} cannot be made ({error}); its user data may be too long (1 MiB)",
+                wanted.vm
+            ))
+        })?;
         std::fs::create_dir_all(&directory)
             .and_then(|()| std::fs::write(&path, image))
             .and_then(|()| chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)))
@@ -153,9 +197,10 @@ impl Storage for FileStorage {
     async fn forget(&self, vm: &str) -> Result<(), StorageFailure> {
         let directory = self.run_dir.join(vm);
         match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(says(format!("{} cannot be removed ({error})", directory.display())))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(says(format!(
+                "{} cannot be removed ({error})",
+                directory.display()
+            ))),
             _ => Ok(()),
         }
     }

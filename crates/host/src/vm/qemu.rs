@@ -85,7 +85,13 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
         }
     };
     let file = |name: &str| directory.join(name).display().to_string();
-    add("-name", format!("guest={},process=haven-{},debug-threads=on", launch.vm, launch.vm));
+    add(
+        "-name",
+        format!(
+            "guest={},process=haven-{},debug-threads=on",
+            launch.vm, launch.vm
+        ),
+    );
     add("-nodefaults", String::new());
     add("-no-user-config", String::new());
     add("-display", "none".into());
@@ -104,8 +110,14 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
     add("-smp", launch.cpus.to_string());
     add("-m", format!("{}B", launch.memory_bytes));
     add("-uuid", launch.uuid.clone());
-    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
-    add("-qmp", format!("unix:{},server=on,wait=off", file("qmp.sock")));
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+    );
+    add(
+        "-qmp",
+        format!("unix:{},server=on,wait=off", file("qmp.sock")),
+    );
     add(
         "-chardev",
         format!(
@@ -129,7 +141,14 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
             "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
         });
         add("-blockdev", node.to_string());
-        add("-device", format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1));
+        add(
+            "-device",
+            format!(
+                "virtio-blk-pci,drive=d{i},serial={},bootindex={}",
+                disk.name,
+                i + 1
+            ),
+        );
     }
     if let Some(seed) = &launch.seed {
         let node = json!({
@@ -141,14 +160,23 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
     }
     for (i, nic) in launch.nics.iter().enumerate() {
         add("-netdev", format!("tap,id=n{i},fd={}", TAP_FD + i as i32));
-        add("-device", format!("virtio-net-pci,netdev=n{i},mac={},host_mtu={}", nic.mac, nic.mtu));
+        add(
+            "-device",
+            format!(
+                "virtio-net-pci,netdev=n{i},mac={},host_mtu={}",
+                nic.mac, nic.mtu
+            ),
+        );
     }
     args
 }
 
 /// Opens an existing tap for QEMU, which has no right to do so itself.
 fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
     // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctl reads only it.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
@@ -168,7 +196,12 @@ impl QemuDriver {
     #[must_use]
     pub fn new(config: QemuConfig, guard: Arc<dyn Guard>) -> Self {
         let (events, _) = broadcast::channel(256);
-        Self { config, guard, live: Table::default(), events }
+        Self {
+            config,
+            guard,
+            live: Table::default(),
+            events,
+        }
     }
 
     fn directory(&self, vm: &str) -> PathBuf {
@@ -180,7 +213,10 @@ impl QemuDriver {
         let prepared = std::fs::create_dir_all(&directory)
             .and_then(|()| std::fs::create_dir_all(&self.config.log_dir))
             .and_then(|()| chown(&directory, Some(launch.uid), Some(launch.uid)));
-        prepared.map_err(system(format!("the directory {} cannot be prepared", directory.display())))?;
+        prepared.map_err(system(format!(
+            "the directory {} cannot be prepared",
+            directory.display()
+        )))?;
         let log = self.log(&launch.vm);
         let _ = std::fs::remove_file(directory.join("qmp.sock"));
         let _ = std::fs::remove_file(directory.join("console.sock"));
@@ -192,7 +228,8 @@ impl QemuDriver {
             .map_err(system(format!("{} cannot be written", directory.display())))?;
         let mut taps = Vec::new();
         for nic in &launch.nics {
-            let tap = open_tap(&nic.tap).map_err(system(format!("the tap {} cannot be opened", nic.tap)))?;
+            let tap = open_tap(&nic.tap)
+                .map_err(system(format!("the tap {} cannot be opened", nic.tap)))?;
             taps.push(tap);
         }
         let numbers: Vec<i32> = taps.iter().map(AsRawFd::as_raw_fd).collect();
@@ -221,14 +258,21 @@ impl QemuDriver {
             if source.kind() == io::ErrorKind::NotFound {
                 VmError::NoQemu
             } else {
-                VmError::System { what: format!("QEMU of {} cannot be started", launch.vm), source }
+                VmError::System {
+                    what: format!("QEMU of {} cannot be started", launch.vm),
+                    source,
+                }
             }
         })?;
         i32::try_from(child.id()).map_err(|_| VmError::NotHere(launch.vm.clone()))
     }
 
     fn remember(&self, launch: &VmLaunch, pid: i32) -> Result<(), VmError> {
-        let record = Launched { launch: launch.clone(), pid, start_time: start_time(pid).unwrap_or(0) };
+        let record = Launched {
+            launch: launch.clone(),
+            pid,
+            start_time: start_time(pid).unwrap_or(0),
+        };
         let text = serde_json::to_vec(&record).expect("a launch is plain data");
         let path = self.directory(&launch.vm).join("launch.json");
         let new = path.with_extension("new");
@@ -248,25 +292,40 @@ impl QemuDriver {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Err(_) if ended(pid) => {
-                    let said = std::fs::read_to_string(self.directory(vm).join("stderr")).unwrap_or_default();
+                    let said = std::fs::read_to_string(self.directory(vm).join("stderr"))
+                        .unwrap_or_default();
                     let last: Vec<&str> = said.lines().rev().take(3).collect();
                     let said = last.into_iter().rev().collect::<Vec<_>>().join("; ");
-                    return Err(VmError::Died { vm: vm.into(), said });
+                    return Err(VmError::Died {
+                        vm: vm.into(),
+                        said,
+                    });
                 }
-                Err(source) => return Err(VmError::Qmp { vm: vm.into(), source }),
+                Err(source) => {
+                    return Err(VmError::Qmp {
+                        vm: vm.into(),
+                        source,
+                    });
+                }
             }
         }
     }
 
     /// Follows a process to its end, and what its guest says of a power-off.
     fn follow(&self, vm: &str, epoch: u64, pid: i32, qmp: Option<Arc<Qmp>>) {
-        let entry = Live { pid, qmp: qmp.clone(), killed: false, powered_off: false };
+        let entry = Live {
+            pid,
+            qmp: qmp.clone(),
+            killed: false,
+            powered_off: false,
+        };
         lock(&self.live).insert(vm.to_owned(), entry);
         if let Some(qmp) = qmp {
             let (live, vm, mut said) = (Arc::clone(&self.live), vm.to_owned(), qmp.events());
             tokio::spawn(async move {
                 while let Ok(event) = said.recv().await {
-                    if event["event"] == "SHUTDOWN" && event["data"]["guest"] == true
+                    if event["event"] == "SHUTDOWN"
+                        && event["data"]["guest"] == true
                         && let Some(entry) = lock(&live).get_mut(&vm)
                     {
                         entry.powered_off = true;
@@ -274,13 +333,21 @@ impl QemuDriver {
                 }
             });
         }
-        let (live, events, guard) = (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
+        let (live, events, guard) = (
+            Arc::clone(&self.live),
+            self.events.clone(),
+            Arc::clone(&self.guard),
+        );
         let (vm, directory) = (vm.to_owned(), self.directory(vm));
         tokio::spawn(async move {
             gone(pid).await;
             let entry = {
                 let mut table = lock(&live);
-                if table.get(&vm).is_some_and(|entry| entry.pid == pid) { table.remove(&vm) } else { None }
+                if table.get(&vm).is_some_and(|entry| entry.pid == pid) {
+                    table.remove(&vm)
+                } else {
+                    None
+                }
             };
             let _ = guard.unregister(&vm).await;
             let Some(entry) = entry else { return };
@@ -302,7 +369,10 @@ impl QemuDriver {
         let qmp = self.entry(vm, |entry| entry.qmp.clone()).flatten();
         let qmp = qmp.ok_or_else(|| VmError::NotHere(vm.into()))?;
         let called = qmp.call(command, json!({}), DEADLINE).await;
-        called.map(|_| ()).map_err(|source| VmError::Qmp { vm: vm.into(), source })
+        called.map(|_| ()).map_err(|source| VmError::Qmp {
+            vm: vm.into(),
+            source,
+        })
     }
 
     async fn wait_gone(&self, vm: &str, patience: Duration) -> bool {
@@ -322,11 +392,17 @@ impl QemuDriver {
         self.guard
             .register(&launch.vm, pid, tap)
             .await
-            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
+            .map_err(|source| VmError::Guard {
+                vm: launch.vm.clone(),
+                source,
+            })?;
         let qmp = self.meet(&launch.vm, pid).await?;
         qmp.call("cont", json!({}), DEADLINE)
             .await
-            .map_err(|source| VmError::Qmp { vm: launch.vm.clone(), source })?;
+            .map_err(|source| VmError::Qmp {
+                vm: launch.vm.clone(),
+                source,
+            })?;
         Ok(qmp)
     }
 }
@@ -336,13 +412,17 @@ fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<String, Live>> {
 }
 
 fn kill_process(pid: i32) {
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    );
 }
 
 /// Whether a process has ended; one that waits to be reaped has.
 fn ended(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+    stat.rsplit_once(')')
+        .is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// Resolves when a process has ended, and reaps it if it is a child of this daemon.
@@ -355,7 +435,8 @@ async fn gone(pid: i32) {
         // SAFETY: the descriptor was just opened and nobody else has it.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: the descriptor is owned by what is registered and is not closed before it.
-        let watched = unsafe { AsyncFd::register_with_interest(owned, tokio::io::Interest::READABLE) };
+        let watched =
+            unsafe { AsyncFd::register_with_interest(owned, tokio::io::Interest::READABLE) };
         if let Ok(watched) = watched {
             let _ = watched.readable().await;
         }
@@ -373,7 +454,11 @@ impl VmDriver for QemuDriver {
         match self.launch_process(launch, pid).await {
             Ok(qmp) => {
                 self.follow(&launch.vm, launch.epoch, pid, Some(qmp));
-                Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid })
+                Ok(RunningVm {
+                    vm: launch.vm.clone(),
+                    epoch: launch.epoch,
+                    pid,
+                })
             }
             Err(error) => {
                 kill_process(pid);
@@ -386,23 +471,35 @@ impl VmDriver for QemuDriver {
     }
 
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
-        let Ok(entries) = std::fs::read_dir(&self.config.run_dir) else { return Ok(Vec::new()) };
+        let Ok(entries) = std::fs::read_dir(&self.config.run_dir) else {
+            return Ok(Vec::new());
+        };
         let mut found = Vec::new();
         for entry in entries.flatten() {
             let path = entry.path().join("launch.json");
-            let Ok(text) = std::fs::read(&path) else { continue };
-            let Ok(record) = serde_json::from_slice::<Launched>(&text) else { continue };
+            let Ok(text) = std::fs::read(&path) else {
+                continue;
+            };
+            let Ok(record) = serde_json::from_slice::<Launched>(&text) else {
+                continue;
+            };
             let vm = record.launch.vm.clone();
             if start_time(record.pid) != Some(record.start_time) || ended(record.pid) {
                 let _ = std::fs::remove_file(&path);
                 continue;
             }
             if !lock(&self.live).contains_key(&vm) {
-                let qmp = Qmp::connect(&self.directory(&vm).join("qmp.sock")).await.ok();
+                let qmp = Qmp::connect(&self.directory(&vm).join("qmp.sock"))
+                    .await
+                    .ok();
                 tracing::info!(vm, pid = record.pid, "adopted");
                 self.follow(&vm, record.launch.epoch, record.pid, qmp);
             }
-            found.push(RunningVm { vm, epoch: record.launch.epoch, pid: record.pid });
+            found.push(RunningVm {
+                vm,
+                epoch: record.launch.epoch,
+                pid: record.pid,
+            });
         }
         Ok(found)
     }
@@ -429,7 +526,10 @@ impl VmDriver for QemuDriver {
             Ok(())
         } else {
             let source = io::ErrorKind::TimedOut.into();
-            Err(VmError::System { what: format!("the process {pid} of {vm} does not end"), source })
+            Err(VmError::System {
+                what: format!("the process {pid} of {vm} does not end"),
+                source,
+            })
         }
     }
 

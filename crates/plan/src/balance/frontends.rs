@@ -13,20 +13,34 @@ use std::collections::BTreeMap;
 /// Plans every frontend.
 pub(crate) fn plan(work: &mut Work<'_>) {
     let snapshot = work.snapshot;
-    let usable: Vec<Name> =
-        work.states.iter().filter(|(_, state)| state.usable()).map(|(host, _)| host.clone()).collect();
+    let usable: Vec<Name> = work
+        .states
+        .iter()
+        .filter(|(_, state)| state.usable())
+        .map(|(host, _)| host.clone())
+        .collect();
     let mut held: BTreeMap<Name, usize> = usable.iter().map(|host| (host.clone(), 0)).collect();
     for placement in snapshot.frontends.values() {
         *held.entry(placement.holder.clone()).or_default() += 1;
     }
     for (name, service) in &snapshot.services {
         let placement = snapshot.frontends.get(name);
-        let wanted = service.spec.frontend.as_ref().filter(|_| !service.meta.deleting);
+        let wanted = service
+            .spec
+            .frontend
+            .as_ref()
+            .filter(|_| !service.meta.deleting);
         match (wanted, placement) {
             (None, Some(placement)) => {
-                let action =
-                    Action::ReleaseFrontend { service: name.clone(), expected_revision: placement.revision };
-                work.act(service_ref(name), format!("{name} no longer has an address"), action);
+                let action = Action::ReleaseFrontend {
+                    service: name.clone(),
+                    expected_revision: placement.revision,
+                };
+                work.act(
+                    service_ref(name),
+                    format!("{name} no longer has an address"),
+                    action,
+                );
             }
             (None, None) => {}
             (Some(frontend), placement) => {
@@ -38,25 +52,42 @@ pub(crate) fn plan(work: &mut Work<'_>) {
                     },
                     (None, old) => {
                         let Some(holder) = least(&held, &usable) else {
-                            work.wait(service_ref(name), format!("waiting: no host is online to hold {}", frontend.address));
+                            work.wait(
+                                service_ref(name),
+                                format!("waiting: no host is online to hold {}", frontend.address),
+                            );
                             continue;
                         };
                         *held.entry(holder.clone()).or_default() += 1;
                         let epoch = old.map_or(1, |old| old.epoch + 1);
-                        FrontendPlacement { candidates: candidates(&[], &usable, &holder), holder, epoch }
+                        FrontendPlacement {
+                            candidates: candidates(&[], &usable, &holder),
+                            holder,
+                            epoch,
+                        }
                     }
                 };
                 if placement.is_none_or(|now| *now.value != next) {
                     let reason = match placement {
                         Some(now) if now.holder == next.holder => {
-                            format!("the hosts that may take {} are now {}", frontend.address, list(&next.candidates))
+                            format!(
+                                "the hosts that may take {} are now {}",
+                                frontend.address,
+                                list(&next.candidates)
+                            )
                         }
-                        Some(now) => format!("{} takes {} because {} is lost", next.holder, frontend.address, now.holder),
+                        Some(now) => format!(
+                            "{} takes {} because {} is lost",
+                            next.holder, frontend.address, now.holder
+                        ),
                         None => format!("{} holds {}", next.holder, frontend.address),
                     };
                     let expected_revision = placement.map_or(0, |p| p.revision);
-                    let action =
-                        Action::PlaceFrontend { service: name.clone(), placement: next, expected_revision };
+                    let action = Action::PlaceFrontend {
+                        service: name.clone(),
+                        placement: next,
+                        expected_revision,
+                    };
                     work.act(service_ref(name), reason, action);
                 }
             }
@@ -65,26 +96,42 @@ pub(crate) fn plan(work: &mut Work<'_>) {
 }
 
 fn list(hosts: &[Name]) -> String {
-    hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+    hosts
+        .iter()
+        .map(Name::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A holder keeps an address unless it is proven lost or gone; agents deal with a suspected one.
 fn stays(work: &Work<'_>, holder: &Name) -> bool {
-    work.states.get(holder).is_some_and(|state| !matches!(state, HostState::Lost(_)))
+    work.states
+        .get(holder)
+        .is_some_and(|state| !matches!(state, HostState::Lost(_)))
 }
 
 fn least(held: &BTreeMap<Name, usize>, usable: &[Name]) -> Option<Name> {
-    usable.iter().min_by_key(|host| (held.get(*host).copied().unwrap_or(0), (*host).clone())).cloned()
+    usable
+        .iter()
+        .min_by_key(|host| (held.get(*host).copied().unwrap_or(0), (*host).clone()))
+        .cloned()
 }
 
 /// The usable hosts: the holder first, then those that were candidates already in their order, then the others. While
 /// hosts are missing the list stays as it was, so that a short silence writes nothing.
 fn candidates(now: &[Name], usable: &[Name], holder: &Name) -> Vec<Name> {
-    if !now.is_empty() && now.first() == Some(holder) && usable.iter().all(|host| now.contains(host)) {
+    if !now.is_empty()
+        && now.first() == Some(holder)
+        && usable.iter().all(|host| now.contains(host))
+    {
         return now.to_vec();
     }
     let mut next = vec![holder.clone()];
-    next.extend(now.iter().filter(|host| usable.contains(host) && *host != holder).cloned());
+    next.extend(
+        now.iter()
+            .filter(|host| usable.contains(host) && *host != holder)
+            .cloned(),
+    );
     for host in usable {
         if !next.contains(host) {
             next.push(host.clone());

@@ -24,7 +24,10 @@ pub struct Cost {
 /// What a VM takes of a host.
 #[must_use]
 pub fn cost(spec: &VmSpec) -> Cost {
-    Cost { memory: spec.memory.0 + OVERHEAD.0, cpus: u64::from(spec.cpus) }
+    Cost {
+        memory: spec.memory.0 + OVERHEAD.0,
+        cpus: u64::from(spec.cpus),
+    }
 }
 
 /// The room of one host.
@@ -91,13 +94,23 @@ impl Room {
 
     /// Notes that `vm` is (to be) on `host`.
     pub fn use_up(&mut self, host: &Name, spec: &VmSpec, _vm: &Name, object: &Stored<VmSpec>) {
-        let Some(room) = self.hosts.get_mut(host) else { return };
+        let Some(room) = self.hosts.get_mut(host) else {
+            return;
+        };
         let cost = cost(spec);
         room.memory_used += cost.memory;
         room.cpus_used += cost.cpus;
         room.labels.push(object.meta.labels.clone());
-        if let Some(owner) = object.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
-            self.services.entry(owner.name.clone()).or_default().push(host.clone());
+        if let Some(owner) = object
+            .meta
+            .owner
+            .as_ref()
+            .filter(|o| o.kind == Kind::Service)
+        {
+            self.services
+                .entry(owner.name.clone())
+                .or_default()
+                .push(host.clone());
         }
     }
 

@@ -45,11 +45,17 @@ impl HostState {
 /// The state of every host.
 #[must_use]
 pub fn host_states(snapshot: &Snapshot, seen: &Observations) -> BTreeMap<Name, HostState> {
-    snapshot.hosts.keys().map(|host| (host.clone(), state_of(snapshot, seen, host))).collect()
+    snapshot
+        .hosts
+        .keys()
+        .map(|host| (host.clone(), state_of(snapshot, seen, host)))
+        .collect()
 }
 
 fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState {
-    let Some(lease) = snapshot.leases.get(host) else { return HostState::Joining };
+    let Some(lease) = snapshot.leases.get(host) else {
+        return HostState::Joining;
+    };
     if lease.closed {
         return match snapshot.lost.get(host) {
             Some(lost) if lost.session == lease.session => HostState::Lost(lost.proof),
@@ -65,11 +71,19 @@ fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState 
     {
         return HostState::Silent(age.unchanged_ms);
     }
-    if snapshot.host_status.get(host).is_none_or(|status| status.session != lease.session) {
+    if snapshot
+        .host_status
+        .get(host)
+        .is_none_or(|status| status.session != lease.session)
+    {
         return HostState::Joining;
     }
     let object = &snapshot.hosts[host];
-    if object.spec.cordoned || object.meta.deleting { HostState::Cordoned } else { HostState::Online }
+    if object.spec.cordoned || object.meta.deleting {
+        HostState::Cordoned
+    } else {
+        HostState::Online
+    }
 }
 
 /// Seeks a proof for every host that is silent, and closes the session of those that have one.
@@ -99,16 +113,29 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
         close(work, host, session, revision, ProofKind::PoweredOff, reason);
         return true;
     }
-    let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
+    let has_power = work
+        .snapshot
+        .hosts
+        .get(host)
+        .is_some_and(|h| h.spec.power.is_some());
     if has_power && work.seen.suspected.contains(host) {
         let reason = format!("{host} is suspected: switching it off to have a proof");
-        work.act(host_ref(host), reason, Action::PowerOff { host: host.clone(), session });
+        work.act(
+            host_ref(host),
+            reason,
+            Action::PowerOff {
+                host: host.clone(),
+                session,
+            },
+        );
     }
     false
 }
 
 fn by_lease(work: &mut Work<'_>, host: &Name, session: u64) {
-    let Some(age) = work.seen.leases.get(host).copied() else { return };
+    let Some(age) = work.seen.leases.get(host).copied() else {
+        return;
+    };
     let lease_ms = work.timers.lease.0;
     if age.unchanged_ms < lease_ms {
         // Only a record that misses renewals is worth waking for; a live one changes long before.
@@ -116,19 +143,37 @@ fn by_lease(work: &mut Work<'_>, host: &Name, session: u64) {
             work.wake(lease_ms - age.unchanged_ms);
         }
     } else if !age.confirmed {
-        let reason = format!("{host} has not renewed for {lease_ms} ms: reading its record once more");
-        let action = Action::ConfirmLease { host: host.clone(), revision: age.revision };
+        let reason =
+            format!("{host} has not renewed for {lease_ms} ms: reading its record once more");
+        let action = Action::ConfirmLease {
+            host: host.clone(),
+            revision: age.revision,
+        };
         work.act(host_ref(host), reason, action);
     } else {
         let reason = format!(
             "{host} is lost: its lease was not renewed for {:.1} s, so its guard has stopped its VMs (proof lease-expired)",
             age.unchanged_ms as f64 / 1000.0
         );
-        close(work, host, session, age.revision, ProofKind::LeaseExpired, reason);
+        close(
+            work,
+            host,
+            session,
+            age.revision,
+            ProofKind::LeaseExpired,
+            reason,
+        );
     }
 }
 
-fn close(work: &mut Work<'_>, host: &Name, session: u64, revision: i64, proof: ProofKind, reason: String) {
+fn close(
+    work: &mut Work<'_>,
+    host: &Name,
+    session: u64,
+    revision: i64,
+    proof: ProofKind,
+    reason: String,
+) {
     let unchanged = work.seen.leases.get(host).map_or(0, |age| age.unchanged_ms);
     let lost = LostSession {
         session,
@@ -140,6 +185,10 @@ fn close(work: &mut Work<'_>, host: &Name, session: u64, revision: i64, proof: P
     work.act(
         host_ref(host),
         reason,
-        Action::CloseSession { host: host.clone(), lease_revision: revision, lost },
+        Action::CloseSession {
+            host: host.clone(),
+            lease_revision: revision,
+            lost,
+        },
     );
 }

@@ -6,7 +6,9 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmSpec, object::{Kind, Stored}, plan::TakenFrom,
+    Action, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmSpec,
+    object::{Kind, Stored},
+    plan::TakenFrom,
 };
 
 /// Places every VM that should run and has no host that can run it.
@@ -49,32 +51,54 @@ fn place_new(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>) {
             return work.wait(vm_ref(name), why);
         }
     };
-    let placement = Placement { host: choice.host.clone(), epoch: 1, slot: work.taken.slot(), nics };
+    let placement = Placement {
+        host: choice.host.clone(),
+        epoch: 1,
+        slot: work.taken.slot(),
+        nics,
+    };
     work.room.use_up(&choice.host, &vm.spec, name, vm);
     let reason = format!("{name} starts on {}: {}", choice.host, choice.reason);
-    let action =
-        Action::PlaceVm { vm: name.clone(), placement, expected_revision: 0, taken_from: None };
+    let action = Action::PlaceVm {
+        vm: name.clone(),
+        placement,
+        expected_revision: 0,
+        taken_from: None,
+    };
     work.act(vm_ref(name), reason, action);
 }
 
 /// The disk that keeps a VM from leaving its host, if there is one. Members of a service are alike, so theirs are
 /// made anew elsewhere.
 #[must_use]
-pub fn bound_by<'a>(snapshot: &'a Snapshot, vm: &'a Stored<VmSpec>) -> Option<(&'a Name, &'a Name)> {
-    if vm.meta.owner.as_ref().is_some_and(|owner| owner.kind == Kind::Service) {
+pub fn bound_by<'a>(
+    snapshot: &'a Snapshot,
+    vm: &'a Stored<VmSpec>,
+) -> Option<(&'a Name, &'a Name)> {
+    if vm
+        .meta
+        .owner
+        .as_ref()
+        .is_some_and(|owner| owner.kind == Kind::Service)
+    {
         return None;
     }
     vm.spec
         .disks
         .iter()
         .find(|disk| {
-            snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
+            snapshot
+                .pools
+                .get(&disk.pool)
+                .is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
         })
         .map(|disk| (&disk.name, &disk.pool))
 }
 
 fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versioned<Placement>) {
-    let Some((lease_revision, proof)) = proof_of(work, &old.host) else { return };
+    let Some((lease_revision, proof)) = proof_of(work, &old.host) else {
+        return;
+    };
     if let Some((disk, pool)) = bound_by(work.snapshot, vm) {
         let why = format!(
             "waiting: the disk `{disk}` of {name} lives in the local pool `{pool}` on {}; it returns with {}",
@@ -101,7 +125,11 @@ fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versione
         vm: name.clone(),
         placement,
         expected_revision: old.revision,
-        taken_from: Some(TakenFrom { host: old.host.clone(), lease_revision, proof }),
+        taken_from: Some(TakenFrom {
+            host: old.host.clone(),
+            lease_revision,
+            proof,
+        }),
     };
     work.act(vm_ref(name), reason, action);
 }
