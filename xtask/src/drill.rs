@@ -19,10 +19,7 @@ fn haven() -> PathBuf {
 }
 
 fn run_haven(args: &[&str]) -> Result<String> {
-    let output = Command::new(haven())
-        .args(args)
-        .stdin(Stdio::null())
-        .output()?;
+    let output = Command::new(haven()).args(args).stdin(Stdio::null()).output()?;
     if !output.status.success() {
         bail!(
             "`haven {}` failed: {}",
@@ -54,29 +51,14 @@ pub fn run() -> Result<()> {
 }
 
 fn is_root() -> bool {
-    Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|o| o.stdout.starts_with(b"0"))
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0"))
 }
 
 fn drill() -> Result<()> {
     print!("{}", run_haven(&["lab", "up", "--hosts", "3"])?);
-    print!(
-        "{}",
-        run_haven(&[
-            "apply",
-            "-f",
-            "examples/hello.yaml",
-            "--wait",
-            "--timeout",
-            "300"
-        ])?
-    );
+    print!("{}", run_haven(&["apply", "-f", "examples/hello.yaml", "--wait", "--timeout", "300"])?);
     let victim = busiest()?;
-    let before = json(&["incidents", "--json"])?
-        .as_array()
-        .map_or(0, Vec::len);
+    let before = json(&["incidents", "--json"])?.as_array().map_or(0, Vec::len);
     println!("cutting the power of {victim}, which carries most");
     let prober = prober(PATIENCE)?;
     std::thread::sleep(Duration::from_secs(1));
@@ -84,10 +66,7 @@ fn drill() -> Result<()> {
     let incident = follow(before)?;
     print!("{}", run_haven(&["incidents", &incident.to_string()])?);
     let gap = prober.end()?;
-    println!(
-        "longest gap seen by a client that asked all the time: {} ms",
-        gap.as_millis()
-    );
+    println!("longest gap seen by a client that asked all the time: {} ms", gap.as_millis());
     if gap > LONGEST_GAP {
         bail!("the service did not answer for {} ms", gap.as_millis());
     }
@@ -104,10 +83,7 @@ fn busiest() -> Result<String> {
         let roles = host["roles"].as_array().map_or(0, Vec::len);
         (host["vms"].as_u64().unwrap_or(0), roles)
     };
-    let most = hosts
-        .iter()
-        .max_by_key(|host| weight(host))
-        .context("the cluster has a host")?;
+    let most = hosts.iter().max_by_key(|host| weight(host)).context("the cluster has a host")?;
     Ok(most["name"].as_str().unwrap_or_default().to_owned())
 }
 
@@ -117,15 +93,11 @@ fn follow(before: usize) -> Result<u64> {
     loop {
         nothing_runs_twice("")?;
         let incidents = json(&["incidents", "--json"])?;
-        let new = incidents
-            .as_array()
-            .and_then(|all| all.get(before).cloned());
+        let new = incidents.as_array().and_then(|all| all.get(before).cloned());
         if let Some(incident) = new
             && !incident["closed_ms"].is_null()
         {
-            return incident["number"]
-                .as_u64()
-                .context("an incident has a number");
+            return incident["number"].as_u64().context("an incident has a number");
         }
         if begin.elapsed() > PATIENCE {
             bail!(
@@ -165,11 +137,7 @@ fn nothing_runs_twice(dead: &str) -> Result<()> {
     }
     for (vm, pids) in copies {
         if pids.len() > 1 {
-            bail!(
-                "{vm} runs {} times: processes {}",
-                pids.len(),
-                pids.join(", ")
-            );
+            bail!("{vm} runs {} times: processes {}", pids.len(), pids.join(", "));
         }
     }
     if dead.is_empty() || !run_haven(&["vm", "ls"])?.contains(dead) {
@@ -208,10 +176,8 @@ impl Prober {
             std::io::Write::write_all(&mut stdin, b"end\n")?;
         }
         let output = self.child.wait_with_output()?;
-        let worst: u64 = String::from_utf8_lossy(&output.stdout)
-            .trim()
-            .parse()
-            .context("the prober counts")?;
+        let worst: u64 =
+            String::from_utf8_lossy(&output.stdout).trim().parse().context("the prober counts")?;
         Ok(Duration::from_millis(worst))
     }
 }

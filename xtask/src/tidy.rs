@@ -19,10 +19,7 @@ const EDGES: [(&str, &[&str]); 8] = [
     ("haven-store", &["haven-model"]),
     ("haven-client", &["haven-model"]),
     ("haven-host", &["haven-model", "haven-store"]),
-    (
-        "haven-control",
-        &["haven-model", "haven-plan", "haven-store"],
-    ),
+    ("haven-control", &["haven-model", "haven-plan", "haven-store"]),
     ("haven-lab", &["haven-model", "haven-client"]),
     ("xtask", &[]),
 ];
@@ -41,26 +38,18 @@ pub fn run() -> Result<()> {
         println!("1 passed, 0 failed");
         return Ok(());
     }
-    bail!(
-        "{} laws are broken:\n  {}",
-        broken.len(),
-        broken.join("\n  ")
-    )
+    bail!("{} laws are broken:\n  {}", broken.len(), broken.join("\n  "))
 }
 
 fn metadata() -> Result<Value> {
-    let output = Command::new("cargo")
-        .args(["metadata", "--format-version=1", "--no-deps"])
-        .output()?;
+    let output =
+        Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?;
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn tracked() -> Result<Vec<PathBuf>> {
     let output = Command::new("git").args(["ls-files"]).output()?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(PathBuf::from)
-        .collect())
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect())
 }
 
 fn edges(metadata: &Value) -> Vec<String> {
@@ -93,11 +82,8 @@ fn file(path: &Path, text: &str) -> Vec<String> {
         broken.push(format!("{shown} has no `//!` at its head"));
     }
     // Put together here so that this file does not break its own law.
-    let unfinished = [
-        ["to", "do!("].concat(),
-        ["unimpl", "emented!("].concat(),
-        ["FIX", "ME"].concat(),
-    ];
+    let unfinished =
+        [["to", "do!("].concat(), ["unimpl", "emented!("].concat(), ["FIX", "ME"].concat()];
     let registries = [
         ["deb.deb", "ian.org"].concat(),
         ["crates", ".io/api"].concat(),
@@ -122,15 +108,7 @@ fn file(path: &Path, text: &str) -> Vec<String> {
 
 /// Paths in backticks or links that begin with a folder of this tree.
 fn paths_of(text: &str) -> Vec<String> {
-    let tops = [
-        "crates/",
-        "docs/",
-        "examples/",
-        "guests/",
-        "packaging/",
-        "xtask/",
-        "benches/",
-    ];
+    let tops = ["crates/", "docs/", "examples/", "guests/", "packaging/", "xtask/", "benches/"];
     text.split(['`', '(', ')'])
         .filter(|word| {
             tops.iter().any(|top| word.starts_with(top)) && !word.contains([' ', '*', '<', '{'])
@@ -148,27 +126,15 @@ mod tests {
     fn a_wrong_edge_is_found() {
         let metadata = serde_json::json!({"packages": [{"name": "haven-plan", "dependencies": [
             {"name": "haven-model", "kind": null}, {"name": "haven-store", "kind": null}]}]});
-        assert_eq!(
-            edges(&metadata),
-            ["haven-plan must not depend on haven-store"]
-        );
+        assert_eq!(edges(&metadata), ["haven-plan must not depend on haven-store"]);
     }
 
     #[test]
     fn bad_files_are_found() {
         assert_eq!(file(Path::new("a.rs"), "fn main() {}").len(), 1);
-        assert_eq!(
-            file(Path::new("a.rs"), &format!("//! a\n{}", "\n".repeat(900))).len(),
-            1
-        );
-        assert_eq!(
-            file(Path::new("a.rs"), &["//! a\n to", "do!()"].concat()).len(),
-            1
-        );
-        assert_eq!(
-            file(Path::new("a.md"), "see `crates/nothing/here.rs`").len(),
-            1
-        );
+        assert_eq!(file(Path::new("a.rs"), &format!("//! a\n{}", "\n".repeat(900))).len(), 1);
+        assert_eq!(file(Path::new("a.rs"), &["//! a\n to", "do!()"].concat()).len(), 1);
+        assert_eq!(file(Path::new("a.md"), "see `crates/nothing/here.rs`").len(), 1);
     }
 
     #[test]

@@ -54,11 +54,7 @@ pub enum ClientError {
 #[derive(Clone)]
 enum Target {
     Unix(PathBuf),
-    Tls {
-        address: String,
-        pin: Arc<rustls::ClientConfig>,
-        token: Option<String>,
-    },
+    Tls { address: String, pin: Arc<rustls::ClientConfig>, token: Option<String> },
 }
 
 /// A client of one daemon.
@@ -75,42 +71,26 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 const CONNECT: Duration = Duration::from_secs(2);
 
 fn full(text: Vec<u8>) -> Body {
-    Full::new(Bytes::from(text))
-        .map_err(|never| match never {})
-        .boxed()
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
 }
 
 impl Client {
     /// The daemon behind a unix socket.
     #[must_use]
     pub fn local(socket: PathBuf) -> Self {
-        Self {
-            target: Target::Unix(socket),
-        }
+        Self { target: Target::Unix(socket) }
     }
 
     /// A daemon at `HOST:PORT`, known by its authority.
     #[must_use]
     pub fn remote(address: String, pin: &Pin, token: Option<String>) -> Self {
-        Self {
-            target: Target::Tls {
-                address,
-                pin: Arc::new(pin.config()),
-                token,
-            },
-        }
+        Self { target: Target::Tls { address, pin: Arc::new(pin.config()), token } }
     }
 
     /// A daemon at `HOST:PORT`, reached as a host of the cluster.
     #[must_use]
     pub fn as_host(address: String, config: Arc<rustls::ClientConfig>) -> Self {
-        Self {
-            target: Target::Tls {
-                address,
-                pin: config,
-                token: None,
-            },
-        }
+        Self { target: Target::Tls { address, pin: config, token: None } }
     }
 
     /// The first of several local daemons that answers.
@@ -128,11 +108,7 @@ impl Client {
             }
         }
         Err(last.unwrap_or_else(|| ClientError::Unreachable {
-            at: sockets
-                .iter()
-                .map(|s| s.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
+            at: sockets.iter().map(|s| s.display().to_string()).collect::<Vec<_>>().join(", "),
             why: "no answer".into(),
         }))
     }
@@ -145,18 +121,14 @@ impl Client {
     }
 
     fn unreachable(&self, why: impl std::fmt::Display) -> ClientError {
-        ClientError::Unreachable {
-            at: self.place(),
-            why: why.to_string(),
-        }
+        ClientError::Unreachable { at: self.place(), why: why.to_string() }
     }
 
     async fn connect(&self) -> Result<Box<dyn Duplex>, ClientError> {
         match &self.target {
             Target::Unix(path) => {
-                let stream = UnixStream::connect(path)
-                    .await
-                    .map_err(|error| self.unreachable(error))?;
+                let stream =
+                    UnixStream::connect(path).await.map_err(|error| self.unreachable(error))?;
                 Ok(Box::new(stream))
             }
             Target::Tls { address, pin, .. } => {
@@ -165,9 +137,8 @@ impl Client {
                     connected.map_err(|_| self.unreachable("it did not answer in time"))?;
                 let stream = stream.map_err(|error| self.unreachable(error))?;
                 let name = rustls_pki_types::ServerName::try_from("haven").expect("a good name");
-                let tls = tokio_rustls::TlsConnector::from(Arc::clone(pin))
-                    .connect(name, stream)
-                    .await;
+                let tls =
+                    tokio_rustls::TlsConnector::from(Arc::clone(pin)).connect(name, stream).await;
                 Ok(Box::new(tls.map_err(|error| self.unreachable(error))?))
             }
         }
@@ -184,19 +155,13 @@ impl Client {
             .map_err(|error| self.unreachable(error))?;
         tokio::spawn(connection.with_upgrades());
         let mut request = request.header("host", "haven");
-        if let Target::Tls {
-            token: Some(token), ..
-        } = &self.target
-        {
+        if let Target::Tls { token: Some(token), .. } = &self.target {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request = request
-            .body(body)
-            .map_err(|error| ClientError::Unexpected(error.to_string()))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.unreachable(error))?;
+        let request =
+            request.body(body).map_err(|error| ClientError::Unexpected(error.to_string()))?;
+        let response =
+            sender.send_request(request).await.map_err(|error| self.unreachable(error))?;
         if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
@@ -217,10 +182,8 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<T, ClientError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("content-type", "application/json");
+        let request =
+            Request::builder().method(method).uri(path).header("content-type", "application/json");
         let text = read(self.send(request, full(body)).await?).await?;
         let text: &[u8] = if text.is_empty() { b"null" } else { &text };
         serde_json::from_slice(text).map_err(|error| ClientError::Unexpected(error.to_string()))
@@ -240,19 +203,13 @@ impl Client {
     }
 
     /// The cluster on one screen.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn status(&self) -> Result<Overview, ClientError> {
         self.get("/v1/status").await
     }
 
     /// All objects of a kind.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn list(&self, kind: Kind) -> Result<Vec<Item>, ClientError> {
         let (mut items, mut after) = (Vec::new(), String::new());
         loop {
@@ -266,29 +223,19 @@ impl Client {
     }
 
     /// One object.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn object(&self, of: &ObjectRef) -> Result<Item, ClientError> {
         self.get(&format!("/v1/objects/{of}")).await
     }
 
     /// Deletes an object.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn delete(&self, of: &ObjectRef) -> Result<Item, ClientError> {
-        self.call("DELETE", &format!("/v1/objects/{of}"), Vec::new())
-            .await
+        self.call("DELETE", &format!("/v1/objects/{of}"), Vec::new()).await
     }
 
     /// Applies manifests.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn apply(
         &self,
         files: Vec<ManifestFile>,
@@ -299,71 +246,40 @@ impl Client {
     }
 
     /// `start`, `stop` or `reset` of a VM.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn vm(&self, vm: &str, action: &str) -> Result<Item, ClientError> {
-        self.call("POST", &format!("/v1/vms/{vm}/{action}"), Vec::new())
-            .await
+        self.call("POST", &format!("/v1/vms/{vm}/{action}"), Vec::new()).await
     }
 
     /// Changes the number of a service's members.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn scale(&self, service: &str, replicas: u32) -> Result<Item, ClientError> {
-        self.call(
-            "POST",
-            &format!("/v1/services/{service}/scale/{replicas}"),
-            Vec::new(),
-        )
-        .await
+        self.call("POST", &format!("/v1/services/{service}/scale/{replicas}"), Vec::new()).await
     }
 
     /// Replaces all members of a service, a few at a time.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn restart(&self, service: &str) -> Result<Item, ClientError> {
-        self.call(
-            "POST",
-            &format!("/v1/services/{service}/restart"),
-            Vec::new(),
-        )
-        .await
+        self.call("POST", &format!("/v1/services/{service}/restart"), Vec::new()).await
     }
 
     /// The last events.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn events(&self, limit: usize) -> Result<Vec<Event>, ClientError> {
         self.get(&format!("/v1/events?limit={limit}")).await
     }
 
     /// Calls `each` with every event that comes; ends with the connection.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn follow(&self, mut each: impl FnMut(Event)) -> Result<(), ClientError> {
-        let response = self
-            .send(
-                Request::builder().uri("/v1/events/follow"),
-                full(Vec::new()),
-            )
-            .await?;
+        let response =
+            self.send(Request::builder().uri("/v1/events/follow"), full(Vec::new())).await?;
         let frames = response.into_body().into_data_stream();
         let stream = futures::TryStreamExt::map_err(frames, std::io::Error::other);
         let mut lines = tokio_util::io::StreamReader::new(Box::pin(stream)).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            if let Some(event) = line
-                .strip_prefix("data: ")
-                .and_then(|text| serde_json::from_str(text).ok())
+            if let Some(event) =
+                line.strip_prefix("data: ").and_then(|text| serde_json::from_str(text).ok())
             {
                 each(event);
             }
@@ -372,76 +288,49 @@ impl Client {
     }
 
     /// All incidents.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn incidents(&self) -> Result<Vec<Incident>, ClientError> {
         self.get("/v1/incidents").await
     }
 
     /// The audit log's last entries.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn audit(&self, limit: usize) -> Result<Vec<AuditEntry>, ClientError> {
         self.get(&format!("/v1/audit?limit={limit}")).await
     }
 
     /// What there is to say of an object.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn explain(&self, of: &ObjectRef) -> Result<Vec<String>, ClientError> {
         self.get(&format!("/v1/explain/{of}")).await
     }
 
     /// What a VM's console said.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn log(&self, vm: &str) -> Result<Vec<u8>, ClientError> {
         self.bytes(&format!("/v1/vms/{vm}/log")).await
     }
 
     /// The whole answer to a GET.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
-        read(
-            self.send(Request::builder().uri(path), full(Vec::new()))
-                .await?,
-        )
-        .await
+        read(self.send(Request::builder().uri(path), full(Vec::new())).await?).await
     }
 
     /// The answer to a GET as it comes.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn stream(
         &self,
         path: &str,
     ) -> Result<impl AsyncRead + Send + Unpin + use<>, ClientError> {
-        let response = self
-            .send(Request::builder().uri(path), full(Vec::new()))
-            .await?;
+        let response = self.send(Request::builder().uri(path), full(Vec::new())).await?;
         let frames = response.into_body().into_data_stream();
         let stream = futures::TryStreamExt::map_err(frames, std::io::Error::other);
         Ok(tokio_util::io::StreamReader::new(Box::pin(stream)))
     }
 
     /// Opens a byte stream, for a console.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn upgrade(&self, path: &str) -> Result<Box<dyn Duplex>, ClientError> {
         let request = Request::builder()
             .uri(path)
@@ -449,68 +338,40 @@ impl Client {
             .header("upgrade", "haven-console");
         let response = self.send(request, full(Vec::new())).await?;
         let upgraded = hyper::upgrade::on(response).await;
-        Ok(Box::new(TokioIo::new(
-            upgraded.map_err(|error| self.unreachable(error))?,
-        )))
+        Ok(Box::new(TokioIo::new(upgraded.map_err(|error| self.unreachable(error))?)))
     }
 
     /// A join token.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn invite(&self) -> Result<Secret, ClientError> {
         self.call("POST", "/v1/invite", Vec::new()).await
     }
 
     /// A new token with a role.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn new_token(
         &self,
         name: &str,
         role: &str,
         days: i64,
     ) -> Result<Secret, ClientError> {
-        self.call(
-            "POST",
-            &format!("/v1/tokens/{name}?role={role}&days={days}"),
-            Vec::new(),
-        )
-        .await
+        self.call("POST", &format!("/v1/tokens/{name}?role={role}&days={days}"), Vec::new()).await
     }
 
     /// Ends a token.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn end_token(&self, name: &str) -> Result<(), ClientError> {
-        self.call("DELETE", &format!("/v1/tokens/{name}"), Vec::new())
-            .await
+        self.call("DELETE", &format!("/v1/tokens/{name}"), Vec::new()).await
     }
 
     /// Asks to become part of the cluster.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn join(&self, request: &JoinRequest) -> Result<JoinAnswer, ClientError> {
-        self.call(
-            "POST",
-            "/v1/join",
-            serde_json::to_vec(request).unwrap_or_default(),
-        )
-        .await
+        self.call("POST", "/v1/join", serde_json::to_vec(request).unwrap_or_default()).await
     }
 
     /// Imports a part of an image: `disk`, `kernel` or `initrd`. `query` is `checksum=…&cmdline=…`, encoded.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "all methods fail as ClientError says"
-    )]
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn import(
         &self,
         image: &str,
@@ -520,9 +381,8 @@ impl Client {
     ) -> Result<Item, ClientError> {
         let frames = tokio_util::io::ReaderStream::with_capacity(from, 1 << 16);
         let body = StreamBody::new(futures::TryStreamExt::map_ok(frames, Frame::data)).boxed();
-        let request = Request::builder()
-            .method("PUT")
-            .uri(format!("/v1/import/{image}/{part}?{query}"));
+        let request =
+            Request::builder().method("PUT").uri(format!("/v1/import/{image}/{part}?{query}"));
         let text = read(self.send(request, body).await?).await?;
         serde_json::from_slice(&text).map_err(|error| ClientError::Unexpected(error.to_string()))
     }

@@ -21,10 +21,7 @@ impl Pin {
     #[must_use]
     pub fn config(&self) -> ClientConfig {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Verifier {
-            pin: self.0.clone(),
-            provider: Arc::clone(&provider),
-        };
+        let verifier = Verifier { pin: self.0.clone(), provider: Arc::clone(&provider) };
         ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider supports TLS 1.3")
@@ -41,10 +38,7 @@ struct Verifier {
 }
 
 fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl ServerCertVerifier for Verifier {
@@ -57,9 +51,8 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // The chain carries the authority; it must be the pinned one, and the host's certificate must be signed by it.
-        let authority = intermediates
-            .iter()
-            .find(|certificate| fingerprint(certificate) == self.pin);
+        let authority =
+            intermediates.iter().find(|certificate| fingerprint(certificate) == self.pin);
         let authority = authority.ok_or_else(|| {
             Error::General("the server's authority is not the one whose fingerprint was given: it is another cluster".into())
         })?;
@@ -69,9 +62,7 @@ impl ServerCertVerifier for Verifier {
             Arc::new(roots),
             Arc::clone(&self.provider),
         );
-        let inner = builder
-            .build()
-            .map_err(|error| Error::General(error.to_string()))?;
+        let inner = builder.build().map_err(|error| Error::General(error.to_string()))?;
         inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -104,8 +95,6 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -17,11 +17,7 @@ pub async fn connect() -> Result<Client, Failure> {
                 "set both, or neither",
             ));
         };
-        return Ok(Client::remote(
-            address,
-            &Pin(pin),
-            std::env::var("HAVEN_TOKEN").ok(),
-        ));
+        return Ok(Client::remote(address, &Pin(pin), std::env::var("HAVEN_TOKEN").ok()));
     }
     let own = Paths::from_env().run.join("api.sock");
     if own.exists() {
@@ -34,11 +30,7 @@ pub async fn connect() -> Result<Client, Failure> {
     let context: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let sockets: Vec<PathBuf> = context["sockets"]
         .as_array()
-        .map(|list| {
-            list.iter()
-                .filter_map(|socket| socket.as_str().map(Into::into))
-                .collect()
-        })
+        .map(|list| list.iter().filter_map(|socket| socket.as_str().map(Into::into)).collect())
         .unwrap_or_default();
     if sockets.is_empty() {
         return Err(haven_client::ClientError::Unreachable {

@@ -19,21 +19,11 @@ pub struct Failure {
 impl Failure {
     /// Bad input.
     pub fn bad(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code: 2,
-            message: message.into(),
-            hint: hint.into(),
-            problems: Vec::new(),
-        }
+        Self { code: 2, message: message.into(), hint: hint.into(), problems: Vec::new() }
     }
     /// Not found.
     pub fn missing(message: impl Into<String>) -> Self {
-        Self {
-            code: 3,
-            message: message.into(),
-            hint: String::new(),
-            problems: Vec::new(),
-        }
+        Self { code: 3, message: message.into(), hint: String::new(), problems: Vec::new() }
     }
     /// Anything else.
     pub fn other(error: anyhow::Error) -> Self {
@@ -61,12 +51,7 @@ impl From<ClientError> for Failure {
                     503 => 5,
                     _ => 1,
                 };
-                Self {
-                    code,
-                    message,
-                    hint: body.hint.clone(),
-                    problems: body.problems.clone(),
-                }
+                Self { code, message, hint: body.hint.clone(), problems: body.problems.clone() }
             }
             ClientError::Unreachable { .. } => Self {
                 code: 5,
@@ -75,12 +60,7 @@ impl From<ClientError> for Failure {
                     .into(),
                 problems: Vec::new(),
             },
-            _ => Self {
-                code: 1,
-                message,
-                hint: String::new(),
-                problems: Vec::new(),
-            },
+            _ => Self { code: 1, message, hint: String::new(), problems: Vec::new() },
         }
     }
 }
@@ -107,10 +87,6 @@ impl fmt::Display for Failure {
                 writeln!(f, "    hint: {}", problem.hint)?;
             }
         }
-        if self.hint.is_empty() {
-            Ok(())
-        } else {
-            writeln!(f, "  hint: {}", self.hint)
-        }
+        if self.hint.is_empty() { Ok(()) } else { writeln!(f, "  hint: {}", self.hint) }
     }
 }

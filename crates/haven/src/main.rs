@@ -115,9 +115,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Image(command) => cmd::image::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
         Command::Watch(command) => cmd::watch::run(command).await,
-        Command::Lab(command) => haven_lab::command::run(command)
-            .await
-            .map_err(Failure::other),
+        Command::Lab(command) => haven_lab::command::run(command).await.map_err(Failure::other),
         Command::Daemon => {
             log();
             daemon::run().await.map_err(Failure::other)
@@ -144,11 +142,8 @@ mod tests {
             .filter(|c| c.get_name() != "help" && !c.is_hide_set())
             .collect();
         if subs.is_empty() {
-            let help = command
-                .get_after_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            found.push((path, help.contains("Examples:")));
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            found.push((path.clone(), help.contains("Examples:")));
         }
         subs.into_iter().for_each(|sub| leaves(sub, &path, found));
     }

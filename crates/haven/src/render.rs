@@ -26,24 +26,17 @@ pub enum Output {
 /// A table without borders.
 pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_header(head.iter().map(|h| h.to_uppercase()));
+    table.load_preset(presets::NOTHING).set_header(head.iter().map(|h| h.to_uppercase()));
     for row in rows {
         table.add_row(row);
     }
     let text = table.to_string();
-    text.lines()
-        .map(|line| format!("{}\n", line.trim()))
-        .collect()
+    text.lines().map(|line| format!("{}\n", line.trim())).collect()
 }
 
 /// Any value for programs.
 pub fn json<T: Serialize>(value: &T) -> String {
-    format!(
-        "{}\n",
-        serde_json::to_string_pretty(value).unwrap_or_default()
-    )
+    format!("{}\n", serde_json::to_string_pretty(value).unwrap_or_default())
 }
 
 /// A list of objects.
@@ -51,10 +44,8 @@ pub fn items(items: &[Item], output: Output) -> String {
     match output {
         Output::Json => json(&items),
         Output::Yaml => {
-            let documents: Vec<String> = items
-                .iter()
-                .map(|i| haven_model::manifest::to_yaml(&i.object))
-                .collect();
+            let documents: Vec<String> =
+                items.iter().map(|i| haven_model::manifest::to_yaml(&i.object)).collect();
             documents.join("---\n")
         }
         Output::Table | Output::Wide => {
@@ -67,20 +58,10 @@ pub fn items(items: &[Item], output: Output) -> String {
                 .collect();
             head.extend(columns.iter());
             let rows = items.iter().map(|item| {
-                let host = item
-                    .host
-                    .as_ref()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                let mut row = vec![
-                    item.object.meta().name.to_string(),
-                    item.state.clone(),
-                    host,
-                ];
+                let host = item.host.as_ref().map(ToString::to_string).unwrap_or_default();
+                let mut row = vec![item.object.meta().name.to_string(), item.state.clone(), host];
                 row.extend(
-                    columns
-                        .iter()
-                        .map(|c| item.columns.get(*c).cloned().unwrap_or_default()),
+                    columns.iter().map(|c| item.columns.get(*c).cloned().unwrap_or_default()),
                 );
                 row
             });
@@ -105,10 +86,7 @@ pub fn overview(of: &Overview) -> String {
             h.roles.join(", "),
         ]
     });
-    text.push_str(&table(
-        &["host", "state", "vms", "memory", "roles"],
-        hosts.collect(),
-    ));
+    text.push_str(&table(&["host", "state", "vms", "memory", "roles"], hosts.collect()));
     if !of.services.is_empty() {
         text.push('\n');
         let services = of.services.iter().map(|s| {
@@ -119,21 +97,15 @@ pub fn overview(of: &Overview) -> String {
                 s.holder.clone(),
             ]
         });
-        text.push_str(&table(
-            &["service", "ready", "address", "holder"],
-            services.collect(),
-        ));
+        text.push_str(&table(&["service", "ready", "address", "holder"], services.collect()));
     }
     let _ = writeln!(
         text,
         "\nvoters {}/{}   VMs {}/{}   hosts that can be lost now: {}",
         of.voters.0, of.voters.1, of.vms.0, of.vms.1, of.survivable
     );
-    for (title, list) in [
-        ("down", &of.down),
-        ("at risk", &of.risks),
-        ("incidents", &of.incidents),
-    ] {
+    for (title, list) in [("down", &of.down), ("at risk", &of.risks), ("incidents", &of.incidents)]
+    {
         if !list.is_empty() {
             let _ = writeln!(text, "\n{title}:");
             list.iter().for_each(|line| {
@@ -149,23 +121,14 @@ pub fn incident(of: &Incident) -> String {
     let begin = of.steps.iter().map(|s| s.at_ms).min().unwrap_or(0);
     let mut text = format!("incident {}: {}\n", of.number, of.title);
     for step in &of.steps {
-        let _ = writeln!(
-            text,
-            "  +{:>6} ms  {:<8} {}",
-            step.at_ms - begin,
-            step.phase,
-            step.message
-        );
+        let _ =
+            writeln!(text, "  +{:>6} ms  {:<8} {}", step.at_ms - begin, step.phase, step.message);
     }
     if of.closed_ms.is_none() {
         let _ = writeln!(
             text,
             "  still open; waiting for {}",
-            of.waiting_for
-                .iter()
-                .map(|n| n.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
+            of.waiting_for.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ")
         );
     }
     text
@@ -193,10 +156,7 @@ mod tests {
         let text = overview(&Overview {
             cluster: "lab".into(),
             headline: "host2 is lost (lease-expired)".into(),
-            hosts: vec![
-                host("host1", "online"),
-                host("host2", "lost (lease-expired)"),
-            ],
+            hosts: vec![host("host1", "online"), host("host2", "lost (lease-expired)")],
             services: vec![ServiceLine {
                 name: "hello".into(),
                 ready: 2,

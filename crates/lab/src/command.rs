@@ -110,23 +110,8 @@ pub enum LabCommand {
 /// # Errors
 /// With a sentence that says what to do.
 pub async fn run(command: LabCommand) -> Result<()> {
-    if let LabCommand::HostInit {
-        lower,
-        host_dir,
-        shared,
-        binary,
-        name,
-        watchdog,
-    } = command
-    {
-        return host_init::run(&Layout {
-            lower,
-            host_dir,
-            shared,
-            binary,
-            watchdog,
-            name,
-        });
+    if let LabCommand::HostInit { lower, host_dir, shared, binary, name, watchdog } = command {
+        return host_init::run(&Layout { lower, host_dir, shared, binary, watchdog, name });
     }
     if !nix::unistd::geteuid().is_root() {
         bail!("the lab makes namespaces and needs root; run it with sudo");
@@ -138,11 +123,7 @@ pub async fn run(command: LabCommand) -> Result<()> {
         LabCommand::Ls => list(&lab),
         LabCommand::Kill { host } => lab.power_off(&host),
         LabCommand::Start { host } => lab.power_on(&host),
-        LabCommand::Cut {
-            host,
-            from,
-            one_way,
-        } => cut(&lab, &host, from, one_way),
+        LabCommand::Cut { host, from, one_way } => cut(&lab, &host, from, one_way),
         LabCommand::Heal => {
             lab.set_cuts(&[])?;
             lab.hosts()
@@ -184,11 +165,7 @@ fn cut(lab: &Lab, host: &str, from: Option<String>, one_way: bool) -> Result<()>
 
 fn list(lab: &Lab) -> Result<()> {
     for (i, host) in lab.hosts().iter().enumerate() {
-        let power = if lab.init(host).is_some() {
-            "on"
-        } else {
-            "off"
-        };
+        let power = if lab.init(host).is_some() { "on" } else { "off" };
         println!("{host:<8} 10.88.0.{:<4} {power}", i + 1);
     }
     Ok(())
@@ -204,11 +181,7 @@ fn step<T>(what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Builds the Debian tree and the guest once per recipe.
 fn build_base(lab: &Lab) -> Result<()> {
-    let recipe = RECIPES
-        .iter()
-        .map(|(_, text)| *text)
-        .collect::<Vec<_>>()
-        .join("\n");
+    let recipe = RECIPES.iter().map(|(_, text)| *text).collect::<Vec<_>>().join("\n");
     let base = lab.cache.join("base");
     let mark = base.join("recipe");
     if std::fs::read_to_string(&mark).is_ok_and(|built| built == recipe) {
@@ -265,11 +238,7 @@ async fn up(lab: &mut Lab, hosts: u32, bare: bool) -> Result<()> {
         return Ok(());
     }
     for (i, host) in lab.hosts().iter().enumerate() {
-        if !lab
-            .host_dir(host)
-            .join("upper/var/lib/haven/host.json")
-            .exists()
-        {
+        if !lab.host_dir(host).join("upper/var/lib/haven/host.json").exists() {
             member(lab, host, i as u32 + 1).await?;
         }
     }
@@ -298,21 +267,13 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
         "lab",
     ];
     if number == 1 {
-        inside(
-            lab,
-            host,
-            &[&["init", "--name", "lab"], &common[..]].concat(),
-        )?;
+        inside(lab, host, &[&["init", "--name", "lab"], &common[..]].concat())?;
         answers(&lab.socket(host)).await?;
     } else {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             let secret = Client::local(lab.socket("host1")).invite().await?.secret;
-            match inside(
-                lab,
-                host,
-                &[&["join", &secret, "10.88.0.1"], &common[..]].concat(),
-            ) {
+            match inside(lab, host, &[&["join", &secret, "10.88.0.1"], &common[..]].concat()) {
                 Ok(()) => break,
                 // The store takes one new voter at a time.
                 Err(error) if Instant::now() < until => {
@@ -326,10 +287,7 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
         }
         answers(&lab.socket(host)).await?;
     }
-    println!(
-        "  {host} is part of the cluster ({:.1} s)",
-        begin.elapsed().as_secs_f64()
-    );
+    println!("  {host} is part of the cluster ({:.1} s)", begin.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -349,10 +307,7 @@ async fn answers(socket: &Path) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bail!(
-        "{} does not answer; read var/log/haven/daemon.log of that host",
-        socket.display()
-    )
+    bail!("{} does not answer; read var/log/haven/daemon.log of that host", socket.display())
 }
 
 async fn import(lab: &Lab) -> Result<()> {
@@ -377,9 +332,5 @@ async fn import(lab: &Lab) -> Result<()> {
 pub fn leftovers(id: &str) -> Result<Vec<String>> {
     let prefix = format!("{id}-");
     let spaces = tool("ip", &["netns", "list"])?;
-    Ok(spaces
-        .lines()
-        .filter(|line| line.starts_with(&prefix))
-        .map(str::to_owned)
-        .collect())
+    Ok(spaces.lines().filter(|line| line.starts_with(&prefix)).map(str::to_owned).collect())
 }

@@ -53,9 +53,7 @@ pub fn run(layout: &Layout) -> Result<()> {
     fs::write("/etc/hostname", format!("{}\n", layout.name))
         .context("/etc/hostname could not be written")?;
     // A failure here shows at once in every later step, with a better sentence.
-    let _ = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status();
+    let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     fs::write("/run/haven/booted", "").context("/run/haven is not writable")?;
     supervise(vec![Unit::new("guard"), Unit::new("daemon")])
 }
@@ -96,23 +94,14 @@ fn mount_all(layout: &Layout) -> Result<()> {
         at("upper").display(),
         at("work").display()
     );
-    mount(
-        Some("overlay"),
-        &root,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .with_context(|| format!("the overlay of {} could not be mounted", layout.name))?;
+    mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .with_context(|| format!("the overlay of {} could not be mounted", layout.name))?;
     fresh("proc", &root.join("proc"), None)?;
     fresh("sysfs", &root.join("sys"), None)?;
     fresh("tmpfs", &root.join("run"), Some("mode=755"))?;
     fresh("tmpfs", &root.join("tmp"), Some("mode=1777"))?;
     mount_devices(&root.join("dev"))?;
-    for (from, to) in [
-        (at("run"), "run/haven"),
-        (layout.shared.clone(), "srv/shared"),
-    ] {
+    for (from, to) in [(at("run"), "run/haven"), (layout.shared.clone(), "srv/shared")] {
         fs::create_dir_all(root.join(to))?;
         bind(&from, &root.join(to))?;
     }
@@ -127,9 +116,7 @@ fn mount_all(layout: &Layout) -> Result<()> {
 
 fn mount_devices(dev: &Path) -> Result<()> {
     fresh("tmpfs", dev, Some("mode=755"))?;
-    let wanted = [
-        "null", "zero", "full", "random", "urandom", "tty", "kvm", "fuse", "net/tun",
-    ];
+    let wanted = ["null", "zero", "full", "random", "urandom", "tty", "kvm", "fuse", "net/tun"];
     for name in wanted {
         let outside = Path::new("/dev").join(name);
         if outside.exists() {
@@ -137,11 +124,7 @@ fn mount_devices(dev: &Path) -> Result<()> {
         }
     }
     fresh("tmpfs", &dev.join("shm"), Some("mode=1777"))?;
-    fresh(
-        "devpts",
-        &dev.join("pts"),
-        Some("newinstance,ptmxmode=0666,mode=620"),
-    )?;
+    fresh("devpts", &dev.join("pts"), Some("newinstance,ptmxmode=0666,mode=620"))?;
     std::os::unix::fs::symlink("pts/ptmx", dev.join("ptmx"))?;
     std::os::unix::fs::symlink("/proc/self/fd", dev.join("fd"))?;
     Ok(())
@@ -157,43 +140,26 @@ struct Unit {
 
 impl Unit {
     fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            started: None,
-            next_start: Instant::now(),
-            backoff: FIRST_BACKOFF,
-        }
+        Self { name, started: None, next_start: Instant::now(), backoff: FIRST_BACKOFF }
     }
 
     fn start(&mut self) -> Result<Pid> {
         let path = format!("/var/log/haven/{}.log", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
         let mut command = Command::new("/usr/bin/haven");
-        command
-            .arg(self.name)
-            .env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0);
-        let child = command
-            .spawn()
-            .with_context(|| format!("haven {} did not start", self.name))?;
+        command.arg(self.name).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let child =
+            command.spawn().with_context(|| format!("haven {} did not start", self.name))?;
         self.started = Some(Instant::now());
         Ok(Pid::from_raw(child.id().cast_signed()))
     }
 
     fn ended(&mut self) {
         // A process that ran for a while is started again at once; one that fails at once is not.
-        let ran_long = self
-            .started
-            .is_some_and(|at| at.elapsed() > Duration::from_secs(10));
-        self.backoff = if ran_long {
-            FIRST_BACKOFF
-        } else {
-            (self.backoff * 2).min(LONGEST_BACKOFF)
-        };
+        let ran_long = self.started.is_some_and(|at| at.elapsed() > Duration::from_secs(10));
+        self.backoff =
+            if ran_long { FIRST_BACKOFF } else { (self.backoff * 2).min(LONGEST_BACKOFF) };
         self.next_start = Instant::now() + self.backoff;
         self.started = None;
     }

@@ -40,9 +40,7 @@ fn id_of(dir: &Path) -> String {
         .display()
         .to_string()
         .bytes()
-        .fold(0xcbf2_9ce4_u32, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        });
+        .fold(0xcbf2_9ce4_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     format!("hv{:04x}", sum & 0xffff)
 }
 
@@ -78,11 +76,7 @@ impl Lab {
             Ok(text) => serde_json::from_slice(&text).with_context(|| {
                 format!("{} is damaged; remove it", dir.join("lab.json").display())
             })?,
-            Err(_) => State {
-                id: id_of(&dir),
-                hosts: 0,
-                power: None,
-            },
+            Err(_) => State { id: id_of(&dir), hosts: 0, power: None },
         };
         Ok(Self { dir, cache, state })
     }
@@ -93,10 +87,7 @@ impl Lab {
     /// When the directory is not writable.
     pub fn save(&self) -> Result<()> {
         std::fs::create_dir_all(&self.dir)?;
-        std::fs::write(
-            self.dir.join("lab.json"),
-            serde_json::to_vec_pretty(&self.state)?,
-        )?;
+        std::fs::write(self.dir.join("lab.json"), serde_json::to_vec_pretty(&self.state)?)?;
         Ok(())
     }
 
@@ -127,10 +118,7 @@ impl Lab {
         match number {
             Some(number) if (1..=self.state.hosts).contains(&number) => Ok(number),
             _ if self.state.hosts == 0 => bail!("no lab is up; start one with `haven lab up`"),
-            _ => bail!(
-                "the lab has no `{name}`; it has {}",
-                self.hosts().join(", ")
-            ),
+            _ => bail!("the lab has no `{name}`; it has {}", self.hosts().join(", ")),
         }
     }
 
@@ -178,25 +166,11 @@ impl Lab {
                 "netns", &netns,
             ],
         )?;
-        tool(
-            "ip",
-            &["-n", &fabric, "link", "set", &cable, "master", "br0", "up"],
-        )?;
+        tool("ip", &["-n", &fabric, "link", "set", &cable, "master", "br0", "up"])?;
         tool("ip", &["-n", &netns, "link", "set", "lo", "up"])?;
         tool("ip", &["-n", &netns, "addr", "add", address, "dev", "eth0"])?;
         tool("ip", &["-n", &netns, "link", "set", "eth0", "up"])?;
-        tool(
-            "ip",
-            &[
-                "-n",
-                &netns,
-                "route",
-                "add",
-                "default",
-                "via",
-                "10.88.0.254",
-            ],
-        )?;
+        tool("ip", &["-n", &netns, "route", "add", "default", "via", "10.88.0.254"])?;
         Ok(())
     }
 
@@ -208,24 +182,8 @@ impl Lab {
         let fabric = self.fabric();
         tool("ip", &["netns", "add", &fabric])?;
         tool("ip", &["-n", &fabric, "link", "set", "lo", "up"])?;
-        tool(
-            "ip",
-            &[
-                "-n",
-                &fabric,
-                "link",
-                "add",
-                "br0",
-                "type",
-                "bridge",
-                "forward_delay",
-                "0",
-            ],
-        )?;
-        tool(
-            "ip",
-            &["-n", &fabric, "addr", "add", "10.88.0.254/24", "dev", "br0"],
-        )?;
+        tool("ip", &["-n", &fabric, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
+        tool("ip", &["-n", &fabric, "addr", "add", "10.88.0.254/24", "dev", "br0"])?;
         tool("ip", &["-n", &fabric, "link", "set", "br0", "up"])?;
         for (i, host) in self.hosts().iter().enumerate() {
             self.plug(host, &format!("10.88.0.{}/24", i + 1))?;
@@ -278,22 +236,13 @@ impl Lab {
         // What the network namespace still has would be gone with a real host.
         let netns = self.netns(name);
         for link in tool("ip", &["-n", &netns, "-o", "link"])?.lines() {
-            let device = link
-                .split(": ")
-                .nth(1)
-                .unwrap_or_default()
-                .split('@')
-                .next()
-                .unwrap_or_default();
+            let device =
+                link.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default();
             if device.starts_with("hv") {
                 let _ = tool("ip", &["-n", &netns, "link", "del", device]);
             }
         }
-        for line in tool(
-            "ip",
-            &["-n", &netns, "-o", "-4", "addr", "show", "dev", "eth0"],
-        )?
-        .lines()
+        for line in tool("ip", &["-n", &netns, "-o", "-4", "addr", "show", "dev", "eth0"])?.lines()
         {
             let address = line.split_whitespace().nth(3).unwrap_or_default();
             if address.ends_with("/32") {
@@ -310,10 +259,7 @@ impl Lab {
     pub fn set_cable(&self, name: &str, plugged: bool) -> Result<()> {
         let (fabric, cable) = (self.fabric(), self.cable(name));
         if plugged {
-            tool(
-                "ip",
-                &["-n", &fabric, "link", "set", &cable, "master", "br0"],
-            )?;
+            tool("ip", &["-n", &fabric, "link", "set", &cable, "master", "br0"])?;
         } else {
             tool("ip", &["-n", &fabric, "link", "set", &cable, "nomaster"])?;
         }
@@ -357,9 +303,7 @@ impl Lab {
         let Ok(entries) = std::fs::read_dir("/proc") else {
             return Vec::new();
         };
-        let pids = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         pids.filter(|pid| {
             pid.bytes().all(|b| b.is_ascii_digit()) && namespace(pid).as_ref() == Some(&own)
         })
@@ -373,11 +317,7 @@ impl Lab {
     /// When the lab has no such host.
     pub fn set_paused(&self, name: &str, paused: bool) -> Result<()> {
         self.host(name)?;
-        let signal = if paused {
-            Signal::SIGSTOP
-        } else {
-            Signal::SIGCONT
-        };
+        let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
         // Twice, for processes that were born meanwhile.
         for _ in 0..2 {
             for pid in self.processes(name) {
@@ -411,9 +351,7 @@ impl Lab {
             "--target",
             &init.to_string(),
         ]);
-        command
-            .arg(format!("--root=/proc/{init}/root"))
-            .args(["--wd=/", "--", program]);
+        command.arg(format!("--root=/proc/{init}/root")).args(["--wd=/", "--", program]);
         Ok(command)
     }
 

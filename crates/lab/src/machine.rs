@@ -34,18 +34,9 @@ impl Machine {
                 .with_context(|| format!("{} could not be wiped", run.display()))?;
         }
         let mut command = Command::new("ip");
-        command.args([
-            "netns", "exec", netns, "unshare", "--mount", "--pid", "--uts", "--ipc",
-        ]);
-        command
-            .args(["--fork", "--kill-child"])
-            .arg(binary)
-            .args(["lab", "host-init", "--lower"]);
-        command
-            .arg(&layout.lower)
-            .arg("--host-dir")
-            .arg(&layout.host_dir)
-            .arg("--shared");
+        command.args(["netns", "exec", netns, "unshare", "--mount", "--pid", "--uts", "--ipc"]);
+        command.args(["--fork", "--kill-child"]).arg(binary).args(["lab", "host-init", "--lower"]);
+        command.arg(&layout.lower).arg("--host-dir").arg(&layout.host_dir).arg("--shared");
         command
             .arg(&layout.shared)
             .arg("--binary")
@@ -57,18 +48,10 @@ impl Machine {
         }
         std::fs::create_dir_all(&layout.host_dir)?;
         let said = std::fs::File::create(layout.host_dir.join("boot.log"))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(said.try_clone()?)
-            .stderr(said)
-            .process_group(0);
+        command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).process_group(0);
         let mut outer = command.spawn().context("unshare did not start")?;
         match wait_for_init(outer.id()).and_then(|init| wait_for_boot(&run, init)) {
-            Ok(init) => Ok(Self {
-                outer,
-                init,
-                root: layout.host_dir.join("root"),
-            }),
+            Ok(init) => Ok(Self { outer, init, root: layout.host_dir.join("root") }),
             Err(error) => {
                 let _ = outer.kill();
                 let _ = outer.wait();
@@ -84,9 +67,7 @@ impl Machine {
     pub fn power_off(&mut self) -> Result<()> {
         // ESRCH only says that it is off already.
         let _ = kill(self.init, Signal::SIGKILL);
-        self.outer
-            .wait()
-            .context("the host's outer process could not be waited for")?;
+        self.outer.wait().context("the host's outer process could not be waited for")?;
         Ok(())
     }
 
@@ -101,9 +82,7 @@ impl Machine {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--target"]);
-        command
-            .arg(self.init.to_string())
-            .arg(format!("--root=/proc/{}/root", self.init));
+        command.arg(self.init.to_string()).arg(format!("--root=/proc/{}/root", self.init));
         command.arg("--wd=/").arg("--").arg(program);
         command
     }
@@ -148,9 +127,7 @@ fn wait_for_init(outer: u32) -> Result<Pid> {
         let path = format!("/proc/{outer}/task/{outer}/children");
         let children = std::fs::read_to_string(path).unwrap_or_default();
         if let Some(first) = children.split_whitespace().next() {
-            return Ok(Pid::from_raw(
-                first.parse().context("a process id is a number")?,
-            ));
+            return Ok(Pid::from_raw(first.parse().context("a process id is a number")?));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -64,19 +64,13 @@ fn answer(lab: &Lab, stream: TcpStream) -> Option<()> {
 }
 
 fn handle(lab: &Lab, first: &str, path: &str, body: &str) -> (&'static str, String) {
-    let rest = path
-        .strip_prefix("/redfish/v1/Systems/")
-        .unwrap_or_default();
+    let rest = path.strip_prefix("/redfish/v1/Systems/").unwrap_or_default();
     let (host, action) = rest.split_once('/').unwrap_or((rest, ""));
     if lab.host(host).is_err() {
         return ("404 Not Found", "{}".into());
     }
     if first.starts_with("GET") {
-        let state = if lab.init(host).is_some() {
-            "On"
-        } else {
-            "Off"
-        };
+        let state = if lab.init(host).is_some() { "On" } else { "Off" };
         return ("200 OK", format!("{{\"PowerState\":\"{state}\"}}"));
     }
     if action != "Actions/ComputerSystem.Reset" {
@@ -91,9 +85,8 @@ fn handle(lab: &Lab, first: &str, path: &str, body: &str) -> (&'static str, Stri
     };
     match done {
         Ok(()) => ("204 No Content", String::new()),
-        Err(error) => (
-            "500 Internal Server Error",
-            format!("{{\"error\":{:?}}}", error.to_string()),
-        ),
+        Err(error) => {
+            ("500 Internal Server Error", format!("{{\"error\":{:?}}}", error.to_string()))
+        }
     }
 }

@@ -38,8 +38,6 @@ pub struct ImageSpec {
 impl ImageSpec {
     /// Every file of the image.
     pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
-        [&self.disk, &self.kernel, &self.initrd]
-            .into_iter()
-            .flatten()
+        [&self.disk, &self.kernel, &self.initrd].into_iter().flatten()
     }
 }

@@ -46,13 +46,7 @@ impl Manifest {
     /// A problem with this object as a whole.
     #[must_use]
     pub fn problem(&self, message: String, hint: &str) -> Problem {
-        Problem {
-            file: self.file.clone(),
-            line: self.line,
-            column: 1,
-            message,
-            hint: hint.into(),
-        }
+        Problem { file: self.file.clone(), line: self.line, column: 1, message, hint: hint.into() }
     }
 }
 
@@ -71,21 +65,12 @@ struct Head {
 pub fn parse(files: &[(String, String)]) -> Result<Vec<Manifest>, Vec<Problem>> {
     let size: usize = files.iter().map(|(_, text)| text.len()).sum();
     if size > LARGEST {
-        let file = files
-            .first()
-            .map(|(file, _)| file.clone())
-            .unwrap_or_default();
+        let file = files.first().map(|(file, _)| file.clone()).unwrap_or_default();
         let message =
             format!("the manifests are {size} bytes long, and at most {LARGEST} are read");
         let hint =
             "apply them in several steps; images are imported with `haven image import`".into();
-        return Err(vec![Problem {
-            file,
-            line: 0,
-            column: 0,
-            message,
-            hint,
-        }]);
+        return Err(vec![Problem { file, line: 0, column: 0, message, hint }]);
     }
     let (mut found, mut problems) = (Vec::<Manifest>::new(), Vec::new());
     for (file, text) in files {
@@ -108,11 +93,7 @@ pub fn parse(files: &[(String, String)]) -> Result<Vec<Manifest>, Vec<Problem>> 
             problems.push(manifest.problem(message, "give one of them another name or remove it"));
         }
     }
-    if problems.is_empty() {
-        Ok(found)
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(found) } else { Err(problems) }
 }
 
 /// The documents of a text: the line each begins on, and its text behind so many blank lines that every line keeps
@@ -169,60 +150,30 @@ fn read(file: &str, line: u64, text: &str) -> Result<Manifest, Problem> {
     };
     let head: Head = yaml(file, line, text)?;
     let kinds = "the kinds are Host, Pool, Image, Network, VM and Service";
-    let kind = head
-        .kind
-        .ok_or_else(|| whole("`kind` is missing".into(), kinds))?;
-    let kind: Kind = kind
-        .parse()
-        .map_err(|e: ModelError| at_key(text, "kind", whole(e.to_string(), kinds)))?;
-    let name = head.name.ok_or_else(|| {
-        whole(
-            "`name` is missing".into(),
-            "every object has a name of its own",
-        )
-    })?;
+    let kind = head.kind.ok_or_else(|| whole("`kind` is missing".into(), kinds))?;
+    let kind: Kind =
+        kind.parse().map_err(|e: ModelError| at_key(text, "kind", whole(e.to_string(), kinds)))?;
+    let name = head
+        .name
+        .ok_or_else(|| whole("`name` is missing".into(), "every object has a name of its own"))?;
     let name = Name::new(name).map_err(|e| at_key(text, "name", whole(e.to_string(), "")))?;
     let mut meta = Meta::new(name, String::new(), 0);
     meta.labels = head.labels;
     let spec = blank_head(text);
     let object = match kind {
-        Kind::Host => Object::Host(Stored {
-            meta,
-            spec: yaml(file, line, &spec)?,
-        }),
-        Kind::Pool => Object::Pool(Stored {
-            meta,
-            spec: yaml(file, line, &spec)?,
-        }),
-        Kind::Image => Object::Image(Stored {
-            meta,
-            spec: yaml(file, line, &spec)?,
-        }),
-        Kind::Network => Object::Network(Stored {
-            meta,
-            spec: yaml(file, line, &spec)?,
-        }),
-        Kind::Vm => Object::Vm(Stored {
-            meta,
-            spec: yaml(file, line, &spec)?,
-        }),
-        Kind::Service => Object::Service(Stored {
-            meta,
-            spec: yaml(file, line, &spec)?,
-        }),
+        Kind::Host => Object::Host(Stored { meta, spec: yaml(file, line, &spec)? }),
+        Kind::Pool => Object::Pool(Stored { meta, spec: yaml(file, line, &spec)? }),
+        Kind::Image => Object::Image(Stored { meta, spec: yaml(file, line, &spec)? }),
+        Kind::Network => Object::Network(Stored { meta, spec: yaml(file, line, &spec)? }),
+        Kind::Vm => Object::Vm(Stored { meta, spec: yaml(file, line, &spec)? }),
+        Kind::Service => Object::Service(Stored { meta, spec: yaml(file, line, &spec)? }),
     };
-    Ok(Manifest {
-        object,
-        file: file.to_owned(),
-        line,
-    })
+    Ok(Manifest { object, file: file.to_owned(), line })
 }
 
 /// Moves a problem to the line of a top-level key.
 fn at_key(text: &str, key: &str, problem: Problem) -> Problem {
-    let line = text
-        .lines()
-        .position(|line| line.starts_with(&format!("{key}:")));
+    let line = text.lines().position(|line| line.starts_with(&format!("{key}:")));
     Problem {
         line: line.map_or(problem.line, |l| l as u64 + 1),
         column: key.len() as u64 + 3,
@@ -237,20 +188,14 @@ fn blank_head(text: &str) -> String {
     for line in text.lines() {
         let top = line.starts_with(|c: char| !c.is_whitespace() && c != '#' && c != '-');
         if top {
-            inside = ["kind:", "name:", "labels:"]
-                .iter()
-                .any(|key| line.starts_with(key));
+            inside = ["kind:", "name:", "labels:"].iter().any(|key| line.starts_with(key));
         }
         if !inside {
             blanked.push_str(line);
         }
         blanked.push('\n');
     }
-    if blanked.trim().is_empty() {
-        format!("{}{{}}\n", blanked)
-    } else {
-        blanked
-    }
+    if blanked.trim().is_empty() { format!("{}{{}}\n", blanked) } else { blanked }
 }
 
 /// An object as a manifest: what `get -o yaml` prints and `apply` reads back.
@@ -258,21 +203,15 @@ fn blank_head(text: &str) -> String {
 pub fn to_yaml(object: &Object) -> String {
     let value = serde_json::to_value(object).unwrap_or_default();
     let meta = object.meta();
-    let mut text = format!(
-        "kind: {}\nname: {}\n",
-        value["kind"].as_str().unwrap_or_default(),
-        meta.name
-    );
+    let mut text =
+        format!("kind: {}\nname: {}\n", value["kind"].as_str().unwrap_or_default(), meta.name);
     if !meta.labels.is_empty() {
         text.push_str(
             &serde_saphyr::to_string(&BTreeMap::from([("labels", &meta.labels)]))
                 .unwrap_or_default(),
         );
     }
-    if value["spec"]
-        .as_object()
-        .is_some_and(|spec| !spec.is_empty())
-    {
+    if value["spec"].as_object().is_some_and(|spec| !spec.is_empty()) {
         text.push_str(&serde_saphyr::to_string(&value["spec"]).unwrap_or_default());
     }
     text
@@ -321,10 +260,7 @@ mod tests {
     fn a_duplicate_names_both_places() {
         let said =
             problems("kind: VM\nname: web\nmemory: 1GiB\n---\nkind: VM\nname: web\nmemory: 1GiB\n");
-        assert!(
-            said.contains("vm/web is given twice, first in web.yaml line 1"),
-            "{said}"
-        );
+        assert!(said.contains("vm/web is given twice, first in web.yaml line 1"), "{said}");
     }
 
     #[test]

@@ -117,13 +117,8 @@ impl TryFrom<String> for ObjectRef {
 impl std::str::FromStr for ObjectRef {
     type Err = ModelError;
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let bad = || ModelError::BadReference {
-            text: text.to_owned(),
-        };
+        let bad = || ModelError::BadReference { text: text.to_owned() };
         let (kind, name) = text.split_once('/').ok_or_else(bad)?;
-        Ok(Self {
-            kind: kind.parse()?,
-            name: Name::new(name)?,
-        })
+        Ok(Self { kind: kind.parse()?, name: Name::new(name)? })
     }
 }

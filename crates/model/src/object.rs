@@ -30,14 +30,8 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they must exist for one another.
-    pub const ALL: [Kind; 6] = [
-        Kind::Host,
-        Kind::Pool,
-        Kind::Image,
-        Kind::Network,
-        Kind::Vm,
-        Kind::Service,
-    ];
+    pub const ALL: [Kind; 6] =
+        [Kind::Host, Kind::Pool, Kind::Image, Kind::Network, Kind::Vm, Kind::Service];
 
     /// The kind as it stands in references and keys.
     #[must_use]
@@ -66,9 +60,7 @@ impl std::str::FromStr for Kind {
         Kind::ALL
             .into_iter()
             .find(|kind| kind.as_str() == lower || kind.as_str() == singular)
-            .ok_or_else(|| ModelError::BadKind {
-                text: text.to_owned(),
-            })
+            .ok_or_else(|| ModelError::BadKind { text: text.to_owned() })
     }
 }
 
@@ -95,10 +87,7 @@ pub struct Meta {
     pub created_ms: i64,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde calls it with a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_false(value: &bool) -> bool {
     !*value
 }

@@ -89,10 +89,6 @@ impl FrontendPlacement {
     /// The record after `host` took the address.
     #[must_use]
     pub fn claimed_by(&self, host: &Name) -> Self {
-        Self {
-            holder: host.clone(),
-            epoch: self.epoch + 1,
-            candidates: self.candidates.clone(),
-        }
+        Self { holder: host.clone(), epoch: self.epoch + 1, candidates: self.candidates.clone() }
     }
 }

@@ -64,10 +64,7 @@ fn by_host() -> String {
 
 impl Default for SpreadSpec {
     fn default() -> Self {
-        Self {
-            by: by_host(),
-            required: false,
-        }
+        Self { by: by_host(), required: false }
     }
 }
 
@@ -83,10 +80,7 @@ pub struct UpdateSpec {
 
 impl Default for UpdateSpec {
     fn default() -> Self {
-        Self {
-            max_unavailable: 0,
-            max_surge: 1,
-        }
+        Self { max_unavailable: 0, max_surge: 1 }
     }
 }
 

@@ -26,10 +26,7 @@ pub struct Versioned<T> {
 }
 impl<T> Clone for Versioned<T> {
     fn clone(&self) -> Self {
-        Self {
-            revision: self.revision,
-            value: Arc::clone(&self.value),
-        }
+        Self { revision: self.revision, value: Arc::clone(&self.value) }
     }
 }
 impl<T> Deref for Versioned<T> {
@@ -95,10 +92,7 @@ fn decode<T: DeserializeOwned>(raw: Raw<'_>) -> Option<Versioned<T>> {
     let (bytes, revision) = raw?;
     // A record this version cannot read is as good as absent; the API refuses to write such records.
     let value = serde_json::from_slice(bytes).ok()?;
-    Some(Versioned {
-        revision,
-        value: Arc::new(value),
-    })
+    Some(Versioned { revision, value: Arc::new(value) })
 }
 
 fn set<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Change {
@@ -176,20 +170,13 @@ impl Snapshot {
         let state = |snapshot: &Self| snapshot.leases.get(name).map(|l| (l.session, l.closed));
         let before = state(self);
         set(&mut self.leases, name, raw);
-        if before == state(self) {
-            Change::Quiet
-        } else {
-            Change::Changed
-        }
+        if before == state(self) { Change::Quiet } else { Change::Changed }
     }
 
     /// The cluster's spec, or the defaults before there is one.
     #[must_use]
     pub fn cluster_spec(&self) -> Arc<ClusterSpec> {
-        self.cluster
-            .as_ref()
-            .map(|c| Arc::clone(&c.value))
-            .unwrap_or_default()
+        self.cluster.as_ref().map(|c| Arc::clone(&c.value)).unwrap_or_default()
     }
 
     /// An object of any kind with its revision.
@@ -197,30 +184,22 @@ impl Snapshot {
     pub fn object(&self, reference: &ObjectRef) -> Option<(Object, i64)> {
         let name = &reference.name;
         match reference.kind {
-            Kind::Host => self
-                .hosts
-                .get(name)
-                .map(|o| (Object::Host((*o.value).clone()), o.revision)),
-            Kind::Pool => self
-                .pools
-                .get(name)
-                .map(|o| (Object::Pool((*o.value).clone()), o.revision)),
-            Kind::Image => self
-                .images
-                .get(name)
-                .map(|o| (Object::Image((*o.value).clone()), o.revision)),
-            Kind::Network => self
-                .networks
-                .get(name)
-                .map(|o| (Object::Network((*o.value).clone()), o.revision)),
-            Kind::Vm => self
-                .vms
-                .get(name)
-                .map(|o| (Object::Vm((*o.value).clone()), o.revision)),
-            Kind::Service => self
-                .services
-                .get(name)
-                .map(|o| (Object::Service((*o.value).clone()), o.revision)),
+            Kind::Host => {
+                self.hosts.get(name).map(|o| (Object::Host((*o.value).clone()), o.revision))
+            }
+            Kind::Pool => {
+                self.pools.get(name).map(|o| (Object::Pool((*o.value).clone()), o.revision))
+            }
+            Kind::Image => {
+                self.images.get(name).map(|o| (Object::Image((*o.value).clone()), o.revision))
+            }
+            Kind::Network => {
+                self.networks.get(name).map(|o| (Object::Network((*o.value).clone()), o.revision))
+            }
+            Kind::Vm => self.vms.get(name).map(|o| (Object::Vm((*o.value).clone()), o.revision)),
+            Kind::Service => {
+                self.services.get(name).map(|o| (Object::Service((*o.value).clone()), o.revision))
+            }
         }
     }
 
@@ -235,10 +214,7 @@ impl Snapshot {
             Kind::Vm => self.vms.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
         };
-        names
-            .into_iter()
-            .filter_map(|name| self.object(&ObjectRef::new(kind, name)))
-            .collect()
+        names.into_iter().filter_map(|name| self.object(&ObjectRef::new(kind, name))).collect()
     }
 
     /// Whether the host's session is open (it may run VMs as far as the store knows).
@@ -253,10 +229,7 @@ impl Snapshot {
         service: &'a Name,
     ) -> impl Iterator<Item = (&'a Name, &'a Versioned<Stored<VmSpec>>)> {
         self.vms.iter().filter(move |(_, vm)| {
-            vm.meta
-                .owner
-                .as_ref()
-                .is_some_and(|o| o.kind == Kind::Service && o.name == *service)
+            vm.meta.owner.as_ref().is_some_and(|o| o.kind == Kind::Service && o.name == *service)
         })
     }
 }

@@ -13,13 +13,8 @@ use std::fmt;
 #[schemars(with = "String")]
 pub struct Bytes(pub u64);
 
-const UNITS: [(&str, u64); 5] = [
-    ("TiB", 1 << 40),
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("B", 1),
-];
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl Bytes {
     /// `n` MiB.
@@ -56,16 +51,10 @@ impl From<Bytes> for String {
 impl std::str::FromStr for Bytes {
     type Err = ModelError;
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let bad = || ModelError::BadSize {
-            text: text.to_owned(),
-        };
+        let bad = || ModelError::BadSize { text: text.to_owned() };
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = text[digits.len()..].trim();
-        let factor = UNITS
-            .iter()
-            .find(|(name, _)| *name == unit)
-            .ok_or_else(bad)?
-            .1;
+        let factor = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?.1;
         let number: u64 = digits.trim().parse().map_err(|_| bad())?;
         number.checked_mul(factor).map(Bytes).ok_or_else(bad)
     }
@@ -114,9 +103,7 @@ impl From<Millis> for String {
 impl std::str::FromStr for Millis {
     type Err = ModelError;
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let bad = || ModelError::BadDuration {
-            text: text.to_owned(),
-        };
+        let bad = || ModelError::BadDuration { text: text.to_owned() };
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let factor = match text[digits.len()..].trim() {
             "ms" => 1,

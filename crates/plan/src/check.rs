@@ -11,22 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// # Errors
 /// The broken invariant, in words.
 pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
-    let mut placements: BTreeMap<Name, Placement> = snapshot
-        .placements
-        .iter()
-        .map(|(n, p)| (n.clone(), (*p.value).clone()))
-        .collect();
+    let mut placements: BTreeMap<Name, Placement> =
+        snapshot.placements.iter().map(|(n, p)| (n.clone(), (*p.value).clone())).collect();
     let mut touched = BTreeSet::new();
     for planned in &plan.actions {
         if planned.reason.is_empty() {
             return Err(format!("an action on {} has no reason", planned.object));
         }
-        let Action::PlaceVm {
-            vm,
-            placement,
-            expected_revision,
-            taken_from,
-        } = &planned.action
+        let Action::PlaceVm { vm, placement, expected_revision, taken_from } = &planned.action
         else {
             continue;
         };
@@ -66,18 +58,12 @@ fn proven(
     let closed = lease.is_some_and(|l| {
         l.closed
             && l.revision == proof.lease_revision
-            && snapshot
-                .lost
-                .get(&old.host)
-                .is_some_and(|lost| lost.session == l.session)
+            && snapshot.lost.get(&old.host).is_some_and(|lost| lost.session == l.session)
     });
     if proof.host == old.host && closed {
         Ok(())
     } else {
-        Err(format!(
-            "{vm} is taken from {} whose session is not closed under a proof",
-            old.host
-        ))
+        Err(format!("{vm} is taken from {} whose session is not closed under a proof", old.host))
     }
 }
 
@@ -85,10 +71,7 @@ fn unique(placements: &BTreeMap<Name, Placement>) -> Result<(), String> {
     let (mut slots, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for (vm, placement) in placements {
         if let Some(other) = slots.insert(placement.slot, vm) {
-            return Err(format!(
-                "{vm} and {other} have the same slot {}",
-                placement.slot
-            ));
+            return Err(format!("{vm} and {other} have the same slot {}", placement.slot));
         }
         for nic in &placement.nics {
             if let Some(other) = addresses.insert((&nic.network, nic.ip), vm) {
@@ -111,20 +94,14 @@ fn capacity(
             *used.entry(&placement.host).or_default() += cost(&vm.spec).memory;
         }
     }
-    let added: BTreeSet<&Name> = touched
-        .iter()
-        .filter_map(|vm| placements.get(vm))
-        .map(|p| &p.host)
-        .collect();
+    let added: BTreeSet<&Name> =
+        touched.iter().filter_map(|vm| placements.get(vm)).map(|p| &p.host).collect();
     for host in added {
         let Some((status, object)) = snapshot.host_status.get(host).zip(snapshot.hosts.get(host))
         else {
             return Err(format!("a VM is placed on {host}, which has not reported"));
         };
-        let has = status
-            .memory
-            .0
-            .saturating_sub(object.spec.reserved_memory.0);
+        let has = status.memory.0.saturating_sub(object.spec.reserved_memory.0);
         let promised = used.get(host).copied().unwrap_or(0);
         if promised > has {
             return Err(format!("{host} is promised {promised} bytes of {has}"));

@@ -26,17 +26,9 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
     };
     let plan = plan(snapshot, seen);
     said.extend(
-        plan.actions
-            .iter()
-            .filter(|a| a.object == *object)
-            .map(|a| format!("next: {}", a.reason)),
+        plan.actions.iter().filter(|a| a.object == *object).map(|a| format!("next: {}", a.reason)),
     );
-    said.extend(
-        plan.waiting
-            .iter()
-            .filter(|w| w.object == *object)
-            .map(|w| w.reason.clone()),
-    );
+    said.extend(plan.waiting.iter().filter(|w| w.object == *object).map(|w| w.reason.clone()));
     said
 }
 
@@ -46,9 +38,7 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     };
     let mut said = Vec::new();
     if !vm.spec.running {
-        said.push(format!(
-            "{name} is switched off; `haven vm start {name}` starts it"
-        ));
+        said.push(format!("{name} is switched off; `haven vm start {name}` starts it"));
     }
     let Some(placement) = snapshot.placements.get(name) else {
         said.push(format!("{name} has no host yet"));
@@ -57,10 +47,7 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     let states = host_states(snapshot, seen);
     let host = &placement.host;
     let state = states.get(host).copied().unwrap_or(HostState::Joining);
-    said.push(format!(
-        "{name} belongs to {host} ({state}) under epoch {}",
-        placement.epoch
-    ));
+    said.push(format!("{name} belongs to {host} ({state}) under epoch {}", placement.epoch));
     match snapshot.vm_status.get(name) {
         Some(status) if status.epoch == placement.epoch => {
             let ready = match (status.ready, vm.spec.check.is_some()) {
@@ -69,18 +56,12 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
                 (None, true) => ", its health check has not passed yet",
                 (None, false) => "",
             };
-            said.push(format!(
-                "{host} reports it {}{ready}",
-                status.phase.as_str()
-            ));
+            said.push(format!("{host} reports it {}{ready}", status.phase.as_str()));
             if !status.message.is_empty() {
                 said.push(format!("{host} says: {}", status.message));
             }
             if status.restarts > 0 {
-                said.push(format!(
-                    "it ended by itself {} times there",
-                    status.restarts
-                ));
+                said.push(format!("it ended by itself {} times there", status.restarts));
             }
         }
         _ => said.push(format!("{host} has not reported it under this epoch")),
@@ -99,11 +80,7 @@ fn host(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     let Some(state) = host_states(snapshot, seen).get(name).copied() else {
         return vec![format!("there is no host `{name}`")];
     };
-    let vms = snapshot
-        .placements
-        .values()
-        .filter(|p| p.host == *name)
-        .count();
+    let vms = snapshot.placements.values().filter(|p| p.host == *name).count();
     let mut said = vec![format!("{name} is {state} and has {vms} VMs")];
     if let Some(lease) = snapshot.leases.get(name) {
         let word = if lease.closed { "closed" } else { "open" };
@@ -122,17 +99,9 @@ fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
     let members: Vec<&Name> = snapshot.members(name).map(|(vm, _)| vm).collect();
     let ready = members
         .iter()
-        .filter(|vm| {
-            snapshot
-                .vm_status
-                .get(**vm)
-                .is_some_and(|s| s.ready == Some(true))
-        })
+        .filter(|vm| snapshot.vm_status.get(**vm).is_some_and(|s| s.ready == Some(true)))
         .count();
-    let mut said = vec![format!(
-        "{name} has {ready} of {} members ready",
-        service.spec.replicas
-    )];
+    let mut said = vec![format!("{name} has {ready} of {} members ready", service.spec.replicas)];
     if let (Some(frontend), Some(placement)) =
         (&service.spec.frontend, snapshot.frontends.get(name))
     {
@@ -147,11 +116,7 @@ fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
             placement.holder,
             frontend.address,
             frontend.port,
-            if next.is_empty() {
-                "nobody".into()
-            } else {
-                next.join(", ")
-            }
+            if next.is_empty() { "nobody".into() } else { next.join(", ") }
         ));
     }
     said
@@ -169,11 +134,7 @@ pub fn losses_survivable(snapshot: &Snapshot, seen: &Observations) -> usize {
         .filter(|vm| vm.spec.running && !vm.meta.deleting && bound_by(snapshot, vm).is_none())
         .map(|vm| cost(&vm.spec).memory)
         .sum();
-    let voters = snapshot
-        .host_status
-        .values()
-        .filter(|s| s.etcd_member.is_some())
-        .count();
+    let voters = snapshot.host_status.values().filter(|s| s.etcd_member.is_some()).count();
     let quorum = voters.saturating_sub(1) / 2;
     let mut losses = 0;
     while memory.pop().is_some() && memory.iter().sum::<u64>() >= wanted && !memory.is_empty() {

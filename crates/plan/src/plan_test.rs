@@ -35,11 +35,7 @@ fn a_new_vm_goes_where_most_is_free_and_says_why() {
     world.vm("web", vm_spec(Bytes::gib(1)));
     let plan = planned(&world);
     assert_eq!(placed(&plan), [("web".into(), "host2".into(), 1)]);
-    assert!(
-        plan.actions[0].reason.contains("web starts on host2"),
-        "{}",
-        plan.actions[0].reason
-    );
+    assert!(plan.actions[0].reason.contains("web starts on host2"), "{}", plan.actions[0].reason);
 }
 
 #[test]
@@ -59,9 +55,7 @@ fn what_does_not_fit_waits_with_its_reason() {
     let plan = planned(&world);
     assert!(plan.actions.is_empty());
     assert!(
-        plan.waiting[0]
-            .reason
-            .contains("db-2 needs 2GiB, largest free is 1GiB on host2"),
+        plan.waiting[0].reason.contains("db-2 needs 2GiB, largest free is 1GiB on host2"),
         "{:?}",
         plan.waiting
     );
@@ -87,15 +81,9 @@ fn a_silent_host_is_confirmed_then_closed_then_its_vms_move_under_the_next_epoch
         matches!(&plan.actions[0].action, Action::CloseSession { lease_revision: 900, lost, .. }
         if lost.proof == ProofKind::LeaseExpired && lost.incident == 1)
     );
-    assert!(
-        placed(&plan).is_empty(),
-        "no VM moves before the session is closed"
-    );
+    assert!(placed(&plan).is_empty(), "no VM moves before the session is closed");
     world.lost("host1", ProofKind::LeaseExpired);
-    assert_eq!(
-        placed(&planned(&world)),
-        [("web".into(), "host2".into(), 2)]
-    );
+    assert_eq!(placed(&planned(&world)), [("web".into(), "host2".into(), 2)]);
 }
 
 #[test]
@@ -106,21 +94,13 @@ fn suspicion_moves_nothing_but_switches_the_power_off() {
     world.seen.suspected.insert(name("host1"));
     assert!(planned(&world).actions.is_empty());
     let mut host = (*world.snapshot.hosts["host1"].value).clone();
-    host.spec.power = Some(PowerSpec {
-        url: "http://x".into(),
-        user: String::new(),
-        password: String::new(),
-    });
+    host.spec.power =
+        Some(PowerSpec { url: "http://x".into(), user: String::new(), password: String::new() });
     world.snapshot.hosts.insert(name("host1"), at(1, host));
-    assert!(matches!(
-        planned(&world).actions[0].action,
-        Action::PowerOff { session: 1, .. }
-    ));
+    assert!(matches!(planned(&world).actions[0].action, Action::PowerOff { session: 1, .. }));
     world.seen.powered_off.insert(name("host1"), 1);
-    assert!(
-        matches!(&planned(&world).actions[0].action, Action::CloseSession { lost, .. }
-        if lost.proof == ProofKind::PoweredOff)
-    );
+    assert!(matches!(&planned(&world).actions[0].action, Action::CloseSession { lost, .. }
+        if lost.proof == ProofKind::PoweredOff));
 }
 
 #[test]
@@ -133,14 +113,8 @@ fn a_proof_about_an_earlier_session_proves_nothing() {
 #[test]
 fn a_local_disk_keeps_its_vm_waiting_for_its_host() {
     let mut world = World::new(2, Bytes::gib(8));
-    let pool = PoolSpec {
-        driver: PoolDriverKind::Local,
-        path: "/p".into(),
-    };
-    world
-        .snapshot
-        .pools
-        .insert(name("fast"), at(1, stored("fast", pool)));
+    let pool = PoolSpec { driver: PoolDriverKind::Local, path: "/p".into() };
+    world.snapshot.pools.insert(name("fast"), at(1, stored("fast", pool)));
     let mut spec = vm_spec(Bytes::gib(1));
     spec.disks.push(DiskSpec {
         name: name("root"),
@@ -153,22 +127,14 @@ fn a_local_disk_keeps_its_vm_waiting_for_its_host() {
     world.lost("host1", ProofKind::PoweredOff);
     let plan = planned(&world);
     assert!(placed(&plan).is_empty());
-    assert!(
-        plan.waiting
-            .iter()
-            .any(|w| w.reason.contains("returns with host1"))
-    );
+    assert!(plan.waiting.iter().any(|w| w.reason.contains("returns with host1")));
 }
 
 #[test]
 fn members_are_made_spread_and_named() {
     let mut world = World::new(3, Bytes::gib(8));
     world.service("web", 3);
-    let made: Vec<String> = planned(&world)
-        .actions
-        .iter()
-        .map(|a| a.object.to_string())
-        .collect();
+    let made: Vec<String> = planned(&world).actions.iter().map(|a| a.object.to_string()).collect();
     assert_eq!(made, ["vm/web-1", "vm/web-2", "vm/web-3"]);
     apply_objects(&mut world);
     let mut hosts: Vec<String> = placed(&planned(&world)).into_iter().map(|p| p.1).collect();
@@ -181,21 +147,17 @@ fn apply_objects(world: &mut World) {
         world.snapshot.revision += 1;
         let revision = world.snapshot.revision;
         let (key, value) = match planned.action {
-            Action::PutObject { object, .. } => (
-                haven_model::keys::object(&object.reference()),
-                Some(object.to_store()),
-            ),
-            Action::PlaceVm { vm, placement, .. } => (
-                haven_model::keys::placement(&vm),
-                Some(serde_json::to_vec(&placement).unwrap()),
-            ),
+            Action::PutObject { object, .. } => {
+                (haven_model::keys::object(&object.reference()), Some(object.to_store()))
+            }
+            Action::PlaceVm { vm, placement, .. } => {
+                (haven_model::keys::placement(&vm), Some(serde_json::to_vec(&placement).unwrap()))
+            }
             Action::ReleaseVm { vm, .. } => (haven_model::keys::placement(&vm), None),
             Action::RemoveObject { object, .. } => (haven_model::keys::object(&object), None),
             _ => continue,
         };
-        world
-            .snapshot
-            .apply(&key, value.as_deref().map(|v| (v, revision)));
+        world.snapshot.apply(&key, value.as_deref().map(|v| (v, revision)));
     }
 }
 
@@ -206,11 +168,7 @@ fn agents(world: &mut World) {
         let gone = world.snapshot.vms[&vm].meta.deleting;
         world.report(
             vm.as_str(),
-            if gone {
-                VmPhase::Stopped
-            } else {
-                VmPhase::Running
-            },
+            if gone { VmPhase::Stopped } else { VmPhase::Running },
             Some(!gone),
         );
         if gone {
@@ -234,11 +192,7 @@ fn a_rolling_update_keeps_all_members_ready_and_ends() {
     service.spec.template.spec.memory = Bytes::mib(256);
     world.snapshot.services.insert(name("web"), at(9, service));
     let mut rounds = 0;
-    while world
-        .snapshot
-        .vms
-        .values()
-        .any(|vm| vm.spec.memory != Bytes::mib(256))
+    while world.snapshot.vms.values().any(|vm| vm.spec.memory != Bytes::mib(256))
         || world.snapshot.vms.len() != 3
     {
         apply_objects(&mut world);
@@ -248,15 +202,8 @@ fn a_rolling_update_keeps_all_members_ready_and_ends() {
             .iter()
             .filter(|(n, vm)| {
                 !vm.meta.deleting
-                    && !vm
-                        .meta
-                        .labels
-                        .contains_key(haven_model::service::DRAIN_LABEL)
-                    && world
-                        .snapshot
-                        .vm_status
-                        .get(*n)
-                        .is_some_and(|s| s.phase == VmPhase::Running)
+                    && !vm.meta.labels.contains_key(haven_model::service::DRAIN_LABEL)
+                    && world.snapshot.vm_status.get(*n).is_some_and(|s| s.phase == VmPhase::Running)
             })
             .count();
         assert!(serving >= 3, "round {rounds}: only {serving} members serve");
@@ -281,9 +228,5 @@ fn scaling_down_drains_the_highest_number() {
     world.snapshot.services.insert(name("web"), at(9, service));
     let first = planned(&world);
     assert_eq!(first.actions.len(), 1);
-    assert!(
-        first.actions[0].reason.contains("web-3 is drained"),
-        "{}",
-        first.actions[0].reason
-    );
+    assert!(first.actions[0].reason.contains("web-3 is drained"), "{}", first.actions[0].reason);
 }

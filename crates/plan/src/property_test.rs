@@ -16,12 +16,7 @@ struct VmCase {
 }
 
 fn vm_case() -> impl Strategy<Value = VmCase> {
-    (
-        64u64..3000,
-        prop::option::of(0usize..6),
-        prop::bool::weighted(0.9),
-        prop::bool::weighted(0.1),
-    )
+    (64u64..3000, prop::option::of(0usize..6), prop::bool::weighted(0.9), prop::bool::weighted(0.1))
         .prop_map(|(memory_mib, host, running, deleting)| VmCase {
             memory_mib,
             host,
@@ -43,10 +38,7 @@ fn world(hosts: &[(u64, u8)], vms: &[VmCase]) -> World {
         if case.deleting {
             let mut object = (*world.snapshot.vms[vm.as_str()].value).clone();
             object.meta.deleting = true;
-            world
-                .snapshot
-                .vms
-                .insert(name(&vm), crate::testing::at(4, object));
+            world.snapshot.vms.insert(name(&vm), crate::testing::at(4, object));
         }
         if let Some(host) = case.host.filter(|h| *h < hosts.len()) {
             world.run(&vm, &format!("host{host}"));

@@ -22,18 +22,12 @@ pub fn name(text: &str) -> Name {
 
 /// A record at a revision.
 pub fn at<T>(revision: i64, value: T) -> Versioned<T> {
-    Versioned {
-        revision,
-        value: Arc::new(value),
-    }
+    Versioned { revision, value: Arc::new(value) }
 }
 
 /// A spec with a fresh meta.
 pub fn stored<T>(of: &str, spec: T) -> Stored<T> {
-    Stored {
-        meta: Meta::new(name(of), format!("uid-{of}"), 0),
-        spec,
-    }
+    Stored { meta: Meta::new(name(of), format!("uid-{of}"), 0), spec }
 }
 
 /// A VM of so much memory.
@@ -67,41 +61,16 @@ impl World {
     /// Adds an online host.
     pub fn host(&mut self, host: &str, memory: Bytes) {
         let address = std::net::Ipv4Addr::from(0x0a58_0000 + self.snapshot.hosts.len() as u32 + 1);
-        let spec = HostSpec {
-            address,
-            power: None,
-            cordoned: false,
-            reserved_memory: Bytes(0),
-        };
+        let spec = HostSpec { address, power: None, cordoned: false, reserved_memory: Bytes(0) };
+        self.snapshot.hosts.insert(name(host), at(1, stored(host, spec)));
         self.snapshot
-            .hosts
-            .insert(name(host), at(1, stored(host, spec)));
-        self.snapshot.leases.insert(
-            name(host),
-            at(
-                900,
-                Lease {
-                    session: 1,
-                    count: 9,
-                    closed: false,
-                },
-            ),
-        );
-        let status = HostStatus {
-            session: 1,
-            cpus: 8,
-            memory,
-            ..HostStatus::default()
-        };
+            .leases
+            .insert(name(host), at(900, Lease { session: 1, count: 9, closed: false }));
+        let status = HostStatus { session: 1, cpus: 8, memory, ..HostStatus::default() };
         self.snapshot.host_status.insert(name(host), at(2, status));
-        self.seen.leases.insert(
-            name(host),
-            LeaseAge {
-                revision: 900,
-                unchanged_ms: 100,
-                confirmed: false,
-            },
-        );
+        self.seen
+            .leases
+            .insert(name(host), LeaseAge { revision: 900, unchanged_ms: 100, confirmed: false });
     }
 
     /// Adds a network 10.77.0.0/24.
@@ -116,9 +85,7 @@ impl World {
             nameservers: Vec::new(),
             mtu: 1450,
         };
-        self.snapshot
-            .networks
-            .insert(name(network), at(3, stored(network, spec)));
+        self.snapshot.networks.insert(name(network), at(3, stored(network, spec)));
     }
 
     /// Adds a VM that is not placed.
@@ -129,12 +96,7 @@ impl World {
     /// Places a VM and lets it run.
     pub fn run(&mut self, vm: &str, host: &str) {
         let slot = self.snapshot.placements.len() as u32;
-        let placement = Placement {
-            host: name(host),
-            epoch: 1,
-            slot,
-            nics: Vec::new(),
-        };
+        let placement = Placement { host: name(host), epoch: 1, slot, nics: Vec::new() };
         self.snapshot.placements.insert(name(vm), at(5, placement));
         self.report(vm, VmPhase::Running, Some(true));
     }
@@ -163,54 +125,29 @@ impl World {
     pub fn service(&mut self, service: &str, replicas: u32) {
         let spec = ServiceSpec {
             replicas,
-            template: VmTemplate {
-                labels: BTreeMap::new(),
-                spec: vm_spec(Bytes::mib(128)),
-            },
+            template: VmTemplate { labels: BTreeMap::new(), spec: vm_spec(Bytes::mib(128)) },
             spread: SpreadSpec::default(),
             check: None,
             update: UpdateSpec::default(),
             frontend: None,
             restarts: 0,
         };
-        self.snapshot
-            .services
-            .insert(name(service), at(7, stored(service, spec)));
+        self.snapshot.services.insert(name(service), at(7, stored(service, spec)));
     }
 
     /// A host has not renewed for so long.
     pub fn silent(&mut self, host: &str, unchanged_ms: u64, confirmed: bool) {
         let revision = self.snapshot.leases[host].revision;
-        self.seen.leases.insert(
-            name(host),
-            LeaseAge {
-                revision,
-                unchanged_ms,
-                confirmed,
-            },
-        );
+        self.seen.leases.insert(name(host), LeaseAge { revision, unchanged_ms, confirmed });
     }
 
     /// A host's session was closed.
     pub fn lost(&mut self, host: &str, proof: ProofKind) {
-        self.snapshot.leases.insert(
-            name(host),
-            at(
-                950,
-                Lease {
-                    session: 1,
-                    count: 9,
-                    closed: true,
-                },
-            ),
-        );
-        let lost = LostSession {
-            session: 1,
-            proof,
-            at_ms: 900_000,
-            last_heard_ms: 895_000,
-            incident: 1,
-        };
+        self.snapshot
+            .leases
+            .insert(name(host), at(950, Lease { session: 1, count: 9, closed: true }));
+        let lost =
+            LostSession { session: 1, proof, at_ms: 900_000, last_heard_ms: 895_000, incident: 1 };
         self.snapshot.lost.insert(name(host), at(950, lost));
     }
 

@@ -27,23 +27,11 @@ impl<'a> Work<'a> {
         let room = Room::of(snapshot, &states);
         let taken = Taken::of(snapshot);
         let timers = snapshot.cluster_spec().timers.clone();
-        Self {
-            snapshot,
-            seen,
-            timers,
-            states,
-            room,
-            taken,
-            plan: Plan::default(),
-        }
+        Self { snapshot, seen, timers, states, room, taken, plan: Plan::default() }
     }
 
     pub fn act(&mut self, object: ObjectRef, reason: String, action: Action) {
-        self.plan.actions.push(Planned {
-            object,
-            reason,
-            action,
-        });
+        self.plan.actions.push(Planned { object, reason, action });
     }
 
     pub fn wait(&mut self, object: ObjectRef, reason: String) {

@@ -39,21 +39,13 @@ impl Clock {
     /// The machine's clock.
     #[must_use]
     pub fn real() -> Self {
-        Self {
-            origin: Instant::now(),
-            rate: 1.0,
-            real: true,
-        }
+        Self { origin: Instant::now(), rate: 1.0, real: true }
     }
 
     /// A clock of the simulator: so many of its seconds pass in one of the simulator's.
     #[must_use]
     pub fn simulated(rate: f64) -> Self {
-        Self {
-            origin: Instant::now(),
-            rate,
-            real: false,
-        }
+        Self { origin: Instant::now(), rate, real: false }
     }
 
     /// Now.

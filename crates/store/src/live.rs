@@ -87,11 +87,7 @@ impl<S: Fold> LiveCopy<S> {
             keys: BTreeSet::new(),
         };
         tokio::spawn(follower.run(cancel));
-        Self {
-            state,
-            connected,
-            observed,
-        }
+        Self { state, connected, observed }
     }
 
     /// The contents; wakes on changes that somebody waits for.
@@ -109,11 +105,7 @@ impl<S: Fold> LiveCopy<S> {
     /// At which revision and since when a record under the observed prefix has stood unchanged.
     #[must_use]
     pub fn observed(&self, key: &str) -> Option<(i64, Mono)> {
-        self.observed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .copied()
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
     }
 }
 
@@ -165,9 +157,7 @@ impl<S: Fold> Follower<S> {
         let list = self.store.all(&self.config.prefix).await?;
         self.reset(list.revision, &list.kvs);
         let (index, mut client) = self.store.client();
-        let options = WatchOptions::new()
-            .with_prefix()
-            .with_start_revision(list.revision + 1);
+        let options = WatchOptions::new().with_prefix().with_start_revision(list.revision + 1);
         let opened = client.watch(self.config.prefix.as_str(), Some(options));
         let Ok(Ok(mut stream)) = tokio::time::timeout(SILENT, opened).await else {
             return Ok(End::Failed(index));
@@ -255,9 +245,7 @@ impl<S: Fold> Follower<S> {
                 observed.remove(key);
             }
             Some(revision) => {
-                let known = observed
-                    .get(key)
-                    .is_some_and(|(known, _)| *known == revision);
+                let known = observed.get(key).is_some_and(|(known, _)| *known == revision);
                 if !known {
                     observed.insert(key.to_owned(), (revision, self.clock.now()));
                 }

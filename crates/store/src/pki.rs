@@ -74,18 +74,13 @@ impl Authority {
     /// [`PkiError::Make`] when the machine cannot make keys.
     pub fn create(cluster: &str) -> Result<Self, PkiError> {
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("Haven cluster {cluster}"));
+        params.distinguished_name.push(DnType::CommonName, format!("Haven cluster {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, CA_DAYS);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
-        Ok(Self {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
     /// Signs a host's request; names and addresses are what the cluster knows of it, not what it asks for.
@@ -103,17 +98,11 @@ impl Authority {
         let mut params =
             CertificateParams::new(vec![host.to_owned(), "haven".into(), "localhost".into()])?;
         params.distinguished_name.push(DnType::CommonName, host);
-        params
-            .subject_alt_names
-            .extend(addresses.iter().map(|ip| SanType::IpAddress(*ip)));
-        params
-            .subject_alt_names
-            .push(SanType::IpAddress(IpAddr::from([127, 0, 0, 1])));
+        params.subject_alt_names.extend(addresses.iter().map(|ip| SanType::IpAddress(*ip)));
+        params.subject_alt_names.push(SanType::IpAddress(IpAddr::from([127, 0, 0, 1])));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         validity(&mut params, HOST_DAYS);
         request.params = params;
         Ok(request.signed_by(&issuer)?.pem())
@@ -138,17 +127,12 @@ pub fn request(host: &str) -> Result<(String, String), PkiError> {
 /// [`PkiError::Tls`] when it is not a certificate.
 pub fn fingerprint(certificate: &str) -> Result<String, PkiError> {
     let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(tls)?;
-    Ok(Sha256::digest(&der)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(Sha256::digest(&der).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn roots(ca: &str) -> Result<Arc<RootCertStore>, PkiError> {
     let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(ca.as_bytes()).map_err(tls)?)
-        .map_err(tls)?;
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).map_err(tls)?).map_err(tls)?;
     Ok(Arc::new(roots))
 }
 
@@ -242,10 +226,7 @@ impl PkiDir {
     /// # Errors
     /// [`PkiError::File`] when there is none.
     pub fn load_authority(&self) -> Result<Authority, PkiError> {
-        Ok(Authority {
-            certificate: read(&self.ca())?,
-            key: read(&self.ca_key())?,
-        })
+        Ok(Authority { certificate: read(&self.ca())?, key: read(&self.ca_key())? })
     }
 
     /// Writes this host's identity, and the authority's key if it is given.
@@ -253,10 +234,8 @@ impl PkiDir {
     /// # Errors
     /// [`PkiError::File`] when the directory is not writable.
     pub fn save(&self, identity: &Identity, authority_key: Option<&str>) -> Result<(), PkiError> {
-        std::fs::create_dir_all(&self.0).map_err(|source| PkiError::File {
-            path: self.0.clone(),
-            source,
-        })?;
+        std::fs::create_dir_all(&self.0)
+            .map_err(|source| PkiError::File { path: self.0.clone(), source })?;
         write(&self.ca(), &identity.ca)?;
         write(&self.certificate(), &identity.certificate)?;
         write(&self.key(), &identity.key)?;
@@ -265,10 +244,7 @@ impl PkiDir {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    std::fs::read_to_string(path).map_err(|source| PkiError::File {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read_to_string(path).map_err(|source| PkiError::File { path: path.to_owned(), source })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), PkiError> {
@@ -279,8 +255,5 @@ fn write(path: &Path, text: &str) -> Result<(), PkiError> {
         .mode(0o600)
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()));
-    result.map_err(|source| PkiError::File {
-        path: path.to_owned(),
-        source,
-    })
+    result.map_err(|source| PkiError::File { path: path.to_owned(), source })
 }

@@ -5,14 +5,8 @@ use super::raw::Identity;
 
 fn identity(authority: &Authority, host: &str) -> Identity {
     let (key, request) = request(host).unwrap();
-    let certificate = authority
-        .sign(&request, host, &["10.0.0.1".parse().unwrap()])
-        .unwrap();
-    Identity {
-        ca: authority.certificate.clone(),
-        certificate,
-        key,
-    }
+    let certificate = authority.sign(&request, host, &["10.0.0.1".parse().unwrap()]).unwrap();
+    Identity { ca: authority.certificate.clone(), certificate, key }
 }
 
 #[test]

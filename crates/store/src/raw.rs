@@ -191,10 +191,7 @@ fn options(tls: Option<&Identity>) -> ConnectOptions {
     use etcd_client::{Certificate, TlsOptions};
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(&identity.ca))
-        .identity(etcd_client::Identity::from_pem(
-            &identity.certificate,
-            &identity.key,
-        ));
+        .identity(etcd_client::Identity::from_pem(&identity.certificate, &identity.key));
     options.with_tls(tls)
 }
 
@@ -203,9 +200,7 @@ async fn clients(endpoints: &[String], tls: Option<&Identity>) -> Result<Vec<Cli
     for endpoint in endpoints {
         let client = Client::connect([endpoint], Some(options(tls)))
             .await
-            .map_err(|source| StoreError::Refused {
-                source: Box::new(source),
-            })?;
+            .map_err(|source| StoreError::Refused { source: Box::new(source) })?;
         clients.push(client);
     }
     Ok(clients)
@@ -218,10 +213,7 @@ impl EtcdStore {
     /// [`StoreError::Refused`] when an endpoint or a certificate cannot be read.
     pub async fn connect(config: StoreConfig) -> Result<Self, StoreError> {
         let clients = clients(&config.endpoints, config.tls.as_ref()).await?;
-        let members = Members {
-            clients,
-            endpoints: config.endpoints,
-        };
+        let members = Members { clients, endpoints: config.endpoints };
         Ok(Self {
             members: Arc::new(RwLock::new(members)),
             current: Arc::default(),
@@ -238,13 +230,8 @@ impl EtcdStore {
         let options = ConnectOptions::new().with_require_leader(true);
         let client = Client::from_channel(channel, Some(options))
             .await
-            .map_err(|source| StoreError::Refused {
-                source: Box::new(source),
-            })?;
-        let members = Members {
-            clients: vec![client],
-            endpoints: vec!["memory".into()],
-        };
+            .map_err(|source| StoreError::Refused { source: Box::new(source) })?;
+        let members = Members { clients: vec![client], endpoints: vec!["memory".into()] };
         Ok(Self {
             members: Arc::new(RwLock::new(members)),
             current: Arc::default(),
@@ -258,13 +245,7 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Refused`] when an endpoint cannot be read.
     pub async fn set_endpoints(&self, endpoints: Vec<String>) -> Result<(), StoreError> {
-        if self
-            .members
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .endpoints
-            == endpoints
-        {
+        if self.members.read().unwrap_or_else(PoisonError::into_inner).endpoints == endpoints {
             return Ok(());
         }
         let clients = clients(&endpoints, (*self.tls).as_ref()).await?;
@@ -276,11 +257,7 @@ impl EtcdStore {
 
     /// How many members it knows.
     pub(crate) fn count(&self) -> usize {
-        self.members
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clients
-            .len()
+        self.members.read().unwrap_or_else(PoisonError::into_inner).clients.len()
     }
 
     /// The client of the member in use, with its number.
@@ -293,9 +270,7 @@ impl EtcdStore {
     /// The member `failed` does not answer: use the next one, unless somebody else moved on already.
     pub(crate) fn rotate(&self, failed: usize) {
         let next = (failed + 1) % self.count().max(1);
-        let _ = self
-            .current
-            .compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.current.compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// A call to member `index` was not answered, or there is no leader now. A member that waits for an election is
@@ -327,10 +302,8 @@ impl EtcdStore {
         limit: i64,
         revision: i64,
     ) -> Result<Page, StoreError> {
-        let start = after.map_or_else(
-            || prefix.as_bytes().to_vec(),
-            |key| [key.as_bytes(), &[0]].concat(),
-        );
+        let start =
+            after.map_or_else(|| prefix.as_bytes().to_vec(), |key| [key.as_bytes(), &[0]].concat());
         let options = GetOptions::new()
             .with_range(end_of(prefix))
             .with_limit(limit)
@@ -359,9 +332,7 @@ impl EtcdStore {
         let mut whole = self.range(prefix, None, PAGE, 0).await?;
         while whole.more {
             let after = whole.kvs.last().map(|kv| kv.key.clone());
-            let page = self
-                .range(prefix, after.as_deref(), PAGE, whole.revision)
-                .await?;
+            let page = self.range(prefix, after.as_deref(), PAGE, whole.revision).await?;
             whole.more = page.more;
             whole.kvs.extend(page.kvs);
         }
@@ -379,22 +350,13 @@ impl EtcdStore {
             let (index, mut client) = self.client();
             match tokio::time::timeout(DEADLINE, client.get(key.clone(), options.clone())).await {
                 Ok(Ok(response)) => {
-                    let revision = response
-                        .header()
-                        .map_or(0, etcd_client::ResponseHeader::revision);
+                    let revision =
+                        response.header().map_or(0, etcd_client::ResponseHeader::revision);
                     let kvs = response.kvs().iter().map(RawKv::from).collect();
-                    return Ok(Page {
-                        kvs,
-                        revision,
-                        more: response.more(),
-                    });
+                    return Ok(Page { kvs, revision, more: response.more() });
                 }
                 Ok(Err(error)) if is_compacted(&error) => return Err(StoreError::Compacted),
-                Ok(Err(error)) => {
-                    last = Some(StoreError::Unavailable {
-                        source: Box::new(error),
-                    })
-                }
+                Ok(Err(error)) => last = Some(StoreError::Unavailable { source: Box::new(error) }),
                 Err(_) => {
                     self.stalled(index);
                     return Err(StoreError::Unknown(DEADLINE));
@@ -423,9 +385,7 @@ impl EtcdStore {
                 self.unanswered.store(0, Ordering::Relaxed);
                 Ok(TxnOutcome {
                     succeeded: response.succeeded(),
-                    revision: response
-                        .header()
-                        .map_or(0, etcd_client::ResponseHeader::revision),
+                    revision: response.header().map_or(0, etcd_client::ResponseHeader::revision),
                 })
             }
             Ok(Err(error)) => {
@@ -435,9 +395,7 @@ impl EtcdStore {
                     self.rotate(index);
                 }
                 Err(if was_refused(&error) {
-                    StoreError::Refused {
-                        source: Box::new(error),
-                    }
+                    StoreError::Refused { source: Box::new(error) }
                 } else {
                     tracing::debug!(%error, "a transaction ended without an answer");
                     StoreError::Unknown(DEADLINE)
@@ -455,10 +413,7 @@ impl EtcdStore {
     /// # Errors
     /// As [`EtcdStore::txn`].
     pub async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<RawKv>>, StoreError> {
-        let gets = keys
-            .iter()
-            .map(|key| TxnOp::get(key.as_str(), None))
-            .collect::<Vec<_>>();
+        let gets = keys.iter().map(|key| TxnOp::get(key.as_str(), None)).collect::<Vec<_>>();
         let (index, mut client) = self.client();
         match tokio::time::timeout(DEADLINE, client.txn(Txn::new().and_then(gets))).await {
             Ok(Ok(response)) => Ok(response
@@ -471,9 +426,7 @@ impl EtcdStore {
                 .collect()),
             Ok(Err(error)) => {
                 self.rotate(index);
-                Err(StoreError::Unavailable {
-                    source: Box::new(error),
-                })
+                Err(StoreError::Unavailable { source: Box::new(error) })
             }
             Err(_) => {
                 self.rotate(index);

@@ -52,10 +52,7 @@ pub fn peer_url(address: Ipv4Addr) -> String {
 pub fn command(config: &MemberConfig) -> tokio::process::Command {
     let mut command = tokio::process::Command::new("etcd");
     let flag = |name: &str, value: String| format!("--{name}={value}");
-    let client = format!(
-        "{},https://127.0.0.1:{CLIENT_PORT}",
-        client_url(config.address)
-    );
+    let client = format!("{},https://127.0.0.1:{CLIENT_PORT}", client_url(config.address));
     let file = |path: PathBuf| path.display().to_string();
     command
         .arg(flag("name", config.name.clone()))
@@ -63,15 +60,9 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
         .arg(flag("listen-client-urls", client))
         .arg(flag("advertise-client-urls", client_url(config.address)))
         .arg(flag("listen-peer-urls", peer_url(config.address)))
-        .arg(flag(
-            "initial-advertise-peer-urls",
-            peer_url(config.address),
-        ))
+        .arg(flag("initial-advertise-peer-urls", peer_url(config.address)))
         .arg(flag("initial-cluster", config.initial_cluster.clone()))
-        .arg(flag(
-            "initial-cluster-state",
-            if config.existing { "existing" } else { "new" }.into(),
-        ))
+        .arg(flag("initial-cluster-state", if config.existing { "existing" } else { "new" }.into()))
         .arg(flag("cert-file", file(config.pki.certificate())))
         .arg(flag("key-file", file(config.pki.key())))
         .arg(flag("trusted-ca-file", file(config.pki.ca())))
@@ -110,10 +101,7 @@ pub async fn supervise(
     let mut pause = Duration::from_millis(200);
     loop {
         let started = tokio::time::Instant::now();
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&config.log);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&config.log);
         let mut command = command(&config);
         if let Ok(log) = log {
             if let Ok(copy) = log.try_clone() {
@@ -174,9 +162,7 @@ async fn call<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             store.rotate(index);
-            Err(StoreError::Refused {
-                source: Box::new(error),
-            })
+            Err(StoreError::Refused { source: Box::new(error) })
         }
         Err(_) => {
             store.rotate(index);
@@ -222,10 +208,8 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Refused`] while it has not caught up.
     pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
-        call(self, async move |mut client: Client| {
-            client.member_promote(id).await.map(|_| ())
-        })
-        .await
+        call(self, async move |mut client: Client| client.member_promote(id).await.map(|_| ()))
+            .await
     }
 
     /// Removes a member.
@@ -233,10 +217,7 @@ impl EtcdStore {
     /// # Errors
     /// [`StoreError::Refused`] when that would lose the quorum.
     pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
-        call(self, async move |mut client: Client| {
-            client.member_remove(id).await.map(|_| ())
-        })
-        .await
+        call(self, async move |mut client: Client| client.member_remove(id).await.map(|_| ())).await
     }
 
     /// Forgets revisions older than `revision`.
@@ -245,10 +226,7 @@ impl EtcdStore {
     /// [`StoreError::Refused`] when that is compacted already.
     pub async fn compact(&self, revision: i64) -> Result<(), StoreError> {
         call(self, async move |mut client: Client| {
-            client
-                .compact(revision, Some(CompactionOptions::new()))
-                .await
-                .map(|_| ())
+            client.compact(revision, Some(CompactionOptions::new())).await.map(|_| ())
         })
         .await
     }
@@ -270,9 +248,6 @@ impl EtcdStore {
     /// # Errors
     /// As [`EtcdStore::get`].
     pub async fn defragment(&self) -> Result<(), StoreError> {
-        call(self, async |mut client: Client| {
-            client.defragment().await.map(|_| ())
-        })
-        .await
+        call(self, async |mut client: Client| client.defragment().await.map(|_| ())).await
     }
 }

@@ -20,11 +20,7 @@ const BATCH: usize = 100;
 
 /// An object that did not come from a file, for the same checks.
 pub(super) fn replacement(object: &Object) -> Manifest {
-    Manifest {
-        object: object.clone(),
-        file: "request".into(),
-        line: 1,
-    }
+    Manifest { object: object.clone(), file: "request".into(), line: 1 }
 }
 
 struct Write {
@@ -39,11 +35,8 @@ struct Write {
 /// # Errors
 /// 422 with everything that is wrong; 409 when somebody changed one of the objects meanwhile.
 pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Applied>> {
-    let files: Vec<(String, String)> = request
-        .files
-        .iter()
-        .map(|file| (file.name.clone(), file.text.clone()))
-        .collect();
+    let files: Vec<(String, String)> =
+        request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
     let manifests = parse(&files).map_err(ApiError::manifests)?;
     let snapshot = state.snapshot();
     let problems = validate(&manifests, &snapshot);
@@ -51,28 +44,18 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
         return Err(ApiError::manifests(problems));
     }
     if let Some(ending) = manifests.iter().find(|m| {
-        snapshot
-            .object(&m.object.reference())
-            .is_some_and(|(old, _)| old.meta().deleting)
+        snapshot.object(&m.object.reference()).is_some_and(|(old, _)| old.meta().deleting)
     }) {
         let detail = format!("{} is being deleted", ending.object.reference());
         let hint = "wait until it is gone (`haven delete … --wait`), then apply again";
-        return Err(ApiError::new(
-            axum::http::StatusCode::CONFLICT,
-            detail,
-            hint,
-        ));
+        return Err(ApiError::new(axum::http::StatusCode::CONFLICT, detail, hint));
     }
-    let mut writes: Vec<Write> = manifests
-        .iter()
-        .map(|manifest| write(manifest, &snapshot))
-        .collect();
+    let mut writes: Vec<Write> =
+        manifests.iter().map(|manifest| write(manifest, &snapshot)).collect();
     writes.sort_by_key(|write| write.object.kind());
     if !request.dry_run {
-        let changed: Vec<&Write> = writes
-            .iter()
-            .filter(|w| w.applied.outcome != "unchanged")
-            .collect();
+        let changed: Vec<&Write> =
+            writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
         for batch in changed.chunks(BATCH) {
             commit(state, batch).await?;
         }
@@ -94,11 +77,7 @@ fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
             before: String::new(),
             after,
         };
-        return Write {
-            applied,
-            object,
-            revision: 0,
-        };
+        return Write { applied, object, revision: 0 };
     };
     keep(&mut object, &old);
     let same = object.same_spec(&old);
@@ -116,11 +95,7 @@ fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
         before: to_yaml(&old),
         after: to_yaml(&object),
     };
-    Write {
-        applied,
-        object,
-        revision,
-    }
+    Write { applied, object, revision }
 }
 
 /// What a manifest does not say and commands have set stays: counters of resets and restarts, a host's password.
@@ -160,11 +135,7 @@ async fn commit(state: &ApiState, batch: &[&Write]) -> ApiResult<()> {
         let key = keys::object(&write.object.reference());
         let now = state.store.get(&key).await?.map_or(0, |kv| kv.mod_revision);
         if now != write.revision {
-            return Err(ApiError::conflict(
-                &write.applied.object,
-                write.revision,
-                now,
-            ));
+            return Err(ApiError::conflict(&write.applied.object, write.revision, now));
         }
     }
     Err(ApiError::conflict("one of the objects", 0, 0))

@@ -56,9 +56,7 @@ pub struct TokenRecord {
 /// Milliseconds since 1970.
 #[must_use]
 pub fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -80,20 +78,12 @@ pub async fn make_token(
     let secret =
         uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
     let expires_ms = now_ms().saturating_add(lifetime_ms);
-    let record = TokenRecord {
-        role,
-        join,
-        hash: hash(&secret)?,
-        expires_ms,
-    };
+    let record = TokenRecord { role, join, hash: hash(&secret)?, expires_ms };
     let key = token_key(name.as_str());
     let value = serde_json::to_vec(&record).expect("a token is plain data");
     let outcome = state
         .store
-        .txn(
-            vec![Compare::Absent(key.clone())],
-            vec![Op::Put(key, value.into())],
-        )
+        .txn(vec![Compare::Absent(key.clone())], vec![Op::Put(key, value.into())])
         .await?;
     if outcome.succeeded {
         Ok((format!("{name}.{secret}"), expires_ms))
@@ -127,9 +117,7 @@ fn denied(detail: &str) -> ApiError {
 /// # Errors
 /// 401 with the reason.
 pub async fn check_token(state: &ApiState, token: &str) -> ApiResult<(String, TokenRecord)> {
-    let (name, secret) = token
-        .split_once('.')
-        .ok_or_else(|| denied("this is not a token"))?;
+    let (name, secret) = token.split_once('.').ok_or_else(|| denied("this is not a token"))?;
     let name = Name::new(name).map_err(|_| denied("this is not a token"))?;
     let record = state.store.get(&token_key(name.as_str())).await?;
     let record = record.ok_or_else(|| denied("this token does not exist or was used already"))?;
@@ -138,16 +126,9 @@ pub async fn check_token(state: &ApiState, token: &str) -> ApiResult<(String, To
     if record.expires_ms < now_ms() {
         return Err(denied("this token has expired"));
     }
-    let right = PasswordHash::new(&record.hash).is_ok_and(|hash| {
-        Argon2::default()
-            .verify_password(secret.as_bytes(), &hash)
-            .is_ok()
-    });
-    if right {
-        Ok((name.to_string(), record))
-    } else {
-        Err(denied("this token's secret is wrong"))
-    }
+    let right = PasswordHash::new(&record.hash)
+        .is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok());
+    if right { Ok((name.to_string(), record)) } else { Err(denied("this token's secret is wrong")) }
 }
 
 /// Checks a join token and uses it up.
@@ -165,16 +146,9 @@ pub async fn use_join_token(state: &ApiState, token: &str) -> ApiResult<()> {
     let value = serde_json::to_vec(&record).expect("a token is plain data");
     let outcome = state
         .store
-        .txn(
-            vec![Compare::Value(key.clone(), value.into())],
-            vec![Op::Delete(key)],
-        )
+        .txn(vec![Compare::Value(key.clone(), value.into())], vec![Op::Delete(key)])
         .await?;
-    if outcome.succeeded {
-        Ok(())
-    } else {
-        Err(denied("this token was used already"))
-    }
+    if outcome.succeeded { Ok(()) } else { Err(denied("this token was used already")) }
 }
 
 /// The caller of a TLS request.
@@ -188,29 +162,17 @@ pub async fn caller(
     host: Option<String>,
 ) -> ApiResult<Caller> {
     if let Some(who) = host {
-        return Ok(Caller {
-            who,
-            role: Role::Admin,
-            from,
-        });
+        return Ok(Caller { who, role: Role::Admin, from });
     }
     let bearer = headers
         .get("authorization")
         .and_then(|v| v.to_str().ok())
         .and_then(|v| v.strip_prefix("Bearer "));
     match bearer {
-        None => Ok(Caller {
-            who: "nobody".into(),
-            role: Role::Anyone,
-            from,
-        }),
+        None => Ok(Caller { who: "nobody".into(), role: Role::Anyone, from }),
         Some(token) => {
             let (who, record) = check_token(state, token).await?;
-            let role = if record.join {
-                Role::Anyone
-            } else {
-                record.role
-            };
+            let role = if record.join { Role::Anyone } else { record.role };
             Ok(Caller { who, role, from })
         }
     }
@@ -228,11 +190,7 @@ pub async fn audit(state: &ApiState, caller: &Caller, what: String, outcome: Str
     };
     let key = format!("{}{}", keys::AUDIT, entry.id);
     let value = serde_json::to_vec(&entry).expect("an audit entry is plain data");
-    if let Err(error) = state
-        .store
-        .txn(vec![], vec![Op::Put(key, value.into())])
-        .await
-    {
+    if let Err(error) = state.store.txn(vec![], vec![Op::Put(key, value.into())]).await {
         tracing::warn!(%error, ?entry, "the audit log was not written");
     }
 }

@@ -58,11 +58,7 @@ impl ApiError {
     pub fn conflict(what: &str, given: i64, now: i64) -> Self {
         let detail =
             format!("{what} was changed meanwhile: you saw version {given}, it is at {now}");
-        Self::new(
-            StatusCode::CONFLICT,
-            detail,
-            "read it again and repeat your change",
-        )
+        Self::new(StatusCode::CONFLICT, detail, "read it again and repeat your change")
     }
 }
 
@@ -81,11 +77,6 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status =
             StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (
-            status,
-            [(header::CONTENT_TYPE, "application/problem+json")],
-            Json(self.0),
-        )
-            .into_response()
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
     }
 }

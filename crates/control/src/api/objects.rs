@@ -37,45 +37,21 @@ pub fn item(
         }
         Object::Host(of) => {
             let states = haven_plan::host_states(snapshot, seen);
-            state = states
-                .get(&of.meta.name)
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            state = states.get(&of.meta.name).map(ToString::to_string).unwrap_or_default();
             columns.insert("address".into(), of.spec.address.to_string());
-            if let Some(status) = snapshot.host_status.get(&of.meta.name) {
-                columns.insert("version".into(), status.version.clone());
-                columns.insert("memory".into(), status.memory.to_string());
-                columns.insert("accel".into(), status.accel.clone());
-                columns.insert("qemu".into(), status.qemu.clone());
-                columns.insert("problems".into(), status.problems.join("; "));
-            }
+            host_columns(snapshot, &of.meta.name, &mut columns);
         }
         Object::Service(service) => {
             let name = &service.meta.name;
-            let ready = snapshot
-                .members(name)
-                .filter(|(vm, _)| vm_state(snapshot, vm) == "ready")
-                .count();
+            let ready =
+                snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
             state = format!("{ready}/{} ready", service.spec.replicas);
             host = snapshot.frontends.get(name).map(|f| f.holder.clone());
             if let Some(frontend) = &service.spec.frontend {
-                columns.insert(
-                    "address".into(),
-                    format!("{}:{}", frontend.address, frontend.port),
-                );
+                columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));
             }
         }
-        Object::Image(image) => {
-            let complete = |sums: &std::collections::BTreeSet<String>| {
-                image.spec.files().all(|f| sums.contains(&f.sha256))
-            };
-            let on = snapshot
-                .host_status
-                .values()
-                .filter(|s| complete(&s.images))
-                .count();
-            state = format!("on {on} hosts");
-        }
+        Object::Image(image) => state = image_state(snapshot, &image.spec),
         Object::Network(network) => {
             columns.insert("subnet".into(), network.spec.subnet.to_string());
         }
@@ -92,12 +68,23 @@ pub fn item(
     {
         power.password = String::new();
     }
-    Item {
-        resource_version,
-        object,
-        state,
-        host,
-        columns,
+    Item { resource_version, object, state, host, columns }
+}
+
+fn image_state(snapshot: &Snapshot, image: &haven_model::ImageSpec) -> String {
+    let complete =
+        |sums: &std::collections::BTreeSet<String>| image.files().all(|f| sums.contains(&f.sha256));
+    let on = snapshot.host_status.values().filter(|s| complete(&s.images)).count();
+    format!("on {on} hosts")
+}
+
+fn host_columns(snapshot: &Snapshot, host: &Name, columns: &mut BTreeMap<String, String>) {
+    if let Some(status) = snapshot.host_status.get(host) {
+        columns.insert("version".into(), status.version.clone());
+        columns.insert("memory".into(), status.memory.to_string());
+        columns.insert("accel".into(), status.accel.clone());
+        columns.insert("qemu".into(), status.qemu.clone());
+        columns.insert("problems".into(), status.problems.join("; "));
     }
 }
 
@@ -108,21 +95,12 @@ pub fn vm_state(snapshot: &Snapshot, name: &Name) -> String {
         return "unknown".into();
     };
     let Some(placement) = placement else {
-        return if vm.spec.running {
-            "waiting"
-        } else {
-            "stopped"
-        }
-        .into();
+        return if vm.spec.running { "waiting" } else { "stopped" }.into();
     };
     if !snapshot.session_open(&placement.host) {
         return "lost".into();
     }
-    let Some(status) = snapshot
-        .vm_status
-        .get(name)
-        .filter(|s| s.epoch == placement.epoch)
-    else {
+    let Some(status) = snapshot.vm_status.get(name).filter(|s| s.epoch == placement.epoch) else {
         return "placed".into();
     };
     match (status.phase.as_str(), status.ready) {
@@ -143,15 +121,9 @@ pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> 
     }
     let more = objects.len() > limit;
     objects.truncate(limit);
-    let next = if more {
-        objects.last().map(|(o, _)| o.meta().name.to_string())
-    } else {
-        None
-    };
-    let items = objects
-        .into_iter()
-        .map(|(o, revision)| item(&snapshot, &seen, o, revision))
-        .collect();
+    let next = if more { objects.last().map(|(o, _)| o.meta().name.to_string()) } else { None };
+    let items =
+        objects.into_iter().map(|(o, revision)| item(&snapshot, &seen, o, revision)).collect();
     List { items, next }
 }
 
@@ -161,9 +133,8 @@ pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> 
 /// 404.
 pub fn get(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
     let snapshot = state.snapshot();
-    let (object, revision) = snapshot
-        .object(reference)
-        .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+    let (object, revision) =
+        snapshot.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
     Ok(item(&snapshot, &(state.seen)(), object, revision))
 }
 
@@ -185,26 +156,17 @@ pub async fn change(
             .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
         let mut scratch = Snapshot::default();
         scratch.apply(&key, Some((&record.value, record.mod_revision)));
-        let (mut object, _) = scratch
-            .object(reference)
-            .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+        let (mut object, _) =
+            scratch.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
         change(&mut object)?;
         object.meta_mut().generation += 1;
         let ops = vec![Op::Put(key.clone(), object.to_store().into())];
         let outcome = state
             .store
-            .txn(
-                vec![Compare::ModRevision(key.clone(), record.mod_revision)],
-                ops,
-            )
+            .txn(vec![Compare::ModRevision(key.clone(), record.mod_revision)], ops)
             .await?;
         if outcome.succeeded {
-            return Ok(item(
-                &state.snapshot(),
-                &(state.seen)(),
-                object,
-                outcome.revision,
-            ));
+            return Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision));
         }
     }
     Err(ApiError::conflict(&reference.to_string(), 0, 0))

@@ -22,23 +22,14 @@ pub fn overview(state: &ApiState) -> Overview {
     services(&snapshot, &mut overview);
     vms(&snapshot, &mut overview);
     let plan = haven_plan::plan(&snapshot, &seen);
-    overview.risks.extend(
-        plan.waiting
-            .iter()
-            .map(|w| format!("{}: {}", w.object, w.reason)),
-    );
+    overview.risks.extend(plan.waiting.iter().map(|w| format!("{}: {}", w.object, w.reason)));
     if overview.survivable == 0 && overview.hosts.len() > 1 {
         overview.risks.push(
             "no further host may be lost: too few voters or too little memory would be left".into(),
         );
     }
-    let open = snapshot
-        .incidents
-        .values()
-        .filter(|i| i.closed_ms.is_none());
-    overview.incidents = open
-        .map(|i| format!("incident {}: {}", i.number, i.title))
-        .collect();
+    let open = snapshot.incidents.values().filter(|i| i.closed_ms.is_none());
+    overview.incidents = open.map(|i| format!("incident {}: {}", i.number, i.title)).collect();
     overview.headline = match overview.down.len() {
         0 if overview.risks.is_empty() => "everything is well".into(),
         0 => format!("everything runs, but {}", overview.risks[0]),
@@ -56,10 +47,7 @@ fn hosts(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>, overview: &mut
         if snapshot.manager.as_ref().is_some_and(|m| m.holder == *name) {
             roles.push("manager".to_owned());
         }
-        let votes = snapshot
-            .host_status
-            .get(name)
-            .is_some_and(|s| s.etcd_member.is_some());
+        let votes = snapshot.host_status.get(name).is_some_and(|s| s.etcd_member.is_some());
         if votes {
             roles.push("voter".into());
             overview.voters.1 += 1;
@@ -67,10 +55,7 @@ fn hosts(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>, overview: &mut
                 usize::from(matches!(state, HostState::Online | HostState::Cordoned));
         }
         for (service, frontend) in snapshot.frontends.iter().filter(|(_, f)| f.holder == *name) {
-            let address = snapshot
-                .services
-                .get(service)
-                .and_then(|s| s.spec.frontend.as_ref());
+            let address = snapshot.services.get(service).and_then(|s| s.spec.frontend.as_ref());
             roles.push(address.map_or_else(
                 || format!("holds {}", frontend.epoch),
                 |f| format!("holds {}", f.address),
@@ -80,20 +65,14 @@ fn hosts(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>, overview: &mut
             overview.down.push(format!("{name} is {state}"));
         }
         if let Some(status) = snapshot.host_status.get(name) {
-            overview
-                .risks
-                .extend(status.problems.iter().map(|p| format!("{name}: {p}")));
+            overview.risks.extend(status.problems.iter().map(|p| format!("{name}: {p}")));
         }
         let of = room.of_host(name);
         overview.hosts.push(HostLine {
             name: name.to_string(),
             address: host.spec.address.to_string(),
             state: state.to_string(),
-            vms: snapshot
-                .placements
-                .values()
-                .filter(|p| p.host == *name)
-                .count(),
+            vms: snapshot.placements.values().filter(|p| p.host == *name).count(),
             memory_used: of.map_or(0, |r| r.memory_used),
             memory: of.map_or(0, |r| r.memory),
             roles,
@@ -103,43 +82,27 @@ fn hosts(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>, overview: &mut
 
 fn services(snapshot: &Snapshot, overview: &mut Overview) {
     for (name, service) in &snapshot.services {
-        let ready = snapshot
-            .members(name)
-            .filter(|(vm, _)| vm_state(snapshot, vm) == "ready")
-            .count();
+        let ready =
+            snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
         let wanted = service.spec.replicas as usize;
         if ready == 0 && wanted > 0 {
-            overview
-                .down
-                .push(format!("service {name} has no member ready"));
+            overview.down.push(format!("service {name} has no member ready"));
         } else if ready < wanted {
-            overview.risks.push(format!(
-                "service {name} has {ready} of {wanted} members ready"
-            ));
+            overview.risks.push(format!("service {name} has {ready} of {wanted} members ready"));
         }
         let frontend = service.spec.frontend.as_ref();
         overview.services.push(ServiceLine {
             name: name.to_string(),
             ready,
             wanted,
-            address: frontend
-                .map(|f| format!("{}:{}", f.address, f.port))
-                .unwrap_or_default(),
-            holder: snapshot
-                .frontends
-                .get(name)
-                .map(|f| f.holder.to_string())
-                .unwrap_or_default(),
+            address: frontend.map(|f| format!("{}:{}", f.address, f.port)).unwrap_or_default(),
+            holder: snapshot.frontends.get(name).map(|f| f.holder.to_string()).unwrap_or_default(),
         });
     }
 }
 
 fn vms(snapshot: &Snapshot, overview: &mut Overview) {
-    for (name, vm) in snapshot
-        .vms
-        .iter()
-        .filter(|(_, vm)| vm.spec.running && !vm.meta.deleting)
-    {
+    for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| vm.spec.running && !vm.meta.deleting) {
         let state = vm_state(snapshot, name);
         overview.vms.1 += 1;
         overview.vms.0 += usize::from(matches!(state.as_str(), "ready" | "running" | "unwell"));

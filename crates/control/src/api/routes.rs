@@ -41,92 +41,32 @@ pub const TABLE: &[Row] = &[
         Role::Anyone,
         "a host becomes part of the cluster; its join token is checked",
     ),
-    (
-        "GET",
-        "/v1/status",
-        Role::Viewer,
-        "the cluster on one screen",
-    ),
+    ("GET", "/v1/status", Role::Viewer, "the cluster on one screen"),
     ("GET", "/v1/events", Role::Viewer, "the last events"),
-    (
-        "GET",
-        "/v1/events/follow",
-        Role::Viewer,
-        "events as they come (server-sent)",
-    ),
+    ("GET", "/v1/events/follow", Role::Viewer, "events as they come (server-sent)"),
     ("GET", "/v1/incidents", Role::Viewer, "all incidents"),
-    (
-        "GET",
-        "/v1/explain/{kind}/{name}",
-        Role::Viewer,
-        "what there is to say of an object",
-    ),
+    ("GET", "/v1/explain/{kind}/{name}", Role::Viewer, "what there is to say of an object"),
     ("GET", "/v1/audit", Role::Admin, "who changed what"),
     ("POST", "/v1/apply", Role::Operator, "apply manifests"),
     ("POST", "/v1/invite", Role::Admin, "make a join token"),
     ("POST", "/v1/tokens/{name}", Role::Admin, "make a token"),
     ("DELETE", "/v1/tokens/{name}", Role::Admin, "end a token"),
-    (
-        "PUT",
-        "/v1/import/{name}/{part}",
-        Role::Operator,
-        "import a file of an image",
-    ),
-    (
-        "GET",
-        "/v1/blobs/{sha256}",
-        Role::Admin,
-        "a file of an image (for hosts)",
-    ),
+    ("PUT", "/v1/import/{name}/{part}", Role::Operator, "import a file of an image"),
+    ("GET", "/v1/blobs/{sha256}", Role::Admin, "a file of an image (for hosts)"),
     ("GET", "/v1/objects/{kind}", Role::Viewer, "list objects"),
-    (
-        "GET",
-        "/v1/objects/{kind}/{name}",
-        Role::Viewer,
-        "one object",
-    ),
-    (
-        "PUT",
-        "/v1/objects/{kind}/{name}",
-        Role::Operator,
-        "replace an object at a version",
-    ),
-    (
-        "DELETE",
-        "/v1/objects/{kind}/{name}",
-        Role::Operator,
-        "delete an object",
-    ),
-    (
-        "POST",
-        "/v1/vms/{name}/{action}",
-        Role::Operator,
-        "start, stop or reset a VM",
-    ),
-    (
-        "GET",
-        "/v1/vms/{name}/console",
-        Role::Operator,
-        "a VM's console (upgrade)",
-    ),
-    (
-        "GET",
-        "/v1/vms/{name}/log",
-        Role::Viewer,
-        "what a VM's console said",
-    ),
+    ("GET", "/v1/objects/{kind}/{name}", Role::Viewer, "one object"),
+    ("PUT", "/v1/objects/{kind}/{name}", Role::Operator, "replace an object at a version"),
+    ("DELETE", "/v1/objects/{kind}/{name}", Role::Operator, "delete an object"),
+    ("POST", "/v1/vms/{name}/{action}", Role::Operator, "start, stop or reset a VM"),
+    ("GET", "/v1/vms/{name}/console", Role::Operator, "a VM's console (upgrade)"),
+    ("GET", "/v1/vms/{name}/log", Role::Viewer, "what a VM's console said"),
     (
         "POST",
         "/v1/services/{name}/scale/{replicas}",
         Role::Operator,
         "change the number of members",
     ),
-    (
-        "POST",
-        "/v1/services/{name}/restart",
-        Role::Operator,
-        "replace all members, a few at a time",
-    ),
+    ("POST", "/v1/services/{name}/restart", Role::Operator, "replace all members, a few at a time"),
 ];
 
 fn handler(method: &str, path: &str) -> MethodRouter<ApiState> {
@@ -187,19 +127,12 @@ async fn gate(
         } else {
             (
                 StatusCode::FORBIDDEN,
-                format!(
-                    "this needs the role {least:?}, and {} has {:?}",
-                    caller.who, caller.role
-                )
-                .to_lowercase(),
+                format!("this needs the role {least:?}, and {} has {:?}", caller.who, caller.role)
+                    .to_lowercase(),
             )
         };
-        return ApiError::new(
-            status,
-            detail,
-            "ask an admin for `haven token create --role …`",
-        )
-        .into_response();
+        return ApiError::new(status, detail, "ask an admin for `haven token create --role …`")
+            .into_response();
     }
     let response = next.run(request).await;
     if !look {
@@ -215,10 +148,7 @@ async fn gate(
 
 fn reference(kind: &str, name: &str) -> ApiResult<ObjectRef> {
     let bad = |error: haven_model::ModelError| ApiError::bad(error.to_string(), "");
-    Ok(ObjectRef::new(
-        kind.parse().map_err(bad)?,
-        Name::new(name).map_err(bad)?,
-    ))
+    Ok(ObjectRef::new(kind.parse().map_err(bad)?, Name::new(name).map_err(bad)?))
 }
 
 async fn version() -> Json<BTreeMap<&'static str, &'static str>> {
@@ -239,15 +169,9 @@ async fn last<T: serde::de::DeserializeOwned>(
     prefix: &str,
     limit: Option<i64>,
 ) -> ApiResult<Vec<T>> {
-    let mut found = state
-        .store
-        .last(prefix, limit.unwrap_or(100).clamp(1, 5000))
-        .await?;
+    let mut found = state.store.last(prefix, limit.unwrap_or(100).clamp(1, 5000)).await?;
     found.reverse();
-    Ok(found
-        .iter()
-        .filter_map(|kv| serde_json::from_slice(&kv.value).ok())
-        .collect())
+    Ok(found.iter().filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect())
 }
 
 async fn events(State(state): Api, Query(query): Query<Limit>) -> ApiResult<Json<Vec<Event>>> {
@@ -263,22 +187,14 @@ async fn audit_log(
 
 /// Events behind the last one known, asked for once a second while somebody listens.
 async fn follow(State(state): Api) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
-    let begin = state
-        .store
-        .last(keys::EVENTS, 1)
-        .await
-        .ok()
-        .and_then(|last| last.into_iter().next());
+    let begin =
+        state.store.last(keys::EVENTS, 1).await.ok().and_then(|last| last.into_iter().next());
     let after = begin.map(|kv| kv.key);
     let stream = futures::stream::unfold(
         (state, after, Vec::<Event>::new()),
         |(state, mut after, mut queue)| async move {
             while queue.is_empty() {
-                if let Ok(page) = state
-                    .store
-                    .range(keys::EVENTS, after.as_deref(), 100, 0)
-                    .await
-                {
+                if let Ok(page) = state.store.range(keys::EVENTS, after.as_deref(), 100, 0).await {
                     if let Some(kv) = page.kvs.last() {
                         after = Some(kv.key.clone());
                     }
@@ -302,14 +218,7 @@ async fn follow(State(state): Api) -> Sse<impl Stream<Item = Result<sse::Event, 
 }
 
 async fn incidents(State(state): Api) -> Json<Vec<Incident>> {
-    Json(
-        state
-            .snapshot()
-            .incidents
-            .values()
-            .map(|i| (*i.value).clone())
-            .collect(),
-    )
+    Json(state.snapshot().incidents.values().map(|i| (*i.value).clone()).collect())
 }
 
 async fn explain(
@@ -329,16 +238,10 @@ async fn apply_files(
 }
 
 async fn invite(State(state): Api) -> ApiResult<Json<Secret>> {
-    let id = Name::new(format!(
-        "join-{}",
-        &uuid::Uuid::new_v4().simple().to_string()[..8]
-    ))
-    .map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let id = Name::new(format!("join-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))
+        .map_err(|error| ApiError::bad(error.to_string(), ""))?;
     let (token, expires_ms) = make_token(&state, &id, Role::Anyone, true, 3_600_000).await?;
-    Ok(Json(Secret {
-        secret: format!("{token}.{}", state.invite.fingerprint),
-        expires_ms,
-    }))
+    Ok(Json(Secret { secret: format!("{token}.{}", state.invite.fingerprint), expires_ms }))
 }
 
 async fn join(State(state): Api, Json(request): Json<JoinRequest>) -> ApiResult<Json<JoinAnswer>> {
@@ -353,11 +256,7 @@ async fn join(State(state): Api, Json(request): Json<JoinRequest>) -> ApiResult<
     }
     auth::use_join_token(&state, &request.secret).await?;
     let failed = |why: String| {
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            why,
-            "try again with a new token",
-        )
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why, "try again with a new token")
     };
     state.local.admit(&request).await.map(Json).map_err(failed)
 }
@@ -381,11 +280,7 @@ async fn new_token(
 
 async fn end_token(State(state): Api, Path(name): Path<String>) -> ApiResult<StatusCode> {
     let key = format!("{}{name}", keys::TOKENS);
-    state
-        .store
-        .get(&key)
-        .await?
-        .ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
+    state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
     state.store.txn(vec![], vec![Op::Delete(key)]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -405,12 +300,7 @@ async fn list(
         .parse()
         .map_err(|error: haven_model::ModelError| ApiError::bad(error.to_string(), ""))?;
     let limit = page.limit.unwrap_or(500).clamp(1, 5000);
-    Ok(Json(objects::list(
-        &state,
-        kind,
-        limit,
-        page.after.as_deref(),
-    )))
+    Ok(Json(objects::list(&state, kind, limit, page.after.as_deref())))
 }
 
 async fn one(
@@ -424,9 +314,7 @@ async fn remove(
     State(state): Api,
     Path((kind, name)): Path<(String, String)>,
 ) -> ApiResult<Json<Item>> {
-    objects::delete(&state, &reference(&kind, &name)?)
-        .await
-        .map(Json)
+    objects::delete(&state, &reference(&kind, &name)?).await.map(Json)
 }
 
 async fn replace(
@@ -437,10 +325,7 @@ async fn replace(
     let reference = reference(&kind, &name)?;
     if given.object.reference() != reference {
         return Err(ApiError::bad(
-            format!(
-                "the body is {} and the path {reference}",
-                given.object.reference()
-            ),
+            format!("the body is {} and the path {reference}", given.object.reference()),
             "",
         ));
     }
@@ -469,19 +354,11 @@ async fn replace(
     object.meta_mut().generation += 1;
     let key = keys::object(&reference);
     let compare = vec![Compare::ModRevision(key.clone(), given.resource_version)];
-    let outcome = state
-        .store
-        .txn(compare, vec![Op::Put(key, object.to_store().into())])
-        .await?;
+    let outcome = state.store.txn(compare, vec![Op::Put(key, object.to_store().into())]).await?;
     if !outcome.succeeded {
         return Err(conflict(outcome.revision));
     }
-    Ok(Json(objects::item(
-        &state.snapshot(),
-        &(state.seen)(),
-        object,
-        outcome.revision,
-    )))
+    Ok(Json(objects::item(&state.snapshot(), &(state.seen)(), object, outcome.revision)))
 }
 
 async fn act(
@@ -559,17 +436,10 @@ async fn import(
             "disk, kernel or initrd",
         ));
     }
-    let stream = request
-        .into_body()
-        .into_data_stream()
-        .map_err(std::io::Error::other);
+    let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let reader = tokio_util::io::StreamReader::new(Box::pin(stream));
     let refused = |why: String| ApiError::bad(why, "");
-    let file = state
-        .local
-        .import(Box::new(reader), query.checksum)
-        .await
-        .map_err(refused)?;
+    let file = state.local.import(Box::new(reader), query.checksum).await.map_err(refused)?;
     let key = keys::object(&reference);
     for _ in 0..5 {
         let record = state.store.get(&key).await?;
@@ -603,10 +473,7 @@ async fn import(
         };
         let outcome = state
             .store
-            .txn(
-                vec![compare],
-                vec![Op::Put(key.clone(), object.to_store().into())],
-            )
+            .txn(vec![compare], vec![Op::Put(key.clone(), object.to_store().into())])
             .await?;
         if outcome.succeeded {
             return Ok(Json(objects::item(
@@ -625,13 +492,10 @@ async fn blob(State(state): Api, Path(sha256): Path<String>) -> ApiResult<Respon
         .local
         .blob(&sha256)
         .ok_or_else(|| ApiError::missing(&format!("file {sha256} on this host")))?;
-    let file = tokio::fs::File::open(path)
-        .await
-        .map_err(|error| ApiError::bad(error.to_string(), ""))?;
-    Ok(
-        Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16))
-            .into_response(),
-    )
+    let file =
+        tokio::fs::File::open(path).await.map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    Ok(Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16))
+        .into_response())
 }
 
 /// The host that runs a VM, when it is not this one.
@@ -642,14 +506,7 @@ fn elsewhere(state: &ApiState, vm: &Name) -> ApiResult<Option<std::net::Ipv4Addr
     if placement.host == state.me {
         return Ok(None);
     }
-    Ok(Some(
-        snapshot
-            .hosts
-            .get(&placement.host)
-            .ok_or_else(missing)?
-            .spec
-            .address,
-    ))
+    Ok(Some(snapshot.hosts.get(&placement.host).ok_or_else(missing)?.spec.address))
 }
 
 async fn console(
@@ -659,18 +516,12 @@ async fn console(
 ) -> ApiResult<Response> {
     let reference = reference("vm", &name)?;
     let failed = |why: String| {
-        ApiError::new(
-            StatusCode::BAD_GATEWAY,
-            why,
-            "is the VM running? `haven explain` tells",
-        )
+        ApiError::new(StatusCode::BAD_GATEWAY, why, "is the VM running? `haven explain` tells")
     };
     let far: Box<dyn serve::Duplex> = match elsewhere(&state, &reference.name)? {
-        Some(host) => state
-            .local
-            .relay(host, &format!("/v1/vms/{name}/console"))
-            .await
-            .map_err(failed)?,
+        Some(host) => {
+            state.local.relay(host, &format!("/v1/vms/{name}/console")).await.map_err(failed)?
+        }
         None => {
             let path = state.local.console(&name);
             let stream = tokio::net::UnixStream::connect(path).await;
@@ -680,10 +531,7 @@ async fn console(
         }
     };
     serve::upgrade(request, far);
-    let headers = [
-        (header::CONNECTION, "upgrade"),
-        (header::UPGRADE, "haven-console"),
-    ];
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "haven-console")];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
@@ -691,14 +539,8 @@ async fn log(State(state): Api, Path(name): Path<String>) -> ApiResult<Vec<u8>> 
     let reference = reference("vm", &name)?;
     let failed = |why: String| ApiError::new(StatusCode::BAD_GATEWAY, why, "");
     if let Some(host) = elsewhere(&state, &reference.name)? {
-        return state
-            .local
-            .fetch(host, &format!("/v1/vms/{name}/log"))
-            .await
-            .map_err(failed);
+        return state.local.fetch(host, &format!("/v1/vms/{name}/log")).await.map_err(failed);
     }
-    let text = tokio::fs::read(state.local.log(&name))
-        .await
-        .unwrap_or_default();
+    let text = tokio::fs::read(state.local.log(&name)).await.unwrap_or_default();
     Ok(text[text.len().saturating_sub(64 << 10)..].to_vec())
 }

@@ -48,9 +48,7 @@ async fn serve_connection(stream: impl Duplex + 'static, app: Router, make: Make
         }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    let _ = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await;
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
 #[derive(Clone)]
@@ -58,11 +56,7 @@ enum MakeCaller {
     /// Root of this host.
     Local(Caller),
     /// A host of the cluster by its certificate, or somebody with a token.
-    Remote {
-        state: ApiState,
-        from: String,
-        host: Option<String>,
-    },
+    Remote { state: ApiState, from: String, host: Option<String> },
 }
 
 impl MakeCaller {
@@ -88,11 +82,8 @@ pub async fn serve_unix(
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    let root = Caller {
-        who: format!("root on {}", state.me),
-        role: Role::Admin,
-        from: "local".into(),
-    };
+    let root =
+        Caller { who: format!("root on {}", state.me), role: Role::Admin, from: "local".into() };
     let app = router(state);
     loop {
         let accepted = tokio::select! {
@@ -103,11 +94,7 @@ pub async fn serve_unix(
         let Ok((stream, _)) = accepted else { continue };
         let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
         if is_root {
-            tokio::spawn(serve_connection(
-                stream,
-                app.clone(),
-                MakeCaller::Local(root.clone()),
-            ));
+            tokio::spawn(serve_connection(stream, app.clone(), MakeCaller::Local(root.clone())));
         }
     }
 }
@@ -140,16 +127,9 @@ pub async fn serve_tls(
                 return;
             };
             // Only the cluster's authority signs client certificates, and only for hosts.
-            let host = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .map(|_| "a host of the cluster".to_owned());
-            let make = MakeCaller::Remote {
-                state,
-                from: peer.ip().to_string(),
-                host,
-            };
+            let host =
+                stream.get_ref().1.peer_certificates().map(|_| "a host of the cluster".to_owned());
+            let make = MakeCaller::Remote { state, from: peer.ip().to_string(), host };
             serve_connection(stream, app, make).await;
         });
     }

@@ -21,36 +21,17 @@ impl After<'_> {
     fn has(&self, kind: Kind, name: &Name) -> bool {
         let reference = ObjectRef::new(kind, name.clone());
         self.given.contains_key(&reference)
-            || self
-                .snapshot
-                .object(&reference)
-                .is_some_and(|(object, _)| !object.meta().deleting)
+            || self.snapshot.object(&reference).is_some_and(|(object, _)| !object.meta().deleting)
     }
 
     fn names(&self, kind: Kind) -> String {
-        let mut names: BTreeSet<Name> = self
-            .snapshot
-            .objects(kind)
-            .into_iter()
-            .map(|(o, _)| o.meta().name.clone())
-            .collect();
-        names.extend(
-            self.given
-                .keys()
-                .filter(|r| r.kind == kind)
-                .map(|r| r.name.clone()),
-        );
+        let mut names: BTreeSet<Name> =
+            self.snapshot.objects(kind).into_iter().map(|(o, _)| o.meta().name.clone()).collect();
+        names.extend(self.given.keys().filter(|r| r.kind == kind).map(|r| r.name.clone()));
         if names.is_empty() {
             return format!("there is no {kind} yet");
         }
-        format!(
-            "there are: {}",
-            names
-                .iter()
-                .map(Name::as_str)
-                .collect::<Vec<_>>()
-                .join(", ")
-        )
+        format!("there are: {}", names.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))
     }
 
     fn network(&self, name: &Name) -> Option<NetworkSpec> {
@@ -62,26 +43,15 @@ impl After<'_> {
 
     fn networks(&self) -> Vec<(Name, NetworkSpec)> {
         let mut names: BTreeSet<Name> = self.snapshot.networks.keys().cloned().collect();
-        names.extend(
-            self.given
-                .keys()
-                .filter(|r| r.kind == Kind::Network)
-                .map(|r| r.name.clone()),
-        );
-        names
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), self.network(&name)?)))
-            .collect()
+        names.extend(self.given.keys().filter(|r| r.kind == Kind::Network).map(|r| r.name.clone()));
+        names.into_iter().filter_map(|name| Some((name.clone(), self.network(&name)?))).collect()
     }
 }
 
 /// Everything that is wrong.
 #[must_use]
 pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
-    let given = manifests
-        .iter()
-        .map(|m| (m.object.reference(), &m.object))
-        .collect();
+    let given = manifests.iter().map(|m| (m.object.reference(), &m.object)).collect();
     let after = After { snapshot, given };
     let mut problems = Vec::new();
     for manifest in manifests {
@@ -123,11 +93,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                 Some(_) => {}
             },
             Object::Image(image) => {
-                if snapshot
-                    .images
-                    .get(&image.meta.name)
-                    .is_none_or(|old| old.spec != image.spec)
-                {
+                if snapshot.images.get(&image.meta.name).is_none_or(|old| old.spec != image.spec) {
                     say(
                         "an image cannot be made by a manifest".into(),
                         "import it with `haven image import`",
@@ -141,29 +107,19 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
 
 fn largest_host(snapshot: &Snapshot) -> Option<(Bytes, u32)> {
     let memory = snapshot.host_status.iter().map(|(host, status)| {
-        let reserved = snapshot
-            .hosts
-            .get(host)
-            .map_or(0, |h| h.spec.reserved_memory.0);
+        let reserved = snapshot.hosts.get(host).map_or(0, |h| h.spec.reserved_memory.0);
         status.memory.0.saturating_sub(reserved)
     });
-    let cpus = snapshot
-        .host_status
-        .values()
-        .map(|status| status.cpus)
-        .max()?;
+    let cpus = snapshot.host_status.values().map(|status| status.cpus).max()?;
     Some((Bytes::mib(memory.max()? >> 20), cpus))
 }
 
-fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
+fn sizes(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
     if let Some((memory, cpus)) = largest_host(after.snapshot) {
         if spec.memory > memory {
             let hint = format!("the largest host has {memory} for VMs");
             say(
-                format!(
-                    "{name} asks for {} of memory, more than any host has",
-                    spec.memory
-                ),
+                format!("{name} asks for {} of memory, more than any host has", spec.memory),
                 &hint,
             );
         }
@@ -175,20 +131,18 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(St
         }
     }
     if spec.memory < Bytes::mib(16) {
-        say(
-            format!("{} of memory is too little for a VM", spec.memory),
-            "give it at least 16MiB",
-        );
+        say(format!("{} of memory is too little for a VM", spec.memory), "give it at least 16MiB");
     }
     if spec.cpus == 0 {
         say("a VM needs at least one CPU".into(), "write `cpus: 1`");
     }
+}
+
+fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
+    sizes(after, spec, name, say);
     let mut missing = |kind: Kind, wanted: &Name| {
         if !after.has(kind, wanted) {
-            say(
-                format!("{kind} `{wanted}` does not exist"),
-                &after.names(kind),
-            );
+            say(format!("{kind} `{wanted}` does not exist"), &after.names(kind));
         }
     };
     if let Some(image) = &spec.image {
@@ -212,23 +166,14 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(St
             );
         }
         if disk.size.0 == 0 {
-            say(
-                format!("the disk `{}` has no size", disk.name),
-                "write for example `size: 10GiB`",
-            );
+            say(format!("the disk `{}` has no size", disk.name), "write for example `size: 10GiB`");
         }
     }
     addresses(after, spec, name, say);
     let affinity = &spec.affinity;
-    let both = affinity
-        .near
-        .iter()
-        .any(|(key, value)| affinity.apart.get(key) == Some(value));
+    let both = affinity.near.iter().any(|(key, value)| affinity.apart.get(key) == Some(value));
     if both {
-        say(
-            "`near` and `apart` ask for the opposite of each other".into(),
-            "remove one of them",
-        );
+        say("`near` and `apart` ask for the opposite of each other".into(), "remove one of them");
     }
 }
 
@@ -252,17 +197,10 @@ fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(
             );
         }
         let other = after.snapshot.placements.iter().find(|(vm, placement)| {
-            *vm != name
-                && placement
-                    .nics
-                    .iter()
-                    .any(|n| n.network == nic.network && n.ip == ip)
+            *vm != name && placement.nics.iter().any(|n| n.network == nic.network && n.ip == ip)
         });
         if let Some((other, _)) = other {
-            say(
-                format!("{ip} belongs to vm/{other}"),
-                "choose another address",
-            );
+            say(format!("{ip} belongs to vm/{other}"), "choose another address");
         }
     }
 }
@@ -286,18 +224,16 @@ fn service_spec(
             "set one of them to 1",
         );
     }
-    if spec
-        .template
-        .spec
-        .networks
-        .iter()
-        .any(|nic| nic.address.is_some())
-    {
+    if spec.template.spec.networks.iter().any(|nic| nic.address.is_some()) {
         say(
             "the members of a service cannot all have the same address".into(),
             "leave `address` out; Haven chooses",
         );
     }
+    frontend(after, spec, name, say);
+}
+
+fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
     let Some(frontend) = &spec.frontend else {
         return;
     };
@@ -308,10 +244,7 @@ fn service_spec(
         );
     }
     if frontend.port == 0 {
-        say(
-            "a frontend needs a port".into(),
-            "write for example `port: 80`",
-        );
+        say("a frontend needs a port".into(), "write for example `port: 80`");
     }
     let ip = frontend.address;
     for (network, of) in after.networks() {
@@ -322,12 +255,7 @@ fn service_spec(
             );
         }
     }
-    if let Some((host, _)) = after
-        .snapshot
-        .hosts
-        .iter()
-        .find(|(_, h)| h.spec.address == ip)
-    {
+    if let Some((host, _)) = after.snapshot.hosts.iter().find(|(_, h)| h.spec.address == ip) {
         say(
             format!("{ip} is the address of {host}"),
             "choose a free address of the hosts' own network",
@@ -336,24 +264,15 @@ fn service_spec(
     let taken = |other: &Name, theirs: Option<(Ipv4Addr, u16)>| {
         other != name && theirs == Some((ip, frontend.port))
     };
-    let others = after
-        .snapshot
-        .services
-        .iter()
-        .map(|(n, s)| (n.clone(), s.spec.frontend.clone()));
+    let others = after.snapshot.services.iter().map(|(n, s)| (n.clone(), s.spec.frontend.clone()));
     let given = after.given.values().filter_map(|object| match object {
         Object::Service(s) => Some((s.meta.name.clone(), s.spec.frontend.clone())),
         _ => None,
     });
-    let used = others
-        .chain(given)
-        .find(|(n, f)| taken(n, f.as_ref().map(|f| (f.address, f.port))));
+    let used = others.chain(given).find(|(n, f)| taken(n, f.as_ref().map(|f| (f.address, f.port))));
     if let Some((other, _)) = used {
         say(
-            format!(
-                "{ip}:{} is already in use by service/{other}",
-                frontend.port
-            ),
+            format!("{ip}:{} is already in use by service/{other}", frontend.port),
             "choose another address or port",
         );
     }
@@ -366,22 +285,13 @@ fn network_spec(
     say: &mut dyn FnMut(String, &str),
 ) {
     if spec.subnet.prefix_len() > 29 {
-        say(
-            format!("the subnet {} is too small", spec.subnet),
-            "use a prefix of at most /29",
-        );
+        say(format!("the subnet {} is too small", spec.subnet), "use a prefix of at most /29");
     }
     if !(576..=9000).contains(&spec.mtu) {
-        say(
-            format!("an MTU of {} does not work", spec.mtu),
-            "use 576 to 9000, or leave it out",
-        );
+        say(format!("an MTU of {} does not work", spec.mtu), "use 576 to 9000, or leave it out");
     }
     if spec.vni.is_some_and(|vni| vni == 0 || vni >= 1 << 24) {
-        say(
-            "`vni` must be from 1 to 16777215".into(),
-            "leave it out; Haven chooses",
-        );
+        say("`vni` must be from 1 to 16777215".into(), "leave it out; Haven chooses");
     }
     for (other, theirs) in after.networks() {
         let overlap = spec.subnet.contains(&theirs.subnet) || theirs.subnet.contains(&spec.subnet);
@@ -395,11 +305,8 @@ fn network_spec(
             );
         }
     }
-    let used = after
-        .snapshot
-        .placements
-        .values()
-        .any(|p| p.nics.iter().any(|nic| nic.network == *name));
+    let used =
+        after.snapshot.placements.values().any(|p| p.nics.iter().any(|nic| nic.network == *name));
     let changed = after
         .snapshot
         .networks

@@ -16,10 +16,7 @@ fn said(text: &str) -> Vec<String> {
 
 #[test]
 fn a_good_manifest_is_taken() {
-    assert_eq!(
-        said("kind: VM\nname: web\nmemory: 1GiB\nnetworks: [{network: front}]\n"),
-        [""; 0]
-    );
+    assert_eq!(said("kind: VM\nname: web\nmemory: 1GiB\nnetworks: [{network: front}]\n"), [""; 0]);
 }
 
 #[test]

@@ -44,11 +44,7 @@ fn put<T: Serialize>(key: String, record: &T) -> Op {
 
 /// A comparison with a record as the snapshot had it; revision 0 means that there was none.
 fn unchanged(key: String, revision: i64) -> Compare {
-    if revision == 0 {
-        Compare::Absent(key)
-    } else {
-        Compare::ModRevision(key, revision)
-    }
+    if revision == 0 { Compare::Absent(key) } else { Compare::ModRevision(key, revision) }
 }
 
 /// What of this plan goes to the store; `None` for actions that change nothing there.
@@ -56,96 +52,49 @@ fn unchanged(key: String, revision: i64) -> Compare {
 pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Option<Commit> {
     let (mut compares, ops) = match &planned.action {
         Action::ConfirmLease { .. } | Action::PowerOff { .. } => return None,
-        Action::CloseSession {
-            host,
-            lease_revision,
-            lost,
-        } => {
+        Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
-            let closed = Lease {
-                session: lost.session,
-                count: lease.count,
-                closed: true,
-            };
+            let closed = Lease { session: lost.session, count: lease.count, closed: true };
             (
                 vec![Compare::ModRevision(keys::lease(host), *lease_revision)],
                 vec![put(keys::lease(host), &closed), put(keys::lost(host), lost)],
             )
         }
-        Action::PlaceVm {
-            vm,
-            placement,
-            expected_revision,
-            taken_from,
-        } => {
+        Action::PlaceVm { vm, placement, expected_revision, taken_from } => {
             let mut compares = vec![unchanged(keys::placement(vm), *expected_revision)];
-            if let Some(TakenFrom {
-                host,
-                lease_revision,
-                ..
-            }) = taken_from
-            {
+            if let Some(TakenFrom { host, lease_revision, .. }) = taken_from {
                 compares.push(Compare::ModRevision(keys::lease(host), *lease_revision));
             }
             (compares, vec![put(keys::placement(vm), placement)])
         }
-        Action::ReleaseVm {
-            vm,
-            expected_revision,
-        } => (
+        Action::ReleaseVm { vm, expected_revision } => (
             vec![unchanged(keys::placement(vm), *expected_revision)],
-            vec![
-                Op::Delete(keys::placement(vm)),
-                Op::Delete(keys::vm_status(vm)),
-            ],
+            vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
         ),
-        Action::PutObject {
-            object,
-            expected_revision,
-        } => {
+        Action::PutObject { object, expected_revision } => {
             let key = keys::object(&object.reference());
             (
                 vec![unchanged(key.clone(), *expected_revision)],
                 vec![Op::Put(key, object.to_store().into())],
             )
         }
-        Action::RemoveObject {
-            object,
-            expected_revision,
-        } => (
-            vec![unchanged(keys::object(object), *expected_revision)],
-            removal(object),
-        ),
-        Action::PlaceFrontend {
-            service,
-            placement,
-            expected_revision,
-        } => (
+        Action::RemoveObject { object, expected_revision } => {
+            (vec![unchanged(keys::object(object), *expected_revision)], removal(object))
+        }
+        Action::PlaceFrontend { service, placement, expected_revision } => (
             vec![unchanged(keys::frontend(service), *expected_revision)],
             vec![put(keys::frontend(service), placement)],
         ),
-        Action::ReleaseFrontend {
-            service,
-            expected_revision,
-        } => (
+        Action::ReleaseFrontend { service, expected_revision } => (
             vec![unchanged(keys::frontend(service), *expected_revision)],
             vec![Op::Delete(keys::frontend(service))],
         ),
-        Action::PutIncident {
-            incident,
-            expected_revision,
-        } => {
+        Action::PutIncident { incident, expected_revision } => {
             let key = keys::incident(incident.number);
-            (
-                vec![unchanged(key.clone(), *expected_revision)],
-                vec![put(key, incident.as_ref())],
-            )
+            (vec![unchanged(key.clone(), *expected_revision)], vec![put(key, incident.as_ref())])
         }
     };
-    compares.push(Compare::ModRevision(
-        keys::MANAGER.to_owned(),
-        author.record_revision,
-    ));
+    compares.push(Compare::ModRevision(keys::MANAGER.to_owned(), author.record_revision));
     Some(Commit { compares, ops })
 }
 
@@ -170,15 +119,8 @@ fn removal(object: &ObjectRef) -> Vec<Op> {
 pub fn event_of(planned: &Planned, author: &Author, at_ms: i64, number: u64) -> Option<Event> {
     let severity = match &planned.action {
         Action::CloseSession { .. } => Severity::Error,
-        Action::PlaceVm {
-            taken_from: Some(_),
-            ..
-        } => Severity::Warning,
-        Action::PlaceFrontend {
-            expected_revision,
-            placement,
-            ..
-        } => {
+        Action::PlaceVm { taken_from: Some(_), .. } => Severity::Warning,
+        Action::PlaceFrontend { expected_revision, placement, .. } => {
             if *expected_revision != 0 && placement.epoch > 1 {
                 Severity::Warning
             } else {

@@ -42,13 +42,7 @@ impl Effects {
     /// Nothing in flight.
     #[must_use]
     pub fn new(store: EtcdStore, power: Arc<dyn Power>, clock: Clock) -> Self {
-        Self {
-            store,
-            power,
-            clock,
-            in_flight: InFlight::default(),
-            done: Arc::new(Notify::new()),
-        }
+        Self { store, power, clock, in_flight: InFlight::default(), done: Arc::new(Notify::new()) }
     }
 
     /// Resolves when an effect has ended since the last call.
@@ -75,17 +69,11 @@ impl Effects {
 
     /// Begins a named effect; false when it is in flight already.
     fn begin(&self, name: &str) -> bool {
-        self.in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.to_owned())
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
     }
 
     fn end(in_flight: &InFlight, name: &str, done: &Notify) {
-        in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
+        in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         done.notify_one();
     }
 

@@ -71,16 +71,9 @@ struct Manager {
 
 /// Runs until `cancel`. Manages whenever this host holds the manager lease.
 pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
-    let effects = Effects::new(
-        config.store.clone(),
-        Arc::clone(&config.power),
-        config.clock.clone(),
-    );
-    let mut manager = Manager {
-        config,
-        effects,
-        events: 0,
-    };
+    let effects =
+        Effects::new(config.store.clone(), Arc::clone(&config.power), config.clock.clone());
+    let mut manager = Manager { config, effects, events: 0 };
     while !cancel.is_cancelled() {
         let pause = manager.round().await;
         manager.wait(pause, &cancel).await;
@@ -113,22 +106,11 @@ impl Manager {
             return NET;
         }
         match self.stand(&snapshot, session) {
-            Stand::Manage {
-                term,
-                record_revision,
-            } => {
-                let author = Author {
-                    me: self.config.me.clone(),
-                    term,
-                    record_revision,
-                };
+            Stand::Manage { term, record_revision } => {
+                let author = Author { me: self.config.me.clone(), term, record_revision };
                 self.manage(&snapshot, &suspected, &author).await
             }
-            Stand::Take {
-                record,
-                replaces,
-                unchanged,
-            } => {
+            Stand::Take { record, replaces, unchanged } => {
                 let mut compares = vec![if replaces == 0 {
                     Compare::Absent(keys::MANAGER.into())
                 } else {
@@ -205,10 +187,7 @@ impl Manager {
                 self.catch_up(revision).await;
                 Duration::ZERO
             }
-            Ok(None) => plan
-                .wake_after_ms
-                .map_or(NET, Duration::from_millis)
-                .min(NET),
+            Ok(None) => plan.wake_after_ms.map_or(NET, Duration::from_millis).min(NET),
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -230,8 +209,7 @@ impl Manager {
         let mut last = None;
         for planned in &plan.actions {
             let Some(commit) = commit_of(planned, snapshot, author) else {
-                self.effects
-                    .start(&planned.action, &self.config.observer, snapshot);
+                self.effects.start(&planned.action, &self.config.observer, snapshot);
                 continue;
             };
             let mut ops = commit.ops;

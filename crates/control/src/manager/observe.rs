@@ -33,11 +33,7 @@ impl Observer {
     /// Reads observation times through `since`.
     #[must_use]
     pub fn new(since: ObservedSince, clock: Clock) -> Self {
-        Self {
-            since,
-            clock,
-            found: Arc::default(),
-        }
+        Self { since, clock, found: Arc::default() }
     }
 
     /// The age of every renewal record.
@@ -52,14 +48,7 @@ impl Observer {
                 let (revision, at) = (self.since)(&keys::lease(host))?;
                 let unchanged_ms = now.0.saturating_sub(at.0) / 1_000_000;
                 let confirmed = found.confirmed.get(host) == Some(&revision);
-                Some((
-                    host.clone(),
-                    LeaseAge {
-                        revision,
-                        unchanged_ms,
-                        confirmed,
-                    },
-                ))
+                Some((host.clone(), LeaseAge { revision, unchanged_ms, confirmed }))
             })
             .collect()
     }
@@ -67,11 +56,7 @@ impl Observer {
     /// Hosts read as off, with their session then.
     #[must_use]
     pub fn powered_off(&self) -> BTreeMap<Name, u64> {
-        self.found
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .powered_off
-            .clone()
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).powered_off.clone()
     }
 
     pub(super) fn confirm(&self, host: &Name, revision: i64) {

@@ -53,11 +53,7 @@ pub fn stand(snapshot: &Snapshot, who: &Candidate<'_>) -> Stand {
         return Stand::Wait { again_ms: 1000 };
     };
     let take = |term: u64, replaces: i64, unchanged| Stand::Take {
-        record: ManagerRecord {
-            term,
-            holder: who.me.clone(),
-            session,
-        },
+        record: ManagerRecord { term, holder: who.me.clone(), session },
         replaces,
         unchanged,
     };
@@ -75,17 +71,13 @@ pub fn stand(snapshot: &Snapshot, who: &Candidate<'_>) -> Stand {
         return take(record.term + 1, record.revision, None);
     }
     match who.holder_unchanged {
-        Some((revision, unchanged_ms)) if unchanged_ms >= who.timeout_ms + who.stagger_ms => take(
-            record.term + 1,
-            record.revision,
-            Some((record.holder.clone(), revision)),
-        ),
-        Some((_, unchanged_ms)) => Stand::Wait {
-            again_ms: (who.timeout_ms + who.stagger_ms - unchanged_ms).max(5),
-        },
-        None => Stand::Wait {
-            again_ms: who.timeout_ms,
-        },
+        Some((revision, unchanged_ms)) if unchanged_ms >= who.timeout_ms + who.stagger_ms => {
+            take(record.term + 1, record.revision, Some((record.holder.clone(), revision)))
+        }
+        Some((_, unchanged_ms)) => {
+            Stand::Wait { again_ms: (who.timeout_ms + who.stagger_ms - unchanged_ms).max(5) }
+        }
+        None => Stand::Wait { again_ms: who.timeout_ms },
     }
 }
 
@@ -95,10 +87,7 @@ fn mine(
     take: impl Fn(u64, i64, Option<(Name, i64)>) -> Stand,
 ) -> Stand {
     if record.session == session {
-        Stand::Manage {
-            term: record.term,
-            record_revision: record.revision,
-        }
+        Stand::Manage { term: record.term, record_revision: record.revision }
     } else {
         take(record.term + 1, record.revision, None)
     }

@@ -32,10 +32,7 @@ pub struct ThisHostArgs {
 impl ThisHostArgs {
     fn host(self) -> Result<ThisHost, Failure> {
         let own = || {
-            nix::unistd::gethostname()
-                .ok()
-                .and_then(|n| n.into_string().ok())
-                .unwrap_or_default()
+            nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default()
         };
         let name = self.host_name.unwrap_or_else(own);
         let name = Name::new(name)
@@ -45,11 +42,7 @@ impl ThisHostArgs {
             user: self.power_user,
             password: self.power_password,
         });
-        Ok(ThisHost {
-            name,
-            address: self.address,
-            power,
-        })
+        Ok(ThisHost { name, address: self.address, power })
     }
 }
 
@@ -113,16 +106,11 @@ pub async fn run(command: ClusterCommand) -> Result<(), Failure> {
             );
         }
         ClusterCommand::Join { token, peer, this } => {
-            setup::join(&token, &peer, &this.host()?)
-                .await
-                .map_err(Failure::other)?;
+            setup::join(&token, &peer, &this.host()?).await.map_err(Failure::other)?;
             println!("this host is part of the cluster");
         }
         ClusterCommand::Token(TokenCommand::Create { name, role, days }) => {
-            println!(
-                "{}",
-                connect().await?.new_token(&name, &role, days).await?.secret
-            );
+            println!("{}", connect().await?.new_token(&name, &role, days).await?.secret);
         }
         ClusterCommand::Token(TokenCommand::Rm { name }) => {
             connect().await?.end_token(&name).await?

@@ -42,15 +42,8 @@ pub async fn run(command: HostCommand) -> Result<(), Failure> {
             print!("{}", render::items(&client.list(Kind::Host).await?, output))
         }
         HostCommand::Show { name } => {
-            print!(
-                "{}",
-                render::items(&[client.object(&reference(&name)?).await?], Output::Wide)
-            );
-            client
-                .explain(&reference(&name)?)
-                .await?
-                .iter()
-                .for_each(|line| println!("{line}"));
+            print!("{}", render::items(&[client.object(&reference(&name)?).await?], Output::Wide));
+            client.explain(&reference(&name)?).await?.iter().for_each(|line| println!("{line}"));
         }
         HostCommand::Invite => println!("{}", client.invite().await?.secret),
         HostCommand::Remove { name } => {

@@ -61,24 +61,14 @@ fn encode(text: &str) -> String {
 async fn open(path: &Path) -> Result<tokio::fs::File, Failure> {
     let opened = tokio::fs::File::open(path).await;
     opened.map_err(|e| {
-        Failure::bad(
-            format!("{} cannot be read: {e}", path.display()),
-            "check the path",
-        )
+        Failure::bad(format!("{} cannot be read: {e}", path.display()), "check the path")
     })
 }
 
 /// Runs it.
 pub async fn run(command: ImageCommand) -> Result<(), Failure> {
     match command {
-        ImageCommand::Import {
-            name,
-            disk,
-            checksum,
-            kernel,
-            initrd,
-            cmdline,
-        } => {
+        ImageCommand::Import { name, disk, checksum, kernel, initrd, cmdline } => {
             let parts: Vec<(&str, PathBuf)> =
                 [("disk", disk), ("kernel", kernel), ("initrd", initrd)]
                     .into_iter()
@@ -92,23 +82,18 @@ pub async fn run(command: ImageCommand) -> Result<(), Failure> {
             }
             let client = connect().await?;
             for (part, path) in parts {
-                let mut query = cmdline
-                    .as_ref()
-                    .map(|c| format!("cmdline={}", encode(c)))
-                    .unwrap_or_default();
+                let mut query =
+                    cmdline.as_ref().map(|c| format!("cmdline={}", encode(c))).unwrap_or_default();
                 if let (Some(sum), "disk") = (&checksum, part) {
                     query.push_str(&format!("&checksum={}", sum.trim_start_matches("sha256:")));
                 }
-                let item = client
-                    .import(&name, part, &query, open(&path).await?)
-                    .await?;
+                let item = client.import(&name, part, &query, open(&path).await?).await?;
                 println!("{part} of image {name} imported, {}", item.state);
             }
         }
-        ImageCommand::Ls { output } => print!(
-            "{}",
-            render::items(&connect().await?.list(Kind::Image).await?, output)
-        ),
+        ImageCommand::Ls { output } => {
+            print!("{}", render::items(&connect().await?.list(Kind::Image).await?, output))
+        }
         ImageCommand::Rm { name } => {
             let what: ObjectRef = format!("image/{name}")
                 .parse()

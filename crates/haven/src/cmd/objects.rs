@@ -85,13 +85,8 @@ fn read(paths: &[PathBuf]) -> Result<Vec<ManifestFile>, Failure> {
     for path in paths {
         if path.as_os_str() == "-" {
             let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .map_err(|e| bad(&e))?;
-            files.push(ManifestFile {
-                name: "-".into(),
-                text,
-            });
+            std::io::stdin().read_to_string(&mut text).map_err(|e| bad(&e))?;
+            files.push(ManifestFile { name: "-".into(), text });
         } else if path.is_dir() {
             let mut inside: Vec<PathBuf> = std::fs::read_dir(path)
                 .map_err(|e| bad(&e))?
@@ -112,23 +107,14 @@ fn one(path: &Path) -> Result<ManifestFile, Failure> {
     let size = std::fs::metadata(path).map_or(0, |m| m.len());
     if size > haven_model::manifest::LARGEST as u64 {
         return Err(Failure::bad(
-            format!(
-                "{} is {size} bytes long, more than a manifest may be",
-                path.display()
-            ),
+            format!("{} is {size} bytes long, more than a manifest may be", path.display()),
             "apply it in several steps; images are imported with `haven image import`",
         ));
     }
     let text = std::fs::read_to_string(path).map_err(|e| {
-        Failure::bad(
-            format!("{} cannot be read: {e}", path.display()),
-            "check the path",
-        )
+        Failure::bad(format!("{} cannot be read: {e}", path.display()), "check the path")
     })?;
-    Ok(ManifestFile {
-        name: path.display().to_string(),
-        text,
-    })
+    Ok(ManifestFile { name: path.display().to_string(), text })
 }
 
 fn reference(what: &str) -> Result<ObjectRef, Failure> {
@@ -138,12 +124,7 @@ fn reference(what: &str) -> Result<ObjectRef, Failure> {
 /// Runs it.
 pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
     match command {
-        ObjectsCommand::Apply {
-            file,
-            dry_run,
-            wait,
-            timeout,
-        } => {
+        ObjectsCommand::Apply { file, dry_run, wait, timeout } => {
             let files = read(&file)?;
             let client = connect().await?;
             let applied = client.apply(files, dry_run).await?;
@@ -161,10 +142,8 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
         }
         ObjectsCommand::Diff { file } => {
             let applied = connect().await?.apply(read(&file)?, true).await?;
-            let changed: Vec<&Applied> = applied
-                .iter()
-                .filter(|a| a.outcome != "unchanged")
-                .collect();
+            let changed: Vec<&Applied> =
+                applied.iter().filter(|a| a.outcome != "unchanged").collect();
             for one in &changed {
                 print!("{}", diff(one));
             }
@@ -183,31 +162,31 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
             print!("{}", render::items(&items, output));
         }
         ObjectsCommand::Delete { what, wait } => {
-            let references = what
-                .iter()
-                .map(|w| reference(w))
-                .collect::<Result<Vec<_>, _>>()?;
+            let references = what.iter().map(|w| reference(w)).collect::<Result<Vec<_>, _>>()?;
             let client = connect().await?;
             for one in &references {
                 client.delete(one).await?;
                 println!("{one:<24} deleting");
             }
-            while wait {
-                let mut left = false;
-                for one in &references {
-                    match client.object(one).await {
-                        Ok(_) => left = true,
-                        Err(ClientError::Refused(body)) if body.status == 404 => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                if !left {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(200)).await;
+            if wait {
+                wait_gone(&client, &references).await?;
             }
         }
         ObjectsCommand::Edit { what } => edit(&reference(&what)?).await?,
+    }
+    Ok(())
+}
+
+/// Waits until nothing is left of what was deleted.
+async fn wait_gone(client: &Client, references: &[ObjectRef]) -> Result<(), Failure> {
+    for one in references {
+        loop {
+            match client.object(one).await {
+                Ok(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(ClientError::Refused(body)) if body.status == 404 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
     Ok(())
 }
@@ -217,14 +196,8 @@ fn diff(one: &Applied) -> String {
     let (before, after): (Vec<&str>, Vec<&str>) =
         (one.before.lines().collect(), one.after.lines().collect());
     let mut text = format!("{} ({})\n", one.object, one.outcome);
-    before
-        .iter()
-        .filter(|l| !after.contains(l))
-        .for_each(|l| text.push_str(&format!("- {l}\n")));
-    after
-        .iter()
-        .filter(|l| !before.contains(l))
-        .for_each(|l| text.push_str(&format!("+ {l}\n")));
+    before.iter().filter(|l| !after.contains(l)).for_each(|l| text.push_str(&format!("- {l}\n")));
+    after.iter().filter(|l| !before.contains(l)).for_each(|l| text.push_str(&format!("+ {l}\n")));
     text
 }
 
@@ -247,9 +220,7 @@ async fn edit(what: &ObjectRef) -> Result<(), Failure> {
         }
         match client.apply(vec![one(&path)?], false).await {
             Ok(applied) => {
-                applied
-                    .iter()
-                    .for_each(|one| println!("{:<24} {}", one.object, one.outcome));
+                applied.iter().for_each(|one| println!("{:<24} {}", one.object, one.outcome));
                 break Ok(());
             }
             Err(error) => {
@@ -301,10 +272,7 @@ pub async fn wait_for(
             }
         }
         let Some((what, state)) = missing else {
-            println!(
-                "all of it runs after {:.1} s",
-                begin.elapsed().as_secs_f64()
-            );
+            println!("all of it runs after {:.1} s", begin.elapsed().as_secs_f64());
             return Ok(());
         };
         let now = format!("waiting for {what}: {state}");

@@ -33,17 +33,13 @@ pub enum ServiceCommand {
 pub async fn run(command: ServiceCommand) -> Result<(), Failure> {
     let client = connect().await?;
     match command {
-        ServiceCommand::Ls { output } => print!(
-            "{}",
-            render::items(&client.list(Kind::Service).await?, output)
-        ),
+        ServiceCommand::Ls { output } => {
+            print!("{}", render::items(&client.list(Kind::Service).await?, output))
+        }
         ServiceCommand::Show { name } => {
             let bad = |e: haven_model::ModelError| Failure::bad(e.to_string(), "");
             let what: ObjectRef = format!("service/{name}").parse().map_err(bad)?;
-            print!(
-                "{}",
-                render::items(&[client.object(&what).await?], Output::Wide)
-            );
+            print!("{}", render::items(&[client.object(&what).await?], Output::Wide));
             let members = client.list(Kind::Vm).await?;
             let members: Vec<_> = members
                 .into_iter()
@@ -52,11 +48,7 @@ pub async fn run(command: ServiceCommand) -> Result<(), Failure> {
             println!();
             print!("{}", render::items(&members, Output::Wide));
             println!();
-            client
-                .explain(&what)
-                .await?
-                .iter()
-                .for_each(|line| println!("{line}"));
+            client.explain(&what).await?.iter().for_each(|line| println!("{line}"));
         }
         ServiceCommand::Scale { name, replicas } => {
             println!("{}", client.scale(&name, replicas).await?.state)

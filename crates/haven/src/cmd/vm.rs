@@ -79,24 +79,14 @@ fn reference(name: &str) -> Result<ObjectRef, Failure> {
 pub async fn run(command: VmCommand) -> Result<(), Failure> {
     let client = connect().await?;
     match command {
-        VmCommand::Create {
-            name,
-            memory,
-            cpus,
-            image,
-            network,
-            disk,
-            wait,
-        } => {
+        VmCommand::Create { name, memory, cpus, image, network, disk, wait } => {
             let mut text = format!("kind: VM\nname: {name}\nmemory: {memory}\ncpus: {cpus}\n");
             if let Some(image) = image {
                 text.push_str(&format!("image: {image}\n"));
             }
             if !network.is_empty() {
                 text.push_str("networks:\n");
-                network
-                    .iter()
-                    .for_each(|n| text.push_str(&format!("- network: {n}\n")));
+                network.iter().for_each(|n| text.push_str(&format!("- network: {n}\n")));
             }
             if !disk.is_empty() {
                 text.push_str("disks:\n");
@@ -115,13 +105,7 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
                     .for_each(|image| text.push_str(&format!("  image: {image}\n")));
             }
             let applied = client
-                .apply(
-                    vec![ManifestFile {
-                        name: "command line".into(),
-                        text,
-                    }],
-                    false,
-                )
+                .apply(vec![ManifestFile { name: "command line".into(), text }], false)
                 .await?;
             println!("vm/{name} {}", applied[0].outcome);
             if wait {
@@ -133,15 +117,8 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
         }
         VmCommand::Show { name } => {
             let what = reference(&name)?;
-            print!(
-                "{}",
-                render::items(&[client.object(&what).await?], Output::Wide)
-            );
-            client
-                .explain(&what)
-                .await?
-                .iter()
-                .for_each(|line| println!("{line}"));
+            print!("{}", render::items(&[client.object(&what).await?], Output::Wide));
+            client.explain(&what).await?.iter().for_each(|line| println!("{line}"));
         }
         VmCommand::Start { name } => println!("{}", client.vm(&name, "start").await?.state),
         VmCommand::Stop { name } => println!("{}", client.vm(&name, "stop").await?.state),

@@ -56,9 +56,7 @@ pub enum WatchCommand {
 }
 
 fn time(at_ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(at_ms)
-        .map(|t| format!("{t:.3}"))
-        .unwrap_or_default()
+    jiff::Timestamp::from_millisecond(at_ms).map(|t| format!("{t:.3}")).unwrap_or_default()
 }
 
 fn print_event(event: &Event) {
@@ -76,11 +74,7 @@ pub async fn run(command: WatchCommand) -> Result<(), Failure> {
     match command {
         WatchCommand::Status { watch, json } => loop {
             let overview = connect().await?.status().await?;
-            let text = if json {
-                render::json(&overview)
-            } else {
-                render::overview(&overview)
-            };
+            let text = if json { render::json(&overview) } else { render::overview(&overview) };
             if !watch {
                 print!("{text}");
                 return Ok(());
@@ -97,30 +91,21 @@ pub async fn run(command: WatchCommand) -> Result<(), Failure> {
         }
         WatchCommand::Incidents { number, json } => {
             let all = connect().await?.incidents().await?;
-            let chosen: Vec<_> = all
-                .into_iter()
-                .filter(|i| number.is_none_or(|n| i.number == n))
-                .collect();
+            let chosen: Vec<_> =
+                all.into_iter().filter(|i| number.is_none_or(|n| i.number == n)).collect();
             if let (Some(number), true) = (number, chosen.is_empty()) {
                 return Err(Failure::missing(format!("there is no incident {number}")));
             }
             if json {
                 print!("{}", render::json(&chosen));
             } else {
-                chosen
-                    .iter()
-                    .for_each(|incident| print!("{}", render::incident(incident)));
+                chosen.iter().for_each(|incident| print!("{}", render::incident(incident)));
             }
         }
         WatchCommand::Explain { what } => {
             let bad = |e: haven_model::ModelError| Failure::bad(e.to_string(), "");
             let what: ObjectRef = what.parse().map_err(bad)?;
-            connect()
-                .await?
-                .explain(&what)
-                .await?
-                .iter()
-                .for_each(|line| println!("{line}"));
+            connect().await?.explain(&what).await?.iter().for_each(|line| println!("{line}"));
         }
         WatchCommand::Audit { limit } => {
             for entry in connect().await?.audit(limit).await? {

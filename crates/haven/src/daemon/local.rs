@@ -39,11 +39,7 @@ impl Peers {
         live: watch::Receiver<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
         let identity = PkiDir(paths.state.join("pki")).load()?;
-        Ok(Self {
-            me,
-            tls: Arc::new(pki::client_config(&identity)?),
-            live,
-        })
+        Ok(Self { me, tls: Arc::new(pki::client_config(&identity)?), live })
     }
 
     fn client(&self, host: Ipv4Addr) -> Client {
@@ -57,17 +53,12 @@ impl Fetch for Peers {
         let snapshot = Arc::clone(&self.live.borrow());
         let mut why = "no host has it".to_owned();
         for (name, host) in snapshot.hosts.iter().filter(|(name, _)| **name != self.me) {
-            let holds = snapshot
-                .host_status
-                .get(name)
-                .is_some_and(|s| s.images.contains(&file.sha256));
+            let holds =
+                snapshot.host_status.get(name).is_some_and(|s| s.images.contains(&file.sha256));
             if !holds || !snapshot.session_open(name) {
                 continue;
             }
-            match self
-                .client(host.spec.address)
-                .stream(&format!("/v1/blobs/{}", file.sha256))
-                .await
+            match self.client(host.spec.address).stream(&format!("/v1/blobs/{}", file.sha256)).await
             {
                 Ok(stream) => return into.import(stream, Some(&file.sha256)).await.map(|_| ()),
                 Err(error) => why = format!("{name}: {error}"),
@@ -119,11 +110,7 @@ impl Local {
         let text = |error: haven_store::raw::StoreError| haven_host::agent::chain(&error);
         let members = self.store.members().await.map_err(text)?;
         let ip = |url: &str| -> Option<Ipv4Addr> {
-            url.strip_prefix("https://")?
-                .rsplit_once(':')?
-                .0
-                .parse()
-                .ok()
+            url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok()
         };
         let endpoints: Vec<String> = members
             .iter()
@@ -164,10 +151,7 @@ impl LocalHost for Local {
             .import(from, expected.as_deref())
             .await
             .map_err(|error| error.to_string())?;
-        Ok(ImageFile {
-            sha256: imported.sha256,
-            size: Bytes(imported.size),
-        })
+        Ok(ImageFile { sha256: imported.sha256, size: Bytes(imported.size) })
     }
 
     async fn disk_format(&self, file: &ImageFile) -> Result<String, String> {
@@ -188,10 +172,7 @@ impl LocalHost for Local {
     }
 
     fn blob(&self, sha256: &str) -> Option<PathBuf> {
-        self.images
-            .list()
-            .contains(sha256)
-            .then(|| self.images.path(sha256))
+        self.images.list().contains(sha256).then(|| self.images.path(sha256))
     }
 
     fn console(&self, vm: &str) -> PathBuf {
@@ -203,23 +184,13 @@ impl LocalHost for Local {
     }
 
     async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String> {
-        let authority = self
-            .pki
-            .load_authority()
-            .map_err(|error| error.to_string())?;
+        let authority = self.pki.load_authority().map_err(|error| error.to_string())?;
         let certificate = authority
-            .sign(
-                &request.request,
-                request.host.as_str(),
-                &[request.address.into()],
-            )
+            .sign(&request.request, request.host.as_str(), &[request.address.into()])
             .map_err(|error| error.to_string())?;
         let (endpoints, initial_cluster) = self.new_member(request).await?;
         let record = members::host_record(&request.host, request.address, request.power.clone());
-        self.store
-            .txn(vec![], vec![record])
-            .await
-            .map_err(|error| error.to_string())?;
+        self.store.txn(vec![], vec![record]).await.map_err(|error| error.to_string())?;
         Ok(JoinAnswer {
             certificate,
             ca: authority.certificate,
@@ -231,20 +202,12 @@ impl LocalHost for Local {
     }
 
     async fn relay(&self, host: Ipv4Addr, path: &str) -> Result<Box<dyn Duplex>, String> {
-        let stream = self
-            .peers
-            .client(host)
-            .upgrade(path)
-            .await
-            .map_err(|error| error.to_string())?;
+        let stream =
+            self.peers.client(host).upgrade(path).await.map_err(|error| error.to_string())?;
         Ok(Box::new(stream))
     }
 
     async fn fetch(&self, host: Ipv4Addr, path: &str) -> Result<Vec<u8>, String> {
-        self.peers
-            .client(host)
-            .bytes(path)
-            .await
-            .map_err(|error| error.to_string())
+        self.peers.client(host).bytes(path).await.map_err(|error| error.to_string())
     }
 }

@@ -67,19 +67,13 @@ async fn first(
     host: &HostFile,
     cluster: &str,
 ) -> Result<(), haven_store::raw::StoreError> {
-    let spec = ClusterSpec {
-        name: cluster.to_owned(),
-        ..ClusterSpec::default()
-    };
+    let spec = ClusterSpec { name: cluster.to_owned(), ..ClusterSpec::default() };
     let value = serde_json::to_vec(&spec).expect("a cluster spec is plain data");
     let ops = vec![
         Op::Put(keys::CLUSTER.into(), value.into()),
         host_record(&host.name, host.address, host.power.clone()),
     ];
-    store
-        .txn(vec![Compare::Absent(keys::CLUSTER.into())], ops)
-        .await
-        .map(|_| ())
+    store.txn(vec![Compare::Absent(keys::CLUSTER.into())], ops).await.map(|_| ())
 }
 
 /// The operation that writes a new host.
@@ -88,17 +82,8 @@ pub fn host_record(
     address: std::net::Ipv4Addr,
     power: Option<haven_model::host::PowerSpec>,
 ) -> Op {
-    let meta = Meta::new(
-        name.clone(),
-        uuid::Uuid::now_v7().to_string(),
-        super::wall_ms(),
-    );
-    let spec = HostSpec {
-        address,
-        power,
-        cordoned: false,
-        reserved_memory: Bytes::mib(512),
-    };
+    let meta = Meta::new(name.clone(), uuid::Uuid::now_v7().to_string(), super::wall_ms());
+    let spec = HostSpec { address, power, cordoned: false, reserved_memory: Bytes::mib(512) };
     let value = serde_json::to_vec(&Stored { meta, spec }).expect("a host is plain data");
     Op::Put(format!("{}{name}", keys::objects(Kind::Host)), value.into())
 }
@@ -149,10 +134,7 @@ pub async fn keep(
             }
         }
         let snapshot = Arc::clone(&live.borrow());
-        let manages = snapshot
-            .manager
-            .as_ref()
-            .is_some_and(|m| m.holder == host.name);
+        let manages = snapshot.manager.as_ref().is_some_and(|m| m.holder == host.name);
         let until = snapshot.revision - KEPT_REVISIONS;
         if manages && until > compacted + KEPT_REVISIONS / 10 {
             match store.compact(until).await {
@@ -178,17 +160,10 @@ pub async fn keep(
 /// The store is reached over its voters, this host's own first.
 async fn endpoints(store: &EtcdStore, members: &[server::Member], host: &HostFile) {
     let ip = |url: &str| -> Option<std::net::Ipv4Addr> {
-        url.strip_prefix("https://")?
-            .rsplit_once(':')?
-            .0
-            .parse()
-            .ok()
+        url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok()
     };
-    let voters: Vec<_> = members
-        .iter()
-        .filter(|m| !m.learner)
-        .filter_map(|m| ip(&m.peer_url))
-        .collect();
+    let voters: Vec<_> =
+        members.iter().filter(|m| !m.learner).filter_map(|m| ip(&m.peer_url)).collect();
     if voters.is_empty() {
         return;
     }

@@ -65,10 +65,7 @@ impl Power for PowerOff {
             user: power.user.clone(),
             password: power.password.clone(),
         };
-        LabPower
-            .power_off(&config)
-            .await
-            .map_err(|error| error.to_string())
+        LabPower.power_off(&config).await.map_err(|error| error.to_string())
     }
 }
 
@@ -93,10 +90,7 @@ impl lease::Remains for Remains {
                 return false;
             }
         }
-        self.guard
-            .status()
-            .await
-            .is_ok_and(|status| status.live == 0)
+        self.guard.status().await.is_ok_and(|status| status.live == 0)
     }
 }
 
@@ -151,10 +145,9 @@ pub async fn run() -> anyhow::Result<()> {
     let stop = cancel.clone();
     tokio::spawn(async move {
         use tokio::signal::unix::{SignalKind, signal};
-        if let (Ok(mut term), Ok(mut int)) = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-        ) {
+        if let (Ok(mut term), Ok(mut int)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        {
             tokio::select! {
                 biased;
                 _ = term.recv() => {}
@@ -163,14 +156,7 @@ pub async fn run() -> anyhow::Result<()> {
         }
         stop.cancel();
     });
-    Daemon {
-        paths,
-        host,
-        cancel,
-        clock: Clock::real(),
-    }
-    .run()
-    .await
+    Daemon { paths, host, cancel, clock: Clock::real() }.run().await
 }
 
 struct Daemon {
@@ -192,26 +178,15 @@ impl Daemon {
             Arc::clone(&problems),
             self.cancel.clone(),
         );
-        let config = StoreConfig {
-            endpoints: self.host.endpoints(),
-            tls: Some(identity.clone()),
-        };
+        let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
         let store = EtcdStore::connect(config).await?;
-        let live_config = LiveConfig {
-            prefix: keys::ROOT.into(),
-            observed_prefix: keys::LEASES.into(),
-        };
-        let live: LiveCopy<Snapshot> = LiveCopy::spawn(
-            store.clone(),
-            live_config,
-            self.clock.clone(),
-            self.cancel.clone(),
-        );
+        let live_config =
+            LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+        let live: LiveCopy<Snapshot> =
+            LiveCopy::spawn(store.clone(), live_config, self.clock.clone(), self.cancel.clone());
         let observed = live.clone();
-        let observer = Observer::new(
-            Arc::new(move |key| observed.observed(key)),
-            self.clock.clone(),
-        );
+        let observer =
+            Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
         let state = live.state();
         members::register(&store, &self.host).await?;
         let (suspected_out, suspected) = watch::channel(BTreeSet::new());
@@ -250,23 +225,7 @@ impl Daemon {
             self.cancel.clone(),
         ));
         let api = self.api(&store, &state, observer, suspected, &vms, &identity)?;
-        let (socket, cancel) = (self.paths.run.join("api.sock"), self.cancel.clone());
-        let unix = api.clone();
-        tasks.spawn(async move {
-            if let Err(error) = serve::serve_unix(&socket, unix, cancel).await {
-                tracing::error!(%error, "the API's socket cannot be served");
-            }
-        });
-        let tls = Arc::new(pki::server_config(&identity)?);
-        let (address, cancel) = (
-            SocketAddr::from((self.host.address, API_PORT)),
-            self.cancel.clone(),
-        );
-        tasks.spawn(async move {
-            if let Err(error) = serve::serve_tls(address, tls, api, cancel).await {
-                tracing::error!(%error, %address, "the API cannot be served; is the port in use?");
-            }
-        });
+        self.serve(api, &identity, &mut tasks)?;
         self.cancel.cancelled().await;
         tracing::info!("the daemon ends; the VMs run on under the guard");
         tokio::time::timeout(Duration::from_secs(2), async {
@@ -277,18 +236,38 @@ impl Daemon {
         Ok(())
     }
 
+    /// The API, to root of this host and to everybody else.
+    fn serve(
+        &self,
+        api: ApiState,
+        identity: &haven_store::raw::Identity,
+        tasks: &mut tokio::task::JoinSet<()>,
+    ) -> anyhow::Result<()> {
+        let (socket, cancel) = (self.paths.run.join("api.sock"), self.cancel.clone());
+        let unix = api.clone();
+        tasks.spawn(async move {
+            if let Err(error) = serve::serve_unix(&socket, unix, cancel).await {
+                tracing::error!(%error, "the API's socket cannot be served");
+            }
+        });
+        let tls = Arc::new(pki::server_config(identity)?);
+        let (address, cancel) =
+            (SocketAddr::from((self.host.address, API_PORT)), self.cancel.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serve::serve_tls(address, tls, api, cancel).await {
+                tracing::error!(%error, %address, "the API cannot be served; is the port in use?");
+            }
+        });
+        Ok(())
+    }
+
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
-        let config = QemuConfig {
-            run_dir: self.paths.run.join("vms"),
-            log_dir: self.paths.log.join("vms"),
-        };
+        let config =
+            QemuConfig { run_dir: self.paths.run.join("vms"), log_dir: self.paths.log.join("vms") };
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "it gathers what the daemon made, once"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "it gathers what the daemon made, once")]
     async fn parts(
         &self,
         store: EtcdStore,
@@ -331,11 +310,7 @@ impl Daemon {
         suspected: watch::Sender<BTreeSet<Name>>,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
         let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
-            snapshot
-                .hosts
-                .iter()
-                .map(|(name, host)| (name.clone(), host.spec.address))
-                .collect()
+            snapshot.hosts.iter().map(|(name, host)| (name.clone(), host.spec.address)).collect()
         };
         let (hosts_out, hosts) = watch::channel(address_of(&live.borrow()));
         tokio::spawn(async move {
@@ -360,12 +335,7 @@ impl Daemon {
                 self.host.address
             )
         })?;
-        Ok(heartbeat::run(
-            config,
-            Arc::new(wire),
-            suspected,
-            self.cancel.clone(),
-        ))
+        Ok(heartbeat::run(config, Arc::new(wire), suspected, self.cancel.clone()))
     }
 
     fn lease(
@@ -381,10 +351,7 @@ impl Daemon {
             me: self.host.name.clone(),
             store: store.clone(),
             guard: Arc::clone(guard),
-            remains: Arc::new(Remains {
-                guard: Arc::clone(guard),
-                vms: Arc::clone(vms),
-            }),
+            remains: Arc::new(Remains { guard: Arc::clone(guard), vms: Arc::clone(vms) }),
             timers,
             session_file: Some(self.paths.run.join("session")),
             clock: self.clock.clone(),
@@ -451,9 +418,7 @@ impl Daemon {
                 Arc::clone(vms),
                 live.clone(),
             )?),
-            invite: Arc::new(InviteFacts {
-                fingerprint: pki::fingerprint(&identity.ca)?,
-            }),
+            invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(&identity.ca)? }),
         })
     }
 }

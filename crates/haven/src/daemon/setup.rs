@@ -42,11 +42,10 @@ impl HostFile {
         match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
-            Ok(text) => {
-                Ok(Some(serde_json::from_slice(&text).with_context(|| {
-                    format!("{} is damaged", path.display())
-                })?))
-            }
+            Ok(text) => Ok(Some(
+                serde_json::from_slice(&text)
+                    .with_context(|| format!("{} is damaged", path.display()))?,
+            )),
         }
     }
 
@@ -65,10 +64,7 @@ impl HostFile {
         if self.initial_cluster.is_some() {
             super::endpoints(self.address, &self.voters)
         } else {
-            self.voters
-                .iter()
-                .map(|ip| server::client_url(*ip))
-                .collect()
+            self.voters.iter().map(|ip| server::client_url(*ip)).collect()
         }
     }
 
@@ -116,17 +112,9 @@ pub fn init(cluster: &str, this: &ThisHost) -> anyhow::Result<()> {
     let authority = Authority::create(cluster)?;
     let (key, request) = pki::request(this.name.as_str())?;
     let certificate = authority.sign(&request, this.name.as_str(), &[this.address.into()])?;
-    let identity = Identity {
-        ca: authority.certificate.clone(),
-        certificate,
-        key,
-    };
+    let identity = Identity { ca: authority.certificate.clone(), certificate, key };
     pki.save(&identity, Some(&authority.key))?;
-    let heartbeat = format!(
-        "{}{}",
-        uuid::Uuid::new_v4().simple(),
-        uuid::Uuid::new_v4().simple()
-    );
+    let heartbeat = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
     HostFile {
         name: this.name.clone(),
         address: this.address,
@@ -146,11 +134,8 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
     let (secret, fingerprint) = token
         .rsplit_once('.')
         .context("this is not a join token; make one with `haven host invite`")?;
-    let peer = if peer.contains(':') {
-        peer.to_owned()
-    } else {
-        format!("{peer}:{}", super::API_PORT)
-    };
+    let peer =
+        if peer.contains(':') { peer.to_owned() } else { format!("{peer}:{}", super::API_PORT) };
     let client = Client::remote(peer, &Pin(fingerprint.to_owned()), None);
     let (key, request) = pki::request(this.name.as_str())?;
     let answer = client
@@ -162,19 +147,9 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
             request,
         })
         .await?;
-    let identity = Identity {
-        ca: answer.ca,
-        certificate: answer.certificate,
-        key,
-    };
+    let identity = Identity { ca: answer.ca, certificate: answer.certificate, key };
     pki.save(&identity, Some(&answer.ca_key))?;
-    let host = |url: &String| {
-        url.strip_prefix("https://")?
-            .rsplit_once(':')?
-            .0
-            .parse()
-            .ok()
-    };
+    let host = |url: &String| url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok();
     HostFile {
         name: this.name.clone(),
         address: this.address,

@@ -56,11 +56,7 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
         parts.solved("balance");
     }
     let current = session.is_some_and(|s| snapshot.revision >= s.since_revision);
-    let held = if current {
-        wanted::addresses(&snapshot, &parts.me)
-    } else {
-        BTreeSet::new()
-    };
+    let held = if current { wanted::addresses(&snapshot, &parts.me) } else { BTreeSet::new() };
     match parts.address.hold(&held).await {
         Ok(()) => parts.solved("address"),
         Err(error) => parts.problem("address", &error),
@@ -83,13 +79,7 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
 }
 
 fn address_of(snapshot: &Snapshot, service: &Name) -> Option<Ipv4Addr> {
-    snapshot
-        .services
-        .get(service)?
-        .spec
-        .frontend
-        .as_ref()
-        .map(|f| f.address)
+    snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address)
 }
 
 /// Probes, and if nobody answers writes itself as the holder. The live copy then shows it, and the next step takes
@@ -121,11 +111,7 @@ async fn claim(
         ),
     );
     let compare = vec![Compare::ModRevision(key.clone(), revision)];
-    match parts
-        .store
-        .txn(compare, vec![Op::Put(key, value.into()), event])
-        .await
-    {
+    match parts.store.txn(compare, vec![Op::Put(key, value.into()), event]).await {
         Ok(outcome) if outcome.succeeded => {
             tracing::warn!(%service, %address, "took the address from a suspected holder");
         }

@@ -44,11 +44,7 @@ async fn follow(
         let state = counter.count(answered);
         out.send_if_modified(|now| std::mem::replace(now, state) != state);
         // A guest that never answered yet is asked more often: it is booting and somebody waits for it.
-        let pause = if state == Some(true) {
-            target.interval
-        } else {
-            target.interval.min(FAST)
-        };
+        let pause = if state == Some(true) { target.interval } else { target.interval.min(FAST) };
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,

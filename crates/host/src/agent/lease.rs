@@ -87,28 +87,15 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let remembered = config.session_file.as_ref().and_then(|path| {
-        std::fs::read_to_string(path)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
     });
-    let mut task = LeaseTask {
-        config,
-        out,
-        held: None,
-        doubt: false,
-        unguarded: None,
-        remembered,
-    };
+    let mut task = LeaseTask { config, out, held: None, doubt: false, unguarded: None, remembered };
     let mut next = task.config.clock.now();
     while !cancel.is_cancelled() {
         let pause = task.beat().await;
         // Renewals keep their rhythm whatever a round trip takes, and never pile up after a stall.
         let now = task.config.clock.now();
-        next = if pause.is_zero() {
-            now
-        } else {
-            next.plus(pause).max(now)
-        };
+        next = if pause.is_zero() { now } else { next.plus(pause).max(now) };
         tokio::select! {
             biased;
             () = cancel.cancelled() => {}
@@ -155,11 +142,8 @@ impl LeaseTask {
     ) -> Result<Option<i64>, StoreError> {
         let sent_ns = self.config.clock.boottime_ns();
         let value = serde_json::to_vec(lease).expect("a lease is plain data");
-        let result = self
-            .config
-            .store
-            .txn(vec![compare], vec![Op::Put(self.key(), value.into())])
-            .await;
+        let result =
+            self.config.store.txn(vec![compare], vec![Op::Put(self.key(), value.into())]).await;
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -194,27 +178,15 @@ impl LeaseTask {
     }
 
     async fn renew(&mut self, held: Held, timers: &Timers) -> Result<(), StoreError> {
-        let lease = Lease {
-            session: held.session,
-            count: held.count + 1,
-            closed: false,
-        };
+        let lease = Lease { session: held.session, count: held.count + 1, closed: false };
         let compare = Compare::ModRevision(self.key(), held.revision);
         match self.write(&lease, compare, timers).await? {
             Some(revision) => {
-                self.held = Some(Held {
-                    count: lease.count,
-                    revision,
-                    ..held
-                });
+                self.held = Some(Held { count: lease.count, revision, ..held });
             }
             None => self.doubt = true,
         }
-        if self.doubt {
-            self.resolve_doubt().await
-        } else {
-            Ok(())
-        }
+        if self.doubt { self.resolve_doubt().await } else { Ok(()) }
     }
 
     /// The record is not as this task left it: either a write of its own was applied after all, or the session is
@@ -225,11 +197,7 @@ impl LeaseTask {
         let Some(held) = self.held else { return Ok(()) };
         match record {
             Some((lease, revision)) if lease.session == held.session && !lease.closed => {
-                self.held = Some(Held {
-                    session: lease.session,
-                    count: lease.count,
-                    revision,
-                });
+                self.held = Some(Held { session: lease.session, count: lease.count, revision });
             }
             _ => {
                 tracing::error!(
@@ -253,10 +221,7 @@ impl LeaseTask {
             && !lease.closed
             && self.remembered == Some(lease.session)
         {
-            let resumed = Lease {
-                count: lease.count + 1,
-                ..lease.clone()
-            };
+            let resumed = Lease { count: lease.count + 1, ..lease.clone() };
             let compare = Compare::ModRevision(self.key(), *revision);
             if let Some(revision) = self.write(&resumed, compare, timers).await? {
                 self.opened(&resumed, revision, "resumed");
@@ -270,17 +235,12 @@ impl LeaseTask {
             return Ok(());
         }
         let (session, compare) = match &record {
-            Some((lease, revision)) => (
-                lease.session + 1,
-                Compare::ModRevision(self.key(), *revision),
-            ),
+            Some((lease, revision)) => {
+                (lease.session + 1, Compare::ModRevision(self.key(), *revision))
+            }
             None => (1, Compare::Absent(self.key())),
         };
-        let lease = Lease {
-            session,
-            count: 0,
-            closed: false,
-        };
+        let lease = Lease { session, count: 0, closed: false };
         if let Some(revision) = self.write(&lease, compare, timers).await? {
             self.opened(&lease, revision, "opened");
         }
@@ -289,20 +249,13 @@ impl LeaseTask {
 
     fn opened(&mut self, lease: &Lease, revision: i64, how: &str) {
         tracing::info!(session = lease.session, "session {how}");
-        self.held = Some(Held {
-            session: lease.session,
-            count: lease.count,
-            revision,
-        });
+        self.held = Some(Held { session: lease.session, count: lease.count, revision });
         self.remembered = Some(lease.session);
         if let Some(path) = &self.config.session_file
             && let Err(error) = std::fs::write(path, lease.session.to_string())
         {
             tracing::warn!(%error, path = %path.display(), "the session could not be noted; a restart of the daemon will end the VMs");
         }
-        self.out.send_replace(Some(Session {
-            number: lease.session,
-            since_revision: revision,
-        }));
+        self.out.send_replace(Some(Session { number: lease.session, since_revision: revision }));
     }
 }

@@ -132,9 +132,7 @@ impl Problems {
     #[must_use]
     pub fn list(&self) -> Vec<String> {
         let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        now.iter()
-            .map(|(part, what)| format!("{part}: {what}"))
-            .collect()
+        now.iter().map(|(part, what)| format!("{part}: {what}")).collect()
     }
 }
 

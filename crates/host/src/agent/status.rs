@@ -25,11 +25,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
             let status = compose(&parts, open.number, etcd_member).await;
             if written.as_ref() != Some(&status) {
                 let value = serde_json::to_vec(&status).expect("a status is plain data");
-                match parts
-                    .store
-                    .txn(vec![], vec![Op::Put(key.clone(), value.into())])
-                    .await
-                {
+                match parts.store.txn(vec![], vec![Op::Put(key.clone(), value.into())]).await {
                     Ok(_) => written = Some(status),
                     Err(error) => {
                         tracing::debug!(%error, "the status of this host could not be written");

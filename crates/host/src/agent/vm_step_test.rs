@@ -4,10 +4,7 @@ use super::vm_step::{Seen, Step, Wanted, backoff_ms, next};
 use crate::vm::driver::Exit;
 use haven_model::vm::RestartPolicy::{Always, Never, OnFailure};
 
-const RUN: Wanted = Wanted::Run {
-    epoch: 3,
-    resets: 0,
-};
+const RUN: Wanted = Wanted::Run { epoch: 3, resets: 0 };
 
 fn seen() -> Seen {
     Seen {
@@ -23,91 +20,25 @@ fn seen() -> Seen {
 #[test]
 fn starts_only_in_a_session_and_after_its_pause() {
     assert_eq!(next(RUN, Always, &seen()), Step::Start);
-    assert_eq!(
-        next(
-            RUN,
-            Always,
-            &Seen {
-                may_start: false,
-                ..seen()
-            }
-        ),
-        Step::Wait
-    );
-    assert_eq!(
-        next(
-            RUN,
-            Always,
-            &Seen {
-                backing_off: true,
-                ..seen()
-            }
-        ),
-        Step::Wait
-    );
+    assert_eq!(next(RUN, Always, &Seen { may_start: false, ..seen() }), Step::Wait);
+    assert_eq!(next(RUN, Always, &Seen { backing_off: true, ..seen() }), Step::Wait);
 }
 
 #[test]
 fn a_process_of_another_epoch_is_killed_whatever_else_holds() {
     for running in [1, 2, 4] {
-        assert_eq!(
-            next(
-                RUN,
-                Always,
-                &Seen {
-                    running: Some(running),
-                    ..seen()
-                }
-            ),
-            Step::Kill
-        );
+        assert_eq!(next(RUN, Always, &Seen { running: Some(running), ..seen() }), Step::Kill);
     }
-    assert_eq!(
-        next(
-            RUN,
-            Always,
-            &Seen {
-                running: Some(3),
-                ..seen()
-            }
-        ),
-        Step::Settled
-    );
-    assert_eq!(
-        next(
-            Wanted::NotMine,
-            Always,
-            &Seen {
-                running: Some(3),
-                ..seen()
-            }
-        ),
-        Step::Kill
-    );
-    assert_eq!(
-        next(
-            Wanted::Delete,
-            Always,
-            &Seen {
-                running: Some(3),
-                ..seen()
-            }
-        ),
-        Step::Kill
-    );
+    assert_eq!(next(RUN, Always, &Seen { running: Some(3), ..seen() }), Step::Settled);
+    assert_eq!(next(Wanted::NotMine, Always, &Seen { running: Some(3), ..seen() }), Step::Kill);
+    assert_eq!(next(Wanted::Delete, Always, &Seen { running: Some(3), ..seen() }), Step::Kill);
 }
 
 #[test]
 fn the_restart_policy_decides_after_an_end() {
-    let ended = |how| Seen {
-        ended: Some(how),
-        ..seen()
-    };
+    let ended = |how| Seen { ended: Some(how), ..seen() };
     assert_eq!(next(RUN, Always, &ended(Exit::PoweredOff)), Step::Start);
-    assert_eq!(
-        next(RUN, OnFailure, &ended(Exit::PoweredOff)),
-        Step::LeaveEnded
-    );
+    assert_eq!(next(RUN, OnFailure, &ended(Exit::PoweredOff)), Step::LeaveEnded);
     assert_eq!(next(RUN, OnFailure, &ended(Exit::Crashed)), Step::Start);
     assert_eq!(next(RUN, Never, &ended(Exit::Crashed)), Step::LeaveEnded);
 }
@@ -115,59 +46,17 @@ fn the_restart_policy_decides_after_an_end() {
 #[test]
 fn deleting_ends_cleans_and_settles() {
     assert_eq!(next(Wanted::Delete, Always, &seen()), Step::Clean);
-    assert_eq!(
-        next(
-            Wanted::Delete,
-            Always,
-            &Seen {
-                deleted: true,
-                ..seen()
-            }
-        ),
-        Step::Settled
-    );
-    assert_eq!(
-        next(
-            Wanted::Stop,
-            Always,
-            &Seen {
-                running: Some(3),
-                ..seen()
-            }
-        ),
-        Step::Stop
-    );
+    assert_eq!(next(Wanted::Delete, Always, &Seen { deleted: true, ..seen() }), Step::Settled);
+    assert_eq!(next(Wanted::Stop, Always, &Seen { running: Some(3), ..seen() }), Step::Stop);
     assert_eq!(next(Wanted::Stop, Always, &seen()), Step::Settled);
 }
 
 #[test]
 fn a_reset_is_carried_out_once() {
-    let wanted = Wanted::Run {
-        epoch: 3,
-        resets: 2,
-    };
+    let wanted = Wanted::Run { epoch: 3, resets: 2 };
+    assert_eq!(next(wanted, Always, &Seen { running: Some(3), resets: 1, ..seen() }), Step::Reset);
     assert_eq!(
-        next(
-            wanted,
-            Always,
-            &Seen {
-                running: Some(3),
-                resets: 1,
-                ..seen()
-            }
-        ),
-        Step::Reset
-    );
-    assert_eq!(
-        next(
-            wanted,
-            Always,
-            &Seen {
-                running: Some(3),
-                resets: 2,
-                ..seen()
-            }
-        ),
+        next(wanted, Always, &Seen { running: Some(3), resets: 2, ..seen() }),
         Step::Settled
     );
 }

@@ -139,18 +139,14 @@ impl VmTask {
     /// One turn; how long until the next at the latest, or nothing when the task is over.
     async fn turn(&mut self, snapshot: &Snapshot) -> Option<Duration> {
         let wanted = wanted::vm(snapshot, &self.parts.me, &self.vm);
-        if let (Some(object), Some(placement)) = (
-            snapshot.vms.get(&self.vm),
-            snapshot.placements.get(&self.vm),
-        ) && placement.host == self.parts.me
+        if let (Some(object), Some(placement)) =
+            (snapshot.vms.get(&self.vm), snapshot.placements.get(&self.vm))
+            && placement.host == self.parts.me
         {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
         self.new_epoch(wanted);
-        let policy = snapshot
-            .vms
-            .get(&self.vm)
-            .map_or(RestartPolicy::Never, |vm| vm.spec.restart);
+        let policy = snapshot.vms.get(&self.vm).map_or(RestartPolicy::Never, |vm| vm.spec.restart);
         let now = self.parts.clock.now();
         let seen = Seen {
             running: self.running,
@@ -168,12 +164,8 @@ impl VmTask {
             Step::Reset => self.reset(snapshot).await,
             Step::Clean => self.clean(snapshot, wanted).await,
             Step::LeaveEnded => {
-                self.report(
-                    snapshot,
-                    VmPhase::Stopped,
-                    "it ended and its restart policy leaves it",
-                )
-                .await
+                self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it")
+                    .await
             }
             Step::Settled if matches!(wanted, Wanted::NotMine) => return None,
             Step::Settled => self.settled(snapshot, wanted).await,
@@ -224,10 +216,7 @@ impl VmTask {
         let Some(session) = self.parts.current_session() else {
             return false;
         };
-        let generation = snapshot
-            .vms
-            .get(&self.vm)
-            .map_or(0, |vm| vm.meta.generation);
+        let generation = snapshot.vms.get(&self.vm).map_or(0, |vm| vm.meta.generation);
         let mut status = VmStatus {
             host: self.parts.me.clone(),
             session: session.number,
@@ -247,18 +236,12 @@ impl VmTask {
         }
         let bare = status.clone();
         status.since_ms = (self.parts.wall_ms)();
-        let compare = vec![Compare::ModRevision(
-            keys::placement(&self.vm),
-            placement.revision,
-        )];
+        let compare = vec![Compare::ModRevision(keys::placement(&self.vm), placement.revision)];
         let value = serde_json::to_vec(&status).expect("a status is plain data");
         match self
             .parts
             .store
-            .txn(
-                compare,
-                vec![Op::Put(keys::vm_status(&self.vm), value.into())],
-            )
+            .txn(compare, vec![Op::Put(keys::vm_status(&self.vm), value.into())])
             .await
         {
             Ok(outcome) if outcome.succeeded => {
@@ -345,18 +328,10 @@ impl VmTask {
             direct_boot,
             seed: Some(seed),
             nics,
-            accel: if self.parts.facts.kvm {
-                Accel::Kvm
-            } else {
-                Accel::Tcg
-            },
+            accel: if self.parts.facts.kvm { Accel::Kvm } else { Accel::Tcg },
             uuid: object.meta.uid.clone(),
         };
-        self.parts
-            .vms
-            .start(&launch)
-            .await
-            .map_err(|error| StartFailure::of(&error))
+        self.parts.vms.start(&launch).await.map_err(|error| StartFailure::of(&error))
     }
 
     async fn disks(
@@ -421,22 +396,14 @@ impl VmTask {
             Some(file) => Some(self.image_file(file).await?),
             None => None,
         };
-        Ok(Some(DirectBoot {
-            kernel,
-            initrd,
-            cmdline: image.cmdline.clone(),
-        }))
+        Ok(Some(DirectBoot { kernel, initrd, cmdline: image.cmdline.clone() }))
     }
 
     async fn image_file(
         &self,
         file: &haven_model::image::ImageFile,
     ) -> Result<PathBuf, StartFailure> {
-        self.parts
-            .storage
-            .image_file(file)
-            .await
-            .map_err(|e| StartFailure::of(&e))
+        self.parts.storage.image_file(file).await.map_err(|e| StartFailure::of(&e))
     }
 
     async fn seed(
@@ -465,11 +432,7 @@ impl VmTask {
             nics,
             owner_uid: placement.unix_uid(),
         };
-        self.parts
-            .storage
-            .seed(&wanted)
-            .await
-            .map_err(|e| StartFailure::of(&e))
+        self.parts.storage.seed(&wanted).await.map_err(|e| StartFailure::of(&e))
     }
 
     async fn wait_for_network(&mut self, snapshot: &Snapshot) -> Result<(), StartFailure> {
@@ -491,9 +454,7 @@ impl VmTask {
         let grace = self
             .last
             .as_ref()
-            .map_or(Duration::from_secs(10), |(o, _)| {
-                o.spec.stop_grace.duration()
-            });
+            .map_or(Duration::from_secs(10), |(o, _)| o.spec.stop_grace.duration());
         match self.parts.vms.stop(self.vm.as_str(), grace).await {
             Ok(()) => self.gone(snapshot, "").await,
             Err(error) => self.failed("stop", &error),
@@ -524,10 +485,7 @@ impl VmTask {
     }
 
     async fn reset(&mut self, snapshot: &Snapshot) {
-        let wanted = snapshot
-            .vms
-            .get(&self.vm)
-            .map_or(self.resets, |vm| vm.spec.resets);
+        let wanted = snapshot.vms.get(&self.vm).map_or(self.resets, |vm| vm.spec.resets);
         match self.parts.vms.reset(self.vm.as_str()).await {
             Ok(()) => {
                 self.resets = wanted;
@@ -574,10 +532,7 @@ impl VmTask {
     /// Events were lost: asks the driver what runs.
     async fn resync(&mut self) {
         if let Ok(list) = self.parts.vms.list().await {
-            let running = list
-                .iter()
-                .find(|vm| vm.vm == self.vm.as_str())
-                .map(|vm| vm.epoch);
+            let running = list.iter().find(|vm| vm.vm == self.vm.as_str()).map(|vm| vm.epoch);
             if self.running.is_some() && running.is_none() {
                 self.exited(self.epoch, Exit::Crashed).await;
             }

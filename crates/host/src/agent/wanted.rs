@@ -28,21 +28,16 @@ pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
     match snapshot.vms.get(vm) {
         None => Wanted::Delete,
         Some(object) if object.meta.deleting => Wanted::Delete,
-        Some(object) if object.spec.running => Wanted::Run {
-            epoch: placement.epoch,
-            resets: object.spec.resets,
-        },
+        Some(object) if object.spec.running => {
+            Wanted::Run { epoch: placement.epoch, resets: object.spec.resets }
+        }
         Some(_) => Wanted::Stop,
     }
 }
 
 /// The VMs placed on `me`.
 pub fn my_vms<'a>(snapshot: &'a Snapshot, me: &'a Name) -> impl Iterator<Item = &'a Name> {
-    snapshot
-        .placements
-        .iter()
-        .filter(move |(_, p)| p.host == *me)
-        .map(|(vm, _)| vm)
+    snapshot.placements.iter().filter(move |(_, p)| p.host == *me).map(|(vm, _)| vm)
 }
 
 fn kind(spec: &NetworkSpec, vni: u32) -> NetworkKind {
@@ -116,11 +111,7 @@ fn add_port(
             owner_uid: placement.unix_uid(),
         });
     } else if let Some(host) = snapshot.hosts.get(&placement.host) {
-        network.remote.push(RemotePort {
-            mac,
-            ip: nic.ip,
-            host: host.spec.address,
-        });
+        network.remote.push(RemotePort { mac, ip: nic.ip, host: host.spec.address });
     }
 }
 
@@ -217,13 +208,7 @@ pub fn addresses(snapshot: &Snapshot, me: &Name) -> BTreeSet<Ipv4Addr> {
         .iter()
         .filter(|(_, placement)| placement.holder == *me)
         .filter_map(|(service, _)| {
-            snapshot
-                .services
-                .get(service)?
-                .spec
-                .frontend
-                .as_ref()
-                .map(|f| f.address)
+            snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address)
         })
         .collect()
 }

@@ -38,26 +38,18 @@ pub struct HaproxyDriver {
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> BalanceError {
     let what = what.into();
-    move |error| BalanceError {
-        what,
-        why: error.to_string(),
-    }
+    move |error| BalanceError { what, why: error.to_string() }
 }
 
 /// Puts members into slots: who has one keeps it, newcomers take free ones.
 #[must_use]
 pub fn assign(before: &[Option<Member>], members: &[Member]) -> Slots {
-    let size = members
-        .len()
-        .next_multiple_of(STEP)
-        .max(STEP)
-        .max(before.len());
+    let size = members.len().next_multiple_of(STEP).max(STEP).max(before.len());
     let mut slots: Slots = vec![None; size];
     let mut new = Vec::new();
     for member in members {
-        let old = before
-            .iter()
-            .position(|slot| slot.as_ref().is_some_and(|s| s.name == member.name));
+        let old =
+            before.iter().position(|slot| slot.as_ref().is_some_and(|s| s.name == member.name));
         match old {
             Some(i) => slots[i] = Some(member.clone()),
             None => new.push(member.clone()),
@@ -91,25 +83,20 @@ pub fn config(
             "frontend f_{name}\n  mode {mode}\n  bind {}:{}\n  default_backend b_{name}\n",
             frontend.address, frontend.port
         );
-        let _ = writeln!(
-            text,
-            "backend b_{name}\n  mode {mode}\n  balance roundrobin"
-        );
+        let _ = writeln!(text, "backend b_{name}\n  mode {mode}\n  balance roundrobin");
         if frontend.mode == FrontendMode::Http {
             text.push_str("  retry-on conn-failure empty-response response-timeout\n  option http-server-close\n");
         }
         let check = check_lines(&mut text, frontend.check.as_ref());
-        let count = slots.and_then(|s| s.get(name)).map_or_else(
-            || frontend.members.len().next_multiple_of(STEP).max(STEP),
-            Vec::len,
-        );
+        let count = slots
+            .and_then(|s| s.get(name))
+            .map_or_else(|| frontend.members.len().next_multiple_of(STEP).max(STEP), Vec::len);
         let _ = writeln!(text, "  # {count} slots");
         if let Some(slots) = slots.and_then(|s| s.get(name)) {
             for (i, slot) in slots.iter().enumerate() {
-                let (address, port, weight) =
-                    slot.as_ref().map_or(("127.0.0.1".into(), 9, 100), |m| {
-                        (m.ip.to_string(), m.port, m.weight)
-                    });
+                let (address, port, weight) = slot
+                    .as_ref()
+                    .map_or(("127.0.0.1".into(), 9, 100), |m| (m.ip.to_string(), m.port, m.weight));
                 let down = if slot.as_ref().is_some_and(|m| m.state != MemberState::Down) {
                     ""
                 } else {
@@ -153,30 +140,19 @@ impl HaproxyDriver {
     /// A driver whose files stand in `directory`, on a tmpfs.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self {
-            directory,
-            told: Mutex::default(),
-        }
+        Self { directory, told: Mutex::default() }
     }
 
     fn pid(&self) -> Option<i32> {
-        let pid: i32 = std::fs::read_to_string(self.directory.join("pid"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
+        let pid: i32 =
+            std::fs::read_to_string(self.directory.join("pid")).ok()?.trim().parse().ok()?;
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         (name.trim() == "haproxy").then_some(pid)
     }
 
     /// One command of the runtime API, and its answer.
     async fn ask(&self, command: &str) -> Result<String, BalanceError> {
-        let what = || {
-            format!(
-                "HAProxy was asked `{}`",
-                command.lines().next().unwrap_or_default()
-            )
-        };
+        let what = || format!("HAProxy was asked `{}`", command.lines().next().unwrap_or_default());
         let talk = async {
             let mut stream = UnixStream::connect(self.directory.join("admin.sock")).await?;
             stream.write_all(command.as_bytes()).await?;
@@ -199,21 +175,18 @@ impl HaproxyDriver {
             .map_err(failed(format!("{} cannot be written", file.display())))?;
         let old = self.pid();
         let mut command = Command::new("haproxy");
-        command
-            .arg("-D")
-            .arg("-f")
-            .arg(&file)
-            .arg("-p")
-            .arg(self.directory.join("pid"));
+        command.arg("-D").arg("-f").arg(&file).arg("-p").arg(self.directory.join("pid"));
         if let Some(old) = old {
             command
                 .arg("-x")
                 .arg(self.directory.join("admin.sock"))
                 .args(["-sf", &old.to_string()]);
         }
-        let output = command.stdin(Stdio::null()).output().await.map_err(failed(
-            "HAProxy cannot be started; install the package haproxy",
-        ))?;
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(failed("HAProxy cannot be started; install the package haproxy"))?;
         if output.status.success() {
             return Ok(());
         }
@@ -224,10 +197,7 @@ impl HaproxyDriver {
             .take(2)
             .collect::<Vec<_>>()
             .join("; ");
-        Err(BalanceError {
-            what: "HAProxy refuses its configuration".into(),
-            why: alert,
-        })
+        Err(BalanceError { what: "HAProxy refuses its configuration".into(), why: alert })
     }
 
     /// Brings the members from what HAProxy was told to `slots`.
@@ -243,10 +213,9 @@ impl HaproxyDriver {
                 continue;
             }
             let server = format!("b_{service}/m{}", i + 1);
-            let moved = new.as_ref().filter(|n| {
-                old.as_ref()
-                    .is_none_or(|o| (o.ip, o.port) != (n.ip, n.port))
-            });
+            let moved = new
+                .as_ref()
+                .filter(|n| old.as_ref().is_none_or(|o| (o.ip, o.port) != (n.ip, n.port)));
             if let Some(member) = moved {
                 let _ = write!(commands, "set server {server} state maint;");
                 let _ = write!(
@@ -266,9 +235,8 @@ impl HaproxyDriver {
             return Ok(());
         }
         let answer = self.ask(commands.trim_end_matches(';')).await?;
-        let refused = answer
-            .lines()
-            .find(|line| line.contains("No such") || line.contains("Invalid"));
+        let refused =
+            answer.lines().find(|line| line.contains("No such") || line.contains("Invalid"));
         refused.map_or(Ok(()), |line| {
             Err(BalanceError {
                 what: "HAProxy refused a change of a member".into(),
@@ -284,19 +252,12 @@ impl BalanceDriver for HaproxyDriver {
         let mut told = self.told.lock().await;
         let before = told.take();
         let old = |service: &str| {
-            before
-                .as_ref()
-                .and_then(|t| t.slots.get(service))
-                .cloned()
-                .unwrap_or_default()
+            before.as_ref().and_then(|t| t.slots.get(service)).cloned().unwrap_or_default()
         };
         let slots: BTreeMap<String, Slots> = wanted
             .iter()
             .map(|frontend| {
-                (
-                    frontend.service.clone(),
-                    assign(&old(&frontend.service), &frontend.members),
-                )
+                (frontend.service.clone(), assign(&old(&frontend.service), &frontend.members))
             })
             .collect();
         let mut structure = config(&self.directory, wanted, None);
@@ -307,17 +268,13 @@ impl BalanceDriver for HaproxyDriver {
         if wanted.is_empty() && !running {
             return Ok(());
         }
-        let same = running
-            && before
-                .as_ref()
-                .is_some_and(|before| before.structure == structure);
+        let same = running && before.as_ref().is_some_and(|before| before.structure == structure);
         if same {
             for (service, slots) in &slots {
                 self.move_members(service, &old(service), slots).await?;
             }
         } else {
-            self.reload(&config(&self.directory, wanted, Some(&slots)))
-                .await?;
+            self.reload(&config(&self.directory, wanted, Some(&slots))).await?;
             for (service, slots) in &slots {
                 // Draining cannot be written into the file.
                 let ready: Slots = slots

@@ -65,10 +65,7 @@ impl LabPower {
         path: &str,
         body: &str,
     ) -> Result<String, PowerError> {
-        let failed = |what: String| PowerError {
-            url: power.url.clone(),
-            what,
-        };
+        let failed = |what: String| PowerError { url: power.url.clone(), what };
         let rest = power
             .url
             .strip_prefix("http://")
@@ -93,10 +90,7 @@ impl LabPower {
         let answer = answer.map_err(|error| failed(format!("cannot be reached ({error})")))?;
         let status = answer.split_whitespace().nth(1).unwrap_or_default();
         if status.starts_with('2') {
-            Ok(answer
-                .split_once("\r\n\r\n")
-                .map(|(_, body)| body.to_owned())
-                .unwrap_or_default())
+            Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
         } else {
             Err(failed(format!(
                 "answered with status {status}; check the host's power user and password"
@@ -121,22 +115,14 @@ impl PowerDriver for LabPower {
     }
 
     async fn power_off(&self, power: &PowerConfig) -> Result<(), PowerError> {
-        self.request(
-            power,
-            "POST",
-            "/Actions/ComputerSystem.Reset",
-            r#"{"ResetType":"ForceOff"}"#,
-        )
-        .await?;
+        self.request(power, "POST", "/Actions/ComputerSystem.Reset", r#"{"ResetType":"ForceOff"}"#)
+            .await?;
         for _ in 0..READS {
             if self.state(power).await? == PowerState::Off {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(PowerError {
-            url: power.url.clone(),
-            what: "still tells that the power is on".into(),
-        })
+        Err(PowerError { url: power.url.clone(), what: "still tells that the power is on".into() })
     }
 }

@@ -60,30 +60,16 @@ impl GuardClient {
         deadline_ns: u64,
         tap: &str,
     ) -> Result<Reply, GuardError> {
-        let request = Request {
-            kind,
-            pid,
-            deadline_ns,
-            vm: text(vm),
-            tap: text(tap),
-        };
+        let request = Request { kind, pid, deadline_ns, vm: text(vm), tap: text(tap) };
         let (answer, answered) = oneshot::channel();
         let gone = || GuardError::Gone(std::io::ErrorKind::BrokenPipe.into());
         self.requests.send((request, answer)).map_err(|_| gone())?;
-        answered
-            .await
-            .map_err(|_| gone())?
-            .map_err(GuardError::Gone)
+        answered.await.map_err(|_| gone())?.map_err(GuardError::Gone)
     }
 }
 
 fn open(path: &std::path::Path) -> std::io::Result<OwnedFd> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     setsockopt(&fd, ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0))?;
     Ok(fd)
@@ -126,10 +112,6 @@ impl Guard for GuardClient {
 
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         let reply = self.call(STATUS, "", 0, 0, "").await?;
-        Ok(GuardStatus {
-            deadline_ns: reply.deadline_ns,
-            live: reply.live,
-            fired: reply.fired,
-        })
+        Ok(GuardStatus { deadline_ns: reply.deadline_ns, live: reply.live, fired: reply.fired })
     }
 }

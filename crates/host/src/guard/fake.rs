@@ -21,12 +21,7 @@ impl FakeGuard {
     /// Watches over `host` in `world` by this host's clock.
     #[must_use]
     pub fn spawn(host: &str, world: Arc<World>, clock: Clock) -> Arc<Self> {
-        let guard = Arc::new(Self {
-            host: host.into(),
-            world,
-            clock,
-            deadline_ns: Arc::default(),
-        });
+        let guard = Arc::new(Self { host: host.into(), world, clock, deadline_ns: Arc::default() });
         let watched = Arc::clone(&guard);
         tokio::spawn(async move {
             loop {
@@ -40,29 +35,20 @@ impl FakeGuard {
     }
 
     fn deadline(&self) -> u64 {
-        *self
-            .deadline_ns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl Guard for FakeGuard {
     async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError> {
-        let mut deadline = self
-            .deadline_ns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut deadline = self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner);
         *deadline = deadline_ns.max(*deadline);
         Ok(())
     }
     async fn register(&self, vm: &str, _pid: i32, _tap: &str) -> Result<(), GuardError> {
         if self.clock.boottime_ns() + START_MARGIN_NS > self.deadline() {
-            return Err(GuardError::Refused {
-                vm: vm.into(),
-                why: super::REFUSALS[1],
-            });
+            return Err(GuardError::Refused { vm: vm.into(), why: super::REFUSALS[1] });
         }
         Ok(())
     }
@@ -71,10 +57,6 @@ impl Guard for FakeGuard {
     }
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         let live = u32::try_from(self.world.running_on(&self.host).len()).unwrap_or(u32::MAX);
-        Ok(GuardStatus {
-            deadline_ns: self.deadline(),
-            live,
-            fired: 0,
-        })
+        Ok(GuardStatus { deadline_ns: self.deadline(), live, fired: 0 })
     }
 }

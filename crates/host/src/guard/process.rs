@@ -76,29 +76,17 @@ pub fn run(options: &GuardOptions) -> std::io::Result<()> {
     let state = map_state(&options.run_dir.join("guard.state"))?;
     let path = options.run_dir.join("guard.sock");
     let _ = std::fs::remove_file(&path);
-    let listener = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
     listen(&listener, Backlog::new(8)?)?;
     let watchdog = match &options.watchdog {
         None => None,
-        Some(path) => Some(
-            OpenOptions::new()
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path)?,
-        ),
+        Some(path) => {
+            Some(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+        }
     };
     real_time();
-    let mut process = Process {
-        state,
-        pidfds: [-1; SLOTS],
-        watchdog,
-    };
+    let mut process = Process { state, pidfds: [-1; SLOTS], watchdog };
     process.reopen();
     process.serve(&listener)
 }
@@ -176,10 +164,7 @@ impl Process {
             {
                 let mut fds = [
                     PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-                    PollFd::new(
-                        connection.as_ref().unwrap_or(listener).as_fd(),
-                        PollFlags::POLLIN,
-                    ),
+                    PollFd::new(connection.as_ref().unwrap_or(listener).as_fd(), PollFlags::POLLIN),
                 ];
                 let count = if connection.is_some() { 2 } else { 1 };
                 if poll(&mut fds[..count], timeout).is_ok() {
@@ -210,11 +195,7 @@ impl Process {
             _ if live => 2,
             _ => 60_000,
         };
-        let feed = if self.watchdog.is_some() {
-            u64::from(FEED_MS)
-        } else {
-            u64::MAX
-        };
+        let feed = if self.watchdog.is_some() { u64::from(FEED_MS) } else { u64::MAX };
         PollTimeout::from(u16::try_from(to_deadline.min(feed)).unwrap_or(u16::MAX))
     }
 
@@ -303,10 +284,7 @@ impl Process {
             }
             _ => 0,
         };
-        debug_assert!(
-            (refusal as usize) < REFUSALS.len() && STATUS > 0,
-            "refusals have words"
-        );
+        debug_assert!((refusal as usize) < REFUSALS.len() && STATUS > 0, "refusals have words");
         let reply = Reply {
             refusal,
             live: self.live(),
@@ -314,12 +292,8 @@ impl Process {
             padding: 0,
             deadline_ns: self.state.deadline_ns,
         };
-        send(
-            daemon.as_raw_fd(),
-            bytes_of(&reply),
-            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-        )
-        .is_ok()
+        send(daemon.as_raw_fd(), bytes_of(&reply), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)
+            .is_ok()
     }
 
     fn register(&mut self, request: &Request) -> u32 {
@@ -335,13 +309,7 @@ impl Process {
         };
         self.pidfds[i] = fd;
         let (vm, tap) = (request.vm, request.tap);
-        self.state.slots[i] = Slot {
-            used: 1,
-            pid: request.pid,
-            start,
-            vm,
-            tap,
-        };
+        self.state.slots[i] = Slot { used: 1, pid: request.pid, start, vm, tap };
         0
     }
 }

@@ -59,9 +59,7 @@ pub struct NetProber;
 #[async_trait]
 impl Prober for NetProber {
     async fn probe(&self, target: &Target) -> bool {
-        tokio::time::timeout(target.timeout, ask(target))
-            .await
-            .unwrap_or(false)
+        tokio::time::timeout(target.timeout, ask(target)).await.unwrap_or(false)
     }
 }
 

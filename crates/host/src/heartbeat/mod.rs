@@ -54,9 +54,7 @@ impl UdpWire {
     /// # Errors
     /// When the port is in use.
     pub async fn bind(address: Ipv4Addr) -> std::io::Result<Self> {
-        Ok(Self(
-            UdpSocket::bind(SocketAddr::from((address, PORT))).await?,
-        ))
+        Ok(Self(UdpSocket::bind(SocketAddr::from((address, PORT))).await?))
     }
 }
 
@@ -84,15 +82,8 @@ fn seal(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
         block.iter_mut().zip(key).for_each(|(b, k)| *b ^= k);
         block
     };
-    let inner = Sha256::new()
-        .chain_update(pad(0x36))
-        .chain_update(message)
-        .finalize();
-    Sha256::new()
-        .chain_update(pad(0x5c))
-        .chain_update(inner)
-        .finalize()
-        .into()
+    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(message).finalize();
+    Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().into()
 }
 
 /// A datagram: seal, then the beat.
@@ -107,16 +98,8 @@ pub fn pack(key: &[u8; 32], beat: &Beat) -> Vec<u8> {
 pub fn unpack(key: &[u8; 32], packet: &[u8]) -> Option<Beat> {
     let (given, body) = packet.split_at_checked(32)?;
     let right = seal(key, body);
-    let same = given
-        .iter()
-        .zip(right)
-        .fold(0, |differs, (a, b)| differs | (a ^ b))
-        == 0;
-    if same {
-        serde_json::from_slice(body).ok()
-    } else {
-        None
-    }
+    let same = given.iter().zip(right).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0;
+    if same { serde_json::from_slice(body).ok() } else { None }
 }
 
 /// What the heartbeats stand on.
@@ -175,14 +158,7 @@ pub async fn run(
             differs
         });
         number += 1;
-        let packet = pack(
-            &config.key,
-            &Beat {
-                from: config.me.clone(),
-                number,
-                unheard,
-            },
-        );
+        let packet = pack(&config.key, &Beat { from: config.me.clone(), number, unheard });
         for (host, address) in &hosts {
             if *host != config.me {
                 wire.send(*address, &packet).await;

@@ -25,11 +25,7 @@ impl Watchers {
     /// `silence`: a host is unheard after so long.
     #[must_use]
     pub fn new(me: Name, silence: Duration) -> Self {
-        Self {
-            me,
-            silence,
-            peers: BTreeMap::new(),
-        }
+        Self { me, silence, peers: BTreeMap::new() }
     }
 
     /// These are the hosts of the cluster; a new one counts as heard just now.

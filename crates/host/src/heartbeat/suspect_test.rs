@@ -12,11 +12,7 @@ fn at(ms: u64) -> Mono {
     Mono(ms * 1_000_000)
 }
 fn beat(from: &str, number: u64, unheard: &[&str]) -> Beat {
-    Beat {
-        from: name(from),
-        number,
-        unheard: unheard.iter().map(|n| name(n)).collect(),
-    }
+    Beat { from: name(from), number, unheard: unheard.iter().map(|n| name(n)).collect() }
 }
 fn three() -> Watchers {
     let mut watchers = Watchers::new(name("host1"), Duration::from_secs(1));
@@ -31,10 +27,7 @@ fn a_host_unheard_by_both_others_is_suspected() {
     watchers.heard(&beat("host3", 1, &[]), at(900));
     assert!(watchers.suspected(at(1800)).is_empty());
     watchers.heard(&beat("host2", 2, &["host3"]), at(2000));
-    assert_eq!(
-        watchers.suspected(at(2000)),
-        BTreeSet::from([name("host3")])
-    );
+    assert_eq!(watchers.suspected(at(2000)), BTreeSet::from([name("host3")]));
 }
 
 #[test]

@@ -44,10 +44,7 @@ struct Uplink {
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
     let what = what.into();
-    move |error| NetworkError {
-        what,
-        why: error.to_string(),
-    }
+    move |error| NetworkError { what, why: error.to_string() }
 }
 
 impl LinuxAddress {
@@ -59,11 +56,7 @@ impl LinuxAddress {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self {
-            handle,
-            file,
-            held: Mutex::default(),
-        })
+        Ok(Self { handle, file, held: Mutex::default() })
     }
 
     async fn uplink(&self, ip: Ipv4Addr) -> Result<Uplink, NetworkError> {
@@ -83,13 +76,10 @@ impl LinuxAddress {
             let index = found.header.index;
             let mut links = self.handle.link().get().match_index(index).execute();
             if let Some(link) = links.try_next().await.map_err(list())? {
-                let mac = link
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        LinkAttribute::Address(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
-                        _ => None,
-                    });
+                let mac = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Address(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
+                    _ => None,
+                });
                 if let Some(mac) = mac {
                     return Ok(Uplink { index, mac });
                 }
@@ -103,25 +93,14 @@ impl LinuxAddress {
 
     async fn add(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
         let uplink = self.uplink(ip).await?;
-        let add = self
-            .handle
-            .address()
-            .add(uplink.index, IpAddr::V4(ip), 32)
-            .replace();
-        add.execute()
-            .await
-            .map_err(failed(format!("the address {ip} cannot be taken")))?;
+        let add = self.handle.address().add(uplink.index, IpAddr::V4(ip), 32).replace();
+        add.execute().await.map_err(failed(format!("the address {ip} cannot be taken")))?;
         announce(uplink, ip);
         Ok(())
     }
 
     async fn remove(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
-        let mut list = self
-            .handle
-            .address()
-            .get()
-            .set_address_filter(IpAddr::V4(ip))
-            .execute();
+        let mut list = self.handle.address().get().set_address_filter(IpAddr::V4(ip)).execute();
         while let Ok(Some(found)) = list.try_next().await {
             if found.header.prefix_len == 32 {
                 let del = self.handle.address().del(found).execute().await;
@@ -215,9 +194,7 @@ fn open(uplink: Uplink) -> io::Result<OwnedFd> {
 }
 
 fn send(fd: &OwnedFd, frame: &[u8]) -> io::Result<()> {
-    nix::unistd::write(fd, frame)
-        .map(|_| ())
-        .map_err(io::Error::from)
+    nix::unistd::write(fd, frame).map(|_| ()).map_err(io::Error::from)
 }
 
 /// Says three times that this host has the address now, so that switches and neighbours learn it at once.
@@ -243,10 +220,7 @@ fn probe(uplink: Uplink, ip: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
     use std::os::fd::AsFd;
     let fd = open(uplink)?;
     for _ in 0..3 {
-        send(
-            &fd,
-            &frame(REQUEST, uplink.mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip),
-        )?;
+        send(&fd, &frame(REQUEST, uplink.mac, Ipv4Addr::UNSPECIFIED, [0; 6], ip))?;
         let until = Instant::now() + Duration::from_millis(50);
         while let Some(rest) = until.checked_duration_since(Instant::now()) {
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);

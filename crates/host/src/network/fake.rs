@@ -32,17 +32,11 @@ impl Segment {
     #[must_use]
     pub fn holders(&self, ip: Ipv4Addr) -> Vec<String> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.iter()
-            .filter(|(_, ips)| ips.contains(&ip))
-            .map(|(host, _)| host.clone())
-            .collect()
+        held.iter().filter(|(_, ips)| ips.contains(&ip)).map(|(host, _)| host.clone()).collect()
     }
     /// A host is gone.
     pub fn drop_host(&self, host: &str) {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(host);
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
     }
 }
 
@@ -68,19 +62,10 @@ impl AddressDriver for FakeAddress {
                 && (self.reaches)(&self.host, other)
                 && (self.reaches)(other, &self.host)
         };
-        Ok(self
-            .segment
-            .holders(ip)
-            .iter()
-            .any(answers)
-            .then_some([2; 6]))
+        Ok(self.segment.holders(ip).iter().any(answers).then_some([2; 6]))
     }
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
-        let mut held = self
-            .segment
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.segment.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert(self.host.clone(), wanted.clone());
         Ok(())
     }

@@ -10,10 +10,7 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
     let mut nat = String::new();
     let mut guests = String::new();
     for network in wanted {
-        if let NetworkKind::Overlay {
-            subnet, nat: true, ..
-        } = &network.kind
-        {
+        if let NetworkKind::Overlay { subnet, nat: true, .. } = &network.kind {
             let _ = writeln!(
                 nat,
                 "    ip saddr {subnet} ip daddr != {subnet} oifname != \"hvb*\" masquerade"
@@ -31,10 +28,7 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
                 let _ = writeln!(guests, "    iifname \"{tap}\" ip saddr != {ip} drop");
             }
             let _ = writeln!(guests, "    iifname \"{tap}\" udp sport 67 drop");
-            let _ = writeln!(
-                guests,
-                "    iifname \"{tap}\" icmpv6 type nd-router-advert drop"
-            );
+            let _ = writeln!(guests, "    iifname \"{tap}\" icmpv6 type nd-router-advert drop");
         }
     }
     format!(
@@ -49,10 +43,8 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
 /// # Errors
 /// What `nft` said.
 pub async fn load(rules: &str) -> Result<(), NetworkError> {
-    let failed = |why: String| NetworkError {
-        what: "the firewall rules cannot be loaded".into(),
-        why,
-    };
+    let failed =
+        |why: String| NetworkError { what: "the firewall rules cannot be loaded".into(), why };
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -61,29 +53,17 @@ pub async fn load(rules: &str) -> Result<(), NetworkError> {
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| {
-            failed(format!(
-                "nft cannot be started ({error}); install the package nftables"
-            ))
+            failed(format!("nft cannot be started ({error}); install the package nftables"))
         })?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(rules.as_bytes())
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+        stdin.write_all(rules.as_bytes()).await.map_err(|error| failed(error.to_string()))?;
     }
-    let output = child
-        .wait_with_output()
-        .await
-        .map_err(|error| failed(error.to_string()))?;
+    let output = child.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
         Ok(())
     } else {
         Err(failed(
-            String::from_utf8_lossy(&output.stderr)
-                .lines()
-                .take(3)
-                .collect::<Vec<_>>()
-                .join("; "),
+            String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; "),
         ))
     }
 }

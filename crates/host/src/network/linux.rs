@@ -45,10 +45,7 @@ type Links = BTreeMap<String, (u32, bool)>;
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
     let what = what.into();
-    move |error| NetworkError {
-        what,
-        why: error.to_string(),
-    }
+    move |error| NetworkError { what, why: error.to_string() }
 }
 
 fn bridge_name(vni: u32) -> String {
@@ -67,26 +64,17 @@ impl LinuxNetwork {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self {
-            address,
-            handle,
-            state: Mutex::default(),
-        })
+        Ok(Self { address, handle, state: Mutex::default() })
     }
 
     /// All network cards by name: index, and whether they are up.
     async fn links(&self) -> Result<Links, NetworkError> {
         let mut links = Links::new();
         let mut list = self.handle.link().get().execute();
-        while let Some(link) = list
-            .try_next()
-            .await
-            .map_err(failed("network cards cannot be listed"))?
+        while let Some(link) =
+            list.try_next().await.map_err(failed("network cards cannot be listed"))?
         {
-            let up = link
-                .header
-                .flags
-                .contains(rtnetlink::packet_route::link::LinkFlags::Up);
+            let up = link.header.flags.contains(rtnetlink::packet_route::link::LinkFlags::Up);
             for attribute in &link.attributes {
                 if let LinkAttribute::IfName(name) = attribute {
                     links.insert(name.clone(), (link.header.index, up));
@@ -98,13 +86,10 @@ impl LinuxNetwork {
 
     async fn index(&self, name: &str) -> Result<u32, NetworkError> {
         let links = self.links().await?;
-        links
-            .get(name)
-            .map(|(index, _)| *index)
-            .ok_or_else(|| NetworkError {
-                what: format!("the network card {name} is missing"),
-                why: "it was not there after it was made".into(),
-            })
+        links.get(name).map(|(index, _)| *index).ok_or_else(|| NetworkError {
+            what: format!("the network card {name} is missing"),
+            why: "it was not there after it was made".into(),
+        })
     }
 
     async fn delete(&self, name: &str, index: u32) -> Result<(), NetworkError> {
@@ -126,19 +111,14 @@ impl LinuxNetwork {
     ) -> Result<u32, NetworkError> {
         let (bridge, tunnel) = (bridge_name(vni), tunnel_name(vni));
         if !links.contains_key(&bridge) {
-            let message = LinkBridge::new(&bridge)
-                .address(mac.to_vec())
-                .mtu(wanted.mtu)
-                .up()
-                .build();
+            let message =
+                LinkBridge::new(&bridge).address(mac.to_vec()).mtu(wanted.mtu).up().build();
             let made = self.handle.link().add(message).execute().await;
             made.map_err(failed(format!("the bridge {bridge} cannot be made")))?;
         }
         let bridge_index = self.index(&bridge).await?;
         let address =
-            self.handle
-                .address()
-                .add(bridge_index, IpAddr::V4(gateway), subnet.prefix_len());
+            self.handle.address().add(bridge_index, IpAddr::V4(gateway), subnet.prefix_len());
         address
             .replace()
             .execute()
@@ -159,10 +139,7 @@ impl LinuxNetwork {
             let made = self.handle.link().add(message).execute().await;
             made.map_err(failed(format!("the tunnel {tunnel} cannot be made")))?;
             let index = self.index(&tunnel).await?;
-            let port = LinkBridgePort::new(index)
-                .neigh_suppress(true)
-                .learning(false)
-                .build();
+            let port = LinkBridgePort::new(index).neigh_suppress(true).learning(false).build();
             let set = self.handle.link().set_port(port).execute().await;
             set.map_err(failed(format!("the tunnel {tunnel} cannot be set up")))?;
             state.remote.retain(|(name, _), _| *name != tunnel);
@@ -267,11 +244,8 @@ impl LinuxNetwork {
                 Some((index, _)) => *index,
                 None => self.index(&port.tap).await?,
             };
-            let message = LinkUnspec::new_with_index(index)
-                .controller(bridge_index)
-                .mtu(mtu)
-                .up()
-                .build();
+            let message =
+                LinkUnspec::new_with_index(index).controller(bridge_index).mtu(mtu).up().build();
             let set = self.handle.link().set(message).execute().await;
             set.map_err(failed(format!("the tap {} cannot be plugged in", port.tap)))?;
             self.bridge_entry(index, &port.mac).await?;
@@ -351,19 +325,11 @@ impl NetworkDriver for LinuxNetwork {
         }
         for network in wanted {
             match &network.kind {
-                NetworkKind::Overlay {
-                    vni,
-                    subnet,
-                    gateway,
-                    gateway_mac,
-                    ..
-                } => {
+                NetworkKind::Overlay { vni, subnet, gateway, gateway_mac, .. } => {
                     let of = (*subnet, *gateway, *gateway_mac);
                     let bridge = self.overlay(network, *vni, of, &mut state, &links).await?;
-                    self.local(bridge, network.mtu, &network.local, true, &links)
-                        .await?;
-                    self.remote(bridge, &tunnel_name(*vni), &network.remote, &mut state)
-                        .await?;
+                    self.local(bridge, network.mtu, &network.local, true, &links).await?;
+                    self.remote(bridge, &tunnel_name(*vni), &network.remote, &mut state).await?;
                 }
                 NetworkKind::Bridge { uplink_bridge } => {
                     let bridge = links.get(uplink_bridge).map(|(index, _)| *index);
@@ -371,8 +337,7 @@ impl NetworkDriver for LinuxNetwork {
                         what: format!("network {} needs the bridge {uplink_bridge}", network.name),
                         why: "this host has no such bridge; make it or change the network".into(),
                     })?;
-                    self.local(bridge, network.mtu, &network.local, false, &links)
-                        .await?;
+                    self.local(bridge, network.mtu, &network.local, false, &links).await?;
                 }
             }
         }

@@ -4,10 +4,7 @@ use std::{fs::File, io, os::fd::AsRawFd};
 
 /// Makes a persistent tap that belongs to a unix user; fine when it exists.
 pub fn create(name: &str, owner_uid: u32) -> io::Result<()> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctls only read it.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();

@@ -41,10 +41,7 @@ fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
     let path = PathBuf::from(&pool.path);
     if pool.driver == PoolDriverKind::Local {
         std::fs::create_dir_all(&path).map_err(|error| {
-            says(format!(
-                "the pool's directory {} cannot be made ({error})",
-                pool.path
-            ))
+            says(format!("the pool's directory {} cannot be made ({error})", pool.path))
         })?;
         let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711));
         return Ok(path);
@@ -78,27 +75,19 @@ fn free(path: &Path) -> u64 {
 async fn qemu_img(args: &[&str]) -> Result<(), StorageFailure> {
     let output = Command::new("qemu-img").args(args).output().await;
     let output = output.map_err(|error| {
-        says(format!(
-            "qemu-img cannot be started ({error}); install the package qemu-utils"
-        ))
+        says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
     })?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr)
-        .trim()
-        .replace('\n', "; ");
-    let hint = if said.contains("No space left") {
-        "; the pool is full, free some space"
-    } else {
-        ""
-    };
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    let hint =
+        if said.contains("No space left") { "; the pool is full, free some space" } else { "" };
     Err(says(format!("the volume cannot be made: {said}{hint}")))
 }
 
 fn path_text(path: &Path) -> Result<&str, StorageFailure> {
-    path.to_str()
-        .ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
+    path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
 }
 
 #[async_trait]
@@ -110,10 +99,7 @@ impl Storage for FileStorage {
     ) -> Result<VolumeReady, StorageFailure> {
         let directory = ready(pool)?;
         let path = directory.join(format!("{}.qcow2", wanted.name));
-        let ready = VolumeReady {
-            path: path.clone(),
-            format: "qcow2".into(),
-        };
+        let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
         if !path.exists() {
             let part = directory.join(format!("{}.part", wanted.name));
             let size = wanted.size_bytes.to_string();
@@ -151,10 +137,7 @@ impl Storage for FileStorage {
                 .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
         }
         chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)).map_err(|error| {
-            says(format!(
-                "{} cannot be given to its VM ({error})",
-                path.display()
-            ))
+            says(format!("{} cannot be given to its VM ({error})", path.display()))
         })?;
         Ok(ready)
     }
@@ -162,10 +145,9 @@ impl Storage for FileStorage {
     async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
         let path = ready(pool)?.join(format!("{name}.qcow2"));
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(says(format!(
-                "{} cannot be removed ({error})",
-                path.display()
-            ))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(says(format!("{} cannot be removed ({error})", path.display())))
+            }
             _ => Ok(()),
         }
     }
@@ -197,10 +179,9 @@ impl Storage for FileStorage {
     async fn forget(&self, vm: &str) -> Result<(), StorageFailure> {
         let directory = self.run_dir.join(vm);
         match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(says(format!(
-                "{} cannot be removed ({error})",
-                directory.display()
-            ))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(says(format!("{} cannot be removed ({error})", directory.display())))
+            }
             _ => Ok(()),
         }
     }

@@ -34,9 +34,7 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> StorageFailure {
         } else {
             "check its file system"
         };
-        StorageFailure {
-            what: format!("{path} cannot be written ({error}): {hint}"),
-        }
+        StorageFailure { what: format!("{path} cannot be written ({error}): {hint}") }
     }
 }
 
@@ -59,9 +57,7 @@ impl ImageStore {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return BTreeSet::new();
         };
-        let names = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         names
             .filter(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()))
             .collect()
@@ -76,12 +72,8 @@ impl ImageStore {
         mut from: impl AsyncRead + Unpin,
         expected: Option<&str>,
     ) -> Result<Imported, StorageFailure> {
-        tokio::fs::create_dir_all(&self.directory)
-            .await
-            .map_err(failed(&self.directory))?;
-        let part = self
-            .directory
-            .join(format!("{}.part", uuid::Uuid::now_v7()));
+        tokio::fs::create_dir_all(&self.directory).await.map_err(failed(&self.directory))?;
+        let part = self.directory.join(format!("{}.part", uuid::Uuid::now_v7()));
         let copied = copy(&mut from, &part).await;
         let imported = match copied {
             Ok(imported) => imported,
@@ -101,9 +93,7 @@ impl ImageStore {
             });
         }
         let path = self.path(&imported.sha256);
-        tokio::fs::rename(&part, &path)
-            .await
-            .map_err(failed(&path))?;
+        tokio::fs::rename(&part, &path).await.map_err(failed(&path))?;
         Ok(imported)
     }
 }
@@ -124,12 +114,7 @@ async fn copy(from: &mut (impl AsyncRead + Unpin), to: &Path) -> std::io::Result
     }
     file.sync_all().await?;
     // QEMU reads it as a user of its own.
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-        .await?;
-    let sha256 = sum
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    file.set_permissions(std::fs::Permissions::from_mode(0o644)).await?;
+    let sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Imported { sha256, size })
 }

@@ -14,10 +14,7 @@ const SIZE: usize = 1 << 20;
 /// `meta-data`.
 #[must_use]
 pub fn meta_data(wanted: &SeedWanted) -> String {
-    format!(
-        "instance-id: {}\nlocal-hostname: {}\n",
-        wanted.instance_id, wanted.vm
-    )
+    format!("instance-id: {}\nlocal-hostname: {}\n", wanted.instance_id, wanted.vm)
 }
 
 /// `network-config`, version 2.
@@ -31,11 +28,7 @@ pub fn network_config(wanted: &SeedWanted) -> String {
             nic.mac, nic.address
         );
         if i == 0 {
-            let _ = write!(
-                text,
-                "    routes:\n    - to: default\n      via: {}\n",
-                nic.gateway
-            );
+            let _ = write!(text, "    routes:\n    - to: default\n      via: {}\n", nic.gateway);
         }
         if !nic.nameservers.is_empty() {
             text.push_str("    nameservers:\n      addresses:\n");
@@ -58,11 +51,8 @@ pub fn image(wanted: &SeedWanted) -> std::io::Result<Vec<u8>> {
     {
         let fs = FileSystem::new(&mut disk, FsOptions::new())?;
         let root = fs.root_dir();
-        let user_data = if wanted.user_data.is_empty() {
-            "#cloud-config\n"
-        } else {
-            &wanted.user_data
-        };
+        let user_data =
+            if wanted.user_data.is_empty() { "#cloud-config\n" } else { &wanted.user_data };
         for (name, text) in [
             ("meta-data", meta_data(wanted)),
             ("user-data", user_data.to_owned()),

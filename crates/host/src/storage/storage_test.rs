@@ -25,21 +25,10 @@ fn the_seed_holds_what_the_guest_needs() {
     let fs = fatfs::FileSystem::new(Cursor::new(disk), fatfs::FsOptions::new()).unwrap();
     assert_eq!(fs.volume_label(), "CIDATA");
     let mut text = String::new();
-    fs.root_dir()
-        .open_file("network-config")
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
-    assert!(
-        text.contains("- 10.77.0.10/24") && text.contains("via: 10.77.0.1"),
-        "{text}"
-    );
+    fs.root_dir().open_file("network-config").unwrap().read_to_string(&mut text).unwrap();
+    assert!(text.contains("- 10.77.0.10/24") && text.contains("via: 10.77.0.1"), "{text}");
     text.clear();
-    fs.root_dir()
-        .open_file("meta-data")
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
+    fs.root_dir().open_file("meta-data").unwrap().read_to_string(&mut text).unwrap();
     assert!(text.contains("local-hostname: web-1"));
 }
 

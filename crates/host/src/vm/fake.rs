@@ -23,10 +23,7 @@ impl World {
     /// Everything that runs now.
     #[must_use]
     pub fn running(&self) -> BTreeMap<(String, String), u64> {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The VMs that a host runs.
@@ -50,27 +47,16 @@ impl World {
     /// Ends one VM and tells the host's driver.
     pub fn end(&self, host: &str, vm: &str, how: Exit) {
         let key = (host.to_owned(), vm.to_owned());
-        let epoch = self
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&key);
+        let epoch = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(epoch), Some(sender)) = (epoch, events.get(host)) {
-            let _ = sender.send(VmEvent::Exited {
-                vm: vm.to_owned(),
-                epoch,
-                how,
-            });
+            let _ = sender.send(VmEvent::Exited { vm: vm.to_owned(), epoch, how });
         }
     }
 
     fn subscribe(&self, host: &str) -> broadcast::Receiver<VmEvent> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events
-            .entry(host.to_owned())
-            .or_insert_with(|| broadcast::channel(256).0)
-            .subscribe()
+        events.entry(host.to_owned()).or_insert_with(|| broadcast::channel(256).0).subscribe()
     }
 }
 
@@ -93,28 +79,14 @@ impl VmDriver for FakeVmDriver {
         self.guard
             .register(&launch.vm, 1, "")
             .await
-            .map_err(|source| VmError::Guard {
-                vm: launch.vm.clone(),
-                source,
-            })?;
+            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
         let key = (self.host.clone(), launch.vm.clone());
-        self.world
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, launch.epoch);
-        Ok(RunningVm {
-            vm: launch.vm.clone(),
-            epoch: launch.epoch,
-            pid: 1,
-        })
+        self.world.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, launch.epoch);
+        Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
     }
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
         let on = self.world.running_on(&self.host);
-        Ok(on
-            .into_iter()
-            .map(|(vm, epoch)| RunningVm { vm, epoch, pid: 1 })
-            .collect())
+        Ok(on.into_iter().map(|(vm, epoch)| RunningVm { vm, epoch, pid: 1 }).collect())
     }
     async fn stop(&self, vm: &str, _grace: Duration) -> Result<(), VmError> {
         tokio::time::sleep(Duration::from_millis(50)).await;

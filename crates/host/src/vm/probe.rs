@@ -27,12 +27,7 @@ pub fn check() -> HostCheck {
             "vms: QEMU is not installed on this host; install the package qemu-system-x86".into(),
         ),
     }
-    let major: u32 = found
-        .qemu
-        .split('.')
-        .next()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
+    let major: u32 = found.qemu.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     if !found.qemu.is_empty() && major < 10 {
         found.problems.push(format!(
             "vms: QEMU {} is older than 10; install a newer one, for example from Debian's backports",
@@ -44,10 +39,7 @@ pub fn check() -> HostCheck {
 }
 
 fn version_of(text: &str) -> Option<String> {
-    text.split_whitespace()
-        .skip_while(|word| *word != "version")
-        .nth(1)
-        .map(str::to_owned)
+    text.split_whitespace().skip_while(|word| *word != "version").nth(1).map(str::to_owned)
 }
 
 #[cfg(test)]

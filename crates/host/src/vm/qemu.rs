@@ -85,13 +85,7 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
         }
     };
     let file = |name: &str| directory.join(name).display().to_string();
-    add(
-        "-name",
-        format!(
-            "guest={},process=haven-{},debug-threads=on",
-            launch.vm, launch.vm
-        ),
-    );
+    add("-name", format!("guest={},process=haven-{},debug-threads=on", launch.vm, launch.vm));
     add("-nodefaults", String::new());
     add("-no-user-config", String::new());
     add("-display", "none".into());
@@ -114,10 +108,7 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
     );
-    add(
-        "-qmp",
-        format!("unix:{},server=on,wait=off", file("qmp.sock")),
-    );
+    add("-qmp", format!("unix:{},server=on,wait=off", file("qmp.sock")));
     add(
         "-chardev",
         format!(
@@ -128,6 +119,12 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
     );
     add("-serial", "chardev:console".into());
     add("-device", "virtio-rng-pci".into());
+    devices(launch, &mut add);
+    args
+}
+
+/// What hangs on the machine: what it boots, disks, the seed, network cards.
+fn devices(launch: &VmLaunch, add: &mut dyn FnMut(&str, String)) {
     if let Some(boot) = &launch.direct_boot {
         add("-kernel", boot.kernel.display().to_string());
         if let Some(initrd) = &boot.initrd {
@@ -143,11 +140,7 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
         add("-blockdev", node.to_string());
         add(
             "-device",
-            format!(
-                "virtio-blk-pci,drive=d{i},serial={},bootindex={}",
-                disk.name,
-                i + 1
-            ),
+            format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1),
         );
     }
     if let Some(seed) = &launch.seed {
@@ -160,23 +153,13 @@ pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String>
     }
     for (i, nic) in launch.nics.iter().enumerate() {
         add("-netdev", format!("tap,id=n{i},fd={}", TAP_FD + i as i32));
-        add(
-            "-device",
-            format!(
-                "virtio-net-pci,netdev=n{i},mac={},host_mtu={}",
-                nic.mac, nic.mtu
-            ),
-        );
+        add("-device", format!("virtio-net-pci,netdev=n{i},mac={},host_mtu={}", nic.mac, nic.mtu));
     }
-    args
 }
 
 /// Opens an existing tap for QEMU, which has no right to do so itself.
 fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctl reads only it.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
@@ -196,12 +179,7 @@ impl QemuDriver {
     #[must_use]
     pub fn new(config: QemuConfig, guard: Arc<dyn Guard>) -> Self {
         let (events, _) = broadcast::channel(256);
-        Self {
-            config,
-            guard,
-            live: Table::default(),
-            events,
-        }
+        Self { config, guard, live: Table::default(), events }
     }
 
     fn directory(&self, vm: &str) -> PathBuf {
@@ -213,10 +191,8 @@ impl QemuDriver {
         let prepared = std::fs::create_dir_all(&directory)
             .and_then(|()| std::fs::create_dir_all(&self.config.log_dir))
             .and_then(|()| chown(&directory, Some(launch.uid), Some(launch.uid)));
-        prepared.map_err(system(format!(
-            "the directory {} cannot be prepared",
-            directory.display()
-        )))?;
+        prepared
+            .map_err(system(format!("the directory {} cannot be prepared", directory.display())))?;
         let log = self.log(&launch.vm);
         let _ = std::fs::remove_file(directory.join("qmp.sock"));
         let _ = std::fs::remove_file(directory.join("console.sock"));
@@ -258,21 +234,15 @@ impl QemuDriver {
             if source.kind() == io::ErrorKind::NotFound {
                 VmError::NoQemu
             } else {
-                VmError::System {
-                    what: format!("QEMU of {} cannot be started", launch.vm),
-                    source,
-                }
+                VmError::System { what: format!("QEMU of {} cannot be started", launch.vm), source }
             }
         })?;
         i32::try_from(child.id()).map_err(|_| VmError::NotHere(launch.vm.clone()))
     }
 
     fn remember(&self, launch: &VmLaunch, pid: i32) -> Result<(), VmError> {
-        let record = Launched {
-            launch: launch.clone(),
-            pid,
-            start_time: start_time(pid).unwrap_or(0),
-        };
+        let record =
+            Launched { launch: launch.clone(), pid, start_time: start_time(pid).unwrap_or(0) };
         let text = serde_json::to_vec(&record).expect("a launch is plain data");
         let path = self.directory(&launch.vm).join("launch.json");
         let new = path.with_extension("new");
@@ -296,16 +266,10 @@ impl QemuDriver {
                         .unwrap_or_default();
                     let last: Vec<&str> = said.lines().rev().take(3).collect();
                     let said = last.into_iter().rev().collect::<Vec<_>>().join("; ");
-                    return Err(VmError::Died {
-                        vm: vm.into(),
-                        said,
-                    });
+                    return Err(VmError::Died { vm: vm.into(), said });
                 }
                 Err(source) => {
-                    return Err(VmError::Qmp {
-                        vm: vm.into(),
-                        source,
-                    });
+                    return Err(VmError::Qmp { vm: vm.into(), source });
                 }
             }
         }
@@ -313,12 +277,7 @@ impl QemuDriver {
 
     /// Follows a process to its end, and what its guest says of a power-off.
     fn follow(&self, vm: &str, epoch: u64, pid: i32, qmp: Option<Arc<Qmp>>) {
-        let entry = Live {
-            pid,
-            qmp: qmp.clone(),
-            killed: false,
-            powered_off: false,
-        };
+        let entry = Live { pid, qmp: qmp.clone(), killed: false, powered_off: false };
         lock(&self.live).insert(vm.to_owned(), entry);
         if let Some(qmp) = qmp {
             let (live, vm, mut said) = (Arc::clone(&self.live), vm.to_owned(), qmp.events());
@@ -333,11 +292,8 @@ impl QemuDriver {
                 }
             });
         }
-        let (live, events, guard) = (
-            Arc::clone(&self.live),
-            self.events.clone(),
-            Arc::clone(&self.guard),
-        );
+        let (live, events, guard) =
+            (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
         let (vm, directory) = (vm.to_owned(), self.directory(vm));
         tokio::spawn(async move {
             gone(pid).await;
@@ -369,10 +325,7 @@ impl QemuDriver {
         let qmp = self.entry(vm, |entry| entry.qmp.clone()).flatten();
         let qmp = qmp.ok_or_else(|| VmError::NotHere(vm.into()))?;
         let called = qmp.call(command, json!({}), DEADLINE).await;
-        called.map(|_| ()).map_err(|source| VmError::Qmp {
-            vm: vm.into(),
-            source,
-        })
+        called.map(|_| ()).map_err(|source| VmError::Qmp { vm: vm.into(), source })
     }
 
     async fn wait_gone(&self, vm: &str, patience: Duration) -> bool {
@@ -392,17 +345,11 @@ impl QemuDriver {
         self.guard
             .register(&launch.vm, pid, tap)
             .await
-            .map_err(|source| VmError::Guard {
-                vm: launch.vm.clone(),
-                source,
-            })?;
+            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
         let qmp = self.meet(&launch.vm, pid).await?;
         qmp.call("cont", json!({}), DEADLINE)
             .await
-            .map_err(|source| VmError::Qmp {
-                vm: launch.vm.clone(),
-                source,
-            })?;
+            .map_err(|source| VmError::Qmp { vm: launch.vm.clone(), source })?;
         Ok(qmp)
     }
 }
@@ -412,17 +359,14 @@ fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<String, Live>> {
 }
 
 fn kill_process(pid: i32) {
-    let _ = nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(pid),
-        nix::sys::signal::Signal::SIGKILL,
-    );
+    let _ =
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
 }
 
 /// Whether a process has ended; one that waits to be reaped has.
 fn ended(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// Resolves when a process has ended, and reaps it if it is a child of this daemon.
@@ -454,11 +398,7 @@ impl VmDriver for QemuDriver {
         match self.launch_process(launch, pid).await {
             Ok(qmp) => {
                 self.follow(&launch.vm, launch.epoch, pid, Some(qmp));
-                Ok(RunningVm {
-                    vm: launch.vm.clone(),
-                    epoch: launch.epoch,
-                    pid,
-                })
+                Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid })
             }
             Err(error) => {
                 kill_process(pid);
@@ -489,17 +429,11 @@ impl VmDriver for QemuDriver {
                 continue;
             }
             if !lock(&self.live).contains_key(&vm) {
-                let qmp = Qmp::connect(&self.directory(&vm).join("qmp.sock"))
-                    .await
-                    .ok();
+                let qmp = Qmp::connect(&self.directory(&vm).join("qmp.sock")).await.ok();
                 tracing::info!(vm, pid = record.pid, "adopted");
                 self.follow(&vm, record.launch.epoch, record.pid, qmp);
             }
-            found.push(RunningVm {
-                vm,
-                epoch: record.launch.epoch,
-                pid: record.pid,
-            });
+            found.push(RunningVm { vm, epoch: record.launch.epoch, pid: record.pid });
         }
         Ok(found)
     }
@@ -526,10 +460,7 @@ impl VmDriver for QemuDriver {
             Ok(())
         } else {
             let source = io::ErrorKind::TimedOut.into();
-            Err(VmError::System {
-                what: format!("the process {pid} of {vm} does not end"),
-                source,
-            })
+            Err(VmError::System { what: format!("the process {pid} of {vm} does not end"), source })
         }
     }
 

@@ -92,26 +92,14 @@ impl Qmp {
     ) -> Result<Value, QmpError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, answer);
-        let line = format!(
-            "{}\n",
-            json!({ "execute": command, "arguments": arguments, "id": id })
-        );
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments, "id": id }));
         self.writer.lock().await.write_all(line.as_bytes()).await?;
         let result = tokio::time::timeout(within, answered).await;
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         let answer = match result {
             Err(_) => {
-                return Err(QmpError::Late {
-                    command: command.into(),
-                    within,
-                });
+                return Err(QmpError::Late { command: command.into(), within });
             }
             Ok(Err(_)) => return Err(QmpError::Closed),
             Ok(Ok(answer)) => answer,
@@ -120,11 +108,7 @@ impl Qmp {
             None => Ok(answer.get("return").cloned().unwrap_or(Value::Null)),
             Some(error) => Err(QmpError::Refused {
                 command: command.into(),
-                said: error
-                    .get("desc")
-                    .and_then(Value::as_str)
-                    .unwrap_or("no reason given")
-                    .into(),
+                said: error.get("desc").and_then(Value::as_str).unwrap_or("no reason given").into(),
             }),
         }
     }
@@ -156,18 +140,12 @@ async fn read_lines(
         if value.get("event").is_some() {
             let _ = events.send(value);
         } else if let Some(id) = value.get("id").and_then(Value::as_u64) {
-            let waiting = pending
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&id);
+            let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             if let Some(waiting) = waiting {
                 let _ = waiting.send(value);
             }
         }
     }
     // Dropping the senders tells every caller that the connection ended.
-    pending
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clear();
+    pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }

@@ -7,8 +7,8 @@ use crate::{
     tolerance::hosts::HostState,
     work::{Work, service_ref},
 };
-use haven_model::{Action, FrontendPlacement, Name};
-use std::collections::BTreeMap;
+use haven_model::{Action, FrontendPlacement, Name, Versioned};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// Plans every frontend.
 pub(crate) fn plan(work: &mut Work<'_>) {
@@ -25,89 +25,70 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     }
     for (name, service) in &snapshot.services {
         let placement = snapshot.frontends.get(name);
-        let wanted = service
-            .spec
-            .frontend
-            .as_ref()
-            .filter(|_| !service.meta.deleting);
+        let wanted = service.spec.frontend.as_ref().filter(|_| !service.meta.deleting);
         match (wanted, placement) {
             (None, Some(placement)) => {
                 let action = Action::ReleaseFrontend {
                     service: name.clone(),
                     expected_revision: placement.revision,
                 };
-                work.act(
-                    service_ref(name),
-                    format!("{name} no longer has an address"),
-                    action,
-                );
+                work.act(service_ref(name), format!("{name} no longer has an address"), action);
             }
             (None, None) => {}
             (Some(frontend), placement) => {
-                let keep = placement.filter(|p| stays(work, &p.holder));
-                let next = match (keep, placement) {
-                    (Some(now), _) => FrontendPlacement {
-                        candidates: candidates(&now.candidates, &usable, &now.holder),
-                        ..(*now.value).clone()
-                    },
-                    (None, old) => {
-                        let Some(holder) = least(&held, &usable) else {
-                            work.wait(
-                                service_ref(name),
-                                format!("waiting: no host is online to hold {}", frontend.address),
-                            );
-                            continue;
-                        };
-                        *held.entry(holder.clone()).or_default() += 1;
-                        let epoch = old.map_or(1, |old| old.epoch + 1);
-                        FrontendPlacement {
-                            candidates: candidates(&[], &usable, &holder),
-                            holder,
-                            epoch,
-                        }
-                    }
-                };
-                if placement.is_none_or(|now| *now.value != next) {
-                    let reason = match placement {
-                        Some(now) if now.holder == next.holder => {
-                            format!(
-                                "the hosts that may take {} are now {}",
-                                frontend.address,
-                                list(&next.candidates)
-                            )
-                        }
-                        Some(now) => format!(
-                            "{} takes {} because {} is lost",
-                            next.holder, frontend.address, now.holder
-                        ),
-                        None => format!("{} holds {}", next.holder, frontend.address),
-                    };
-                    let expected_revision = placement.map_or(0, |p| p.revision);
-                    let action = Action::PlaceFrontend {
-                        service: name.clone(),
-                        placement: next,
-                        expected_revision,
-                    };
-                    work.act(service_ref(name), reason, action);
-                }
+                keep(work, name, frontend.address, placement, &usable, &mut held);
             }
         }
     }
 }
 
+/// Keeps one frontend: its holder as long as it is not lost, and the list of candidates.
+fn keep(
+    work: &mut Work<'_>,
+    name: &Name,
+    address: Ipv4Addr,
+    placement: Option<&Versioned<FrontendPlacement>>,
+    usable: &[Name],
+    held: &mut BTreeMap<Name, usize>,
+) {
+    let next = match placement.filter(|p| stays(work, &p.holder)) {
+        Some(now) => FrontendPlacement {
+            candidates: candidates(&now.candidates, usable, &now.holder),
+            ..(*now.value).clone()
+        },
+        None => {
+            let Some(holder) = least(held, usable) else {
+                let why = format!("waiting: no host is online to hold {address}");
+                return work.wait(service_ref(name), why);
+            };
+            *held.entry(holder.clone()).or_default() += 1;
+            let epoch = placement.map_or(1, |old| old.epoch + 1);
+            FrontendPlacement { candidates: candidates(&[], usable, &holder), holder, epoch }
+        }
+    };
+    if placement.is_some_and(|now| *now.value == next) {
+        return;
+    }
+    let reason = match placement {
+        Some(now) if now.holder == next.holder => {
+            format!("the hosts that may take {address} are now {}", list(&next.candidates))
+        }
+        Some(now) => format!("{} takes {address} because {} is lost", next.holder, now.holder),
+        None => format!("{} holds {address}", next.holder),
+    };
+    let expected_revision = placement.map_or(0, |p| p.revision);
+    let action =
+        Action::PlaceFrontend { service: name.clone(), placement: next, expected_revision };
+    work.act(service_ref(name), reason, action);
+}
+
 fn list(hosts: &[Name]) -> String {
-    hosts
-        .iter()
-        .map(Name::as_str)
-        .collect::<Vec<_>>()
-        .join(", ")
+    hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// A holder keeps an address unless it is proven lost or gone; agents deal with a suspected one.
 fn stays(work: &Work<'_>, holder: &Name) -> bool {
-    work.states
-        .get(holder)
-        .is_some_and(|state| !matches!(state, HostState::Lost(_)))
+    work.states.get(holder).is_some_and(|state| !matches!(state, HostState::Lost(_)))
 }
 
 fn least(held: &BTreeMap<Name, usize>, usable: &[Name]) -> Option<Name> {
@@ -127,11 +108,7 @@ fn candidates(now: &[Name], usable: &[Name], holder: &Name) -> Vec<Name> {
         return now.to_vec();
     }
     let mut next = vec![holder.clone()];
-    next.extend(
-        now.iter()
-            .filter(|host| usable.contains(host) && *host != holder)
-            .cloned(),
-    );
+    next.extend(now.iter().filter(|host| usable.contains(host) && *host != holder).cloned());
     for host in usable {
         if !next.contains(host) {
             next.push(host.clone());

@@ -33,19 +33,12 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             .map(|(vm, object)| member(snapshot, vm, object, &template))
             .collect();
         let names: BTreeSet<&Name> = all.iter().map(|m| m.name).collect();
-        let members: Vec<Member<'_>> = all
-            .into_iter()
-            .filter(|m| !m.object.meta.deleting)
-            .collect();
+        let members: Vec<Member<'_>> =
+            all.into_iter().filter(|m| !m.object.meta.deleting).collect();
         if service.meta.deleting {
             end(work, name, service.revision, &members, names.is_empty());
         } else {
-            let rollout = Rollout {
-                name,
-                service,
-                template: &template,
-                taken: names,
-            };
+            let rollout = Rollout { name, service, template: &template, taken: names };
             rollout.plan(work, &members);
         }
     }
@@ -110,25 +103,13 @@ fn retire(work: &mut Work<'_>, member: &Member<'_>, why: &str) {
         None if !member.ready => delete(work, member, format!("{} goes: {why}", member.name)),
         None => {
             let mut object = (*member.object.value).clone();
-            object
-                .meta
-                .labels
-                .insert(DRAIN_LABEL.into(), work.seen.now_ms.to_string());
-            put(
-                work,
-                member,
-                object,
-                format!("{} is drained: {why}", member.name),
-            );
+            object.meta.labels.insert(DRAIN_LABEL.into(), work.seen.now_ms.to_string());
+            put(work, member, object, format!("{} is drained: {why}", member.name));
         }
         Some(since) => {
             let passed = work.seen.now_ms - since;
             if passed >= DRAIN_MS {
-                delete(
-                    work,
-                    member,
-                    format!("{} is drained and goes: {why}", member.name),
-                );
+                delete(work, member, format!("{} is drained and goes: {why}", member.name));
             } else {
                 work.wake((DRAIN_MS - passed).unsigned_abs());
             }
@@ -138,22 +119,12 @@ fn retire(work: &mut Work<'_>, member: &Member<'_>, why: &str) {
 
 fn end(work: &mut Work<'_>, name: &Name, revision: i64, members: &[Member<'_>], none_left: bool) {
     for member in members {
-        delete(
-            work,
-            member,
-            format!("{} goes with its service {name}", member.name),
-        );
+        delete(work, member, format!("{} goes with its service {name}", member.name));
     }
     if none_left && !work.snapshot.frontends.contains_key(name) {
-        let action = Action::RemoveObject {
-            object: service_ref(name),
-            expected_revision: revision,
-        };
-        work.act(
-            service_ref(name),
-            format!("{name} was deleted and has no member left"),
-            action,
-        );
+        let action =
+            Action::RemoveObject { object: service_ref(name), expected_revision: revision };
+        work.act(service_ref(name), format!("{name} was deleted and has no member left"), action);
     }
 }
 
@@ -175,15 +146,8 @@ impl Rollout<'_> {
         let staying: Vec<&Member<'_>> = members.iter().filter(|m| m.draining.is_none()).collect();
         let (current, old): (Vec<&Member<'_>>, Vec<&Member<'_>>) =
             staying.iter().copied().partition(|m| m.current);
-        let most = wanted
-            + if old.is_empty() {
-                0
-            } else {
-                spec.update.max_surge as usize
-            };
-        let missing = wanted
-            .saturating_sub(current.len())
-            .min(most.saturating_sub(members.len()));
+        let most = wanted + if old.is_empty() { 0 } else { spec.update.max_surge as usize };
+        let missing = wanted.saturating_sub(current.len()).min(most.saturating_sub(members.len()));
         for name in self.free_names().take(missing) {
             self.create(work, name);
         }
@@ -215,21 +179,17 @@ impl Rollout<'_> {
         let order = |members: &[&Member<'_>]| {
             let mut order: Vec<usize> = (0..members.len()).collect();
             order.sort_by_key(|i| {
-                (
-                    members[*i].ready,
-                    std::cmp::Reverse(number_of(members[*i].name)),
-                )
+                (members[*i].ready, std::cmp::Reverse(number_of(members[*i].name)))
             });
             order
         };
         let surplus = current.len().saturating_sub(wanted);
         let too_many = order(current).into_iter().map(|i| current[i]).take(surplus);
         let outdated: Vec<&Member<'_>> = order(old).into_iter().map(|i| old[i]).collect();
-        for (member, why) in too_many.map(|m| (m, "fewer members are wanted")).chain(
-            outdated
-                .into_iter()
-                .map(|m| (m, "it is replaced by one from the new template")),
-        ) {
+        for (member, why) in too_many
+            .map(|m| (m, "fewer members are wanted"))
+            .chain(outdated.into_iter().map(|m| (m, "it is replaced by one from the new template")))
+        {
             if !member.ready {
                 retire(work, member, why);
             } else if spare > 0 {
@@ -261,27 +221,15 @@ impl Rollout<'_> {
         );
         let mut meta = Meta::new(name.clone(), uid, work.seen.now_ms);
         meta.labels.clone_from(&service.spec.template.labels);
-        meta.labels
-            .insert(SERVICE_LABEL.into(), self.name.to_string());
-        meta.labels
-            .insert(TEMPLATE_LABEL.into(), self.template.to_owned());
+        meta.labels.insert(SERVICE_LABEL.into(), self.name.to_string());
+        meta.labels.insert(TEMPLATE_LABEL.into(), self.template.to_owned());
         meta.owner = Some(service_ref(self.name));
         let reason = format!("{} wants {} members", self.name, service.spec.replicas);
         let object = Box::new(Object::Vm(Stored { meta, spec }));
-        work.act(
-            vm_ref(&name),
-            reason,
-            Action::PutObject {
-                object,
-                expected_revision: 0,
-            },
-        );
+        work.act(vm_ref(&name), reason, Action::PutObject { object, expected_revision: 0 });
     }
 }
 
 fn number_of(name: &Name) -> u32 {
-    name.as_str()
-        .rsplit_once('-')
-        .and_then(|(_, n)| n.parse().ok())
-        .unwrap_or(0)
+    name.as_str().rsplit_once('-').and_then(|(_, n)| n.parse().ok()).unwrap_or(0)
 }

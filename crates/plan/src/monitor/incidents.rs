@@ -8,20 +8,8 @@ use haven_model::{
 
 /// The number of the next incident.
 pub(crate) fn next_number(work: &Work<'_>) -> u64 {
-    let written = work
-        .snapshot
-        .incidents
-        .keys()
-        .next_back()
-        .copied()
-        .unwrap_or(0);
-    let promised = work
-        .snapshot
-        .lost
-        .values()
-        .map(|lost| lost.incident)
-        .max()
-        .unwrap_or(0);
+    let written = work.snapshot.incidents.keys().next_back().copied().unwrap_or(0);
+    let promised = work.snapshot.lost.values().map(|lost| lost.incident).max().unwrap_or(0);
     written.max(promised) + 1
 }
 
@@ -33,11 +21,7 @@ pub(crate) fn follow(work: &mut Work<'_>) {
             open(work, host, lost);
         }
     }
-    for incident in snapshot
-        .incidents
-        .values()
-        .filter(|i| i.closed_ms.is_none())
-    {
+    for incident in snapshot.incidents.values().filter(|i| i.closed_ms.is_none()) {
         let next = advance(snapshot, incident, work.seen.now_ms);
         if next != *incident.value {
             let reason = format!("incident {} goes on", incident.number);
@@ -51,12 +35,7 @@ pub(crate) fn follow(work: &mut Work<'_>) {
 }
 
 fn step(at_ms: i64, phase: &str, object: ObjectRef, message: String) -> IncidentStep {
-    IncidentStep {
-        at_ms,
-        phase: phase.into(),
-        object,
-        message,
-    }
+    IncidentStep { at_ms, phase: phase.into(), object, message }
 }
 
 fn open(work: &mut Work<'_>, host: &Name, lost: &LostSession) {
@@ -79,12 +58,7 @@ fn open(work: &mut Work<'_>, host: &Name, lost: &LostSession) {
             object.clone(),
             format!("{host} renewed its lease for the last time"),
         ),
-        step(
-            lost.at_ms,
-            "proof",
-            object.clone(),
-            format!("{host} is proven lost: {how}"),
-        ),
+        step(lost.at_ms, "proof", object.clone(), format!("{host} is proven lost: {how}")),
     ];
     let incident = Incident {
         number: lost.incident,
@@ -99,18 +73,12 @@ fn open(work: &mut Work<'_>, host: &Name, lost: &LostSession) {
     work.act(
         object,
         reason,
-        Action::PutIncident {
-            incident: Box::new(incident),
-            expected_revision: 0,
-        },
+        Action::PutIncident { incident: Box::new(incident), expected_revision: 0 },
     );
 }
 
 fn wanted<'a>(snapshot: &'a Snapshot, vm: &Name) -> Option<&'a Versioned<Stored<VmSpec>>> {
-    snapshot
-        .vms
-        .get(vm)
-        .filter(|vm| vm.spec.running && !vm.meta.deleting)
+    snapshot.vms.get(vm).filter(|vm| vm.spec.running && !vm.meta.deleting)
 }
 
 /// The incident with every step that the snapshot shows by now.
@@ -128,19 +96,10 @@ fn advance(snapshot: &Snapshot, incident: &Incident, now_ms: i64) -> Incident {
     next.steps.sort_by_key(|step| step.at_ms);
     if open.is_empty() {
         let last = next.steps.iter().map(|s| s.at_ms).max().unwrap_or(now_ms);
-        let closed = if incident.waiting_for.is_empty() {
-            now_ms
-        } else {
-            last
-        };
+        let closed = if incident.waiting_for.is_empty() { now_ms } else { last };
         next.closed_ms = Some(closed);
         let object = host_ref(&incident.host);
-        next.steps.push(step(
-            closed,
-            "closed",
-            object,
-            "everything it ran runs again".into(),
-        ));
+        next.steps.push(step(closed, "closed", object, "everything it ran runs again".into()));
     }
     next
 }
@@ -156,67 +115,36 @@ fn follow_vm(
     let Some(placement) = snapshot.placements.get(vm) else {
         return false;
     };
-    let proof_ms = incident
-        .steps
-        .iter()
-        .find(|s| s.phase == "proof")
-        .map_or(0, |s| s.at_ms);
+    let proof_ms = incident.steps.iter().find(|s| s.phase == "proof").map_or(0, |s| s.at_ms);
     let host = &placement.host;
     if *host == incident.host
-        && snapshot
-            .leases
-            .get(host)
-            .is_none_or(|l| l.session <= incident.session)
+        && snapshot.leases.get(host).is_none_or(|l| l.session <= incident.session)
     {
         return false;
     }
-    add(
-        incident,
-        now_ms,
-        "placed",
-        vm,
-        format!("{vm} was given to {host}"),
-    );
-    let Some(status) = snapshot
-        .vm_status
-        .get(vm)
-        .filter(|s| s.epoch == placement.epoch && s.host == *host)
+    add(incident, now_ms, "placed", vm, format!("{vm} was given to {host}"));
+    let Some(status) =
+        snapshot.vm_status.get(vm).filter(|s| s.epoch == placement.epoch && s.host == *host)
     else {
         return false;
     };
     let Some(started) = status.started_ms.filter(|at| *at >= proof_ms) else {
         return false;
     };
-    add(
-        incident,
-        started,
-        "started",
-        vm,
-        format!("{vm} runs on {host}"),
-    );
+    add(incident, started, "started", vm, format!("{vm} runs on {host}"));
     if !has_check {
         return true;
     }
     let Some(ready) = status.ready_ms.filter(|at| *at >= started) else {
         return false;
     };
-    add(
-        incident,
-        ready,
-        "ready",
-        vm,
-        format!("{vm} passes its health check"),
-    );
+    add(incident, ready, "ready", vm, format!("{vm} passes its health check"));
     true
 }
 
 fn add(incident: &mut Incident, at_ms: i64, phase: &str, vm: &Name, message: String) {
     let object = vm_ref(vm);
-    if !incident
-        .steps
-        .iter()
-        .any(|s| s.phase == phase && s.object == object)
-    {
+    if !incident.steps.iter().any(|s| s.phase == phase && s.object == object) {
         incident.steps.push(step(at_ms, phase, object, message));
     }
 }

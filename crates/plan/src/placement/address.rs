@@ -32,17 +32,11 @@ pub(crate) fn nics(
 
 fn free(work: &mut Work<'_>, vm: &Name, network: &Name) -> Result<Ipv4Addr, String> {
     let Some(object) = work.snapshot.networks.get(network) else {
-        return Err(format!(
-            "waiting: {vm} needs network `{network}`, which does not exist"
-        ));
+        return Err(format!("waiting: {vm} needs network `{network}`, which does not exist"));
     };
     let gateway = object.spec.gateway();
     // From .10 on where the subnet is large enough, so that people have a few for themselves.
-    let skip = if object.spec.subnet.prefix_len() <= 26 {
-        9
-    } else {
-        0
-    };
+    let skip = if object.spec.subnet.prefix_len() <= 26 { 9 } else { 0 };
     let found = object
         .spec
         .subnet
@@ -50,9 +44,7 @@ fn free(work: &mut Work<'_>, vm: &Name, network: &Name) -> Result<Ipv4Addr, Stri
         .skip(skip)
         .find(|ip| *ip != gateway && !work.taken.is_taken(network, *ip));
     let Some(ip) = found else {
-        return Err(format!(
-            "waiting: network `{network}` has no free address left for {vm}"
-        ));
+        return Err(format!("waiting: network `{network}` has no free address left for {vm}"));
     };
     work.taken.take(network, ip);
     Ok(ip)

@@ -24,10 +24,7 @@ pub struct Cost {
 /// What a VM takes of a host.
 #[must_use]
 pub fn cost(spec: &VmSpec) -> Cost {
-    Cost {
-        memory: spec.memory.0 + OVERHEAD.0,
-        cpus: u64::from(spec.cpus),
-    }
+    Cost { memory: spec.memory.0 + OVERHEAD.0, cpus: u64::from(spec.cpus) }
 }
 
 /// The room of one host.
@@ -101,16 +98,8 @@ impl Room {
         room.memory_used += cost.memory;
         room.cpus_used += cost.cpus;
         room.labels.push(object.meta.labels.clone());
-        if let Some(owner) = object
-            .meta
-            .owner
-            .as_ref()
-            .filter(|o| o.kind == Kind::Service)
-        {
-            self.services
-                .entry(owner.name.clone())
-                .or_default()
-                .push(host.clone());
+        if let Some(owner) = object.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
+            self.services.entry(owner.name.clone()).or_default().push(host.clone());
         }
     }
 

@@ -24,16 +24,8 @@ impl<'a> Wish<'a> {
     /// What this VM asks.
     #[must_use]
     pub fn of(vm: &'a Stored<VmSpec>) -> Self {
-        let service = vm
-            .meta
-            .owner
-            .as_ref()
-            .filter(|o| o.kind == Kind::Service)
-            .map(|o| &o.name);
-        Self {
-            spec: &vm.spec,
-            service,
-        }
+        let service = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service).map(|o| &o.name);
+        Self { spec: &vm.spec, service }
     }
 }
 
@@ -79,10 +71,7 @@ pub(crate) fn choose(work: &Work<'_>, vm: &Name, wish: &Wish<'_>) -> Result<Choi
     let Some((score, host)) = best else {
         return Err(waiting(vm, wish, &refused, most_free));
     };
-    Ok(Choice {
-        host: host.clone(),
-        reason: score.words(host, work),
-    })
+    Ok(Choice { host: host.clone(), reason: score.words(host, work) })
 }
 
 /// A state without its figures, so that like reasons are counted together.
@@ -106,24 +95,18 @@ fn waiting(
 ) -> String {
     let mut why: Vec<String> = refused
         .iter()
-        .map(|(why, n)| {
-            if *n == 1 {
-                format!("1 host {why}")
-            } else {
-                format!("{n} hosts each: {why}")
-            }
-        })
+        .map(
+            |(why, n)| {
+                if *n == 1 { format!("1 host {why}") } else { format!("{n} hosts each: {why}") }
+            },
+        )
         .collect();
     if let Some(host) = most.1 {
         why.insert(0, format!("largest free is {} on {host}", mib(most.0)));
     } else {
         why.insert(0, "no host is online".into());
     }
-    format!(
-        "waiting: {vm} needs {}, {}",
-        wish.spec.memory,
-        why.join("; ")
-    )
+    format!("waiting: {vm} needs {}, {}", wish.spec.memory, why.join("; "))
 }
 
 fn mib(bytes: u64) -> Bytes {
@@ -166,26 +149,16 @@ struct Spread<'a> {
 }
 
 fn spread_of<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Spread<'a> {
-    let service = wish
-        .service
-        .and_then(|name| work.snapshot.services.get(name));
+    let service = wish.service.and_then(|name| work.snapshot.services.get(name));
     let Some((service, name)) = service.zip(wish.service) else {
-        return Spread {
-            by: "host",
-            required: false,
-            counts: BTreeMap::new(),
-        };
+        return Spread { by: "host", required: false, counts: BTreeMap::new() };
     };
     let SpreadSpec { by, required } = &service.spec.spread;
     let mut counts = BTreeMap::new();
     for host in work.room.hosts_of_service(name) {
         *counts.entry(domain(work, host, by)).or_default() += 1;
     }
-    Spread {
-        by,
-        required: *required,
-        counts,
-    }
+    Spread { by, required: *required, counts }
 }
 
 fn domain(work: &Work<'_>, host: &Name, by: &str) -> String {
@@ -219,11 +192,7 @@ fn judge(
     {
         return Err("has too few CPUs".into());
     }
-    let members = spread
-        .counts
-        .get(&domain(work, host, spread.by))
-        .copied()
-        .unwrap_or(0);
+    let members = spread.counts.get(&domain(work, host, spread.by)).copied().unwrap_or(0);
     if spread.required && members > 0 {
         return Err(format!("shares its {} with another member", spread.by));
     }
@@ -253,17 +222,11 @@ fn judge(
 
 /// Whether all of `selector` stands in `labels`.
 pub(crate) fn selects(selector: &Selector, labels: &BTreeMap<String, String>) -> bool {
-    selector
-        .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// The set of hosts as words.
 #[must_use]
 pub fn names(hosts: &BTreeSet<Name>) -> String {
-    hosts
-        .iter()
-        .map(Name::as_str)
-        .collect::<Vec<_>>()
-        .join(", ")
+    hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }

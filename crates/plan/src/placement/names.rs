@@ -38,18 +38,13 @@ impl Taken {
 
     /// Notes an address; false when it was in use.
     pub fn take(&mut self, network: &Name, ip: Ipv4Addr) -> bool {
-        self.addresses
-            .entry(network.clone())
-            .or_default()
-            .insert(ip)
+        self.addresses.entry(network.clone()).or_default().insert(ip)
     }
 
     /// Whether an address is in use.
     #[must_use]
     pub fn is_taken(&self, network: &Name, ip: Ipv4Addr) -> bool {
-        self.addresses
-            .get(network)
-            .is_some_and(|set| set.contains(&ip))
+        self.addresses.get(network).is_some_and(|set| set.contains(&ip))
     }
 
     /// The smallest number that no VM has.

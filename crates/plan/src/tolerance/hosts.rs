@@ -45,11 +45,7 @@ impl HostState {
 /// The state of every host.
 #[must_use]
 pub fn host_states(snapshot: &Snapshot, seen: &Observations) -> BTreeMap<Name, HostState> {
-    snapshot
-        .hosts
-        .keys()
-        .map(|host| (host.clone(), state_of(snapshot, seen, host)))
-        .collect()
+    snapshot.hosts.keys().map(|host| (host.clone(), state_of(snapshot, seen, host))).collect()
 }
 
 fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState {
@@ -71,11 +67,7 @@ fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState 
     {
         return HostState::Silent(age.unchanged_ms);
     }
-    if snapshot
-        .host_status
-        .get(host)
-        .is_none_or(|status| status.session != lease.session)
-    {
+    if snapshot.host_status.get(host).is_none_or(|status| status.session != lease.session) {
         return HostState::Joining;
     }
     let object = &snapshot.hosts[host];
@@ -113,21 +105,10 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
         close(work, host, session, revision, ProofKind::PoweredOff, reason);
         return true;
     }
-    let has_power = work
-        .snapshot
-        .hosts
-        .get(host)
-        .is_some_and(|h| h.spec.power.is_some());
+    let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
     if has_power && work.seen.suspected.contains(host) {
         let reason = format!("{host} is suspected: switching it off to have a proof");
-        work.act(
-            host_ref(host),
-            reason,
-            Action::PowerOff {
-                host: host.clone(),
-                session,
-            },
-        );
+        work.act(host_ref(host), reason, Action::PowerOff { host: host.clone(), session });
     }
     false
 }
@@ -145,24 +126,14 @@ fn by_lease(work: &mut Work<'_>, host: &Name, session: u64) {
     } else if !age.confirmed {
         let reason =
             format!("{host} has not renewed for {lease_ms} ms: reading its record once more");
-        let action = Action::ConfirmLease {
-            host: host.clone(),
-            revision: age.revision,
-        };
+        let action = Action::ConfirmLease { host: host.clone(), revision: age.revision };
         work.act(host_ref(host), reason, action);
     } else {
         let reason = format!(
             "{host} is lost: its lease was not renewed for {:.1} s, so its guard has stopped its VMs (proof lease-expired)",
             age.unchanged_ms as f64 / 1000.0
         );
-        close(
-            work,
-            host,
-            session,
-            age.revision,
-            ProofKind::LeaseExpired,
-            reason,
-        );
+        close(work, host, session, age.revision, ProofKind::LeaseExpired, reason);
     }
 }
 
@@ -185,10 +156,6 @@ fn close(
     work.act(
         host_ref(host),
         reason,
-        Action::CloseSession {
-            host: host.clone(),
-            lease_revision: revision,
-            lost,
-        },
+        Action::CloseSession { host: host.clone(), lease_revision: revision, lost },
     );
 }

@@ -32,10 +32,9 @@ pub(crate) fn plan(work: &mut Work<'_>) {
 fn needs_host(work: &Work<'_>, vm: &Name) -> bool {
     match work.snapshot.placements.get(vm) {
         None => true,
-        Some(placement) => work
-            .states
-            .get(&placement.host)
-            .is_none_or(|state| matches!(state, HostState::Lost(_))),
+        Some(placement) => {
+            work.states.get(&placement.host).is_none_or(|state| matches!(state, HostState::Lost(_)))
+        }
     }
 }
 
@@ -51,20 +50,12 @@ fn place_new(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>) {
             return work.wait(vm_ref(name), why);
         }
     };
-    let placement = Placement {
-        host: choice.host.clone(),
-        epoch: 1,
-        slot: work.taken.slot(),
-        nics,
-    };
+    let placement =
+        Placement { host: choice.host.clone(), epoch: 1, slot: work.taken.slot(), nics };
     work.room.use_up(&choice.host, &vm.spec, name, vm);
     let reason = format!("{name} starts on {}: {}", choice.host, choice.reason);
-    let action = Action::PlaceVm {
-        vm: name.clone(),
-        placement,
-        expected_revision: 0,
-        taken_from: None,
-    };
+    let action =
+        Action::PlaceVm { vm: name.clone(), placement, expected_revision: 0, taken_from: None };
     work.act(vm_ref(name), reason, action);
 }
 
@@ -75,22 +66,14 @@ pub fn bound_by<'a>(
     snapshot: &'a Snapshot,
     vm: &'a Stored<VmSpec>,
 ) -> Option<(&'a Name, &'a Name)> {
-    if vm
-        .meta
-        .owner
-        .as_ref()
-        .is_some_and(|owner| owner.kind == Kind::Service)
-    {
+    if vm.meta.owner.as_ref().is_some_and(|owner| owner.kind == Kind::Service) {
         return None;
     }
     vm.spec
         .disks
         .iter()
         .find(|disk| {
-            snapshot
-                .pools
-                .get(&disk.pool)
-                .is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
+            snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
         })
         .map(|disk| (&disk.name, &disk.pool))
 }
@@ -125,11 +108,7 @@ fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versione
         vm: name.clone(),
         placement,
         expected_revision: old.revision,
-        taken_from: Some(TakenFrom {
-            host: old.host.clone(),
-            lease_revision,
-            proof,
-        }),
+        taken_from: Some(TakenFrom { host: old.host.clone(), lease_revision, proof }),
     };
     work.act(vm_ref(name), reason, action);
 }

@@ -12,43 +12,14 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     for vm in vms {
         remove_vm(work, &vm);
     }
-    let hosts = deleting(
-        work.snapshot
-            .hosts
-            .iter()
-            .map(|(n, v)| (n, v.meta.deleting)),
-    );
+    let hosts = deleting(work.snapshot.hosts.iter().map(|(n, v)| (n, v.meta.deleting)));
     for host in hosts {
         remove_host(work, &host);
     }
     let shared: [(Kind, Vec<Name>); 3] = [
-        (
-            Kind::Pool,
-            deleting(
-                work.snapshot
-                    .pools
-                    .iter()
-                    .map(|(n, v)| (n, v.meta.deleting)),
-            ),
-        ),
-        (
-            Kind::Image,
-            deleting(
-                work.snapshot
-                    .images
-                    .iter()
-                    .map(|(n, v)| (n, v.meta.deleting)),
-            ),
-        ),
-        (
-            Kind::Network,
-            deleting(
-                work.snapshot
-                    .networks
-                    .iter()
-                    .map(|(n, v)| (n, v.meta.deleting)),
-            ),
-        ),
+        (Kind::Pool, deleting(work.snapshot.pools.iter().map(|(n, v)| (n, v.meta.deleting)))),
+        (Kind::Image, deleting(work.snapshot.images.iter().map(|(n, v)| (n, v.meta.deleting)))),
+        (Kind::Network, deleting(work.snapshot.networks.iter().map(|(n, v)| (n, v.meta.deleting)))),
     ];
     for (kind, names) in shared {
         for name in names {
@@ -58,10 +29,7 @@ pub(crate) fn plan(work: &mut Work<'_>) {
 }
 
 fn deleting<'a>(objects: impl Iterator<Item = (&'a Name, bool)>) -> Vec<Name> {
-    objects
-        .filter(|(_, deleting)| *deleting)
-        .map(|(name, _)| name.clone())
-        .collect()
+    objects.filter(|(_, deleting)| *deleting).map(|(name, _)| name.clone()).collect()
 }
 
 fn remove(work: &mut Work<'_>, object: ObjectRef) {
@@ -69,14 +37,7 @@ fn remove(work: &mut Work<'_>, object: ObjectRef) {
         return;
     };
     let reason = format!("{object} was deleted and nothing of it is left");
-    work.act(
-        object.clone(),
-        reason,
-        Action::RemoveObject {
-            object,
-            expected_revision: revision,
-        },
-    );
+    work.act(object.clone(), reason, Action::RemoveObject { object, expected_revision: revision });
 }
 
 fn remove_vm(work: &mut Work<'_>, vm: &Name) {
@@ -88,36 +49,18 @@ fn remove_vm(work: &mut Work<'_>, vm: &Name) {
             && status.phase == VmPhase::Stopped
             && status.message == "deleted"
     });
-    let lost = matches!(
-        work.states.get(&placement.host),
-        None | Some(HostState::Lost(_))
-    );
+    let lost = matches!(work.states.get(&placement.host), None | Some(HostState::Lost(_)));
     if gone || lost {
-        let why = if gone {
-            "its host has removed it"
-        } else {
-            "its host is lost"
-        };
-        let action = Action::ReleaseVm {
-            vm: vm.clone(),
-            expected_revision: placement.revision,
-        };
+        let why = if gone { "its host has removed it" } else { "its host is lost" };
+        let action = Action::ReleaseVm { vm: vm.clone(), expected_revision: placement.revision };
         work.act(vm_ref(vm), format!("{vm} was deleted and {why}"), action);
     } else {
-        work.wait(
-            vm_ref(vm),
-            format!("{vm} is being removed by {}", placement.host),
-        );
+        work.wait(vm_ref(vm), format!("{vm} is being removed by {}", placement.host));
     }
 }
 
 fn remove_host(work: &mut Work<'_>, host: &Name) {
-    let placed = work
-        .snapshot
-        .placements
-        .iter()
-        .filter(|(_, p)| p.host == *host)
-        .count();
+    let placed = work.snapshot.placements.iter().filter(|(_, p)| p.host == *host).count();
     let lives = work.snapshot.session_open(host);
     if placed > 0 {
         work.wait(
@@ -146,11 +89,7 @@ pub fn users(snapshot: &Snapshot, kind: Kind, name: &Name) -> Vec<String> {
         Kind::Network => spec.networks.iter().any(|n| n.network == *name),
         _ => false,
     };
-    let vms = snapshot
-        .vms
-        .iter()
-        .filter(|(_, vm)| uses(&vm.spec))
-        .map(|(n, _)| format!("vm/{n}"));
+    let vms = snapshot.vms.iter().filter(|(_, vm)| uses(&vm.spec)).map(|(n, _)| format!("vm/{n}"));
     let services = snapshot
         .services
         .iter()
@@ -165,10 +104,7 @@ fn remove_shared(work: &mut Work<'_>, kind: Kind, name: &Name) {
     if users.is_empty() {
         remove(work, object);
     } else {
-        let why = format!(
-            "{object} is removed once nothing uses it: {}",
-            users.join(", ")
-        );
+        let why = format!("{object} is removed once nothing uses it: {}", users.join(", "));
         work.wait(object, why);
     }
 }
