@@ -52,10 +52,15 @@ impl Fetch for Peers {
     async fn fetch(&self, file: &ImageFile, into: &ImageStore) -> Result<(), StorageFailure> {
         let snapshot = Arc::clone(&self.live.borrow());
         let mut why = "no host has it".to_owned();
-        for (name, host) in snapshot.hosts.iter().filter(|(name, _)| **name != self.me) {
-            let holds =
-                snapshot.host_status.get(name).is_some_and(|s| s.images.contains(&file.sha256));
-            if !holds || !snapshot.session_open(name) {
+        let holds = |name: &Name| {
+            snapshot.host_status.get(name).is_some_and(|s| s.images.contains(&file.sha256))
+        };
+        // Those that say so are asked first; one that has just imported it may not have said so yet.
+        let mut hosts: Vec<_> =
+            snapshot.hosts.iter().filter(|(name, _)| **name != self.me).collect();
+        hosts.sort_by_key(|(name, _)| (!holds(name), (*name).clone()));
+        for (name, host) in hosts {
+            if !snapshot.session_open(name) {
                 continue;
             }
             match self.client(host.spec.address).stream(&format!("/v1/blobs/{}", file.sha256)).await

@@ -66,8 +66,9 @@ pub struct QemuDriver {
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// The first descriptor number that a tap gets in QEMU.
-const TAP_FD: i32 = 20;
+/// The first descriptor number that a tap gets in QEMU; far above those that the daemon has open, so that giving one
+/// tap its number never closes another.
+const TAP_FD: i32 = 500;
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> VmError {
     let what = what.into();
@@ -218,12 +219,19 @@ impl QemuDriver {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr);
-        // SAFETY: setsid and dup2 are async-signal-safe and touch only the child.
+        // SAFETY: setsid, dup2 and fcntl are async-signal-safe and touch only the child.
         unsafe {
             command.pre_exec(move || {
                 nix::unistd::setsid()?;
                 for (i, fd) in numbers.iter().enumerate() {
-                    if libc::dup2(*fd, TAP_FD + i as i32) < 0 {
+                    let wanted = TAP_FD + i as i32;
+                    // A descriptor that has the wanted number already would keep its close-on-exec flag.
+                    let done = if *fd == wanted {
+                        libc::fcntl(wanted, libc::F_SETFD, 0)
+                    } else {
+                        libc::dup2(*fd, wanted)
+                    };
+                    if done < 0 {
                         return Err(io::Error::last_os_error());
                     }
                 }
