@@ -15,7 +15,7 @@ pub struct StorageFailure {
 /// A volume that a VM needs.
 #[derive(Clone, Debug)]
 pub struct VolumeWanted {
-    /// `<vm>-<disk>`, unique in its pool.
+    /// `<vm>.<disk>`, unique in its pool: neither name can hold a dot.
     pub name: String,
     /// How large the guest sees it, bytes.
     pub size_bytes: u64,

@@ -357,7 +357,7 @@ impl VmTask {
                 }
             };
             let wanted = VolumeWanted {
-                name: format!("{}-{}", self.vm, disk.name),
+                name: format!("{}.{}", self.vm, disk.name),
                 size_bytes: disk.size.0,
                 image,
                 owner_uid: placement.unix_uid(),
@@ -506,7 +506,7 @@ impl VmTask {
                 if everywhere && !matches!(wanted, Wanted::Delete) {
                     continue;
                 }
-                let name = format!("{}-{}", self.vm, disk.name);
+                let name = format!("{}.{}", self.vm, disk.name);
                 if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
                     return self.failed("remove a volume of", &error);
                 }

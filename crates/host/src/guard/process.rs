@@ -132,6 +132,10 @@ fn pidfd_open(pid: i32) -> RawFd {
 impl Process {
     /// Takes over what a guard before this one watched over.
     fn reopen(&mut self) {
+        // A deadline of another boot says nothing about this one.
+        if self.state.deadline_ns > boottime_ns() + FURTHEST_NS {
+            self.state.deadline_ns = 0;
+        }
         for i in 0..SLOTS {
             let slot = self.state.slots[i];
             if slot.used == 0 {

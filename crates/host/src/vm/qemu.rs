@@ -305,6 +305,8 @@ impl QemuDriver {
         let (vm, directory) = (vm.to_owned(), self.directory(vm));
         tokio::spawn(async move {
             gone(pid).await;
+            // Before the table forgets it: a new start of this VM writes a record of its own.
+            let _ = std::fs::remove_file(directory.join("launch.json"));
             let entry = {
                 let mut table = lock(&live);
                 if table.get(&vm).is_some_and(|entry| entry.pid == pid) {
@@ -315,7 +317,6 @@ impl QemuDriver {
             };
             let _ = guard.unregister(&vm).await;
             let Some(entry) = entry else { return };
-            let _ = std::fs::remove_file(directory.join("launch.json"));
             let how = match (entry.killed, entry.powered_off) {
                 (true, _) => Exit::Killed,
                 (false, true) => Exit::PoweredOff,
