@@ -69,31 +69,6 @@ impl Power for PowerOff {
     }
 }
 
-/// Ends what a former session left.
-struct Remains {
-    guard: Arc<dyn Guard>,
-    vms: Arc<dyn VmDriver>,
-}
-
-#[async_trait]
-impl lease::Remains for Remains {
-    async fn cleared(&self) -> bool {
-        let Ok(list) = self.vms.list().await else {
-            return false;
-        };
-        for vm in list {
-            if let Err(error) = self.vms.kill(&vm.vm).await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a VM of an earlier session does not end"
-                );
-                return false;
-            }
-        }
-        self.guard.status().await.is_ok_and(|status| status.live == 0)
-    }
-}
-
 fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
@@ -351,7 +326,10 @@ impl Daemon {
             me: self.host.name.clone(),
             store: store.clone(),
             guard: Arc::clone(guard),
-            remains: Arc::new(Remains { guard: Arc::clone(guard), vms: Arc::clone(vms) }),
+            remains: Arc::new(agent::remains::HostRemains {
+                guard: Arc::clone(guard),
+                vms: Arc::clone(vms),
+            }),
             timers,
             session_file: Some(self.paths.run.join("session")),
             clock: self.clock.clone(),

@@ -42,7 +42,11 @@ impl FakeGuard {
 #[async_trait]
 impl Guard for FakeGuard {
     async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError> {
+        let live = !self.world.running_on(&self.host).is_empty();
         let mut deadline = self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        if live && self.clock.boottime_ns() >= *deadline {
+            return Err(GuardError::Refused { vm: self.host.clone(), why: super::REFUSALS[4] });
+        }
         *deadline = deadline_ns.max(*deadline);
         Ok(())
     }
@@ -55,6 +59,7 @@ impl Guard for FakeGuard {
     async fn unregister(&self, _vm: &str) -> Result<(), GuardError> {
         Ok(())
     }
+    async fn replace(&self) {}
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         let live = u32::try_from(self.world.running_on(&self.host).len()).unwrap_or(u32::MAX);
         Ok(GuardStatus { deadline_ns: self.deadline(), live, fired: 0 })
