@@ -76,11 +76,8 @@ impl Rig {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(
-            Pid::from_raw(i32::try_from(self.guard.id()).expect("a part of the test works")),
-            signal,
-        )
-        .unwrap();
+        let pid = i32::try_from(self.guard.id()).expect("a process id is small");
+        kill(Pid::from_raw(pid), signal).expect("the guard is this test's child");
     }
 }
 
