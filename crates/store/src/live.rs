@@ -224,7 +224,8 @@ impl<S: Fold> Follower<S> {
                 self.keys.remove(key);
             }
         }
-        if let Some(header) = response.header() {
+        // A mere answer about progress does not count: etcd before 3.5.8 sends it ahead of events that it covers.
+        if let Some(header) = response.header().filter(|_| !response.events().is_empty()) {
             state.set_revision(header.revision());
         }
         let state = Arc::new(state);
