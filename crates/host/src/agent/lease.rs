@@ -119,6 +119,7 @@ pub async fn run(
         remembered,
     };
     tokio::select! {
+        biased;
         () = task.keep(cancel) => {}
         () = second => {}
     }

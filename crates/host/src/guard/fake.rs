@@ -1,6 +1,6 @@
 //! A guard for the simulator: the same rules in virtual time, over VMs that are only records.
 
-use super::{Guard, GuardError, GuardStatus, START_MARGIN_NS};
+use super::{Guard, GuardError, GuardStatus, REFUSALS, START_MARGIN_NS};
 use crate::vm::fake::World;
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -9,29 +9,41 @@ use std::{
     time::Duration,
 };
 
-/// A guard of one simulated host.
+/// How long the guard sleeps at most while nothing is due.
+const NAP: Duration = Duration::from_millis(250);
+
+/// A guard of one simulated host. It is a process of its own: it lives on when the daemon is killed.
 pub struct FakeGuard {
     host: String,
     world: Arc<World>,
     clock: Clock,
-    deadline_ns: Arc<Mutex<u64>>,
+    deadline_ns: Mutex<u64>,
 }
 
 impl FakeGuard {
-    /// Watches over `host` in `world` by this host's clock.
+    /// Watches over `host` in `world` by this host's clock, for as long as the host is on.
     #[must_use]
     pub fn spawn(host: &str, world: Arc<World>, clock: Clock) -> Arc<Self> {
-        let guard = Arc::new(Self { host: host.into(), world, clock, deadline_ns: Arc::default() });
+        let deadline_ns = Mutex::default();
+        let guard = Arc::new(Self { host: host.into(), world, clock, deadline_ns });
         let watched = Arc::clone(&guard);
         tokio::spawn(async move {
             loop {
-                watched.clock.sleep(Duration::from_millis(10)).await;
-                if watched.clock.boottime_ns() >= watched.deadline() {
+                let left = watched.deadline().saturating_sub(watched.clock.boottime_ns());
+                if left == 0 {
                     watched.world.kill_all(&watched.host);
                 }
+                let nap = Duration::from_nanos(left).min(NAP);
+                watched.clock.sleep(if nap.is_zero() { NAP } else { nap }).await;
             }
         });
         guard
+    }
+
+    /// The guard as one daemon speaks to it.
+    #[must_use]
+    pub fn handle(self: &Arc<Self>, clock: Clock) -> Arc<dyn Guard> {
+        Arc::new(Handle { guard: Arc::clone(self), clock })
     }
 
     fn deadline(&self) -> u64 {
@@ -39,29 +51,39 @@ impl FakeGuard {
     }
 }
 
+struct Handle {
+    guard: Arc<FakeGuard>,
+    clock: Clock,
+}
+
 #[async_trait]
-impl Guard for FakeGuard {
+impl Guard for Handle {
     async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError> {
-        let live = !self.world.running_on(&self.host).is_empty();
-        let mut deadline = self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner);
-        if live && self.clock.boottime_ns() >= *deadline {
-            return Err(GuardError::Refused { vm: self.host.clone(), why: super::REFUSALS[4] });
+        self.clock.pass().await;
+        let guard = &self.guard;
+        let live = !guard.world.running_on(&guard.host).is_empty();
+        let mut deadline = guard.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        if live && guard.clock.boottime_ns() >= *deadline {
+            return Err(GuardError::Refused { vm: guard.host.clone(), why: REFUSALS[4] });
         }
         *deadline = deadline_ns.max(*deadline);
         Ok(())
     }
     async fn register(&self, vm: &str, _pid: i32, _tap: &str) -> Result<(), GuardError> {
-        if self.clock.boottime_ns() + START_MARGIN_NS > self.deadline() {
-            return Err(GuardError::Refused { vm: vm.into(), why: super::REFUSALS[1] });
+        self.clock.pass().await;
+        if self.guard.clock.boottime_ns() + START_MARGIN_NS > self.guard.deadline() {
+            return Err(GuardError::Refused { vm: vm.into(), why: REFUSALS[1] });
         }
         Ok(())
     }
     async fn unregister(&self, _vm: &str) -> Result<(), GuardError> {
         Ok(())
     }
-    async fn replace(&self) {}
     async fn status(&self) -> Result<GuardStatus, GuardError> {
-        let live = u32::try_from(self.world.running_on(&self.host).len()).unwrap_or(u32::MAX);
-        Ok(GuardStatus { deadline_ns: self.deadline(), live, fired: 0 })
+        self.clock.pass().await;
+        let live = self.guard.world.running_on(&self.guard.host).len();
+        let live = u32::try_from(live).unwrap_or(u32::MAX);
+        Ok(GuardStatus { deadline_ns: self.guard.deadline(), live, fired: 0 })
     }
+    async fn replace(&self) {}
 }

@@ -10,6 +10,7 @@
 mod kv;
 mod service;
 
+pub use etcd_client::proto::PbEvent as Event;
 use etcd_client::{
     Channel,
     proto::{PbEvent, PbKvServer, PbWatchServer},
