@@ -272,6 +272,13 @@ impl Cluster {
         self.host(name).lock().await.set_paused(false);
     }
 
+    /// Switches on what is off.
+    pub async fn power_on_all(&self) {
+        for name in self.names() {
+            self.host(&name).lock().await.power_on().await;
+        }
+    }
+
     /// Everything is mended: the network, the power, the store.
     pub async fn mend(&self) {
         self.shared.judge.note("everything is mended");

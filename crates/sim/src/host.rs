@@ -183,7 +183,10 @@ impl SimHost {
         let Ok(store) = EtcdStore::over(channel).await else { return };
         let live = LiveCopy::<Snapshot>::spawn(
             store.clone(),
-            LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() },
+            LiveConfig {
+                prefix: keys::ROOT.into(),
+                observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
+            },
             clock.clone(),
             cancel.clone(),
         );

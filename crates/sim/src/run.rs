@@ -107,6 +107,8 @@ async fn settle(cluster: &Cluster, when: &str) {
     let until = Instant::now() + SETTLE;
     loop {
         tokio::time::sleep(Duration::from_millis(250)).await;
+        // A fence command that was under way may still have switched a host off; a person switches it on.
+        cluster.power_on_all().await;
         let now = cluster.shared.judge.read(converged);
         match now {
             Ok(()) => break,

@@ -155,8 +155,10 @@ impl Daemon {
         );
         let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
         let store = EtcdStore::connect(config).await?;
-        let live_config =
-            LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+        let live_config = LiveConfig {
+            prefix: keys::ROOT.into(),
+            observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
+        };
         let live: LiveCopy<Snapshot> =
             LiveCopy::spawn(store.clone(), live_config, self.clock.clone(), self.cancel.clone());
         let observed = live.clone();

@@ -70,14 +70,13 @@ struct VmTask {
 pub async fn run(
     parts: Arc<AgentParts>,
     vm: Name,
-    found: Option<RunningVm>,
     networks: watch::Receiver<i64>,
     cancel: CancellationToken,
 ) {
     let now = parts.clock.now();
     let mut events = parts.vms.events();
     let mut task = VmTask {
-        running: found.map(|vm| vm.epoch),
+        running: None,
         parts,
         vm,
         networks,
@@ -94,6 +93,7 @@ pub async fn run(
         written: None,
         last: None,
     };
+    task.look(&cancel).await;
     task.remember();
     let (mut live, mut session) = (task.parts.live.clone(), task.parts.session.clone());
     let (target, mut health) = super::health_watch::spawn(&task.parts, &cancel);
@@ -120,6 +120,21 @@ pub async fn run(
 }
 
 impl VmTask {
+    /// Finds what runs already. It listens before it looks: an end between the two is seen by one of them.
+    async fn look(&mut self, cancel: &CancellationToken) {
+        while !cancel.is_cancelled() {
+            match self.parts.vms.list().await {
+                Ok(list) => {
+                    let found = list.iter().find(|vm| vm.vm == self.vm.as_str());
+                    self.running = found.map(|vm| vm.epoch);
+                    return;
+                }
+                Err(error) => self.failed("look for", &error),
+            }
+            self.parts.clock.sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// Takes over what an earlier daemon wrote of the VM that runs.
     fn remember(&mut self) {
         let live = self.parts.live.borrow();

@@ -91,7 +91,7 @@ async fn the_live_copy_survives_compaction_a_frozen_member_and_the_loss_of_the_l
     };
     let (reader, writer) = (connect(&urls).await, connect(&urls[1..]).await);
     let cancel = CancellationToken::new();
-    let config = LiveConfig { prefix: "/live/".into(), observed_prefix: "/live/l".into() };
+    let config = LiveConfig { prefix: "/live/".into(), observed: vec!["/live/l".into()] };
     let live: LiveCopy<Copy> = LiveCopy::spawn(reader, config, Clock::real(), cancel.clone());
     write(&writer, "/live/1", "x").await;
     shows(&live, "/live/1", "x").await;
