@@ -1,6 +1,6 @@
 //! The real guard process, told by the real client, over processes that stand for VMs.
 
-use haven_host::guard::{Guard, GuardError, boottime_ns, client::GuardClient};
+use haven_host::guard::{Guard, GuardError, Registration, boottime_ns, client::GuardClient};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -14,6 +14,11 @@ use std::{
 };
 
 const MS: u64 = 1_000_000;
+const SESSION: u64 = 3;
+
+fn start_of(vm: &str, pid: i32) -> Registration<'_> {
+    Registration { vm, pid, session: SESSION, tap: "" }
+}
 
 /// A guard in a directory of its own; all that it made ends with it.
 struct Rig {
@@ -57,7 +62,7 @@ impl Rig {
         let child = Command::new("sleep").arg("60").spawn().expect("a part of the test works");
         let pid = i32::try_from(child.id()).expect("a part of the test works");
         self.vms.push(child);
-        self.client.register(name, pid, "").await.expect("a part of the test works");
+        self.client.register(&start_of(name, pid)).await.expect("a part of the test works");
         self.vms.len() - 1
     }
 
@@ -97,7 +102,7 @@ async fn at_the_deadline_every_process_ends_within_50_ms() {
     let mut rig = Rig::new("deadline", None).await;
     for _ in 0..10 {
         let deadline = boottime_ns() + 1_100 * MS;
-        rig.client.extend(deadline).await.unwrap();
+        rig.client.extend(SESSION, deadline).await.unwrap();
         let vms = [rig.vm("web-1").await, rig.vm("web-2").await];
         tokio::time::sleep(Duration::from_nanos(deadline - boottime_ns() - 20 * MS)).await;
         let early = vms.map(|vm| !rig.lives(vm));
@@ -116,7 +121,7 @@ async fn at_the_deadline_every_process_ends_within_50_ms() {
 async fn a_paused_guard_acts_within_50_ms_of_waking() {
     let mut rig = Rig::new("paused", None).await;
     let deadline = boottime_ns() + 1_100 * MS;
-    rig.client.extend(deadline).await.unwrap();
+    rig.client.extend(SESSION, deadline).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.signal(Signal::SIGSTOP);
     tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -132,7 +137,7 @@ async fn a_paused_guard_acts_within_50_ms_of_waking() {
 async fn a_guard_that_is_killed_and_started_again_keeps_deadline_and_processes() {
     let mut rig = Rig::new("killed", None).await;
     let deadline = boottime_ns() + 1_600 * MS;
-    rig.client.extend(deadline).await.unwrap();
+    rig.client.extend(SESSION, deadline).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.signal(Signal::SIGKILL);
     rig.guard.wait().unwrap();
@@ -148,18 +153,29 @@ async fn a_guard_that_is_killed_and_started_again_keeps_deadline_and_processes()
 #[tokio::test]
 async fn no_process_is_taken_with_less_than_a_second_left_nor_after_its_end() {
     let mut rig = Rig::new("refused", None).await;
-    rig.client.extend(boottime_ns() + 900 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + 900 * MS).await.unwrap();
     let own = i32::try_from(std::process::id()).unwrap();
-    let error = rig.client.register("web-1", own, "").await.unwrap_err();
+    let error = rig.client.register(&start_of("web-1", own)).await.unwrap_err();
     assert!(matches!(error, GuardError::Refused { .. }), "{error}");
     assert_eq!(rig.client.status().await.unwrap().live, 0, "what was refused is not killed later");
-    rig.client.extend(boottime_ns() + 4_000 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + 4_000 * MS).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.vms[vm].kill().unwrap();
     rig.vms[vm].wait().unwrap();
     let gone = i32::try_from(rig.vms[vm].id()).unwrap();
-    let error = rig.client.register("web-2", gone, "").await.unwrap_err();
+    let error = rig.client.register(&start_of("web-2", gone)).await.unwrap_err();
     assert!(error.to_string().contains("ended already"), "{error}");
+    assert_eq!(rig.client.status().await.unwrap().live, 0);
+}
+
+#[tokio::test]
+async fn a_start_that_began_in_an_earlier_session_is_refused() {
+    let rig = Rig::new("session", None).await;
+    rig.client.extend(SESSION, boottime_ns() + 4_000 * MS).await.unwrap();
+    let own = i32::try_from(std::process::id()).unwrap();
+    let late = Registration { session: SESSION - 1, ..start_of("web-1", own) };
+    let error = rig.client.register(&late).await.unwrap_err();
+    assert!(error.to_string().contains("earlier session"), "{error}");
     assert_eq!(rig.client.status().await.unwrap().live, 0);
 }
 
@@ -167,10 +183,10 @@ async fn no_process_is_taken_with_less_than_a_second_left_nor_after_its_end() {
 async fn a_deadline_never_moves_back_nor_further_than_ten_seconds() {
     let rig = Rig::new("bounds", None).await;
     let far = boottime_ns() + 3_600_000 * MS;
-    rig.client.extend(far).await.unwrap();
+    rig.client.extend(SESSION, far).await.unwrap();
     let deadline = rig.client.status().await.unwrap().deadline_ns;
     assert!(deadline < boottime_ns() + 10_000 * MS);
-    rig.client.extend(deadline - 1).await.unwrap();
+    rig.client.extend(SESSION, deadline - 1).await.unwrap();
     assert_eq!(rig.client.status().await.unwrap().deadline_ns, deadline);
 }
 
@@ -185,7 +201,7 @@ async fn one_guard_runs_on_a_host() {
 #[tokio::test]
 async fn told_to_end_it_stays_until_its_last_vm_has_ended() {
     let mut rig = Rig::new("sigterm", None).await;
-    rig.client.extend(boottime_ns() + 1_500 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + 1_500 * MS).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.signal(Signal::SIGTERM);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -201,17 +217,18 @@ async fn told_to_end_it_stays_until_its_last_vm_has_ended() {
 #[tokio::test]
 async fn a_silent_guard_delays_nobody_and_can_be_replaced() {
     let mut rig = Rig::new("silent", None).await;
-    rig.client.extend(boottime_ns() + 4_000 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + 4_000 * MS).await.unwrap();
     rig.signal(Signal::SIGSTOP);
     let begin = Instant::now();
     let own = i32::try_from(std::process::id()).unwrap();
     let many = async {
-        let registers = (0..8).map(|_| rig.client.register("web-1", own, ""));
+        let start = start_of("web-1", own);
+        let registers = (0..8).map(|_| rig.client.register(&start));
         futures::future::join_all(registers).await
     };
     let extend = async {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        let result = rig.client.extend(boottime_ns() + 4_400 * MS).await;
+        let result = rig.client.extend(SESSION, boottime_ns() + 4_400 * MS).await;
         (result, begin.elapsed())
     };
     let (_, (result, took)) =
@@ -222,7 +239,7 @@ async fn a_silent_guard_delays_nobody_and_can_be_replaced() {
     rig.guard.wait().unwrap();
     rig.guard = start(&rig.dir, None);
     rig.answers().await;
-    rig.client.extend(boottime_ns() + 4_400 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + 4_400 * MS).await.unwrap();
 }
 
 #[tokio::test]
@@ -239,7 +256,7 @@ async fn the_watchdog_is_fed_only_while_its_reset_would_come_in_time() {
     let mut rig = Rig::new("watchdog", Some(&path)).await;
     std::fs::remove_file(&path).unwrap();
     let deadline = boottime_ns() + 3_000 * MS;
-    rig.client.extend(deadline).await.unwrap();
+    rig.client.extend(SESSION, deadline).await.unwrap();
     let vm = rig.vm("web-1").await;
     let (mut feeds, mut last) = (0, 0);
     while boottime_ns() < deadline - 20 * MS {

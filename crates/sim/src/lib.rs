@@ -16,6 +16,9 @@
 //! Not simulated: the API, etcd's own consensus (its effects are: no leader for an election, no quorum, lost answers),
 //! QEMU, HAProxy, the kernel's network. The lab has the real ones.
 
+#[cfg(not(tokio_unstable))]
+compile_error!("the flags of .cargo/config.toml are missing; unset RUSTFLAGS, which replaces them");
+
 pub mod cluster;
 pub mod faults;
 pub mod host;

@@ -45,9 +45,12 @@ pub fn random_manifest(replicas: u32, vms: u32) -> String {
 }
 
 /// Runs in virtual time on this thread.
-fn in_virtual_time<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+fn in_virtual_time<T>(seed: u64, future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+        .build()?;
     Ok(runtime.block_on(future))
 }
 
@@ -56,7 +59,7 @@ fn in_virtual_time<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
 /// # Errors
 /// When the simulator itself cannot run.
 pub fn seed(seed: u64) -> anyhow::Result<Verdict> {
-    in_virtual_time(storm(seed))?
+    in_virtual_time(seed, storm(seed))?
 }
 
 async fn storm(seed: u64) -> anyhow::Result<Verdict> {
@@ -133,7 +136,7 @@ fn verdict(seed: u64, cluster: &Cluster) -> Verdict {
 /// # Errors
 /// When the scenario's manifest is wrong.
 pub fn scenario(scenario: &Scenario, seed: u64) -> anyhow::Result<Verdict> {
-    in_virtual_time(play(scenario, seed))?
+    in_virtual_time(seed, play(scenario, seed))?
 }
 
 async fn play(scenario: &Scenario, seed: u64) -> anyhow::Result<Verdict> {

@@ -232,14 +232,14 @@ impl LeaseTask {
             return Ok(None);
         }
         let deadline_ns = sent_ns + timers.guard.0 * 1_000_000;
-        self.extend(deadline_ns).await;
+        self.extend(lease.session, deadline_ns).await;
         Ok(Some(outcome.revision))
     }
 
     /// Moves the guard's deadline on. A guard that does not answer for a while is ended, to be started again; until
     /// then the accepted deadline stands still and the second line watches it.
-    async fn extend(&mut self, deadline_ns: u64) {
-        let error = match self.config.guard.extend(deadline_ns).await {
+    async fn extend(&mut self, session: u64, deadline_ns: u64) {
+        let error = match self.config.guard.extend(session, deadline_ns).await {
             Ok(()) => {
                 self.accepted_ns.fetch_max(deadline_ns, Ordering::AcqRel);
                 self.unguarded = None;

@@ -285,6 +285,8 @@ impl VmTask {
     }
 
     async fn start(&mut self, snapshot: &Snapshot) {
+        // The whole start belongs to this session; the guard refuses it when another one is open at its end.
+        let Some(session) = self.parts.current_session() else { return };
         // The transaction behind this status is what makes a start and a change of owner exclude each other.
         if !self.publish(snapshot, VmPhase::Starting, "").await {
             self.retry_in(Duration::from_millis(100));
@@ -293,7 +295,7 @@ impl VmTask {
         let Some((object, placement)) = self.last.clone() else {
             return;
         };
-        match self.launch(snapshot, &object, &placement).await {
+        match self.launch(snapshot, &object, &placement, session.number).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
                 self.ended = None;
@@ -317,6 +319,7 @@ impl VmTask {
         snapshot: &Snapshot,
         object: &Stored<VmSpec>,
         placement: &Placement,
+        session: u64,
     ) -> Result<RunningVm, StartFailure> {
         let disks = self.disks(snapshot, &object.spec, placement).await?;
         let direct_boot = self.direct_boot(snapshot, &object.spec).await?;
@@ -337,6 +340,7 @@ impl VmTask {
             vm: self.vm.to_string(),
             uid: placement.unix_uid(),
             epoch: placement.epoch,
+            session,
             cpus: object.spec.cpus,
             memory_bytes: object.spec.memory.0,
             disks,

@@ -4,8 +4,8 @@
 //! patience: nothing queues behind a frozen guard for longer.
 
 use super::{
-    EXTEND, Guard, GuardError, GuardStatus, REFUSALS, REGISTER, Reply, Request, STATUS, UNREGISTER,
-    bytes_of, read_as, text,
+    EXTEND, Guard, GuardError, GuardStatus, REFUSALS, REGISTER, Registration, Reply, Request,
+    STATUS, UNREGISTER, bytes_of, read_as, text,
 };
 use async_trait::async_trait;
 use nix::sys::{
@@ -101,12 +101,11 @@ impl GuardClient {
     async fn call(
         &self,
         kind: u32,
-        vm: &str,
-        pid: i32,
+        of: Registration<'_>,
         deadline_ns: u64,
-        tap: &str,
     ) -> Result<Reply, GuardError> {
-        let request = Request { kind, pid, deadline_ns, vm: text(vm), tap: text(tap) };
+        let Registration { vm, pid, session, tap } = of;
+        let request = Request { kind, pid, deadline_ns, session, vm: text(vm), tap: text(tap) };
         let (answer, answered) = oneshot::channel();
         {
             let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,6 +134,9 @@ impl Drop for GuardClient {
         self.shared.filled.notify_one();
     }
 }
+
+/// For requests that name no process.
+const NOBODY: Registration<'static> = Registration { vm: "", pid: 0, session: 0, tap: "" };
 
 fn is_silence(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
@@ -169,20 +171,20 @@ fn end_listener(path: &Path) -> std::io::Result<()> {
 
 #[async_trait]
 impl Guard for GuardClient {
-    async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError> {
-        self.call(EXTEND, "", 0, deadline_ns, "").await.map(|_| ())
+    async fn extend(&self, session: u64, deadline_ns: u64) -> Result<(), GuardError> {
+        self.call(EXTEND, Registration { session, ..NOBODY }, deadline_ns).await.map(|_| ())
     }
 
-    async fn register(&self, vm: &str, pid: i32, tap: &str) -> Result<(), GuardError> {
-        self.call(REGISTER, vm, pid, 0, tap).await.map(|_| ())
+    async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError> {
+        self.call(REGISTER, *start, 0).await.map(|_| ())
     }
 
     async fn unregister(&self, vm: &str) -> Result<(), GuardError> {
-        self.call(UNREGISTER, vm, 0, 0, "").await.map(|_| ())
+        self.call(UNREGISTER, Registration { vm, ..NOBODY }, 0).await.map(|_| ())
     }
 
     async fn status(&self) -> Result<GuardStatus, GuardError> {
-        let reply = self.call(STATUS, "", 0, 0, "").await?;
+        let reply = self.call(STATUS, NOBODY, 0).await?;
         Ok(GuardStatus { deadline_ns: reply.deadline_ns, live: reply.live, fired: reply.fired })
     }
 

@@ -1,6 +1,6 @@
 //! A guard for the simulator: the same rules in virtual time, over VMs that are only records.
 
-use super::{Guard, GuardError, GuardStatus, REFUSALS, START_MARGIN_NS};
+use super::{Guard, GuardError, GuardStatus, REFUSALS, Registration, START_MARGIN_NS};
 use crate::vm::fake::World;
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -17,15 +17,15 @@ pub struct FakeGuard {
     host: String,
     world: Arc<World>,
     clock: Clock,
-    deadline_ns: Mutex<u64>,
+    /// The deadline, and the session under which it was last extended.
+    until: Mutex<(u64, u64)>,
 }
 
 impl FakeGuard {
     /// Watches over `host` in `world` by this host's clock, for as long as the host is on.
     #[must_use]
     pub fn spawn(host: &str, world: Arc<World>, clock: Clock) -> Arc<Self> {
-        let deadline_ns = Mutex::default();
-        let guard = Arc::new(Self { host: host.into(), world, clock, deadline_ns });
+        let guard = Arc::new(Self { host: host.into(), world, clock, until: Mutex::default() });
         let watched = Arc::clone(&guard);
         tokio::spawn(async move {
             loop {
@@ -47,7 +47,7 @@ impl FakeGuard {
     }
 
     fn deadline(&self) -> u64 {
-        *self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner)
+        self.until.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -58,21 +58,25 @@ struct Handle {
 
 #[async_trait]
 impl Guard for Handle {
-    async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError> {
+    async fn extend(&self, session: u64, deadline_ns: u64) -> Result<(), GuardError> {
         self.clock.pass().await;
         let guard = &self.guard;
         let live = !guard.world.running_on(&guard.host).is_empty();
-        let mut deadline = guard.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner);
-        if live && guard.clock.boottime_ns() >= *deadline {
+        let mut until = guard.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if live && guard.clock.boottime_ns() >= until.0 {
             return Err(GuardError::Refused { vm: guard.host.clone(), why: REFUSALS[4] });
         }
-        *deadline = deadline_ns.max(*deadline);
+        *until = (deadline_ns.max(until.0), session);
         Ok(())
     }
-    async fn register(&self, vm: &str, _pid: i32, _tap: &str) -> Result<(), GuardError> {
+    async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError> {
         self.clock.pass().await;
-        if self.guard.clock.boottime_ns() + START_MARGIN_NS > self.guard.deadline() {
-            return Err(GuardError::Refused { vm: vm.into(), why: REFUSALS[1] });
+        let (deadline, session) = *self.guard.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.guard.clock.boottime_ns() + START_MARGIN_NS > deadline {
+            return Err(GuardError::Refused { vm: start.vm.into(), why: REFUSALS[1] });
+        }
+        if start.session != session {
+            return Err(GuardError::Refused { vm: start.vm.into(), why: REFUSALS[5] });
         }
         Ok(())
     }

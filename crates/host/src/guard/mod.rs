@@ -48,14 +48,28 @@ pub struct GuardStatus {
     pub fired: u32,
 }
 
+/// A process that is about to run a guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Registration<'a> {
+    /// The VM.
+    pub vm: &'a str,
+    /// Its process.
+    pub pid: i32,
+    /// The session in which its start began.
+    pub session: u64,
+    /// The VM's first network card; its others differ from it in the last digit.
+    pub tap: &'a str,
+}
+
 /// The guard as the agent sees it.
 #[async_trait]
 pub trait Guard: Send + Sync {
-    /// Moves the deadline on; never back.
-    async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError>;
-    /// Puts a process under its watch. Must have returned before the guest runs. `tap` is the VM's first network
-    /// card; its others differ from it in the last digit.
-    async fn register(&self, vm: &str, pid: i32, tap: &str) -> Result<(), GuardError>;
+    /// Moves the deadline on, never back, and tells the session under which that is so.
+    async fn extend(&self, session: u64, deadline_ns: u64) -> Result<(), GuardError>;
+    /// Puts a process under its watch. Must have returned before the guest runs. Refused unless the start began in
+    /// the session of the last extension: one that began before the host was taken for lost must not end after it
+    /// came back.
+    async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError>;
     /// Forgets a VM whose process has ended.
     async fn unregister(&self, vm: &str) -> Result<(), GuardError>;
     /// How it stands.
@@ -77,6 +91,7 @@ pub(crate) struct Request {
     kind: u32,
     pid: i32,
     deadline_ns: u64,
+    session: u64,
     vm: [u8; NAME],
     tap: [u8; 16],
 }
@@ -98,12 +113,13 @@ pub(crate) struct Reply {
     deadline_ns: u64,
 }
 
-pub(crate) const REFUSALS: [&str; 5] = [
+pub(crate) const REFUSALS: [&str; 6] = [
     "",
     "less than a second is left of this host's lease",
     "it watches over as many as it can",
     "its process has ended already",
     "this host's lease ran out, and what it ran is being ended",
+    "its start began in an earlier session of this host",
 ];
 
 fn text<const N: usize>(of: &str) -> [u8; N] {

@@ -63,6 +63,8 @@ struct Slot {
 #[repr(C)]
 struct State {
     deadline_ns: u64,
+    /// The session under which it was last extended.
+    session: u64,
     /// The deadline at which it fired last.
     fired_at_ns: u64,
     fired: u32,
@@ -345,7 +347,7 @@ impl Process {
             return false;
         };
         let refusal = match request.kind {
-            EXTEND => self.extend(request.deadline_ns),
+            EXTEND => self.extend(request.session, request.deadline_ns),
             REGISTER => self.register(&request),
             UNREGISTER => {
                 for i in 0..SLOTS {
@@ -373,12 +375,13 @@ impl Process {
     }
 
     /// A deadline that has passed is not moved on while something it should have ended is left.
-    fn extend(&mut self, deadline_ns: u64) -> u32 {
+    fn extend(&mut self, session: u64, deadline_ns: u64) -> u32 {
         self.sweep();
         let now = boottime_ns();
         if self.live() > 0 && now >= self.state.deadline_ns {
             return 4;
         }
+        self.state.session = session;
         self.state.deadline_ns = deadline_ns.min(now + FURTHEST_NS).max(self.state.deadline_ns);
         0
     }
@@ -386,6 +389,9 @@ impl Process {
     fn register(&mut self, request: &Request) -> u32 {
         if boottime_ns() + START_MARGIN_NS > self.state.deadline_ns {
             return 1;
+        }
+        if request.session != self.state.session {
+            return 5;
         }
         let Some(i) = (0..SLOTS).find(|i| self.state.slots[*i].used == 0) else {
             return 2;

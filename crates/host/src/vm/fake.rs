@@ -2,7 +2,7 @@
 //! runs what.
 
 use super::driver::{Exit, RunningVm, VmDriver, VmError, VmEvent, VmLaunch};
-use crate::guard::Guard;
+use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
 use std::{
@@ -109,7 +109,7 @@ impl VmDriver for FakeVmDriver {
             return Err(VmError::Died { vm: launch.vm.clone(), said: "simulated".into() });
         }
         self.guard
-            .register(&launch.vm, 1, "")
+            .register(&Registration { vm: &launch.vm, pid: 1, session: launch.session, tap: "" })
             .await
             .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
         self.clock.pass().await;

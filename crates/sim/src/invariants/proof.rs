@@ -36,7 +36,9 @@ impl Invariant for Proof {
         }
         for (vm, old) in &before.placements {
             let key = (old.host.to_string(), vm.to_string());
-            if !facts.snapshot.placements.contains_key(vm) && facts.running.contains_key(&key) {
+            let executes = facts.running.contains_key(&key)
+                && facts.power.get(old.host.as_str()) == Some(&Power::On);
+            if !facts.snapshot.placements.contains_key(vm) && executes {
                 return Err(format!("proof: {vm} was released while it runs on {}", old.host));
             }
         }
