@@ -41,6 +41,8 @@ pub struct Shared {
     pub dir: PathBuf,
     /// Cuts power.
     pub switch: OnceLock<Weak<dyn PowerSwitch>>,
+    /// What is broken on purpose.
+    pub broken: Option<Broken>,
     incarnations: AtomicU64,
     begun: Instant,
 }
@@ -76,6 +78,17 @@ pub struct Setup {
     pub clock_skew_percent: f64,
     /// What is applied at the beginning.
     pub manifest: String,
+    /// What is broken on purpose, to show that the judge finds it.
+    pub broken: Option<Broken>,
+}
+
+/// Parts that a test breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Broken {
+    /// The guards' deadlines come long after the lease has expired.
+    Deadlines,
+    /// The guards take starts that began in an earlier session.
+    Sessions,
 }
 
 /// A cluster.
@@ -117,6 +130,7 @@ impl Cluster {
             judge,
             dir,
             switch: OnceLock::new(),
+            broken: setup.broken,
             incarnations: AtomicU64::new(0),
             begun: Instant::now(),
             etcd,

@@ -1,7 +1,7 @@
 //! One simulated host: its machine, its guard, and its daemon made of the product's own parts.
 
 use crate::{
-    cluster::Shared,
+    cluster::{Broken, Shared},
     net::Power,
     path::StorePath,
     surroundings::{PowerSwitch, SimPower, SimProber, SimStorage},
@@ -11,7 +11,7 @@ use haven_control::manager::{self, ManagerConfig, observe::Observer};
 use haven_host::{
     agent::{self, AgentParts, HostFacts, Problems, lease, remains::HostRemains},
     balance::fake::FakeBalance,
-    guard::fake::FakeGuard,
+    guard::fake::{FakeGuard, Rules},
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
     vm::{driver::VmDriver, fake::FakeVmDriver},
@@ -104,7 +104,8 @@ impl SimHost {
         let (run, runs) = watch::channel(Run::Running);
         let clock = Clock::simulated(self.rate);
         let world = Arc::clone(&self.shared.world);
-        let guard = FakeGuard::spawn(self.name.as_str(), world, clock.driven_by(runs));
+        let rules = Rules { compares_sessions: self.shared.broken != Some(Broken::Sessions) };
+        let guard = FakeGuard::spawn(self.name.as_str(), world, clock.driven_by(runs), rules);
         self.machine = Some(Machine { clock, guard, run });
         self.set_power(Power::On);
         self.start_daemon().await;
@@ -193,6 +194,10 @@ impl SimHost {
         let (suspected_out, suspected) = watch::channel(BTreeSet::new());
         let (session_out, session) = watch::channel(None);
         let (member_out, member) = watch::channel(None);
+        let mut timers = haven_model::Timers::default();
+        if self.shared.broken == Some(Broken::Deadlines) {
+            timers.guard.0 *= 3;
+        }
         let vms = self.vms(&clock, &guard);
         self.heartbeat(&live, suspected_out, &clock, &cancel);
         tokio::spawn(lease::run(
@@ -201,7 +206,7 @@ impl SimHost {
                 store: store.clone(),
                 guard: Arc::clone(&guard),
                 remains: Arc::new(HostRemains { guard, vms: Arc::clone(&vms) }),
-                timers: watch::channel(haven_model::Timers::default()).1,
+                timers: watch::channel(timers).1,
                 session_file: Some(self.dir.join("session")),
                 clock: clock.clone(),
             },

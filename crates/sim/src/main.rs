@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use haven_sim::{
+    cluster::Broken,
     run::{self, Verdict},
     scenario,
 };
@@ -30,6 +31,9 @@ struct Options {
     /// Run a scenario file, or all of a folder, instead of random seeds
     #[arg(long)]
     scenario: Option<PathBuf>,
+    /// Break a part on purpose, to see that it is found
+    #[arg(long = "break", value_enum)]
+    broken: Option<Broken>,
     /// Print the transcript also when nothing is broken
     #[arg(long)]
     transcript: bool,
@@ -76,7 +80,7 @@ fn seeds(options: &Options) -> anyhow::Result<Tally> {
                         if seed >= end || stop.load(Ordering::Relaxed) {
                             return Ok(());
                         }
-                        let verdict = run::seed(seed)?;
+                        let verdict = run::seed(seed, options.broken)?;
                         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
                         let rerun = format!(
                             "cargo run --release -p haven-sim -- --seeds 1 --first-seed {seed}"
@@ -115,7 +119,7 @@ fn scenarios(path: &Path, options: &Options) -> anyhow::Result<Tally> {
         let scenario = scenario::read(&file)?;
         let before = tally.failed.len();
         for seed in options.first_seed..options.first_seed + scenario.seeds {
-            let verdict = run::scenario(&scenario, seed)
+            let verdict = run::scenario(&scenario, seed, options.broken)
                 .with_context(|| format!("{} cannot be played", file.display()))?;
             let rerun = format!(
                 "cargo run --release -p haven-sim -- --scenario {} --first-seed {seed}",

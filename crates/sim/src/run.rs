@@ -1,7 +1,7 @@
 //! One run: a cluster, its faults, the verdict.
 
 use crate::{
-    cluster::{Cluster, Setup},
+    cluster::{Broken, Cluster, Setup},
     faults::{self, Fault},
     invariants::converged,
     scenario::Scenario,
@@ -25,6 +25,9 @@ pub struct Verdict {
 
 /// How long a cluster may take until everything runs, from nothing or after everything was mended.
 const SETTLE: Duration = Duration::from_secs(60);
+/// How often it is looked, and how often in a row all must be as wanted.
+const LOOK: Duration = Duration::from_millis(250);
+const STEADY: u32 = 12;
 /// How long the faults of a random run go on, seconds.
 const STORM_S: u64 = 60;
 
@@ -54,15 +57,15 @@ fn in_virtual_time<T>(seed: u64, future: impl Future<Output = T>) -> anyhow::Res
     Ok(runtime.block_on(future))
 }
 
-/// Runs a seed: everything about it is random and decided by the seed.
+/// Runs a seed: everything about it is random and decided by the seed. A test may break a part on purpose.
 ///
 /// # Errors
 /// When the simulator itself cannot run.
-pub fn seed(seed: u64) -> anyhow::Result<Verdict> {
-    in_virtual_time(seed, storm(seed))?
+pub fn seed(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
+    in_virtual_time(seed, storm(seed, broken))?
 }
 
-async fn storm(seed: u64) -> anyhow::Result<Verdict> {
+async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
     let mut random = StdRng::seed_from_u64(seed);
     let hosts = random.random_range(2..=5);
     let vms = random.random_range(0..=4);
@@ -73,6 +76,7 @@ async fn storm(seed: u64) -> anyhow::Result<Verdict> {
         power_control: random.random_bool(0.6),
         clock_skew_percent: if random.random_bool(0.5) { 1.0 } else { 4.0 },
         manifest: random_manifest(random.random_range(1..=4), vms),
+        broken,
     };
     let watchdog = setup.watchdog;
     let cluster = Cluster::start(setup).await?;
@@ -105,25 +109,24 @@ async fn storm(seed: u64) -> anyhow::Result<Verdict> {
     Ok(verdict(seed, &cluster))
 }
 
-/// Waits until all that is wanted is so, and a little longer, so that what should not happen could.
+/// Waits until all that is wanted has been so for a while.
 async fn settle(cluster: &Cluster, when: &str) {
     let until = Instant::now() + SETTLE;
-    loop {
-        tokio::time::sleep(Duration::from_millis(250)).await;
+    let mut good = 0;
+    while good < STEADY {
+        tokio::time::sleep(LOOK).await;
         // A fence command that was under way may still have switched a host off; a person switches it on.
         cluster.power_on_all().await;
-        let now = cluster.shared.judge.read(converged);
-        match now {
-            Ok(()) => break,
+        match cluster.shared.judge.read(converged) {
+            Ok(()) => good += 1,
             Err(what) if Instant::now() > until => {
                 cluster.shared.judge.accuse(format!("convergence: {when}, after 60 s: {what}"));
                 return;
             }
-            Err(_) => {}
+            Err(_) => good = 0,
         }
     }
     cluster.shared.judge.note(&format!("all is as wanted, {when}"));
-    tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
 fn verdict(seed: u64, cluster: &Cluster) -> Verdict {
@@ -135,11 +138,11 @@ fn verdict(seed: u64, cluster: &Cluster) -> Verdict {
 ///
 /// # Errors
 /// When the scenario's manifest is wrong.
-pub fn scenario(scenario: &Scenario, seed: u64) -> anyhow::Result<Verdict> {
-    in_virtual_time(seed, play(scenario, seed))?
+pub fn scenario(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
+    in_virtual_time(seed, play(scenario, seed, broken))?
 }
 
-async fn play(scenario: &Scenario, seed: u64) -> anyhow::Result<Verdict> {
+async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
     let setup = Setup {
         hosts: scenario.hosts,
         seed,
@@ -147,6 +150,7 @@ async fn play(scenario: &Scenario, seed: u64) -> anyhow::Result<Verdict> {
         power_control: scenario.power_control,
         clock_skew_percent: 1.0,
         manifest: scenario.manifest.clone(),
+        broken,
     };
     let cluster = Cluster::start(setup).await?;
     let judge = &cluster.shared.judge;
