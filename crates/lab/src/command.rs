@@ -80,7 +80,7 @@ pub enum LabCommand {
     #[command(after_help = "Examples:\n  haven lab watchdog off\n  haven lab watchdog on host2")]
     Watchdog {
         /// `on` or `off`
-        #[arg(value_parser = clap::builder::BoolishValueParser::new())]
+        #[arg(action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
         on: bool,
         /// Only of this host
         host: Option<String>,

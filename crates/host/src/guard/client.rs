@@ -29,7 +29,7 @@ type Answer = std::io::Result<Reply>;
 type Waiting = (Request, oneshot::Sender<Answer>);
 
 /// How long the guard may take to answer, microseconds. It answers within a millisecond unless it is frozen.
-const PATIENCE_US: i64 = 300_000;
+const PATIENCE_US: i64 = 200_000;
 
 /// What waits for the guard.
 #[derive(Default)]
