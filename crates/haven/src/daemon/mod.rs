@@ -146,13 +146,7 @@ impl Daemon {
         let pki = PkiDir(self.paths.state.join("pki"));
         let identity = pki.load()?;
         let problems = Arc::new(Problems::default());
-        members::start(
-            &self.paths,
-            &self.host,
-            pki.clone(),
-            Arc::clone(&problems),
-            self.cancel.clone(),
-        );
+        let own = members::Own::start(&self.paths, &self.host, pki.clone(), self.cancel.clone());
         let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
         let store = EtcdStore::connect(config).await?;
         let live_config = LiveConfig {
@@ -197,7 +191,7 @@ impl Daemon {
         tasks.spawn(members::keep(
             store.clone(),
             state.clone(),
-            self.host.clone(),
+            own,
             member_out,
             self.cancel.clone(),
         ));
