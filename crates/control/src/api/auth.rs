@@ -11,11 +11,14 @@ use argon2::{
 use axum::http::{HeaderMap, StatusCode};
 use haven_model::{Name, event::AuditEntry, keys};
 use haven_store::raw::{Compare, Op};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What somebody may do; each may do what those before may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Nobody: only what needs no token.
@@ -124,7 +127,9 @@ pub async fn check_token(state: &ApiState, token: &str) -> ApiResult<(String, To
     let record: TokenRecord =
         serde_json::from_slice(&record.value).map_err(|_| denied("this token cannot be read"))?;
     if record.expires_ms < now_ms() {
-        return Err(denied("this token has expired"));
+        let when = jiff::Timestamp::from_millisecond(record.expires_ms).unwrap_or_default();
+        let when = when.strftime("%Y-%m-%d at %H:%M UTC");
+        return Err(denied(&format!("the token `{name}` expired on {when}")));
     }
     let right = PasswordHash::new(&record.hash)
         .is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok());

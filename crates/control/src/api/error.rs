@@ -5,7 +5,10 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use haven_model::{api::ProblemBody, manifest::Problem};
+use haven_model::{
+    api::{Conflict, ProblemBody},
+    manifest::Problem,
+};
 use haven_store::raw::StoreError;
 
 /// An answer that says what is wrong.
@@ -25,6 +28,7 @@ impl ApiError {
             detail: detail.into(),
             hint: hint.into(),
             problems: Vec::new(),
+            conflict: None,
         }))
     }
 
@@ -53,12 +57,27 @@ impl ApiError {
         error
     }
 
-    /// 409: somebody else changed it meanwhile.
+    /// 409: somebody else changed it meanwhile. Version 0 stands for an object that is not there.
     #[must_use]
     pub fn conflict(what: &str, given: i64, now: i64) -> Self {
-        let detail =
-            format!("{what} was changed meanwhile: you saw version {given}, it is at {now}");
-        Self::new(StatusCode::CONFLICT, detail, "read it again and repeat your change")
+        let detail = match (given, now) {
+            (0, now) => format!("{what} was made by somebody else meanwhile, at version {now}"),
+            (given, 0) => format!("{what} was removed meanwhile: you saw version {given}"),
+            (given, now) => {
+                format!("{what} was changed meanwhile: you saw version {given}, it is at {now}")
+            }
+        };
+        let mut error =
+            Self::new(StatusCode::CONFLICT, detail, "read it again and repeat your change");
+        error.0.conflict = Some(Conflict { object: what.to_owned(), given, now });
+        error
+    }
+
+    /// 409: others were quicker again and again.
+    #[must_use]
+    pub fn busy(what: &str) -> Self {
+        let detail = format!("others keep changing {what}, so that this change was not made");
+        Self::new(StatusCode::CONFLICT, detail, "try again in a moment")
     }
 }
 
