@@ -102,9 +102,10 @@ pub async fn make_token(
 fn hash(secret: &str) -> ApiResult<String> {
     let salt = SaltString::generate(&mut OsRng);
     let hashed = Argon2::default().hash_password(secret.as_bytes(), &salt);
-    hashed
-        .map(|hash| hash.to_string())
-        .map_err(|error| ApiError::bad(format!("the token cannot be made ({error})"), ""))
+    hashed.map(|hash| hash.to_string()).map_err(|error| {
+        let detail = format!("the token cannot be made ({error})");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, "try again")
+    })
 }
 
 fn denied(detail: &str) -> ApiError {

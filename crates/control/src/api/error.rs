@@ -6,6 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use haven_model::{
+    ModelError,
     api::{Conflict, ProblemBody},
     manifest::Problem,
 };
@@ -52,7 +53,11 @@ impl ApiError {
             1 => "one thing is wrong with the manifests; nothing was changed".to_owned(),
             n => format!("{n} things are wrong with the manifests; nothing was changed"),
         };
-        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail, "");
+        let mut error = Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            detail,
+            "mend all of them, then apply again",
+        );
         error.0.problems = problems;
         error
     }
@@ -78,6 +83,12 @@ impl ApiError {
     pub fn busy(what: &str) -> Self {
         let detail = format!("others keep changing {what}, so that this change was not made");
         Self::new(StatusCode::CONFLICT, detail, "try again in a moment")
+    }
+}
+
+impl From<ModelError> for ApiError {
+    fn from(error: ModelError) -> Self {
+        Self::bad(error.to_string(), "a path looks like /v1/objects/vm/web-1")
     }
 }
 

@@ -90,8 +90,7 @@ async fn gate(
 }
 
 fn reference(kind: &str, name: &str) -> ApiResult<ObjectRef> {
-    let bad = |error: haven_model::ModelError| ApiError::bad(error.to_string(), "");
-    Ok(ObjectRef::new(kind.parse().map_err(bad)?, Name::new(name).map_err(bad)?))
+    Ok(ObjectRef::new(kind.parse()?, Name::new(name)?))
 }
 
 pub(super) async fn version() -> Json<Version> {
@@ -188,8 +187,7 @@ pub(super) async fn apply_files(
 }
 
 pub(super) async fn invite(State(state): Api) -> ApiResult<Json<Secret>> {
-    let id = Name::new(format!("join-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))
-        .map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let id = Name::new(format!("join-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))?;
     let (token, expires_ms) = make_token(&state, &id, Role::Anyone, true, 3_600_000).await?;
     Ok(Json(Secret { secret: format!("{token}.{}", state.invite.fingerprint), expires_ms }))
 }
@@ -228,7 +226,7 @@ pub(super) async fn new_token(
     At(name): At<String>,
     Asked(query): Asked<NewToken>,
 ) -> ApiResult<Json<Secret>> {
-    let name = Name::new(name).map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let name = Name::new(name)?;
     let lifetime = query.days.unwrap_or(365).clamp(0, 3650) * 86_400_000;
     let (secret, expires_ms) = make_token(&state, &name, query.role, false, lifetime).await?;
     Ok(Json(Secret { secret, expires_ms }))
@@ -236,7 +234,11 @@ pub(super) async fn new_token(
 
 pub(super) async fn end_token(State(state): Api, At(name): At<String>) -> ApiResult<StatusCode> {
     let key = format!("{}{name}", keys::TOKENS);
-    state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
+    if state.store.get(&key).await?.is_none() {
+        let hint = "it may have been ended already; `haven token create` makes one";
+        let detail = format!("there is no token `{name}`");
+        return Err(ApiError::new(StatusCode::NOT_FOUND, detail, hint));
+    }
     state.store.txn(vec![], vec![Op::Delete(key)]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -255,9 +257,7 @@ pub(super) async fn list(
     At(kind): At<String>,
     Asked(page): Asked<Page>,
 ) -> ApiResult<Json<List>> {
-    let kind: Kind = kind
-        .parse()
-        .map_err(|error: haven_model::ModelError| ApiError::bad(error.to_string(), ""))?;
+    let kind: Kind = kind.parse()?;
     let limit = page.limit.unwrap_or(500).clamp(1, 5000);
     Ok(Json(objects::list(&state, kind, limit, page.after.as_deref())))
 }
@@ -395,7 +395,12 @@ pub(super) async fn import(
     }
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let reader = tokio_util::io::StreamReader::new(Box::pin(stream));
-    let refused = |why: String| ApiError::bad(why, "");
+    let refused = |why: String| {
+        ApiError::bad(
+            why,
+            "check the file and its checksum, then import it again; nothing was kept",
+        )
+    };
     let file = state.local.import(Box::new(reader), query.checksum).await.map_err(refused)?;
     let key = keys::object(&reference);
     for _ in 0..5 {
@@ -449,8 +454,10 @@ pub(super) async fn blob(State(state): Api, At(sha256): At<String>) -> ApiResult
         .local
         .blob(&sha256)
         .ok_or_else(|| ApiError::missing(&format!("file {sha256} on this host")))?;
-    let file =
-        tokio::fs::File::open(path).await.map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let file = tokio::fs::File::open(path).await.map_err(|error| {
+        let detail = format!("file {sha256} cannot be read on this host ({error})");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, "ask another host for it")
+    })?;
     Ok(Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16))
         .into_response())
 }
@@ -494,7 +501,13 @@ pub(super) async fn console(
 
 pub(super) async fn log(State(state): Api, At(name): At<String>) -> ApiResult<Vec<u8>> {
     let reference = reference("vm", &name)?;
-    let failed = |why: String| ApiError::new(StatusCode::BAD_GATEWAY, why, "");
+    let failed = |why: String| {
+        ApiError::new(
+            StatusCode::BAD_GATEWAY,
+            why,
+            "`haven status` tells whether its host is online",
+        )
+    };
     if let Some(host) = elsewhere(&state, &reference.name)? {
         return state.local.fetch(host, &format!("/v1/vms/{name}/log")).await.map_err(failed);
     }

@@ -222,7 +222,7 @@ async fn what_nobody_knows_is_named_with_line_and_column() {
     let field = first_problem(
         &put(format!("{head}\"spec\": {{\"memory\": \"1GiB\", \"cpu\": 2}}}}")).await,
     );
-    assert_eq!((field.0, field.1), (3, 33), "{field:?}");
+    assert_eq!((field.0, field.1), (3, 32), "{field:?}");
     assert!(field.2.contains("unknown field `cpu`"), "{field:?}");
     let unit = first_problem(&put(format!("{head}\"spec\": {{\"memory\": \"1gig\"}}}}")).await);
     assert!(unit.0 == 3 && unit.2.contains("512MiB"), "{unit:?}");
