@@ -11,6 +11,7 @@ use haven_model::{
     manifest::Problem,
 };
 use haven_store::raw::StoreError;
+use std::error::Error;
 
 /// An answer that says what is wrong.
 #[derive(Debug)]
@@ -94,12 +95,13 @@ impl From<ModelError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        let detail = error.to_string();
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            detail,
-            "`haven status` tells whether the cluster has a quorum",
-        )
+        let why = error.source().map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(%error, why, "the store did not do what the API asked");
+        let hint = match &error {
+            StoreError::Refused { .. } => "the log of this host's daemon says why",
+            _ => "`haven status` tells whether the cluster has a quorum",
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), hint)
     }
 }
 

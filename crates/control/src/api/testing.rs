@@ -35,17 +35,18 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, TcpListener},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
+    process::Child,
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
-/// An etcd of one test.
+/// An etcd of one test; it ends with it.
 struct Etcd {
     child: Child,
     url: String,
@@ -54,8 +55,11 @@ struct Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.child.start_kill();
+        // Its directory goes next, so it must be gone.
+        while matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -64,11 +68,12 @@ fn free_port() -> u16 {
 }
 
 impl Etcd {
-    /// With the limits and timers that Haven gives its members; only addresses and certificates are the test's own.
+    /// The command that a host runs, with all its limits and timers; only addresses and certificates are the test's
+    /// own. Of a flag that is given twice etcd takes the second.
     fn start() -> Option<Self> {
         let data = tempfile::tempdir().unwrap();
-        let (client, peer) = [(), ()].map(|()| format!("http://127.0.0.1:{}", free_port())).into();
-        let config = MemberConfig {
+        let [url, peer] = [(), ()].map(|()| format!("http://127.0.0.1:{}", free_port()));
+        let mut command = command(&MemberConfig {
             name: "host1".into(),
             address: Ipv4Addr::LOCALHOST,
             data: data.path().join("data"),
@@ -76,32 +81,19 @@ impl Etcd {
             pki: PkiDir(data.path().join("pki")),
             initial_cluster: format!("host1={peer}"),
             existing: false,
-        };
-        let real = command(&config);
-        let kept = [
-            "--name=",
-            "--data-dir=",
-            "--initial-cluster",
-            "--max-",
-            "--heartbeat-",
-            "--election-",
-        ];
-        let kept = real
-            .as_std()
-            .get_args()
-            .filter_map(|arg| arg.to_str())
-            .filter(|arg| kept.iter().any(|prefix| arg.starts_with(prefix)));
-        let mut etcd = Command::new("etcd");
-        etcd.args(kept)
-            .arg(format!("--listen-client-urls={client}"))
-            .arg(format!("--advertise-client-urls={client}"))
+        });
+        command
+            .arg(format!("--listen-client-urls={url}"))
+            .arg(format!("--advertise-client-urls={url}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .stdin(Stdio::null())
+            .args(["--cert-file=", "--key-file=", "--trusted-ca-file=", "--client-cert-auth=false"])
+            .args(["--peer-cert-file=", "--peer-key-file=", "--peer-trusted-ca-file="])
+            .arg("--peer-client-cert-auth=false")
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        match etcd.spawn() {
-            Ok(child) => Some(Self { child, url: client, _data: data }),
+        match command.spawn() {
+            Ok(child) => Some(Self { child, url, _data: data }),
             Err(_) => {
                 println!("skipped: needs etcd");
                 None
@@ -109,16 +101,30 @@ impl Etcd {
         }
     }
 
-    async fn store(&self) -> EtcdStore {
+    /// Nothing when it ended at once: somebody else took its port in between.
+    async fn store(&mut self) -> Option<EtcdStore> {
         let config = StoreConfig { endpoints: vec![self.url.clone()], tls: None };
         let store = EtcdStore::connect(config).await.unwrap();
         let begin = Instant::now();
         while let Err(error) = store.get("ready").await {
-            assert!(begin.elapsed() < Duration::from_secs(30), "etcd does not answer: {error}");
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return None;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "etcd does not answer: {error}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        store
+        Some(store)
     }
+}
+
+async fn etcd() -> Option<(Etcd, EtcdStore)> {
+    for _ in 0..5 {
+        let mut etcd = Etcd::start()?;
+        if let Some(store) = etcd.store().await {
+            return Some((etcd, store));
+        }
+    }
+    panic!("etcd ended 5 times as soon as it was started");
 }
 
 /// A host on which nothing runs, and which takes in every file and every host.
@@ -205,8 +211,7 @@ impl Answer {
 impl World {
     /// Nothing when the machine has no etcd; then it has said so.
     pub async fn start() -> Option<Self> {
-        let etcd = Etcd::start()?;
-        let store = etcd.store().await;
+        let (etcd, store) = etcd().await?;
         let cancel = CancellationToken::new();
         let config = LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
         let live =
