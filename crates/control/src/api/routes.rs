@@ -62,31 +62,46 @@ async fn gate(
     next: Next,
 ) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
-    let look = request.method() == axum::http::Method::GET;
     if caller.role < least {
-        auth::audit(&state, &caller, what, "denied".into()).await;
-        let (status, detail) = if caller.role == Role::Anyone {
-            (StatusCode::UNAUTHORIZED, "this needs a token".to_owned())
-        } else {
-            (
-                StatusCode::FORBIDDEN,
-                format!("this needs the role {least:?}, and {} has {:?}", caller.who, caller.role)
-                    .to_lowercase(),
-            )
-        };
-        return ApiError::new(status, detail, "ask an admin for `haven token create --role …`")
-            .into_response();
+        note(&state, &caller, what, "denied".into()).await;
+        return denied(&caller, least).into_response();
     }
-    let response = next.run(request).await;
-    if !look {
-        let outcome = if response.status().is_success() {
-            "ok".into()
-        } else {
-            response.status().to_string()
-        };
-        auth::audit(&state, &caller, what, outcome).await;
+    if request.method() == axum::http::Method::GET {
+        return next.run(request).await;
     }
-    response
+    // A task of its own: a caller who hangs up must not keep a write that was done out of the log.
+    let whole = tokio::spawn(async move {
+        let response = next.run(request).await;
+        let status = response.status();
+        let outcome = if status.is_success() { "ok".into() } else { status.to_string() };
+        note(&state, &caller, what, outcome).await;
+        response
+    });
+    whole.await.unwrap_or_else(|_| {
+        let hint = "look whether the change was made; the log of this host's daemon says more";
+        let detail = "the daemon failed while it did this";
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, hint).into_response()
+    })
+}
+
+/// Writes to the audit log what somebody did or tried. What nobody known tried in vain goes to the daemon's log
+/// alone: whoever reaches the port could fill the store otherwise.
+async fn note(state: &ApiState, caller: &Caller, what: String, outcome: String) {
+    if caller.role > Role::Anyone || outcome == "ok" {
+        auth::audit(state, caller, what, outcome).await;
+    } else {
+        tracing::warn!(what, from = caller.from, outcome, "somebody without a token was refused");
+    }
+}
+
+fn denied(caller: &Caller, least: Role) -> ApiError {
+    let hint = "ask an admin for `haven token create --role …`";
+    if caller.role == Role::Anyone {
+        return ApiError::new(StatusCode::UNAUTHORIZED, "this needs a token", hint);
+    }
+    let (who, role) = (&caller.who, caller.role);
+    let detail = format!("this needs the role {least:?}, and {who} has {role:?}").to_lowercase();
+    ApiError::new(StatusCode::FORBIDDEN, detail, hint)
 }
 
 fn reference(kind: &str, name: &str) -> ApiResult<ObjectRef> {

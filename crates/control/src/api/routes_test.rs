@@ -234,6 +234,23 @@ async fn every_write_and_every_refusal_stands_in_the_audit_log() {
     assert_eq!(entries.len(), before + 1);
     let entry = entries.last().unwrap();
     assert_eq!((&entry["who"], &entry["outcome"]), (&json!("viewer"), &json!("denied")));
+    // Whoever reaches the port and has no token cannot fill the store.
+    for (method, path) in [("DELETE", "/v1/objects/vm/web"), ("POST", "/v1/join")] {
+        world.ask(None, method, path, "{}").await;
+    }
+    assert_eq!(log().await.len(), before + 1);
+    // A caller who hangs up does not keep what was done out of the log.
+    let files = json!({"files": [{"name": "a", "text": vm("hasty")}]}).to_string();
+    let mut hasty = Box::pin(world.operate("POST", "/v1/apply", files));
+    while vms_in_store(&world.state).await == 0 {
+        let _ = tokio::time::timeout(Duration::from_micros(200), &mut hasty).await;
+    }
+    drop(hasty);
+    let begin = std::time::Instant::now();
+    while log().await.len() < before + 2 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the apply is not in the log");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
