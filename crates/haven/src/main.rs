@@ -64,6 +64,16 @@ enum Command {
         /// The directory
         dir: std::path::PathBuf,
     },
+    /// Write the API's description (OpenAPI 3.1)
+    #[command(hide = true)]
+    Openapi {
+        /// Only say whether the file is what the code gives
+        #[arg(long)]
+        check: bool,
+        /// The file
+        #[arg(default_value = "docs/openapi.json")]
+        file: std::path::PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -127,7 +137,32 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
             .map_err(|error| Failure::other(error.into())),
+        Command::Openapi { check, file } => openapi(check, &file),
     }
+}
+
+fn openapi(check: bool, file: &std::path::Path) -> Result<(), Failure> {
+    let text = haven_control::api::openapi::text();
+    let shown = file.display();
+    if !check {
+        return std::fs::write(file, text).map_err(|error| {
+            let hint = "run this at the root of the tree, or name a file that can be written";
+            Failure::bad(format!("`{shown}` cannot be written ({error})"), hint)
+        });
+    }
+    let there = std::fs::read_to_string(file).map_err(|error| {
+        let hint = "run this at the root of the tree; `cargo run -p xtask -- openapi` writes it";
+        Failure::bad(format!("`{shown}` cannot be read ({error})"), hint)
+    })?;
+    if there == text {
+        println!("1 passed, 0 failed");
+        return Ok(());
+    }
+    let line = there.lines().zip(text.lines()).take_while(|(a, b)| a == b).count() + 1;
+    Err(Failure::bad(
+        format!("`{shown}` is not what the code gives, from line {line} on"),
+        "write it with `cargo run -p xtask -- openapi` and commit it",
+    ))
 }
 
 #[cfg(test)]

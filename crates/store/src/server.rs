@@ -15,6 +15,10 @@ use tokio_util::sync::CancellationToken;
 pub const CLIENT_PORT: u16 = 7379;
 /// Port on which members reach each other.
 pub const PEER_PORT: u16 = 7380;
+/// Operations, and comparisons, that one transaction may have.
+pub const MAX_TXN_OPS: usize = 1024;
+/// Bytes that one transaction may have, all in all. A watch brings it in one message, and clients read 4 MiB at most.
+pub const MAX_REQUEST_BYTES: usize = 3 << 19;
 
 /// The member of one host.
 #[derive(Clone, Debug)]
@@ -75,6 +79,9 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
         .arg("--heartbeat-interval=100")
         .arg("--election-timeout=1000")
         .arg("--pre-vote=true")
+        // An apply is one transaction, so that it happens whole or not at all.
+        .arg(flag("max-txn-ops", MAX_TXN_OPS.to_string()))
+        .arg(flag("max-request-bytes", MAX_REQUEST_BYTES.to_string()))
         .arg("--quota-backend-bytes=2147483648")
         .arg("--snapshot-count=10000")
         .arg("--logger=zap")
