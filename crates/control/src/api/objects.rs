@@ -5,10 +5,11 @@ use super::{
     error::{ApiError, ApiResult},
 };
 use haven_model::{
-    Name, Object, ObjectRef, Observations, Snapshot,
+    Meta, Name, Object, ObjectRef, Observations, Snapshot,
     api::{Item, List},
     keys,
     object::Kind,
+    service::{DRAIN_LABEL, ServiceSpec, TEMPLATE_LABEL},
 };
 use haven_store::raw::{Compare, Op};
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ pub fn item(
             let ready =
                 snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
             state = format!("{ready}/{} ready", service.spec.replicas);
+            columns.insert("updated".into(), updated(snapshot, name, &service.spec));
             host = snapshot.frontends.get(name).map(|f| f.holder.clone());
             if let Some(frontend) = &service.spec.frontend {
                 columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));
@@ -69,6 +71,24 @@ pub fn item(
         power.password = String::new();
     }
     Item { resource_version, object, state, host, columns }
+}
+
+/// `3/3`: all members are from the current template, stay and are ready. `1/3, 2 going`: a rollout is under way.
+fn updated(snapshot: &Snapshot, service: &Name, spec: &ServiceSpec) -> String {
+    let template = haven_plan::balance::services::template_hash(spec);
+    let (mut new, mut going) = (0, 0);
+    for (vm, member) in snapshot.members(service) {
+        let labels = &member.meta.labels;
+        let stays = labels.get(TEMPLATE_LABEL) == Some(&template)
+            && !labels.contains_key(DRAIN_LABEL)
+            && !member.meta.deleting;
+        new += usize::from(stays && vm_state(snapshot, vm) == "ready");
+        going += usize::from(!stays);
+    }
+    match going {
+        0 => format!("{new}/{}", spec.replicas),
+        n => format!("{new}/{}, {n} going", spec.replicas),
+    }
 }
 
 fn image_state(snapshot: &Snapshot, image: &haven_model::ImageSpec) -> String {
@@ -170,6 +190,42 @@ pub async fn change(
         }
     }
     Err(ApiError::conflict(&reference.to_string(), 0, 0))
+}
+
+/// Makes an object that must not be there yet.
+///
+/// # Errors
+/// 409 when there is one of that name; 422 with what is wrong with it.
+pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
+    let reference = given.reference();
+    let taken = || {
+        ApiError::new(
+            axum::http::StatusCode::CONFLICT,
+            format!("{reference} exists already; nothing was changed"),
+            format!("choose another name, or change it with `haven edit {reference}`"),
+        )
+    };
+    let snapshot = state.snapshot();
+    if snapshot.object(&reference).is_some() {
+        return Err(taken());
+    }
+    let manifest = super::apply::replacement(&given);
+    let problems = super::validate::validate(std::slice::from_ref(&manifest), &snapshot);
+    if !problems.is_empty() {
+        return Err(ApiError::manifests(problems));
+    }
+    let mut object = given;
+    let labels = std::mem::take(&mut object.meta_mut().labels);
+    let uid = uuid::Uuid::now_v7().to_string();
+    *object.meta_mut() = Meta::new(reference.name.clone(), uid, super::auth::now_ms());
+    object.meta_mut().labels = labels;
+    let key = keys::object(&reference);
+    let ops = vec![Op::Put(key.clone(), object.to_store().into())];
+    let outcome = state.store.txn(vec![Compare::Absent(key)], ops).await?;
+    if !outcome.succeeded {
+        return Err(taken());
+    }
+    Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision))
 }
 
 /// Marks an object for deletion.

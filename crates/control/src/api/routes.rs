@@ -18,7 +18,7 @@ use axum::{
 use futures::{Stream, TryStreamExt};
 use haven_model::{
     Event, ImageSpec, Incident, Meta, Name, Object, ObjectRef,
-    api::{Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret},
+    api::{Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine},
     event::AuditEntry,
     keys,
     object::{Kind, Stored},
@@ -49,13 +49,14 @@ pub const TABLE: &[Row] = &[
     ("GET", "/v1/audit", Role::Admin, "who changed what"),
     ("POST", "/v1/apply", Role::Operator, "apply manifests"),
     ("POST", "/v1/invite", Role::Admin, "make a join token"),
+    ("GET", "/v1/tokens", Role::Admin, "list tokens, without their secrets"),
     ("POST", "/v1/tokens/{name}", Role::Admin, "make a token"),
     ("DELETE", "/v1/tokens/{name}", Role::Admin, "end a token"),
     ("PUT", "/v1/import/{name}/{part}", Role::Operator, "import a file of an image"),
     ("GET", "/v1/blobs/{sha256}", Role::Admin, "a file of an image (for hosts)"),
     ("GET", "/v1/objects/{kind}", Role::Viewer, "list objects"),
     ("GET", "/v1/objects/{kind}/{name}", Role::Viewer, "one object"),
-    ("PUT", "/v1/objects/{kind}/{name}", Role::Operator, "replace an object at a version"),
+    ("PUT", "/v1/objects/{kind}/{name}", Role::Operator, "replace an object at a version, or create one at version 0"),
     ("DELETE", "/v1/objects/{kind}/{name}", Role::Operator, "delete an object"),
     ("POST", "/v1/vms/{name}/{action}", Role::Operator, "start, stop or reset a VM"),
     ("GET", "/v1/vms/{name}/console", Role::Operator, "a VM's console (upgrade)"),
@@ -81,6 +82,7 @@ fn handler(method: &str, path: &str) -> MethodRouter<ApiState> {
         ("GET", "/v1/audit") => get(audit_log),
         ("POST", "/v1/apply") => post(apply_files),
         ("POST", "/v1/invite") => post(invite),
+        ("GET", "/v1/tokens") => get(tokens),
         ("POST", "/v1/tokens/{name}") => post(new_token),
         ("DELETE", "/v1/tokens/{name}") => delete(end_token),
         ("PUT", "/v1/import/{name}/{part}") => put(import),
@@ -278,6 +280,17 @@ async fn new_token(
     Ok(Json(Secret { secret, expires_ms }))
 }
 
+async fn tokens(State(state): Api) -> ApiResult<Json<Vec<TokenLine>>> {
+    let found = state.store.all(keys::TOKENS).await?;
+    let line = |kv: &haven_store::raw::RawKv| {
+        let record: auth::TokenRecord = serde_json::from_slice(&kv.value).ok()?;
+        let role = if record.join { "join".into() } else { format!("{:?}", record.role) };
+        let name = kv.key.strip_prefix(keys::TOKENS)?.to_owned();
+        Some(TokenLine { name, role: role.to_lowercase(), expires_ms: record.expires_ms })
+    };
+    Ok(Json(found.kvs.iter().filter_map(line).collect()))
+}
+
 async fn end_token(State(state): Api, Path(name): Path<String>) -> ApiResult<StatusCode> {
     let key = format!("{}{name}", keys::TOKENS);
     state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
@@ -328,6 +341,9 @@ async fn replace(
             format!("the body is {} and the path {reference}", given.object.reference()),
             "",
         ));
+    }
+    if given.resource_version == 0 {
+        return objects::create(&state, given.object).await.map(Json);
     }
     let (_, now) = state
         .snapshot()
