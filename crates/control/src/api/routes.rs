@@ -18,7 +18,9 @@ use axum::{
 use futures::{Stream, TryStreamExt};
 use haven_model::{
     Event, ImageSpec, Incident, Meta, Name, Object, ObjectRef,
-    api::{Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine},
+    api::{
+        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine,
+    },
     event::AuditEntry,
     keys,
     object::{Kind, Stored},
@@ -56,7 +58,12 @@ pub const TABLE: &[Row] = &[
     ("GET", "/v1/blobs/{sha256}", Role::Admin, "a file of an image (for hosts)"),
     ("GET", "/v1/objects/{kind}", Role::Viewer, "list objects"),
     ("GET", "/v1/objects/{kind}/{name}", Role::Viewer, "one object"),
-    ("PUT", "/v1/objects/{kind}/{name}", Role::Operator, "replace an object at a version, or create one at version 0"),
+    (
+        "PUT",
+        "/v1/objects/{kind}/{name}",
+        Role::Operator,
+        "replace an object at a version, or create one at version 0",
+    ),
     ("DELETE", "/v1/objects/{kind}/{name}", Role::Operator, "delete an object"),
     ("POST", "/v1/vms/{name}/{action}", Role::Operator, "start, stop or reset a VM"),
     ("GET", "/v1/vms/{name}/console", Role::Operator, "a VM's console (upgrade)"),
