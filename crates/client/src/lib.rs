@@ -467,7 +467,38 @@ async fn read(response: Response<Incoming>) -> Result<Vec<u8>, ClientError> {
 
 #[cfg(test)]
 mod tests {
-    use super::encode;
+    use super::{Client, ClientError, encode};
+    use tokio::io::AsyncReadExt;
+
+    /// A daemon that takes connections, reads, and says nothing.
+    fn mute() -> (std::path::PathBuf, tokio::task::JoinHandle<()>) {
+        let name = format!("haven-mute-{}-{}.sock", std::process::id(), line!());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&path);
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let task = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 1024];
+                let _ = stream.read(&mut head).await;
+                open.push(stream);
+            }
+        });
+        (path, task)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_says_nothing_is_given_up() {
+        let (path, daemon) = mute();
+        let client = Client::local(path.clone());
+        let look = client.status().await.unwrap_err();
+        let change = client.vm("web", "stop").await.unwrap_err();
+        assert!(matches!(look, ClientError::NoAnswer { change: false, .. }), "{look}");
+        assert!(matches!(change, ClientError::NoAnswer { change: true, .. }), "{change}");
+        assert!(change.to_string().ends_with("whether the change was made is not known"));
+        daemon.abort();
+        let _ = std::fs::remove_file(path);
+    }
 
     #[test]
     fn whatever_a_name_holds_it_stays_one_part_of_a_path() {
