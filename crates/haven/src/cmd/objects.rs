@@ -110,7 +110,8 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
             super::show(&what.parse()?, how.output).await?;
         }
         ObjectsCommand::Get { what, how } => {
-            let items = connect().await?.list(what.parse::<Kind>()?).await?;
+            let kind: Kind = what.parse()?;
+            let items = connect().await?.list(kind).await?;
             out::print(&render::items(&items, how.output));
         }
         ObjectsCommand::Delete(deletion) => delete(&deletion).await?,
