@@ -3,8 +3,11 @@
 //! 2 bad input, 3 not found, 4 conflict, 5 cluster not reached, 1 anything else.
 
 use haven_client::ClientError;
-use haven_model::{ModelError, manifest::Problem};
+use haven_model::{ModelError, api::ProblemBody, manifest::Problem};
 use std::fmt;
+
+/// What the API names as the file of an object that came in none.
+const REQUEST: &str = "request";
 
 /// A failure for a person.
 #[derive(Debug)]
@@ -73,26 +76,46 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let message = error.to_string();
         match error {
-            ClientError::Refused(body) => {
-                let code = match body.status {
-                    400 | 422 => 2,
-                    404 => 3,
-                    409 => 4,
-                    503 => 5,
-                    _ => 1,
-                };
-                Self { code, message, hint: body.hint.clone(), problems: body.problems.clone() }
-            }
-            ClientError::Unreachable { .. } => Self::new(
+            ClientError::Refused(body) => refused(*body),
+            ClientError::Unreachable { at, .. } if at.starts_with('/') => Self::new(
                 5,
                 message,
                 "is the daemon running? On one machine, `haven lab up` starts a cluster",
+            ),
+            ClientError::Unreachable { .. } => Self::new(
+                5,
+                message,
+                "check the address, the fingerprint, and that Haven's daemon runs there",
             ),
             ClientError::NoAnswer { .. } => {
                 Self::new(5, message, "look with `haven status`, then try again")
             }
             _ => Self::new(1, message, ""),
         }
+    }
+}
+
+/// What a daemon refused.
+fn refused(body: ProblemBody) -> Failure {
+    let code = match body.status {
+        400 | 422 => 2,
+        404 => 3,
+        409 => 4,
+        503 => 5,
+        _ => 1,
+    };
+    let ProblemBody { detail, hint, mut problems, .. } = body;
+    // What was not in a file is no manifest for the person who asked.
+    match (problems.len(), problems.iter().all(|p| p.file == REQUEST)) {
+        (1, true) => {
+            let one = problems.remove(0);
+            Failure::new(code, one.message, one.hint)
+        }
+        (2.., true) => {
+            let message = format!("{} things are wrong; nothing was changed", problems.len());
+            Failure { problems, ..Failure::new(code, message, hint) }
+        }
+        _ => Failure { problems, ..Failure::new(code, detail, hint) },
     }
 }
 
@@ -115,7 +138,7 @@ impl fmt::Display for Failure {
         writeln!(f, "error: {}", self.message)?;
         for problem in &self.problems {
             // What did not come from a file has no place.
-            if problem.file == "request" {
+            if problem.file == REQUEST {
                 writeln!(f, "  {}", problem.message)?;
             } else {
                 let Problem { file, line, column, message, .. } = problem;
@@ -127,5 +150,59 @@ impl fmt::Display for Failure {
             }
         }
         if self.hint.is_empty() { Ok(()) } else { writeln!(f, "  hint: {}", self.hint) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Failure;
+    use haven_client::ClientError;
+    use haven_model::{api::ProblemBody, manifest::Problem};
+    use std::time::Duration;
+
+    fn refusal(status: u16, problems: &[(&str, &str)]) -> Failure {
+        let problem = |(file, message): &(&str, &str)| Problem {
+            file: (*file).into(),
+            line: 3,
+            column: 9,
+            message: (*message).into(),
+            hint: "do better".into(),
+        };
+        let body = ProblemBody {
+            title: "no".into(),
+            status,
+            detail: "it is refused".into(),
+            hint: "ask an admin".into(),
+            problems: problems.iter().map(problem).collect(),
+        };
+        ClientError::Refused(Box::new(body)).into()
+    }
+
+    #[test]
+    fn every_way_to_fail_in_words() {
+        let unreachable =
+            |at: &str| ClientError::Unreachable { at: at.into(), why: "no route".into() }.into();
+        let late = |change| ClientError::NoAnswer {
+            at: "host1".into(),
+            within: Duration::from_secs(60),
+            change,
+        };
+        let all: [Failure; 12] = [
+            refusal(400, &[]),
+            refusal(403, &[]),
+            refusal(404, &[]),
+            refusal(409, &[]),
+            refusal(503, &[]),
+            refusal(422, &[("request", "no such pool")]),
+            refusal(422, &[("request", "no such pool"), ("request", "no such image")]),
+            refusal(422, &[("-", "no such pool")]),
+            unreachable("/run/haven/api.sock"),
+            unreachable("10.0.0.1:7443"),
+            late(false).into(),
+            late(true).into(),
+        ];
+        let said: Vec<String> = all.iter().map(|f| format!("{}: {f}", f.code)).collect();
+        insta::assert_snapshot!(said.join(""));
+        assert_eq!(Failure::quiet(1).to_string(), "");
     }
 }

@@ -172,7 +172,11 @@ async fn token(command: TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::Rm { name } => {
             let name = Name::new(name)?;
-            connect().await?.end_token(name.as_str()).await?;
+            let ended = connect().await?.end_token(name.as_str()).await;
+            ended.map_err(|error| match Failure::from(error) {
+                missing if missing.code == 3 => missing.hint("`haven token ls` lists them"),
+                other => other,
+            })?;
             out::line(format_args!("token {name} ended"));
         }
     }

@@ -36,7 +36,7 @@ fn at(item: &Item, generation: u64) -> String {
     }
     match item.columns.get("updated") {
         Some(updated) if item.object.kind() == Kind::Service => {
-            format!("{}, {updated} updated", item.state)
+            format!("{}; updated {updated}", item.state)
         }
         _ => item.state.clone(),
     }
@@ -154,7 +154,7 @@ mod tests {
         assert!(done(&service(3, "3/3 ready", "3/3"), 2));
         assert_eq!(at(&service(1, "3/3 ready", "3/3"), 2), "the change is not seen yet");
         let words = at(&service(2, "3/3 ready", "1/3, 2 going"), 2);
-        assert_eq!(words, "3/3 ready, 1/3, 2 going updated");
+        assert_eq!(words, "3/3 ready; updated 1/3, 2 going");
     }
 
     #[test]

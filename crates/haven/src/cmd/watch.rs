@@ -254,30 +254,35 @@ async fn events(follow: bool, limit: usize, output: Output) -> Result<(), Failur
         out::print(&render::event_head(output == Output::Wide));
     }
     let mut printed = Printed::default();
-    let (mut limit, mut since) = (limit, Instant::now());
+    let (mut limit, mut since) = (limit, None);
     loop {
+        let heard = since;
         let failure = match connect().await {
             Ok(client) => listen(&client, limit, &mut printed, output, &mut since).await,
             Err(failure) => failure,
         };
-        // A refusal stays one; a daemon that is gone may come back, or another answers.
-        if failure.code != 5 || since.elapsed() > PATIENCE {
+        // A refusal stays one, and so does a cluster that was never there. One that is gone may come back.
+        let lost = failure.code == 5 && since.is_some_and(|last| last.elapsed() < PATIENCE);
+        if !lost {
             return Err(failure);
         }
-        eprintln!("{failure}  connecting again");
+        if heard != since {
+            eprintln!("{}  connecting again", failure.to_string().replace("error: ", "broken: "));
+        }
         // Once something was printed, all that came since is asked for.
         limit = if printed.first.is_some() { CATCH_UP } else { limit };
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Prints what came until now and what comes, until the connection ends. `since` moves with every sign of life.
+/// Prints what came until now and what comes, until the connection ends. `since` is when it
+/// was last heard.
 async fn listen(
     client: &Client,
     limit: usize,
     printed: &mut Printed,
     output: Output,
-    since: &mut Instant,
+    since: &mut Option<Instant>,
 ) -> Failure {
     // The stream is opened first, so that nothing falls between it and what came before.
     let mut stream = match client.follow().await {
@@ -288,14 +293,14 @@ async fn listen(
         Ok(events) => events,
         Err(error) => return error.into(),
     };
-    *since = Instant::now();
+    *since = Some(Instant::now());
     before.iter().filter(|event| printed.take(event)).for_each(|event| print(event, output));
     loop {
         match stream.next().await {
             Ok(event) if printed.take(&event) => print(&event, output),
             Ok(_) => {}
             Err(error) => {
-                *since = Instant::now();
+                *since = Some(Instant::now());
                 return error.into();
             }
         }

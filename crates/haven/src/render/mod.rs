@@ -48,11 +48,9 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
 
 /// Words and what they are, one a line.
 pub fn fields(of: &[(&str, String)]) -> String {
-    let width = of.iter().map(|(word, _)| word.len()).max().unwrap_or(0);
-    let line = |(word, value): &(&str, String)| {
-        format!("{}\n", format!("{word:<width$}  {value}").trim_end())
-    };
-    of.iter().filter(|(_, value)| !value.is_empty()).map(line).collect()
+    let said = || of.iter().filter(|(_, value)| !value.is_empty());
+    let width = said().map(|(word, _)| word.len()).max().unwrap_or(0);
+    said().map(|(word, value)| format!("{word:<width$}  {value}\n")).collect()
 }
 
 /// Any value for programs.

@@ -26,7 +26,7 @@ fn version() -> Fake {
 
 #[test]
 fn sockets_of_dead_daemons_are_passed_over() {
-    let (person, fake) = (Person::new(), version());
+    let (person, fake) = (Person::anybody(), version());
     let dead = person.home.path().join("dead.sock");
     stale(&dead);
     stale(&person.home.path().join("run/api.sock"));
@@ -36,7 +36,7 @@ fn sockets_of_dead_daemons_are_passed_over() {
 
 #[test]
 fn without_any_daemon_it_is_said_what_was_tried() {
-    let person = Person::new();
+    let person = Person::anybody();
     let none = person.run(&["status"]);
     let dead = person.home.path().join("dead.sock");
     stale(&dead);
@@ -49,7 +49,7 @@ fn without_any_daemon_it_is_said_what_was_tried() {
 
 #[test]
 fn saved_clusters_are_spoken_to_and_kept_private() {
-    let person = Person::new();
+    let person = Person::anybody();
     let pin = "ab".repeat(32);
     let add = ["context", "add", "prod", "--address", "127.0.0.1:1", "--fingerprint", &pin];
     let added = person.say("me.secret\n", &[&add[..], &["--token-stdin"]].concat());
@@ -77,9 +77,9 @@ fn saved_clusters_are_spoken_to_and_kept_private() {
 
 #[test]
 fn half_an_address_and_bad_words_are_bad_input() {
-    let person = Person::new().with("HAVEN_ADDRESS", "10.0.0.1:7443");
+    let person = Person::anybody().with("HAVEN_ADDRESS", "10.0.0.1:7443");
     let half = person.run(&["status"]);
-    let person = Person::new();
+    let person = Person::anybody();
     let kind = person.run(&["get", "machines"]);
     let name = person.run(&["vm", "show", "../tokens"]);
     let reference = person.run(&["explain", "web"]);

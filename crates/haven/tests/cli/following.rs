@@ -46,3 +46,9 @@ fn a_refusal_ends_it_with_an_error() {
     assert_eq!(ended.code, 1);
     assert!(ended.err.contains("this needs the role viewer"), "{}", ended.err);
 }
+
+#[test]
+fn a_cluster_that_is_not_there_ends_it_at_once() {
+    let person = Person::anybody().with("HAVEN_SOCKET", "/nowhere/api.sock");
+    assert_eq!(person.run(&["events", "--follow"]).code, 5);
+}

@@ -1,6 +1,8 @@
 //! The command line as people run it: the built binary, against a daemon that is played here (`fake`) or against the
 //! real API over a real etcd (`real`). No lab, nothing outside temporary directories.
 
+#![expect(clippy::unwrap_used, reason = "what helps tests fails by panicking, too")]
+
 mod connecting;
 mod editing;
 mod fake;
@@ -30,13 +32,13 @@ pub struct Person {
 }
 
 impl Person {
-    pub fn new() -> Self {
+    pub fn anybody() -> Self {
         Self { home: tempfile::tempdir().unwrap(), variables: Vec::new() }
     }
 
     /// Speaks to the daemon behind this socket.
     pub fn at(socket: &Path) -> Self {
-        Self::new().with("HAVEN_SOCKET", &socket.display().to_string())
+        Self::anybody().with("HAVEN_SOCKET", &socket.display().to_string())
     }
 
     pub fn with(mut self, name: &str, value: &str) -> Self {
