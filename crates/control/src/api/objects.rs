@@ -239,3 +239,47 @@ pub async fn delete(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> 
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::updated;
+    use haven_model::{
+        Bytes, ObjectRef,
+        object::Kind,
+        service::{DRAIN_LABEL, TEMPLATE_LABEL},
+    };
+    use haven_plan::{
+        balance::services::template_hash,
+        testing::{World, at, name, stored, vm_spec},
+    };
+
+    #[test]
+    fn a_rollout_is_over_when_no_old_member_is_left() {
+        let mut world = World::new(3, Bytes::gib(8));
+        world.service("hello", 2);
+        let spec = world.snapshot.services["hello"].spec.clone();
+        let new = template_hash(&spec);
+        let mut add = |vm: &str, template: &str, drained: bool| {
+            let mut member = stored(vm, vm_spec(Bytes::mib(128)));
+            member.meta.owner = Some(ObjectRef::new(Kind::Service, name("hello")));
+            member.meta.labels.insert(TEMPLATE_LABEL.into(), template.into());
+            if drained {
+                member.meta.labels.insert(DRAIN_LABEL.into(), "1".into());
+            }
+            world.snapshot.vms.insert(name(vm), at(4, member));
+            world.run(vm, "host1");
+            updated(&world.snapshot, &name("hello"), &spec)
+        };
+        // Two old ones that are ready are no sign that the new template runs.
+        add("hello-1", "old", false);
+        assert_eq!(add("hello-2", "old", false), "0/2, 2 going");
+        add("hello-3", &new, false);
+        assert_eq!(add("hello-4", &new, false), "2/2, 2 going");
+        // A new one that is drained goes, too.
+        assert_eq!(add("hello-5", &new, true), "2/2, 3 going");
+        for old in ["hello-1", "hello-2", "hello-5"] {
+            world.snapshot.vms.remove(old);
+        }
+        assert_eq!(updated(&world.snapshot, &name("hello"), &spec), "2/2");
+    }
+}
