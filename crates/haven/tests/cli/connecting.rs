@@ -76,6 +76,20 @@ fn saved_clusters_are_spoken_to_and_kept_private() {
 }
 
 #[test]
+fn a_server_that_takes_the_connection_and_says_nothing_is_given_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let person = Person::anybody()
+        .with("HAVEN_ADDRESS", &address)
+        .with("HAVEN_FINGERPRINT", &"ab".repeat(32));
+    let begin = std::time::Instant::now();
+    let ended = person.run(&["status"]);
+    assert!(begin.elapsed().as_secs() < 20);
+    assert_eq!(ended.code, 5);
+    insta::assert_snapshot!(ended.err.replace(&address, "HOST1"));
+}
+
+#[test]
 fn half_an_address_and_bad_words_are_bad_input() {
     let person = Person::anybody().with("HAVEN_ADDRESS", "10.0.0.1:7443");
     let half = person.run(&["status"]);

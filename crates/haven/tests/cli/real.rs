@@ -13,11 +13,12 @@ use haven_model::{
 use haven_store::{
     clock::Clock,
     live::{LiveConfig, LiveCopy},
-    raw::{EtcdStore, Op, StoreConfig},
+    pki::{self, Authority},
+    raw::{EtcdStore, Identity, Op, StoreConfig},
 };
 use sha2::{Digest, Sha256};
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -72,6 +73,7 @@ impl LocalHost for OnlyImages {
 struct Api {
     etcd: Child,
     directory: TempDir,
+    far: Far,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -102,7 +104,28 @@ fn etcd(directory: &TempDir) -> (Child, String) {
     (child, client)
 }
 
-async fn serve(endpoint: String, socket: PathBuf) {
+/// What a person far away needs to know.
+struct Far {
+    address: String,
+    fingerprint: String,
+}
+
+/// The API for people far away, with a cluster's certificates.
+fn serve_far(api: ApiState, cancel: CancellationToken) -> Far {
+    let authority = Authority::create("test").unwrap();
+    let (key, request) = pki::request("host1").unwrap();
+    let certificate = authority.sign(&request, "host1", &[[127, 0, 0, 1].into()]).unwrap();
+    let ca = authority.certificate;
+    let fingerprint = pki::fingerprint(&ca).unwrap();
+    let tls = pki::server_config(&Identity { ca, certificate, key }).unwrap();
+    let address: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    tokio::spawn(async move {
+        serve::serve_tls(address, Arc::new(tls), api, cancel).await.unwrap();
+    });
+    Far { address: address.to_string(), fingerprint }
+}
+
+async fn serve(endpoint: String, socket: PathBuf) -> Far {
     let config = StoreConfig { endpoints: vec![endpoint], tls: None };
     let store = EtcdStore::connect(config).await.unwrap();
     let until = Instant::now() + Duration::from_secs(20);
@@ -134,10 +157,12 @@ async fn serve(endpoint: String, socket: PathBuf) {
         local: Arc::new(OnlyImages),
         invite: Arc::new(InviteFacts::default()),
     };
+    let far = serve_far(api.clone(), cancel.clone());
     tokio::spawn(async move {
         serve::serve_unix(&socket, api, cancel).await.unwrap();
         drop(live);
     });
+    far
 }
 
 impl Api {
@@ -151,8 +176,8 @@ impl Api {
         let directory = tempfile::tempdir().unwrap();
         let (etcd, endpoint) = etcd(&directory);
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(serve(endpoint, directory.path().join("api.sock")));
-        let api = Self { etcd, directory, _runtime: runtime };
+        let far = runtime.block_on(serve(endpoint, directory.path().join("api.sock")));
+        let api = Self { etcd, directory, far, _runtime: runtime };
         let until = Instant::now() + Duration::from_secs(5);
         while !api.socket().exists() {
             assert!(Instant::now() < until, "the API does not answer");
@@ -288,4 +313,33 @@ fn an_edit_never_overwrites_what_came_meanwhile() {
     let person = person.with("EDITOR", "sed -i 's/mtu: 9000/mtu: 1400/'");
     let ended = person.run(&["edit", "network/front"]);
     assert_eq!((ended.code, ended.out.as_str()), (0, "network/front changed\n"), "{}", ended.err);
+}
+
+#[test]
+fn a_saved_cluster_is_reached_from_afar_with_its_fingerprint_and_a_token() {
+    let Some(api) = Api::start() else { return };
+    let local = Person::at(&api.socket());
+    let token = local.run(&["token", "create", "me", "--role", "viewer"]).out;
+    let person = Person::anybody();
+    let add = |name: &str, fingerprint: &str, token: &str| {
+        let address = api.far.address.as_str();
+        let args = ["context", "add", name, "--address", address, "--fingerprint", fingerprint];
+        let ended = person.say(token, &[&args[..], &["--token-stdin"]].concat());
+        assert_eq!(ended.code, 0, "{}", ended.err);
+    };
+    // As openssl prints it.
+    let upper = api.far.fingerprint.to_uppercase();
+    let pairs: Vec<&str> = (0..32).map(|i| &upper[2 * i..2 * i + 2]).collect();
+    add("good", &pairs.join(":"), &token);
+    add("other", &"ab".repeat(32), &token);
+    add("forged", &api.far.fingerprint, "me.wrong");
+    assert_eq!(person.run(&["context", "use", "good"]).code, 0);
+    let hosts = person.run(&["host", "ls"]);
+    assert!(hosts.code == 0 && hosts.out.contains("host1"), "{}", hosts.err);
+    let viewer = person.run(&["host", "cordon", "host1"]);
+    let other = person.run(&["--context", "other", "host", "ls"]);
+    let forged = person.run(&["--context", "forged", "host", "ls"]);
+    assert_eq!((viewer.code, other.code, forged.code), (1, 5, 1));
+    let said = format!("{}{}{}", viewer.err, other.err, forged.err);
+    insta::assert_snapshot!(said.replace(&api.far.address, "HOST1"));
 }
