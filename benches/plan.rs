@@ -24,7 +24,10 @@ fn world(hosts: usize) -> World {
 
 fn main() {
     println!("one plan with one host lost, twenty VMs per host; 20 runs each");
-    println!("{:>6} {:>7} {:>8} {:>9} {:>9} {:>9}", "hosts", "VMs", "moves", "median", "min", "max");
+    println!(
+        "{:>6} {:>7} {:>8} {:>9} {:>9} {:>9}",
+        "hosts", "VMs", "moves", "median", "min", "max"
+    );
     let mut largest = Duration::ZERO;
     for hosts in [10, 30, 100, 300, 1000] {
         let world = world(hosts);

@@ -24,7 +24,9 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         let holder = holder(lab)?;
         let with = has_member(lab, &holder)?;
         let (gap, failed) = kill(lab, &holder)?;
-        println!("  run {run}, address holder {holder}, member there {with}: gap {gap:.3} s, {failed} failed");
+        println!(
+            "  run {run}, address holder {holder}, member there {with}: gap {gap:.3} s, {failed} failed"
+        );
         holder_gap.push(gap);
         well(lab)?;
         let (holder, hosts) = (self::holder(lab)?, lab.hosts.clone());

@@ -52,8 +52,20 @@ fn by_hand(lab: &Driver, host: &str, pid: i32) -> Result<f64> {
             continue;
         }
         // What belongs to the one VM that runs already.
-        if matches!(arg.as_ref(), "-qmp" | "-chardev" | "-serial" | "-mon" | "-run-with" | "-runas" | "-pidfile" | "-netdev" | "-device" | "-drive" | "-blockdev")
-        {
+        if matches!(
+            arg.as_ref(),
+            "-qmp"
+                | "-chardev"
+                | "-serial"
+                | "-mon"
+                | "-run-with"
+                | "-runas"
+                | "-pidfile"
+                | "-netdev"
+                | "-device"
+                | "-drive"
+                | "-blockdev"
+        ) {
             skip = true;
             continue;
         }

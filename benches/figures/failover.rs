@@ -61,7 +61,9 @@ fn well(lab: &Driver) -> Result<()> {
     for name in placed.keys() {
         lab.haven(&["vm", "rm", name])?;
     }
-    lab.wait("every VM is gone", Duration::from_secs(30), |lab| vms(lab).is_ok_and(|v| v.is_empty()))?;
+    lab.wait("every VM is gone", Duration::from_secs(30), |lab| {
+        vms(lab).is_ok_and(|v| v.is_empty())
+    })?;
     let names: Vec<String> = placed.keys().cloned().collect();
     let text: Vec<String> =
         names.iter().map(|name| format!("kind: VM\nname: {name}\nmemory: 64MiB\n")).collect();
@@ -142,9 +144,9 @@ fn fail(lab: &Driver, host: &str) -> Result<f64> {
     let until = Instant::now() + Duration::from_secs(40);
     let started = loop {
         let now = vms(lab).unwrap_or_default();
-        let again = lost.iter().map(|name| {
-            now.get(*name).filter(|(on, _)| on != host).map(|(_, started)| *started)
-        });
+        let again = lost
+            .iter()
+            .map(|name| now.get(*name).filter(|(on, _)| on != host).map(|(_, started)| *started));
         if let Some(all) = again.collect::<Option<Vec<i64>>>() {
             break all.into_iter().max().context("the host had a VM")?;
         }

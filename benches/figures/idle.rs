@@ -36,7 +36,10 @@ fn print(what: &str, unit: &str, values: &mut [f64], limit: f64) {
     values.sort_by(f64::total_cmp);
     let (min, median, max) = (values[0], values[values.len() / 2], values[values.len() - 1]);
     let met = if max <= limit { "met" } else { "MISSED" };
-    println!("{what}: median {median:.2}, min {min:.2}, max {max:.2} {unit}, {} looks (limit {limit}: {met})", values.len());
+    println!(
+        "{what}: median {median:.2}, min {min:.2}, max {max:.2} {unit}, {} looks (limit {limit}: {met})",
+        values.len()
+    );
 }
 
 fn processes(lab: &Driver, host: &str) -> Vec<i32> {
@@ -47,7 +50,8 @@ fn processes(lab: &Driver, host: &str) -> Vec<i32> {
 fn ticks(lab: &Driver) -> Result<Vec<u64>> {
     let of = |pid: i32| -> Result<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<&str> = stat.rsplit_once(") ").context("a stat line")?.1.split(' ').collect();
+        let fields: Vec<&str> =
+            stat.rsplit_once(") ").context("a stat line")?.1.split(' ').collect();
         Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
     };
     lab.hosts.iter().map(|host| processes(lab, host).into_iter().map(of).sum()).collect()

@@ -30,11 +30,17 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         well(lab)?;
         let asked = asking.end()?;
         let bad = asked.iter().filter(|a| !a.good).count();
-        println!("  run {run}: {} requests, {bad} failed, longest gap {:.3} s", asked.len(), longest_gap(&asked));
+        println!(
+            "  run {run}: {} requests, {bad} failed, longest gap {:.3} s",
+            asked.len(),
+            longest_gap(&asked)
+        );
         total += asked.len();
         failed += bad;
     }
     let met = if failed == 0 { "met" } else { "MISSED" };
-    println!("rolling restart under load: {failed} of {total} requests failed in {runs} runs (limit 0: {met})");
+    println!(
+        "rolling restart under load: {failed} of {total} requests failed in {runs} runs (limit 0: {met})"
+    );
     Ok(())
 }

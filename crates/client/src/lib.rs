@@ -3,30 +3,33 @@
 //! It reaches a daemon over its unix socket (as root of that host), or over TLS with a token. One connection per
 //! request: requests are few, and a dead host is noticed at once.
 
+mod events;
 mod tls;
+mod upload;
 
+pub use events::EventStream;
 pub use tls::Pin;
 
 use haven_model::{
-    Event, Incident, ObjectRef,
+    Event, Incident, Object, ObjectRef,
     api::{
         Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, ManifestFile, Overview,
-        ProblemBody, Secret,
+        ProblemBody, Secret, TokenLine,
     },
     event::AuditEntry,
     object::Kind,
 };
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Bytes, Frame, Incoming},
+    body::{Bytes, Incoming},
     client::conn::http1,
 };
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
 
@@ -41,6 +44,20 @@ pub enum ClientError {
         at: String,
         /// What the system said.
         why: String,
+    },
+    /// A daemon took the request and gave no answer.
+    #[error("{at} gave no answer within {} s{}", .within.as_secs(), if *.change {
+        "; whether the change was made is not known"
+    } else {
+        ""
+    })]
+    NoAnswer {
+        /// Where.
+        at: String,
+        /// How long it had.
+        within: Duration,
+        /// Whether the request was to change something.
+        change: bool,
     },
     /// The daemon said no.
     #[error("{}", .0.detail)]
@@ -68,7 +85,29 @@ type Body = BoxBody<Bytes, std::io::Error>;
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-const CONNECT: Duration = Duration::from_secs(2);
+/// How long a daemon has to take a connection, TLS included.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long it has to begin its answer. Joining is the slowest: the store takes a new member meanwhile.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long it may be silent within an answer.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A word as one part of a path: whatever it holds, it stays one part.
+#[must_use]
+pub fn encode(text: &str) -> String {
+    let part = |byte: u8| match byte {
+        b if b.is_ascii_alphanumeric() || b"-_~".contains(&b) => char::from(b).to_string(),
+        // A part of one or two dots would be another path.
+        b'.' if !text.trim_matches('.').is_empty() => ".".into(),
+        b => format!("%{b:02X}"),
+    };
+    text.bytes().map(part).collect()
+}
+
+/// An object's part of a path.
+fn path_of(of: &ObjectRef) -> String {
+    format!("{}/{}", encode(of.kind.as_str()), encode(of.name.as_str()))
+}
 
 fn full(text: Vec<u8>) -> Body {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
@@ -125,16 +164,19 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Box<dyn Duplex>, ClientError> {
+        let late =
+            || self.unreachable(format!("it took no connection within {} s", CONNECT.as_secs()));
+        tokio::time::timeout(CONNECT, self.open()).await.map_err(|_| late())?
+    }
+
+    async fn open(&self) -> Result<Box<dyn Duplex>, ClientError> {
         match &self.target {
             Target::Unix(path) => {
-                let stream =
-                    UnixStream::connect(path).await.map_err(|error| self.unreachable(error))?;
-                Ok(Box::new(stream))
+                let stream = UnixStream::connect(path).await;
+                Ok(Box::new(stream.map_err(|error| self.unreachable(error))?))
             }
             Target::Tls { address, pin, .. } => {
-                let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
-                let stream =
-                    connected.map_err(|_| self.unreachable("it did not answer in time"))?;
+                let stream = TcpStream::connect(address).await;
                 let stream = stream.map_err(|error| self.unreachable(error))?;
                 let name = rustls_pki_types::ServerName::try_from("haven").expect("a good name");
                 let tls =
@@ -144,7 +186,23 @@ impl Client {
         }
     }
 
+    /// Sends a request and waits [`ANSWER`] for the head of the answer.
     async fn send(
+        &self,
+        request: hyper::http::request::Builder,
+        body: Body,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let change = request.method_ref().is_some_and(|method| method != hyper::Method::GET);
+        let answer = self.exchange(request, body);
+        tokio::time::timeout(ANSWER, answer).await.map_err(|_| ClientError::NoAnswer {
+            at: self.place(),
+            within: ANSWER,
+            change,
+        })?
+    }
+
+    /// Sends a request and waits for the head of the answer as long as it takes.
+    async fn exchange(
         &self,
         request: hyper::http::request::Builder,
         body: Body,
@@ -217,7 +275,7 @@ impl Client {
             items.extend(page.items);
             match page.next {
                 None => return Ok(items),
-                Some(next) => after = format!("?after={next}"),
+                Some(next) => after = format!("?after={}", encode(&next)),
             }
         }
     }
@@ -225,13 +283,28 @@ impl Client {
     /// One object.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn object(&self, of: &ObjectRef) -> Result<Item, ClientError> {
-        self.get(&format!("/v1/objects/{of}")).await
+        self.get(&format!("/v1/objects/{}", path_of(of))).await
+    }
+
+    /// Writes an object over the version that was read; at version 0 it must not be there yet.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn replace(&self, item: &Item) -> Result<Item, ClientError> {
+        let body = serde_json::to_vec(item).unwrap_or_default();
+        let path = format!("/v1/objects/{}", path_of(&item.object.reference()));
+        self.call("PUT", &path, body).await
+    }
+
+    /// Makes an object that must not be there yet.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn create(&self, object: Object) -> Result<Item, ClientError> {
+        let (state, host, columns) = (String::new(), None, std::collections::BTreeMap::new());
+        self.replace(&Item { resource_version: 0, object, state, host, columns }).await
     }
 
     /// Deletes an object.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn delete(&self, of: &ObjectRef) -> Result<Item, ClientError> {
-        self.call("DELETE", &format!("/v1/objects/{of}"), Vec::new()).await
+        self.call("DELETE", &format!("/v1/objects/{}", path_of(of)), Vec::new()).await
     }
 
     /// Applies manifests.
@@ -248,19 +321,20 @@ impl Client {
     /// `start`, `stop` or `reset` of a VM.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn vm(&self, vm: &str, action: &str) -> Result<Item, ClientError> {
-        self.call("POST", &format!("/v1/vms/{vm}/{action}"), Vec::new()).await
+        self.call("POST", &format!("/v1/vms/{}/{}", encode(vm), encode(action)), Vec::new()).await
     }
 
     /// Changes the number of a service's members.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn scale(&self, service: &str, replicas: u32) -> Result<Item, ClientError> {
-        self.call("POST", &format!("/v1/services/{service}/scale/{replicas}"), Vec::new()).await
+        let path = format!("/v1/services/{}/scale/{replicas}", encode(service));
+        self.call("POST", &path, Vec::new()).await
     }
 
     /// Replaces all members of a service, a few at a time.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn restart(&self, service: &str) -> Result<Item, ClientError> {
-        self.call("POST", &format!("/v1/services/{service}/restart"), Vec::new()).await
+        self.call("POST", &format!("/v1/services/{}/restart", encode(service)), Vec::new()).await
     }
 
     /// The last events.
@@ -269,22 +343,11 @@ impl Client {
         self.get(&format!("/v1/events?limit={limit}")).await
     }
 
-    /// Calls `each` with every event that comes; ends with the connection.
+    /// Events as they come, from now on.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
-    pub async fn follow(&self, mut each: impl FnMut(Event)) -> Result<(), ClientError> {
-        let response =
-            self.send(Request::builder().uri("/v1/events/follow"), full(Vec::new())).await?;
-        let frames = response.into_body().into_data_stream();
-        let stream = futures::TryStreamExt::map_err(frames, std::io::Error::other);
-        let mut lines = tokio_util::io::StreamReader::new(Box::pin(stream)).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            if let Some(event) =
-                line.strip_prefix("data: ").and_then(|text| serde_json::from_str(text).ok())
-            {
-                each(event);
-            }
-        }
-        Ok(())
+    pub async fn follow(&self) -> Result<EventStream, ClientError> {
+        let request = Request::builder().uri("/v1/events/follow");
+        Ok(EventStream::of(self.send(request, full(Vec::new())).await?, self.place()))
     }
 
     /// All incidents.
@@ -302,13 +365,13 @@ impl Client {
     /// What there is to say of an object.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn explain(&self, of: &ObjectRef) -> Result<Vec<String>, ClientError> {
-        self.get(&format!("/v1/explain/{of}")).await
+        self.get(&format!("/v1/explain/{}", path_of(of))).await
     }
 
     /// What a VM's console said.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn log(&self, vm: &str) -> Result<Vec<u8>, ClientError> {
-        self.bytes(&format!("/v1/vms/{vm}/log")).await
+        self.bytes(&format!("/v1/vms/{}/log", encode(vm))).await
     }
 
     /// The whole answer to a GET.
@@ -341,10 +404,22 @@ impl Client {
         Ok(Box::new(TokioIo::new(upgraded.map_err(|error| self.unreachable(error))?)))
     }
 
+    /// A VM's console.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn console(&self, vm: &str) -> Result<Box<dyn Duplex>, ClientError> {
+        self.upgrade(&format!("/v1/vms/{}/console", encode(vm))).await
+    }
+
     /// A join token.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn invite(&self) -> Result<Secret, ClientError> {
         self.call("POST", "/v1/invite", Vec::new()).await
+    }
+
+    /// All tokens, without their secrets.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn tokens(&self) -> Result<Vec<TokenLine>, ClientError> {
+        self.get("/v1/tokens").await
     }
 
     /// A new token with a role.
@@ -355,36 +430,20 @@ impl Client {
         role: &str,
         days: i64,
     ) -> Result<Secret, ClientError> {
-        self.call("POST", &format!("/v1/tokens/{name}?role={role}&days={days}"), Vec::new()).await
+        let path = format!("/v1/tokens/{}?role={}&days={days}", encode(name), encode(role));
+        self.call("POST", &path, Vec::new()).await
     }
 
     /// Ends a token.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn end_token(&self, name: &str) -> Result<(), ClientError> {
-        self.call("DELETE", &format!("/v1/tokens/{name}"), Vec::new()).await
+        self.call("DELETE", &format!("/v1/tokens/{}", encode(name)), Vec::new()).await
     }
 
     /// Asks to become part of the cluster.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn join(&self, request: &JoinRequest) -> Result<JoinAnswer, ClientError> {
         self.call("POST", "/v1/join", serde_json::to_vec(request).unwrap_or_default()).await
-    }
-
-    /// Imports a part of an image: `disk`, `kernel` or `initrd`. `query` is `checksum=…&cmdline=…`, encoded.
-    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
-    pub async fn import(
-        &self,
-        image: &str,
-        part: &str,
-        query: &str,
-        from: impl AsyncRead + Send + Sync + Unpin + 'static,
-    ) -> Result<Item, ClientError> {
-        let frames = tokio_util::io::ReaderStream::with_capacity(from, 1 << 16);
-        let body = StreamBody::new(futures::TryStreamExt::map_ok(frames, Frame::data)).boxed();
-        let request =
-            Request::builder().method("PUT").uri(format!("/v1/import/{image}/{part}?{query}"));
-        let text = read(self.send(request, body).await?).await?;
-        serde_json::from_slice(&text).map_err(|error| ClientError::Unexpected(error.to_string()))
     }
 }
 
@@ -393,9 +452,60 @@ async fn read(response: Response<Incoming>) -> Result<Vec<u8>, ClientError> {
     let stream = futures::TryStreamExt::map_err(frames, std::io::Error::other);
     let mut text = Vec::new();
     let mut reader = tokio_util::io::StreamReader::new(Box::pin(stream));
-    reader
-        .read_to_end(&mut text)
-        .await
-        .map_err(|error| ClientError::Unexpected(error.to_string()))?;
-    Ok(text)
+    loop {
+        match tokio::time::timeout(SILENCE, reader.read_buf(&mut text)).await {
+            Ok(Ok(0)) => return Ok(text),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(ClientError::Unexpected(error.to_string())),
+            Err(_) => {
+                let why = format!("it broke off for {} s", SILENCE.as_secs());
+                return Err(ClientError::Unexpected(why));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Client, ClientError, encode};
+    use tokio::io::AsyncReadExt;
+
+    /// A daemon that takes connections, reads, and says nothing.
+    fn mute() -> (std::path::PathBuf, tokio::task::JoinHandle<()>) {
+        let name = format!("haven-mute-{}-{}.sock", std::process::id(), line!());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&path);
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let task = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 1024];
+                let _ = stream.read(&mut head).await;
+                open.push(stream);
+            }
+        });
+        (path, task)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_says_nothing_is_given_up() {
+        let (path, daemon) = mute();
+        let client = Client::local(path.clone());
+        let look = client.status().await.unwrap_err();
+        let change = client.vm("web", "stop").await.unwrap_err();
+        assert!(matches!(look, ClientError::NoAnswer { change: false, .. }), "{look}");
+        assert!(matches!(change, ClientError::NoAnswer { change: true, .. }), "{change}");
+        assert!(change.to_string().ends_with("whether the change was made is not known"));
+        daemon.abort();
+        let _ = std::fs::remove_file(path);
+    }
+
+    #[test]
+    fn whatever_a_name_holds_it_stays_one_part_of_a_path() {
+        assert_eq!(encode("web-1"), "web-1");
+        assert_eq!(encode("debian-13.1"), "debian-13.1");
+        assert_eq!(encode("../tokens/x?a=1#b c%"), "..%2Ftokens%2Fx%3Fa%3D1%23b%20c%25");
+        assert_eq!(encode(".."), "%2E%2E");
+        assert_eq!(encode("ü"), "%C3%BC");
+    }
 }

@@ -105,6 +105,21 @@ pub struct Applied {
     pub before: String,
     /// As it is now, YAML.
     pub after: String,
+    /// The generation of the spec that is wanted now; who waits for it looks for at least this one.
+    #[serde(default)]
+    pub generation: u64,
+}
+
+/// A token as lists show it: never its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenLine {
+    /// Its name.
+    pub name: String,
+    /// `viewer`, `operator` or `admin`; `join` for a token that lets one host join.
+    pub role: String,
+    /// When it ends, milliseconds since 1970.
+    pub expires_ms: i64,
 }
 
 /// A new secret, shown once.
@@ -206,4 +221,7 @@ pub struct Overview {
     pub survivable: usize,
     /// Open incidents, a sentence each.
     pub incidents: Vec<String>,
+    /// The store's revision: every write counts it on.
+    #[serde(default)]
+    pub revision: i64,
 }

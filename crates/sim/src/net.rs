@@ -203,8 +203,10 @@ impl Net {
         self.state().talk(a, b)
     }
 
-    /// Whether a host's request is served by the store now; if not, when it is worth asking again.
-    #[must_use]
+    /// Whether a host's request is served by the store now.
+    ///
+    /// # Errors
+    /// When it is not: the time at which it is worth asking again, if that is known.
     pub fn serves(&self, host: &str) -> Result<(), Option<Instant>> {
         let state = self.state();
         if state.weather.store_frozen {

@@ -15,9 +15,12 @@ use tokio::sync::mpsc;
 /// Datagrams that a host's kernel keeps for it.
 const BUFFER: usize = 64;
 
+/// A host's name, and where its daemon's datagrams go.
+type Listener = (String, mpsc::Sender<Vec<u8>>);
+
 /// Where each host's daemon listens now.
 #[derive(Default)]
-pub struct Segment(Mutex<BTreeMap<Ipv4Addr, (String, mpsc::Sender<Vec<u8>>)>>);
+pub struct Segment(Mutex<BTreeMap<Ipv4Addr, Listener>>);
 
 /// One daemon's end.
 pub struct SimWire {

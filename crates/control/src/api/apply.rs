@@ -102,6 +102,7 @@ fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
             outcome: "created".into(),
             before: String::new(),
             after,
+            generation: object.meta().generation,
         };
         return Write { applied, object, revision: 0 };
     };
@@ -120,6 +121,7 @@ fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
         outcome: outcome.into(),
         before: to_yaml(&old),
         after: to_yaml(&object),
+        generation: object.meta().generation,
     };
     Write { applied, object, revision }
 }

@@ -6,10 +6,11 @@ use super::{
 };
 use axum::http::StatusCode;
 use haven_model::{
-    Name, Object, ObjectRef, Observations, Snapshot,
+    Meta, Name, Object, ObjectRef, Observations, Snapshot,
     api::{Item, List},
     keys,
     object::Kind,
+    service::{DRAIN_LABEL, ServiceSpec, TEMPLATE_LABEL},
 };
 use haven_store::raw::{Compare, Op};
 use std::collections::BTreeMap;
@@ -34,6 +35,13 @@ pub fn item(
             let ips =
                 placement.map(|p| p.nics.iter().map(|n| n.ip.to_string()).collect::<Vec<_>>());
             columns.insert("addresses".into(), ips.unwrap_or_default().join(","));
+            // Only of the owner's own run: an older status says nothing of it.
+            let status = snapshot.vm_status.get(&vm.meta.name).filter(|status| {
+                placement.is_some_and(|p| p.epoch == status.epoch && p.host == status.host)
+            });
+            if let Some(started) = status.and_then(|status| status.started_ms) {
+                columns.insert("started-ms".into(), started.to_string());
+            }
             columns.insert("epoch".into(), placement.map_or(0, |p| p.epoch).to_string());
         }
         Object::Host(of) => {
@@ -47,6 +55,7 @@ pub fn item(
             let ready =
                 snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
             state = format!("{ready}/{} ready", service.spec.replicas);
+            columns.insert("updated".into(), updated(snapshot, name, &service.spec));
             host = snapshot.frontends.get(name).map(|f| f.holder.clone());
             if let Some(frontend) = &service.spec.frontend {
                 columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));
@@ -70,6 +79,24 @@ pub fn item(
         power.password = String::new();
     }
     Item { resource_version, object, state, host, columns }
+}
+
+/// `3/3`: all members are from the current template, stay and are ready. `1/3, 2 going`: a rollout is under way.
+fn updated(snapshot: &Snapshot, service: &Name, spec: &ServiceSpec) -> String {
+    let template = haven_plan::balance::services::template_hash(spec);
+    let (mut new, mut going) = (0, 0);
+    for (vm, member) in snapshot.members(service) {
+        let labels = &member.meta.labels;
+        let stays = labels.get(TEMPLATE_LABEL) == Some(&template)
+            && !labels.contains_key(DRAIN_LABEL)
+            && !member.meta.deleting;
+        new += usize::from(stays && vm_state(snapshot, vm) == "ready");
+        going += usize::from(!stays);
+    }
+    match going {
+        0 => format!("{new}/{}", spec.replicas),
+        n => format!("{new}/{}, {n} going", spec.replicas),
+    }
 }
 
 fn image_state(snapshot: &Snapshot, image: &haven_model::ImageSpec) -> String {
@@ -176,6 +203,42 @@ pub async fn change(
     Err(ApiError::busy(&reference.to_string()))
 }
 
+/// Makes an object that must not be there yet.
+///
+/// # Errors
+/// 409 when there is one of that name; 422 with what is wrong with it.
+pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
+    let reference = given.reference();
+    let taken = || {
+        ApiError::new(
+            axum::http::StatusCode::CONFLICT,
+            format!("{reference} exists already; nothing was changed"),
+            format!("choose another name, or change it with `haven edit {reference}`"),
+        )
+    };
+    let snapshot = state.snapshot();
+    if snapshot.object(&reference).is_some() {
+        return Err(taken());
+    }
+    let manifest = super::apply::replacement(&given);
+    let problems = super::validate::validate(std::slice::from_ref(&manifest), &snapshot);
+    if !problems.is_empty() {
+        return Err(ApiError::manifests(problems));
+    }
+    let mut object = given;
+    let labels = std::mem::take(&mut object.meta_mut().labels);
+    let uid = uuid::Uuid::now_v7().to_string();
+    *object.meta_mut() = Meta::new(reference.name.clone(), uid, super::auth::now_ms());
+    object.meta_mut().labels = labels;
+    let key = keys::object(&reference);
+    let ops = vec![Op::Put(key.clone(), object.to_store().into())];
+    let outcome = state.store.txn(vec![Compare::Absent(key)], ops).await?;
+    if !outcome.succeeded {
+        return Err(taken());
+    }
+    Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision))
+}
+
 /// Marks an object for deletion.
 ///
 /// # Errors
@@ -202,4 +265,48 @@ fn member_hint(owner: &ObjectRef) -> String {
         "scale or delete the service: `haven service scale {name} N`, `haven delete {owner}`; \
          `haven service restart {name}` replaces its members"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::updated;
+    use haven_model::{
+        Bytes, ObjectRef,
+        object::Kind,
+        service::{DRAIN_LABEL, TEMPLATE_LABEL},
+    };
+    use haven_plan::{
+        balance::services::template_hash,
+        testing::{World, at, name, stored, vm_spec},
+    };
+
+    #[test]
+    fn a_rollout_is_over_when_no_old_member_is_left() {
+        let mut world = World::new(3, Bytes::gib(8));
+        world.service("hello", 2);
+        let spec = world.snapshot.services["hello"].spec.clone();
+        let new = template_hash(&spec);
+        let mut add = |vm: &str, template: &str, drained: bool| {
+            let mut member = stored(vm, vm_spec(Bytes::mib(128)));
+            member.meta.owner = Some(ObjectRef::new(Kind::Service, name("hello")));
+            member.meta.labels.insert(TEMPLATE_LABEL.into(), template.into());
+            if drained {
+                member.meta.labels.insert(DRAIN_LABEL.into(), "1".into());
+            }
+            world.snapshot.vms.insert(name(vm), at(4, member));
+            world.run(vm, "host1");
+            updated(&world.snapshot, &name("hello"), &spec)
+        };
+        // Two old ones that are ready are no sign that the new template runs.
+        add("hello-1", "old", false);
+        assert_eq!(add("hello-2", "old", false), "0/2, 2 going");
+        add("hello-3", &new, false);
+        assert_eq!(add("hello-4", &new, false), "2/2, 2 going");
+        // A new one that is drained goes, too.
+        assert_eq!(add("hello-5", &new, true), "2/2, 3 going");
+        for old in ["hello-1", "hello-2", "hello-5"] {
+            world.snapshot.vms.remove(old);
+        }
+        assert_eq!(updated(&world.snapshot, &name("hello"), &spec), "2/2");
+    }
 }

@@ -28,6 +28,7 @@ pub fn overview(state: &ApiState) -> Overview {
             "no further host may be lost: too few voters or too little memory would be left".into(),
         );
     }
+    overview.revision = snapshot.revision;
     let open = snapshot.incidents.values().filter(|i| i.closed_ms.is_none());
     overview.incidents = open.map(|i| format!("incident {}: {}", i.number, i.title)).collect();
     overview.headline = match overview.down.len() {

@@ -19,7 +19,10 @@ use axum::{
 use futures::{Stream, TryStreamExt};
 use haven_model::{
     Event, ImageSpec, Incident, Meta, Name, Object, ObjectRef,
-    api::{Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, Version},
+    api::{
+        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine,
+        Version,
+    },
     event::AuditEntry,
     keys,
     object::{Kind, Stored},
@@ -247,6 +250,17 @@ pub(super) async fn new_token(
     Ok(Json(Secret { secret, expires_ms }))
 }
 
+pub(super) async fn tokens(State(state): Api) -> ApiResult<Json<Vec<TokenLine>>> {
+    let found = state.store.all(keys::TOKENS).await?;
+    let line = |kv: &haven_store::raw::RawKv| {
+        let record: auth::TokenRecord = serde_json::from_slice(&kv.value).ok()?;
+        let role = if record.join { "join".into() } else { format!("{:?}", record.role) };
+        let name = kv.key.strip_prefix(keys::TOKENS)?.to_owned();
+        Some(TokenLine { name, role: role.to_lowercase(), expires_ms: record.expires_ms })
+    };
+    Ok(Json(found.kvs.iter().filter_map(line).collect()))
+}
+
 pub(super) async fn end_token(State(state): Api, At(name): At<String>) -> ApiResult<StatusCode> {
     let key = format!("{}{name}", keys::TOKENS);
     if state.store.get(&key).await?.is_none() {
@@ -302,6 +316,9 @@ pub(super) async fn replace(
             format!("the body is {} and the path {reference}", object.reference()),
             "send an object to its own path; `haven apply` makes new ones",
         ));
+    }
+    if resource_version == 0 {
+        return objects::create(&state, object).await.map(Json);
     }
     let snapshot = state.current().await?;
     let (old, now) = objects::read(&state, &reference).await?;

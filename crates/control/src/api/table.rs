@@ -10,7 +10,10 @@ use super::{
 use axum::routing::{MethodRouter, delete, get, post, put};
 use haven_model::{
     Event, Incident,
-    api::{Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, Version},
+    api::{
+        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine,
+        Version,
+    },
     event::AuditEntry,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -197,6 +200,17 @@ pub const TABLE: &[Route] = &[
         takes: Takes::Nothing,
         gives: Gives::Json(of::<Secret>),
         handler: || post(routes::new_token),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/tokens",
+        role: Role::Admin,
+        id: "listTokens",
+        summary: "list tokens, without their secrets",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<Vec<TokenLine>>),
+        handler: || get(routes::tokens),
     },
     Route {
         method: "DELETE",

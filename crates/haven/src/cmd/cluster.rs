@@ -1,13 +1,19 @@
 //! Making a cluster, and tokens.
 
+use super::context::ContextCommand;
 use crate::{
     connect::connect,
     daemon::setup::{self, ThisHost},
     failure::Failure,
+    out,
+    render::{self, How},
 };
 use clap::{Args, Subcommand};
-use haven_model::{Name, host::PowerSpec};
-use std::net::Ipv4Addr;
+use haven_model::{Name, api::TokenLine, host::PowerSpec};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 /// About this host.
 #[derive(Debug, Args)]
@@ -24,9 +30,38 @@ pub struct ThisHostArgs {
     /// User there
     #[arg(long, default_value = "")]
     power_user: String,
-    /// Password there
-    #[arg(long, default_value = "")]
-    power_password: String,
+    /// Password there. Others can see it in the list of processes: better is --power-password-file, or the
+    /// environment's HAVEN_POWER_PASSWORD
+    #[arg(long)]
+    power_password: Option<String>,
+    /// A file that holds the password, or - for standard input
+    #[arg(long, conflicts_with = "power_password")]
+    power_password_file: Option<PathBuf>,
+}
+
+/// The password from the first place that has one.
+fn password(
+    given: Option<String>,
+    file: Option<&Path>,
+    environment: Option<String>,
+) -> Result<String, Failure> {
+    let Some(path) = file else {
+        return Ok(given.or(environment).unwrap_or_default());
+    };
+    let text = match path.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin()),
+        false => std::fs::read_to_string(path),
+    };
+    let text = text.map_err(|error| {
+        let message = format!("the password file {} cannot be read: {error}", path.display());
+        Failure::bad(message, "check the path")
+    })?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        let message = format!("the password file {} is empty", path.display());
+        return Err(Failure::bad(message, "put the password in its first line"));
+    }
+    Ok(password.to_owned())
 }
 
 impl ThisHostArgs {
@@ -37,11 +72,10 @@ impl ThisHostArgs {
         let name = self.host_name.unwrap_or_else(own);
         let name = Name::new(name)
             .map_err(|error| Failure::bad(error.to_string(), "give one with --host-name"))?;
-        let power = self.power_url.map(|url| PowerSpec {
-            url,
-            user: self.power_user,
-            password: self.power_password,
-        });
+        let file = self.power_password_file.as_deref();
+        let environment = std::env::var("HAVEN_POWER_PASSWORD").ok();
+        let password = password(self.power_password, file, environment)?;
+        let power = self.power_url.map(|url| PowerSpec { url, user: self.power_user, password });
         Ok(ThisHost { name, address: self.address, power })
     }
 }
@@ -50,7 +84,9 @@ impl ThisHostArgs {
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Make a cluster of this host
-    #[command(after_help = "Examples:\n  haven init --address 10.0.0.1")]
+    #[command(
+        after_help = "Examples:\n  haven init --address 10.0.0.1\n  haven init --address 10.0.0.1 --power-url https://bmc1/redfish/v1/Systems/1 --power-user haven --power-password-file /root/bmc1"
+    )]
     Init {
         /// The cluster's name
         #[arg(long, default_value = "haven")]
@@ -71,6 +107,9 @@ pub enum ClusterCommand {
     /// Tokens for people and programs
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Saved clusters, to work from elsewhere
+    #[command(subcommand)]
+    Context(ContextCommand),
 }
 
 /// Tokens.
@@ -88,6 +127,9 @@ pub enum TokenCommand {
         #[arg(long, default_value_t = 365)]
         days: i64,
     },
+    /// List tokens, without their secrets
+    #[command(after_help = "Examples:\n  haven token ls\n  haven token ls -o json")]
+    Ls(How),
     /// End a token
     #[command(after_help = "Examples:\n  haven token rm ci")]
     Rm {
@@ -109,12 +151,83 @@ pub async fn run(command: ClusterCommand) -> Result<(), Failure> {
             setup::join(&token, &peer, &this.host()?).await.map_err(Failure::other)?;
             println!("this host is part of the cluster");
         }
-        ClusterCommand::Token(TokenCommand::Create { name, role, days }) => {
-            println!("{}", connect().await?.new_token(&name, &role, days).await?.secret);
+        ClusterCommand::Token(command) => token(command).await?,
+        ClusterCommand::Context(command) => super::context::run(command)?,
+    }
+    Ok(())
+}
+
+async fn token(command: TokenCommand) -> Result<(), Failure> {
+    match command {
+        TokenCommand::Create { name, role, days } => {
+            let name = Name::new(name)?;
+            out::line(connect().await?.new_token(name.as_str(), &role, days).await?.secret);
         }
-        ClusterCommand::Token(TokenCommand::Rm { name }) => {
-            connect().await?.end_token(&name).await?
+        TokenCommand::Ls(how) => {
+            let tokens = connect().await?.tokens().await?;
+            let now = jiff::Timestamp::now().as_millisecond();
+            out::print(&render::value(&tokens, how.output, |wide| {
+                tokens_table(&tokens, now, wide)
+            }));
+        }
+        TokenCommand::Rm { name } => {
+            let name = Name::new(name)?;
+            let ended = connect().await?.end_token(name.as_str()).await;
+            ended.map_err(|error| match Failure::from(error) {
+                missing if missing.code == 3 => missing.hint("`haven token ls` lists them"),
+                other => other,
+            })?;
+            out::line(format_args!("token {name} ended"));
         }
     }
     Ok(())
+}
+
+fn tokens_table(tokens: &[TokenLine], now_ms: i64, wide: bool) -> String {
+    let mut head = vec!["name", "role", "ends"];
+    head.extend(wide.then_some("days left"));
+    let rows = tokens.iter().map(|token| {
+        let ends = render::time(token.expires_ms);
+        let ends = if token.expires_ms < now_ms { format!("{ends} (expired)") } else { ends };
+        let mut row = vec![token.name.clone(), token.role.clone(), ends];
+        let left = (token.expires_ms - now_ms).max(0) / 86_400_000;
+        row.extend(wide.then(|| left.to_string()));
+        row
+    });
+    render::table(&head, rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{password, tokens_table};
+    use haven_model::api::TokenLine;
+
+    #[test]
+    fn tokens_as_a_list_shows_them() {
+        let line = |name: &str, role: &str, expires_ms| TokenLine {
+            name: name.into(),
+            role: role.into(),
+            expires_ms,
+        };
+        let tokens = [line("ci", "operator", 1_800_000_000_000), line("old", "viewer", 1000)];
+        let (plain, wide) = (
+            tokens_table(&tokens, 1_790_000_000_000, false),
+            tokens_table(&tokens, 1_790_000_000_000, true),
+        );
+        insta::assert_snapshot!(format!("{plain}\n{wide}"));
+    }
+
+    #[test]
+    fn the_password_comes_from_the_file_then_the_flag_then_the_environment() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("p");
+        std::fs::write(&path, " a b \n").unwrap();
+        assert_eq!(password(None, Some(&path), Some("env".into())).unwrap(), " a b ");
+        assert_eq!(password(Some("flag".into()), None, Some("env".into())).unwrap(), "flag");
+        assert_eq!(password(None, None, Some("env".into())).unwrap(), "env");
+        assert_eq!(password(None, None, None).unwrap(), "");
+        std::fs::write(&path, "\n").unwrap();
+        assert_eq!(password(None, Some(&path), None).unwrap_err().code, 2);
+        assert_eq!(password(None, Some(&directory.path().join("q")), None).unwrap_err().code, 2);
+    }
 }

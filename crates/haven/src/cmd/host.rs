@@ -1,54 +1,87 @@
 //! `haven host …`.
 
-use crate::{
-    connect::connect,
-    failure::Failure,
-    render::{self, Output},
-};
+use super::{Removal, list, reference, remove, show};
+use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::Subcommand;
-use haven_model::{ObjectRef, object::Kind};
+use haven_client::ClientError;
+use haven_model::{Object, object::Kind};
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum HostCommand {
     /// List hosts
-    #[command(after_help = "Examples:\n  haven host ls -o wide")]
-    Ls {
-        /// How
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
-    },
+    #[command(after_help = "Examples:\n  haven host ls\n  haven host ls -o wide")]
+    Ls(How),
     /// Show a host and what there is to say of it
-    #[command(after_help = "Examples:\n  haven host show host1")]
-    Show { name: String },
+    #[command(after_help = "Examples:\n  haven host show host1\n  haven host show host1 -o json")]
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Place no new VMs on a host; those that run there stay
+    #[command(after_help = "Examples:\n  haven host cordon host3")]
+    Cordon {
+        /// Its name
+        name: String,
+    },
+    /// Let a host take new VMs again
+    #[command(after_help = "Examples:\n  haven host uncordon host3")]
+    Uncordon {
+        /// Its name
+        name: String,
+    },
     /// Print a join token, good for one host and one hour
     #[command(after_help = "Examples:\n  haven host invite")]
     Invite,
-    /// Remove a host from the cluster
-    #[command(after_help = "Examples:\n  haven host remove host3")]
-    Remove { name: String },
+    /// Remove a host from the cluster; it goes once no VM is on it and its daemon has ended
+    #[command(visible_alias = "rm", after_help = "Examples:\n  haven host remove host3 --wait")]
+    Remove(Removal),
 }
 
 /// Runs it.
 pub async fn run(command: HostCommand) -> Result<(), Failure> {
-    let client = connect().await?;
-    let reference = |name: &str| -> Result<ObjectRef, Failure> {
-        format!("host/{name}")
-            .parse()
-            .map_err(|e: haven_model::ModelError| Failure::bad(e.to_string(), ""))
-    };
     match command {
-        HostCommand::Ls { output } => {
-            print!("{}", render::items(&client.list(Kind::Host).await?, output))
+        HostCommand::Ls(how) => list(Kind::Host, how.output).await,
+        HostCommand::Show { name, how } => show(&reference(Kind::Host, &name)?, how.output).await,
+        HostCommand::Cordon { name } => cordon(&name, true).await,
+        HostCommand::Uncordon { name } => cordon(&name, false).await,
+        HostCommand::Invite => {
+            out::line(connect().await?.invite().await?.secret);
+            Ok(())
         }
-        HostCommand::Show { name } => {
-            print!("{}", render::items(&[client.object(&reference(&name)?).await?], Output::Wide));
-            client.explain(&reference(&name)?).await?.iter().for_each(|line| println!("{line}"));
+        HostCommand::Remove(removal) => remove(Kind::Host, &removal).await,
+    }
+}
+
+/// Changes the one word, over the version that was read; reads again when somebody else was quicker.
+async fn cordon(name: &str, cordoned: bool) -> Result<(), Failure> {
+    let what = reference(Kind::Host, name)?;
+    let client = connect().await?;
+    let mut tries = 0;
+    loop {
+        let mut item = client.object(&what).await?;
+        let Object::Host(host) = &mut item.object else {
+            return Err(Failure::failed(format!("{what} is not a host"), ""));
+        };
+        if host.spec.cordoned == cordoned {
+            let state = if cordoned { "cordoned" } else { "not cordoned" };
+            out::line(format_args!("{what} is {state} already"));
+            return Ok(());
         }
-        HostCommand::Invite => println!("{}", client.invite().await?.secret),
-        HostCommand::Remove { name } => {
-            println!("{}", client.delete(&reference(&name)?).await?.state)
+        host.spec.cordoned = cordoned;
+        match client.replace(&item).await {
+            Ok(_) => {
+                let state = if cordoned { "cordoned" } else { "takes new VMs again" };
+                out::line(format_args!("{what} {state}"));
+                return Ok(());
+            }
+            Err(ClientError::Refused(body)) if body.status == 409 && tries < 5 => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
 }

@@ -1,59 +1,61 @@
 //! `haven service …`.
 
-use crate::{
-    connect::connect,
-    failure::Failure,
-    render::{self, Output},
-};
+use super::{Removal, list, reference, remove, said, show};
+use crate::{connect::connect, failure::Failure, render::How};
 use clap::Subcommand;
-use haven_model::{ObjectRef, object::Kind};
+use haven_model::object::Kind;
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
     /// List services
-    #[command(after_help = "Examples:\n  haven service ls")]
-    Ls {
-        /// How
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
-    },
+    #[command(after_help = "Examples:\n  haven service ls\n  haven service ls -o json")]
+    Ls(How),
     /// Show a service, its members, and what there is to say of it
-    #[command(after_help = "Examples:\n  haven service show hello")]
-    Show { name: String },
+    #[command(
+        after_help = "Examples:\n  haven service show hello\n  haven service show hello -o yaml"
+    )]
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        how: How,
+    },
     /// Change the number of members
     #[command(after_help = "Examples:\n  haven service scale hello 5")]
-    Scale { name: String, replicas: u32 },
+    Scale {
+        /// Its name
+        name: String,
+        /// How many members it shall have
+        replicas: u32,
+    },
     /// Replace all members, a few at a time
     #[command(after_help = "Examples:\n  haven service restart hello")]
-    Restart { name: String },
+    Restart {
+        /// Its name
+        name: String,
+    },
+    /// Delete a service and its members
+    #[command(after_help = "Examples:\n  haven service rm hello --wait")]
+    Rm(Removal),
 }
 
 /// Runs it.
 pub async fn run(command: ServiceCommand) -> Result<(), Failure> {
-    let client = connect().await?;
     match command {
-        ServiceCommand::Ls { output } => {
-            print!("{}", render::items(&client.list(Kind::Service).await?, output))
-        }
-        ServiceCommand::Show { name } => {
-            let bad = |e: haven_model::ModelError| Failure::bad(e.to_string(), "");
-            let what: ObjectRef = format!("service/{name}").parse().map_err(bad)?;
-            print!("{}", render::items(&[client.object(&what).await?], Output::Wide));
-            let members = client.list(Kind::Vm).await?;
-            let members: Vec<_> = members
-                .into_iter()
-                .filter(|m| m.object.meta().owner.as_ref() == Some(&what))
-                .collect();
-            println!();
-            print!("{}", render::items(&members, Output::Wide));
-            println!();
-            client.explain(&what).await?.iter().for_each(|line| println!("{line}"));
+        ServiceCommand::Ls(how) => list(Kind::Service, how.output).await?,
+        ServiceCommand::Show { name, how } => {
+            show(&reference(Kind::Service, &name)?, how.output).await?;
         }
         ServiceCommand::Scale { name, replicas } => {
-            println!("{}", client.scale(&name, replicas).await?.state)
+            let name = reference(Kind::Service, &name)?.name;
+            said(&connect().await?.scale(name.as_str(), replicas).await?);
         }
-        ServiceCommand::Restart { name } => println!("{}", client.restart(&name).await?.state),
+        ServiceCommand::Restart { name } => {
+            let name = reference(Kind::Service, &name)?.name;
+            said(&connect().await?.restart(name.as_str()).await?);
+        }
+        ServiceCommand::Rm(removal) => remove(Kind::Service, &removal).await?,
     }
     Ok(())
 }

@@ -1,134 +1,218 @@
 //! `haven vm …`.
 
-use crate::{
-    connect::connect,
-    failure::Failure,
-    render::{self, Output},
+use super::{Removal, create, files, list, new, reference, remove, said, show, wait};
+use crate::{connect::connect, failure::Failure, out, render::How};
+use clap::{Args, Subcommand};
+use haven_model::{
+    Bytes, ModelError, Name, Object, ObjectRef, VmSpec,
+    api::Applied,
+    object::Kind,
+    units::Millis,
+    vm::{AffinitySpec, DiskSpec, NicSpec, RestartPolicy},
 };
-use clap::Subcommand;
-use haven_model::{ObjectRef, api::ManifestFile, object::Kind};
-use std::{os::fd::AsFd, time::Duration};
+use std::{os::fd::AsFd, path::PathBuf, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What is wanted of a VM.
+#[derive(Debug, Args)]
+pub struct NewVm {
+    /// Its name
+    name: String,
+    /// For example 2GiB
+    #[arg(long)]
+    memory: Bytes,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// An image that boots directly
+    #[arg(long)]
+    image: Option<String>,
+    /// NETWORK[=ADDRESS]; may be given several times
+    #[arg(long)]
+    network: Vec<String>,
+    /// NAME:SIZE:POOL[:IMAGE]; may be given several times
+    #[arg(long)]
+    disk: Vec<String>,
+    /// KEY=VALUE, for spread rules; may be given several times
+    #[arg(long)]
+    label: Vec<String>,
+    /// A file for cloud-init
+    #[arg(long)]
+    user_data: Option<PathBuf>,
+    /// Make it, and do not start it
+    #[arg(long)]
+    stopped: bool,
+    /// Wait until it runs
+    #[arg(long)]
+    wait: bool,
+    /// How long, seconds
+    #[arg(long, default_value_t = 180)]
+    timeout: u64,
+}
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    /// Make a VM
+    /// Make a VM; one that is there already is never changed
     #[command(
-        after_help = "Examples:\n  haven vm create web-1 --image tiny --memory 128MiB --network front --wait"
+        after_help = "Examples:\n  haven vm create web-1 --image tiny --memory 128MiB --network front --wait\n  haven vm create db --memory 4GiB --cpus 2 --disk root:20GiB:fast:debian --network front=10.77.0.20"
     )]
-    Create {
-        /// Its name
-        name: String,
-        /// For example 2GiB
-        #[arg(long)]
-        memory: String,
-        /// Virtual CPUs
-        #[arg(long, default_value_t = 1)]
-        cpus: u32,
-        /// An image that boots directly
-        #[arg(long)]
-        image: Option<String>,
-        /// A network; may be given several times
-        #[arg(long)]
-        network: Vec<String>,
-        /// NAME:SIZE:POOL[:IMAGE]; may be given several times
-        #[arg(long)]
-        disk: Vec<String>,
-        /// Wait until it runs
-        #[arg(long)]
-        wait: bool,
-    },
+    Create(NewVm),
     /// List VMs
     #[command(after_help = "Examples:\n  haven vm ls\n  haven vm ls -o json")]
-    Ls {
-        /// How
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
-    },
+    Ls(How),
     /// Show a VM and what there is to say of it
-    #[command(after_help = "Examples:\n  haven vm show web-1")]
-    Show { name: String },
+    #[command(after_help = "Examples:\n  haven vm show web-1\n  haven vm show web-1 -o wide")]
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        how: How,
+    },
     /// Start a VM
     #[command(after_help = "Examples:\n  haven vm start web-1")]
-    Start { name: String },
+    Start {
+        /// Its name
+        name: String,
+    },
     /// Shut a VM down
     #[command(after_help = "Examples:\n  haven vm stop web-1")]
-    Stop { name: String },
+    Stop {
+        /// Its name
+        name: String,
+    },
     /// Press a VM's reset button
     #[command(after_help = "Examples:\n  haven vm reset web-1")]
-    Reset { name: String },
+    Reset {
+        /// Its name
+        name: String,
+    },
     /// Delete a VM
-    #[command(after_help = "Examples:\n  haven vm rm web-1")]
-    Rm { name: String },
+    #[command(after_help = "Examples:\n  haven vm rm web-1 --wait")]
+    Rm(Removal),
     /// Open a VM's console; Ctrl-] leaves it
     #[command(after_help = "Examples:\n  haven vm console web-1")]
-    Console { name: String },
+    Console {
+        /// Its name
+        name: String,
+    },
     /// What a VM's console said
     #[command(after_help = "Examples:\n  haven vm log web-1")]
-    Log { name: String },
+    Log {
+        /// Its name
+        name: String,
+    },
 }
 
-fn reference(name: &str) -> Result<ObjectRef, Failure> {
-    format!("vm/{name}")
-        .parse()
-        .map_err(|e: haven_model::ModelError| Failure::bad(e.to_string(), ""))
+/// `NAME:SIZE:POOL[:IMAGE]`.
+fn disk(text: &str) -> Result<DiskSpec, Failure> {
+    let wrong = |why: String| {
+        Failure::bad(
+            format!("`{text}` is not a disk{why}"),
+            "write NAME:SIZE:POOL[:IMAGE], for example root:10GiB:fast:debian",
+        )
+    };
+    let parts: Vec<&str> = text.split(':').collect();
+    let ([name, size, pool] | [name, size, pool, _]) = parts.as_slice() else {
+        return Err(wrong(String::new()));
+    };
+    let because = |error: ModelError| wrong(format!(": {error}"));
+    Ok(DiskSpec {
+        name: Name::new(*name).map_err(because)?,
+        size: size.parse().map_err(because)?,
+        pool: Name::new(*pool).map_err(because)?,
+        image: parts.get(3).map(|image| Name::new(*image)).transpose().map_err(because)?,
+    })
+}
+
+/// `NETWORK[=ADDRESS]`.
+fn nic(text: &str) -> Result<NicSpec, Failure> {
+    let (network, address) = text.split_once('=').map_or((text, None), |(n, a)| (n, Some(a)));
+    let address = address.map(|a| a.parse()).transpose().map_err(|_| {
+        Failure::bad(
+            format!("`{text}` has no IPv4 address behind `=`"),
+            "write NETWORK or NETWORK=ADDRESS",
+        )
+    })?;
+    Ok(NicSpec { network: Name::new(network)?, address })
+}
+
+/// `KEY=VALUE`.
+fn label(text: &str) -> Result<(String, String), Failure> {
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or_else(|| Failure::bad(format!("`{text}` is not a label"), "write KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl NewVm {
+    fn object(&self) -> Result<Object, Failure> {
+        let spec = VmSpec {
+            cpus: self.cpus,
+            memory: self.memory,
+            image: self.image.as_deref().map(Name::new).transpose()?,
+            disks: self.disk.iter().map(|d| disk(d)).collect::<Result<_, _>>()?,
+            networks: self.network.iter().map(|n| nic(n)).collect::<Result<_, _>>()?,
+            user_data: self
+                .user_data
+                .as_ref()
+                .map(|path| files::one(path))
+                .transpose()?
+                .map(|f| f.text),
+            restart: RestartPolicy::default(),
+            affinity: AffinitySpec::default(),
+            running: !self.stopped,
+            stop_grace: Millis(10_000),
+            resets: 0,
+            check: None,
+        };
+        let mut vm = new(&self.name, spec)?;
+        vm.meta.labels = self.label.iter().map(|l| label(l)).collect::<Result<_, _>>()?;
+        Ok(Object::Vm(vm))
+    }
 }
 
 /// Runs it.
 pub async fn run(command: VmCommand) -> Result<(), Failure> {
-    let client = connect().await?;
+    let named = |name: &str| reference(Kind::Vm, name);
     match command {
-        VmCommand::Create { name, memory, cpus, image, network, disk, wait } => {
-            let mut text = format!("kind: VM\nname: {name}\nmemory: {memory}\ncpus: {cpus}\n");
-            if let Some(image) = image {
-                text.push_str(&format!("image: {image}\n"));
-            }
-            if !network.is_empty() {
-                text.push_str("networks:\n");
-                network.iter().for_each(|n| text.push_str(&format!("- network: {n}\n")));
-            }
-            if !disk.is_empty() {
-                text.push_str("disks:\n");
-            }
-            for one in &disk {
-                let parts: Vec<&str> = one.split(':').collect();
-                let [name, size, pool, rest @ ..] = parts.as_slice() else {
-                    return Err(Failure::bad(
-                        format!("`{one}` is not a disk"),
-                        "write NAME:SIZE:POOL[:IMAGE]",
-                    ));
+        VmCommand::Create(vm) => {
+            let object = vm.object()?;
+            let client = connect().await?;
+            let item = create(&client, object).await?;
+            if vm.wait {
+                let applied = Applied {
+                    object: item.object.reference().to_string(),
+                    outcome: "created".into(),
+                    before: String::new(),
+                    after: String::new(),
+                    generation: item.object.meta().generation,
                 };
-                text.push_str(&format!("- name: {name}\n  size: {size}\n  pool: {pool}\n"));
-                rest.first()
-                    .into_iter()
-                    .for_each(|image| text.push_str(&format!("  image: {image}\n")));
-            }
-            let applied = client
-                .apply(vec![ManifestFile { name: "command line".into(), text }], false)
-                .await?;
-            println!("vm/{name} {}", applied[0].outcome);
-            if wait {
-                super::objects::wait_for(&client, &applied, Duration::from_secs(120)).await?;
+                wait::ready(&client, &[applied], Duration::from_secs(vm.timeout)).await?;
             }
         }
-        VmCommand::Ls { output } => {
-            print!("{}", render::items(&client.list(Kind::Vm).await?, output))
-        }
-        VmCommand::Show { name } => {
-            let what = reference(&name)?;
-            print!("{}", render::items(&[client.object(&what).await?], Output::Wide));
-            client.explain(&what).await?.iter().for_each(|line| println!("{line}"));
-        }
-        VmCommand::Start { name } => println!("{}", client.vm(&name, "start").await?.state),
-        VmCommand::Stop { name } => println!("{}", client.vm(&name, "stop").await?.state),
-        VmCommand::Reset { name } => println!("{}", client.vm(&name, "reset").await?.state),
-        VmCommand::Rm { name } => println!("{}", client.delete(&reference(&name)?).await?.state),
+        VmCommand::Ls(how) => list(Kind::Vm, how.output).await?,
+        VmCommand::Show { name, how } => show(&named(&name)?, how.output).await?,
+        VmCommand::Start { name } => act(&named(&name)?, "start").await?,
+        VmCommand::Stop { name } => act(&named(&name)?, "stop").await?,
+        VmCommand::Reset { name } => act(&named(&name)?, "reset").await?,
+        VmCommand::Rm(removal) => remove(Kind::Vm, &removal).await?,
         VmCommand::Console { name } => {
-            console(client.upgrade(&format!("/v1/vms/{name}/console")).await?).await?
+            let name = named(&name)?.name;
+            console(connect().await?.console(name.as_str()).await?).await?;
         }
-        VmCommand::Log { name } => print!("{}", String::from_utf8_lossy(&client.log(&name).await?)),
+        VmCommand::Log { name } => {
+            let name = named(&name)?.name;
+            let text = connect().await?.log(name.as_str()).await?;
+            out::print(&String::from_utf8_lossy(&text));
+        }
     }
+    Ok(())
+}
+
+async fn act(what: &ObjectRef, action: &str) -> Result<(), Failure> {
+    said(&connect().await?.vm(what.name.as_str(), action).await?);
     Ok(())
 }
 
@@ -175,4 +259,28 @@ async fn console(stream: Box<dyn haven_client::Duplex>) -> Result<(), Failure> {
     }
     // A thread may still sit in a read of the terminal; the process ends without it.
     std::process::exit(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{disk, label, nic};
+
+    #[test]
+    fn disks_cards_and_labels_are_read_or_refused_with_words() {
+        let root = disk("root:20GiB:fast:debian").unwrap();
+        assert_eq!((root.size.to_string(), root.image.is_some()), ("20GiB".into(), true));
+        assert!(disk("root:20GiB:fast").unwrap().image.is_none());
+        assert_eq!(nic("front=10.77.0.9").unwrap().address, Some([10, 77, 0, 9].into()));
+        assert_eq!(label("tier=web=1").unwrap(), ("tier".into(), "web=1".into()));
+        let wrong = [
+            disk("root").unwrap_err(),
+            disk("root:20G:fast").unwrap_err(),
+            disk("root:20GiB:fast:debian:x").unwrap_err(),
+            disk("root:20GiB:fast\nimage: evil").unwrap_err(),
+            nic("front=here").unwrap_err(),
+            label("tier").unwrap_err(),
+        ];
+        let said: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!(said.join(""));
+    }
 }

@@ -1,0 +1,215 @@
+//! What every list prints, held fast.
+
+use super::*;
+use haven_model::{
+    Event, Incident, IncidentStep, Name, Object,
+    api::{HostLine, Item, Overview, ServiceLine},
+    event::{AuditEntry, Severity},
+    manifest::parse,
+};
+
+fn item(text: &str, state: &str, host: Option<&str>, columns: &[(&str, &str)]) -> Item {
+    let mut object = parse(&[("x".into(), text.into())]).unwrap().remove(0).object;
+    object.meta_mut().uid = "0198-uid".into();
+    object.meta_mut().created_ms = 1_790_000_000_123;
+    Item {
+        resource_version: 42,
+        object,
+        state: state.into(),
+        host: host.map(|h| Name::new(h).unwrap()),
+        columns: columns.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+    }
+}
+
+fn vms() -> Vec<Item> {
+    let vm = |name: &str, state: &str, host: Option<&str>, ip: &str| {
+        let text = format!("kind: VM\nname: {name}\nlabels:\n  tier: web\nmemory: 128MiB\n");
+        let columns = [("memory", "128MiB"), ("cpus", "1"), ("addresses", ip), ("epoch", "3")];
+        item(&text, state, host, &columns)
+    };
+    let mut all =
+        vec![vm("hello-1", "ready", Some("host1"), "10.77.0.2"), vm("web", "waiting", None, "")];
+    all[0].object.meta_mut().owner = Some("service/hello".parse().unwrap());
+    all
+}
+
+fn service() -> Item {
+    let text = "kind: Service\nname: hello\nreplicas: 3\ntemplate:\n  spec:\n    memory: 128MiB\n";
+    let columns = [("address", "10.88.0.100:80"), ("updated", "1/3, 2 going")];
+    item(text, "3/3 ready", Some("host1"), &columns)
+}
+
+fn hosts() -> Vec<Item> {
+    let host = |name: &str, state: &str, more: &str| {
+        let text = format!("kind: Host\nname: {name}\naddress: 10.0.0.1\n{more}");
+        let columns = [
+            ("address", "10.0.0.1"),
+            ("version", "0.1.0"),
+            ("memory", "2GiB"),
+            ("accel", "kvm"),
+            ("qemu", "10.0.2"),
+            ("problems", ""),
+        ];
+        item(&text, state, None, &columns)
+    };
+    vec![host("host1", "online", ""), host("host2", "cordoned", "cordoned: true\n")]
+}
+
+fn rest() -> Vec<(&'static str, Vec<Item>)> {
+    let network = "kind: Network\nname: front\nsubnet: 10.77.0.0/24\nvni: 7\n";
+    let office = "kind: Network\nname: office\ndriver: bridge\nbridge: br0\nsubnet: 10.9.0.0/16\nnat: false\n";
+    let pool = "kind: Pool\nname: filer\ndriver: shared\npath: /mnt/filer\n";
+    let sum = "a".repeat(64);
+    let debian =
+        format!("kind: Image\nname: debian\nformat: qcow2\ndisk:\n  sha256: {sum}\n  size: 3MiB\n");
+    let tiny = format!(
+        "kind: Image\nname: tiny\nkernel:\n  sha256: {sum}\n  size: 100B\ncmdline: quiet\n"
+    );
+    vec![
+        (
+            "networks",
+            vec![
+                item(network, "", None, &[("subnet", "10.77.0.0/24")]),
+                item(office, "deleting", None, &[("subnet", "10.9.0.0/16")]),
+            ],
+        ),
+        ("pools", vec![item(pool, "", None, &[("path", "/mnt/filer")])]),
+        (
+            "images",
+            vec![item(&debian, "on 3 hosts", None, &[]), item(&tiny, "on 1 hosts", None, &[])],
+        ),
+    ]
+}
+
+#[test]
+fn lists_of_every_kind() {
+    let mut text = String::new();
+    let mut all = vec![("vms", vms()), ("services", vec![service()]), ("hosts", hosts())];
+    all.extend(rest());
+    all.push(("nothing", Vec::new()));
+    for (title, list) in all {
+        for (word, output) in [("", Output::Table), (" -o wide", Output::Wide)] {
+            text.push_str(&format!("== {title}{word}\n{}\n", items(&list, output)));
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn lists_for_programs() {
+    let (yaml, json) = (items(&vms(), Output::Yaml), items(&vms()[..1], Output::Json));
+    insta::assert_snapshot!(format!("{yaml}\n{json}"));
+    // What `get -o yaml` prints, `apply` reads.
+    let again = parse(&[("again".into(), yaml)]).unwrap();
+    assert_eq!(again.len(), 2);
+    assert!(matches!(again[1].object, Object::Vm(_)));
+    assert_eq!(items(&[], Output::Json), "[]\n");
+}
+
+#[test]
+fn one_object_with_everything_there_is_to_say() {
+    let why = ["it runs on host1, because that has most room".to_owned()];
+    let mut text = String::new();
+    for output in [Output::Table, Output::Wide, Output::Json, Output::Yaml] {
+        let one = shown(&service(), &vms()[..1], &why, output);
+        text.push_str(&format!("== {output:?}\n{one}\n"));
+    }
+    for one in hosts()[1..].iter().chain(&vms()[1..]) {
+        text.push_str(&format!("== host and vm\n{}\n", shown(one, &[], &[], Output::Table)));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn status_of_a_cluster_with_a_lost_host() {
+    let host = |name: &str, state: &str| HostLine {
+        name: name.into(),
+        address: "10.0.0.1".into(),
+        state: state.into(),
+        vms: 2,
+        memory_used: 400 << 20,
+        memory: 1536 << 20,
+        roles: vec!["voter".into()],
+    };
+    let of = Overview {
+        cluster: "lab".into(),
+        headline: "host2 is lost (lease-expired)".into(),
+        hosts: vec![host("host1", "online"), host("host2", "lost (lease-expired)")],
+        services: vec![ServiceLine {
+            name: "hello".into(),
+            ready: 2,
+            wanted: 3,
+            address: "10.88.0.100:80".into(),
+            holder: "host1".into(),
+        }],
+        voters: (2, 3),
+        vms: (2, 3),
+        down: vec!["host2 is lost (lease-expired)".into()],
+        risks: vec![],
+        survivable: 0,
+        incidents: vec!["incident 1: host2 was lost with 1 VMs".into()],
+    };
+    insta::assert_snapshot!(format!("{}\n{}", overview(&of, false), overview(&of, true)));
+}
+
+fn an_incident(number: u64, closed_ms: Option<i64>) -> Incident {
+    let step = |at_ms, phase: &str, message: &str| IncidentStep {
+        at_ms,
+        phase: phase.into(),
+        object: "host/host2".parse().unwrap(),
+        message: message.into(),
+    };
+    Incident {
+        number,
+        title: "host2 was lost with 1 VMs".into(),
+        host: Name::new("host2").unwrap(),
+        session: 1,
+        waiting_for: closed_ms
+            .is_none()
+            .then(|| Name::new("hello-1").unwrap())
+            .into_iter()
+            .collect(),
+        steps: vec![
+            step(1_790_000_001_000, "failed", "host2 renewed its lease for the last time"),
+            step(1_790_000_006_010, "proof", "host2 is proven lost"),
+        ],
+        closed_ms,
+    }
+}
+
+#[test]
+fn incidents_and_their_timelines() {
+    let all = [an_incident(3, Some(1_790_000_009_500)), an_incident(4, None)];
+    let mut text = format!("{}\n{}\n", incidents(&all, false), incidents(&all, true));
+    for wide in [false, true] {
+        all.iter().for_each(|one| text.push_str(&incident(one, wide)));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn events_and_the_audit_log() {
+    let one = Event {
+        id: "0198".into(),
+        at_ms: 1_790_000_001_000,
+        object: "vm/hello-1".parse().unwrap(),
+        severity: Severity::Warning,
+        message: "hello-1 is placed on host1".into(),
+        by: "manager on host1".into(),
+    };
+    let entry = AuditEntry {
+        id: "0199".into(),
+        at_ms: 1_790_000_001_000,
+        who: "root on host1".into(),
+        from: "local".into(),
+        what: "POST /v1/apply".into(),
+        outcome: "ok".into(),
+    };
+    let mut text = String::new();
+    for wide in [false, true] {
+        text.push_str(&format!("{}{}\n", event_head(wide), event(&one, wide)));
+        text.push_str(&format!("{}\n", audit(std::slice::from_ref(&entry), wide)));
+    }
+    text.push_str(&value(&[&entry], Output::Yaml, |_| String::new()));
+    insta::assert_snapshot!(text);
+}

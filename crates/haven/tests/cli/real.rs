@@ -1,0 +1,345 @@
+//! The command line against the real API over a real etcd. No manager and no agent: nothing is ever started.
+
+use crate::{Ended, Person};
+use async_trait::async_trait;
+use haven_control::api::{ApiState, InviteFacts, LocalHost, serve};
+use haven_model::{
+    Bytes, HostSpec, Meta, Name, Object, ObjectRef, Snapshot,
+    api::{JoinAnswer, JoinRequest},
+    image::ImageFile,
+    keys,
+    object::{Kind, Stored},
+};
+use haven_store::{
+    clock::Clock,
+    live::{LiveConfig, LiveCopy},
+    pki::{self, Authority},
+    raw::{EtcdStore, Identity, Op, StoreConfig},
+};
+use sha2::{Digest, Sha256};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio_util::sync::CancellationToken;
+
+/// A host that takes in images and has nothing else.
+struct OnlyImages;
+
+#[async_trait]
+impl LocalHost for OnlyImages {
+    async fn import(
+        &self,
+        mut from: Box<dyn AsyncRead + Send + Unpin>,
+        expected: Option<String>,
+    ) -> Result<ImageFile, String> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).await.map_err(|error| error.to_string())?;
+        let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        match expected {
+            Some(other) if other != sha256 => Err(format!("{sha256} is not {other}")),
+            _ => Ok(ImageFile { sha256, size: Bytes(bytes.len() as u64) }),
+        }
+    }
+    async fn disk_format(&self, _: &ImageFile) -> Result<String, String> {
+        Ok("raw".into())
+    }
+    fn blob(&self, _: &str) -> Option<PathBuf> {
+        None
+    }
+    fn console(&self, _: &str) -> PathBuf {
+        "/nowhere".into()
+    }
+    fn log(&self, _: &str) -> PathBuf {
+        "/nowhere".into()
+    }
+    async fn admit(&self, _: &JoinRequest) -> Result<JoinAnswer, String> {
+        Err("not here".into())
+    }
+    async fn relay(&self, _: Ipv4Addr, _: &str) -> Result<Box<dyn serve::Duplex>, String> {
+        Err("not here".into())
+    }
+    async fn fetch(&self, _: Ipv4Addr, _: &str) -> Result<Vec<u8>, String> {
+        Err("not here".into())
+    }
+}
+
+/// An etcd with the API over it.
+struct Api {
+    etcd: Child,
+    directory: TempDir,
+    far: Far,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        let _ = self.etcd.kill();
+        let _ = self.etcd.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn etcd(directory: &TempDir) -> (Child, String) {
+    let url = || format!("http://127.0.0.1:{}", free_port());
+    let (client, peer) = (url(), url());
+    let child = Command::new("etcd")
+        .arg("--data-dir")
+        .arg(directory.path().join("etcd"))
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    (child, client)
+}
+
+/// What a person far away needs to know.
+struct Far {
+    address: String,
+    fingerprint: String,
+}
+
+/// The API for people far away, with a cluster's certificates.
+fn serve_far(api: ApiState, cancel: CancellationToken) -> Far {
+    let authority = Authority::create("test").unwrap();
+    let (key, request) = pki::request("host1").unwrap();
+    let certificate = authority.sign(&request, "host1", &[[127, 0, 0, 1].into()]).unwrap();
+    let ca = authority.certificate;
+    let fingerprint = pki::fingerprint(&ca).unwrap();
+    let tls = pki::server_config(&Identity { ca, certificate, key }).unwrap();
+    let address: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    tokio::spawn(async move {
+        serve::serve_tls(address, Arc::new(tls), api, cancel).await.unwrap();
+    });
+    Far { address: address.to_string(), fingerprint }
+}
+
+async fn serve(endpoint: String, socket: PathBuf) -> Far {
+    let config = StoreConfig { endpoints: vec![endpoint], tls: None };
+    let store = EtcdStore::connect(config).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let host = Stored {
+        meta: Meta::new(Name::new("host1").unwrap(), "u".into(), 0),
+        spec: HostSpec {
+            address: [10, 0, 0, 1].into(),
+            power: None,
+            cordoned: false,
+            reserved_memory: Bytes::mib(512),
+        },
+    };
+    let key = keys::object(&ObjectRef::new(Kind::Host, host.meta.name.clone()));
+    let put = || vec![Op::Put(key.clone(), Object::Host(host.clone()).to_store().into())];
+    while store.txn(vec![], put()).await.is_err() {
+        assert!(Instant::now() < until, "etcd does not answer");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let cancel = CancellationToken::new();
+    let live = LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+    let live = LiveCopy::<Snapshot>::spawn(store.clone(), live, Clock::real(), cancel.clone());
+    let mut state = live.state();
+    state.wait_for(|snapshot| !snapshot.hosts.is_empty()).await.unwrap();
+    let api = ApiState {
+        me: Name::new("host1").unwrap(),
+        store,
+        live: live.state(),
+        seen: Arc::new(Default::default),
+        local: Arc::new(OnlyImages),
+        invite: Arc::new(InviteFacts::default()),
+    };
+    let far = serve_far(api.clone(), cancel.clone());
+    tokio::spawn(async move {
+        serve::serve_unix(&socket, api, cancel).await.unwrap();
+        drop(live);
+    });
+    far
+}
+
+impl Api {
+    /// None where it cannot be had.
+    fn start() -> Option<Self> {
+        let there = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
+        if !there || !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root and etcd");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (etcd, endpoint) = etcd(&directory);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let far = runtime.block_on(serve(endpoint, directory.path().join("api.sock")));
+        let api = Self { etcd, directory, far, _runtime: runtime };
+        let until = Instant::now() + Duration::from_secs(5);
+        while !api.socket().exists() {
+            assert!(Instant::now() < until, "the API does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(api)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("api.sock")
+    }
+}
+
+/// Runs it until it does what is wanted: the live copy may lag behind what was just written.
+fn until(person: &Person, args: &[&str], wanted: impl Fn(&Ended) -> bool) -> Ended {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let ended = person.run(args);
+        if wanted(&ended) || Instant::now() > end {
+            return ended;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Commands with what they print, as a person sees it; those of `wanted` are repeated until their word is there.
+fn transcript(person: &Person, steps: &[(&[&str], &str)]) -> String {
+    let mut text = String::new();
+    for (args, wanted) in steps {
+        let ended = until(person, args, |e| e.out.contains(wanted) || e.err.contains(wanted));
+        text.push_str(&format!("$ haven {}\n{}{}", args.join(" "), ended.out, ended.err));
+        if ended.code != 0 {
+            text.push_str(&format!("(exit {})\n", ended.code));
+        }
+    }
+    text.replace(&person.home.path().display().to_string(), "HOME")
+}
+
+#[test]
+fn objects_are_made_listed_and_never_made_twice() {
+    let Some(api) = Api::start() else { return };
+    let person = Person::at(&api.socket());
+    let create = ["vm", "create", "web", "--memory", "128MiB", "--network", "front=10.77.0.9"];
+    let create = [&create[..], &["--disk", "root:1GiB:fast", "--label", "tier=web"]].concat();
+    let text = transcript(
+        &person,
+        &[
+            (&["network", "create", "front", "--subnet", "10.77.0.0/24"], "created"),
+            (&["pool", "create", "fast", "--driver", "local", "--path", "/fast"], "created"),
+            (&["pool", "create", "bad", "--driver", "local", "--path", "fast"], "absolute"),
+            (&["network", "ls"], "front"),
+            (&["pool", "ls"], "fast"),
+            (&create, "created"),
+            (&["vm", "ls"], "web"),
+            (&create, "exists already"),
+            (&["network", "create", "front", "--subnet", "10.78.0.0/24"], "exists already"),
+            (&["network", "create", "second", "--subnet", "10.77.0.128/25"], "overlaps"),
+            (&["network", "create", "x", "--subnet", "10.79.0.0/24", "--bridge", "br0"], "overlay"),
+            (&["vm", "show", "web", "-o", "yaml"], "kind"),
+            (&["vm", "show", "web"], "name"),
+            (&["get", "vm/none"], "no vm/none"),
+            (&["network", "show", "front"], "front"),
+            (&["vm", "stop", "web"], "vm/web"),
+            (&["delete", "vm/web"], "deleting"),
+            (&["vm", "ls"], "deleting"),
+        ],
+    );
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn hosts_tokens_and_images() {
+    let Some(api) = Api::start() else { return };
+    let person = Person::at(&api.socket());
+    let disk = person.file("disk.raw", "abc");
+    let sum = "BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD";
+    assert_eq!(person.run(&["token", "create", "ci", "--role", "operator"]).code, 0);
+    let again = person.run(&["token", "create", "ci", "--role", "viewer"]);
+    assert_eq!(again.code, 4, "{}", again.err);
+    let tokens = person.run(&["token", "ls", "-o", "json"]);
+    let tokens: serde_json::Value = serde_json::from_str(&tokens.out).unwrap();
+    assert_eq!((&tokens[0]["name"], &tokens[0]["role"]), (&"ci".into(), &"operator".into()));
+    assert!(tokens[0].get("hash").is_none() && tokens.as_array().unwrap().len() == 1);
+    let text = transcript(
+        &person,
+        &[
+            (&["token", "rm", "ci"], "ended"),
+            (&["token", "rm", "ci"], "no token"),
+            (&["token", "ls"], "NAME"),
+            (&["host", "cordon", "host1"], "cordoned"),
+            (&["host", "cordon", "host1"], "already"),
+            (&["host", "uncordon", "host1"], "again"),
+            (&["host", "cordon", "host9"], "no host"),
+            (&["host", "ls"], "host1"),
+            (&["image", "import", "small", &disk, "--checksum", sum], "imported"),
+            (&["image", "ls"], "small"),
+            (&["image", "import", "small", "--kernel", "/nowhere"], "cannot be read"),
+            (&["image", "import", "Small", &disk], "not a valid name"),
+            (&["incidents", "ls"], "NUMBER"),
+            (&["incidents", "show", "7"], "no incident"),
+            (&["events"], "TIME"),
+        ],
+    );
+    insta::assert_snapshot!(text);
+    let audit = person.run(&["audit", "-o", "json"]);
+    assert!(audit.out.contains("POST /v1/tokens/ci"), "{}", audit.out);
+}
+
+#[test]
+fn an_edit_never_overwrites_what_came_meanwhile() {
+    let Some(api) = Api::start() else { return };
+    let person = Person::at(&api.socket());
+    let manifest = person.file("n.yaml", "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n");
+    assert_eq!(person.run(&["apply", "-f", &manifest]).code, 0);
+    until(&person, &["network", "show", "front"], |e| e.code == 0);
+    // While this editor is open, somebody else applies another version, and the daemon sees it.
+    let other =
+        person.file("o.yaml", "kind: Network\nname: front\nsubnet: 10.77.0.0/24\nmtu: 9000\n");
+    let binary = env!("CARGO_BIN_EXE_haven");
+    let script = format!(
+        "#!/bin/sh\n{binary} apply -f {other} > {other}.log 2>&1\nuntil {binary} network show front | grep -q 9000; do sleep 0.05; done\nsed -i 's/mtu: 1450/mtu: 1400/' \"$1\"\n"
+    );
+    let editor = person.file("editor.sh", &script);
+    let person = person.with("EDITOR", &format!("sh {editor}"));
+    let ended = person.run(&["edit", "network/front"]);
+    assert_eq!(ended.code, 4, "{}", ended.err);
+    for word in ["+mtu: 9000", "+mtu: 1400", "changed meanwhile", "haven-edit-"] {
+        assert!(ended.err.contains(word), "{word}: {}", ended.err);
+    }
+    let now = person.run(&["network", "show", "front", "-o", "yaml"]);
+    assert!(now.out.contains("mtu: 9000"), "{}", now.out);
+    // Without anybody else it is written.
+    let person = person.with("EDITOR", "sed -i 's/mtu: 9000/mtu: 1400/'");
+    let ended = person.run(&["edit", "network/front"]);
+    assert_eq!((ended.code, ended.out.as_str()), (0, "network/front changed\n"), "{}", ended.err);
+}
+
+#[test]
+fn a_saved_cluster_is_reached_from_afar_with_its_fingerprint_and_a_token() {
+    let Some(api) = Api::start() else { return };
+    let local = Person::at(&api.socket());
+    let token = local.run(&["token", "create", "me", "--role", "viewer"]).out;
+    let person = Person::anybody();
+    let add = |name: &str, fingerprint: &str, token: &str| {
+        let address = api.far.address.as_str();
+        let args = ["context", "add", name, "--address", address, "--fingerprint", fingerprint];
+        let ended = person.say(token, &[&args[..], &["--token-stdin"]].concat());
+        assert_eq!(ended.code, 0, "{}", ended.err);
+    };
+    // As openssl prints it.
+    let upper = api.far.fingerprint.to_uppercase();
+    let pairs: Vec<&str> = (0..32).map(|i| &upper[2 * i..2 * i + 2]).collect();
+    add("good", &pairs.join(":"), &token);
+    add("other", &"ab".repeat(32), &token);
+    add("forged", &api.far.fingerprint, "me.wrong");
+    assert_eq!(person.run(&["context", "use", "good"]).code, 0);
+    let hosts = person.run(&["host", "ls"]);
+    assert!(hosts.code == 0 && hosts.out.contains("host1"), "{}", hosts.err);
+    let viewer = person.run(&["host", "cordon", "host1"]);
+    let other = person.run(&["--context", "other", "host", "ls"]);
+    let forged = person.run(&["--context", "forged", "host", "ls"]);
+    assert_eq!((viewer.code, other.code, forged.code), (1, 5, 1));
+    let said = format!("{}{}{}", viewer.err, other.err, forged.err);
+    insta::assert_snapshot!(said.replace(&api.far.address, "HOST1"));
+}
