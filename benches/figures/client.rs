@@ -21,8 +21,6 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(200), Duration::fr
 /// One question.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
-    /// When it began.
-    pub at: Instant,
     /// When it ended.
     pub end: Instant,
     /// It was answered well.
@@ -50,9 +48,8 @@ impl Asking {
             let mut all = Vec::new();
             let mut next = Instant::now();
             while !told.load(Ordering::Relaxed) {
-                let at = Instant::now();
                 let good = ask(address).unwrap_or(false);
-                all.push(Asked { at, end: Instant::now(), good });
+                all.push(Asked { end: Instant::now(), good });
                 next = (next + EVERY).max(Instant::now());
                 std::thread::sleep(next - Instant::now().min(next));
             }

@@ -6,7 +6,6 @@
 use crate::sample::Sample;
 use anyhow::{Context, Result, bail};
 use haven_lab::drive::Driver;
-use haven_model::object::Kind;
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -89,7 +88,7 @@ fn vms(lab: &Driver) -> Result<BTreeMap<String, (String, i64)>> {
 
 fn with_role(lab: &Driver, role: &str) -> Result<Option<String>> {
     let overview = lab.overview()?;
-    let leader = store_leader(lab)?;
+    let leader = store_leader(lab).unwrap_or_default();
     let roles = |host: &str| {
         let line = overview.hosts.iter().find(|line| line.name == host);
         let mut roles: Vec<String> = line.map(|line| line.roles.clone()).unwrap_or_default();

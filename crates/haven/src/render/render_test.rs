@@ -148,6 +148,7 @@ fn status_of_a_cluster_with_a_lost_host() {
         risks: vec![],
         survivable: 0,
         incidents: vec!["incident 1: host2 was lost with 1 VMs".into()],
+        revision: 7,
     };
     insta::assert_snapshot!(format!("{}\n{}", overview(&of, false), overview(&of, true)));
 }

@@ -15,4 +15,4 @@ pub mod driver;
 pub mod fake;
 pub mod firewall;
 pub mod linux;
-mod tap;
+pub(crate) mod tap;

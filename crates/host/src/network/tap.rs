@@ -22,3 +22,27 @@ pub fn create(name: &str, owner_uid: u32) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Sets a card up.
+pub fn set_up(name: &str) -> io::Result<()> {
+    // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctls read and write only
+    // it; the socket is closed.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(15)) {
+            *to = from as libc::c_char;
+        }
+        let mut done = libc::ioctl(fd, libc::SIOCGIFFLAGS, &raw mut request);
+        if done == 0 {
+            request.ifr_ifru.ifru_flags |= libc::IFF_UP as i16;
+            done = libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw mut request);
+        }
+        let error = io::Error::last_os_error();
+        libc::close(fd);
+        if done == 0 { Ok(()) } else { Err(error) }
+    }
+}

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile};
 use std::{
     collections::BTreeSet,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -62,9 +62,20 @@ fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
             pool.path
         )));
     }
+    // An unmounted mount point is an empty directory, too. It is told by the file system that it is on.
+    if device(&path) == device(Path::new("/")) {
+        return Err(says(format!(
+            "{} is empty and on this host's own root file system: mount what all hosts share there, or put an empty file {MARK} there if this is it",
+            pool.path
+        )));
+    }
     std::fs::write(&mark, "")
         .map_err(|error| says(format!("{} is not writable ({error})", pool.path)))?;
     Ok(path)
+}
+
+fn device(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.dev())
 }
 
 /// Bytes free in the file system of a path.
@@ -90,6 +101,52 @@ fn path_text(path: &Path) -> Result<&str, StorageFailure> {
     path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
 }
 
+/// The whole file is on the disk before it has its name, and the name before anybody relies on it.
+fn keep(directory: &Path, part: &Path, path: &Path) -> Result<(), StorageFailure> {
+    let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+    sync(part)
+        .and_then(|()| std::fs::rename(part, path))
+        .and_then(|()| sync(directory))
+        .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))
+}
+
+impl FileStorage {
+    /// Makes a volume's file under a name of its own.
+    async fn make(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+        directory: &Path,
+        part: &Path,
+    ) -> Result<(), StorageFailure> {
+        let (size, part) = (wanted.size_bytes.to_string(), path_text(part)?);
+        let Some((file, format)) = &wanted.image else {
+            return qemu_img(&["create", "-q", "-f", "qcow2", part, &size]).await;
+        };
+        let image = self.image_file(file).await?;
+        let image = path_text(&image)?;
+        if pool.driver == PoolDriverKind::Local {
+            let base = ["-b", image, "-F", format];
+            return qemu_img(
+                &[&["create", "-q", "-f", "qcow2"][..], &base, &[part, &size]].concat(),
+            )
+            .await;
+        }
+        // A shared volume must not lean on a file that only this host has.
+        let left = free(directory);
+        if file.size.0 > left {
+            return Err(says(format!(
+                "the pool {} has {} left and the image needs {}; free some space",
+                pool.path,
+                haven_model::Bytes::mib(left >> 20),
+                file.size
+            )));
+        }
+        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
+        qemu_img(&["resize", "-q", part, &size]).await
+    }
+}
+
 #[async_trait]
 impl Storage for FileStorage {
     async fn volume(
@@ -102,39 +159,11 @@ impl Storage for FileStorage {
         let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
         if !path.exists() {
             let part = directory.join(format!("{}.part", wanted.name));
-            let size = wanted.size_bytes.to_string();
-            // A shared volume must not lean on a file that only this host has.
-            match &wanted.image {
-                Some((file, _)) if file.size.0 > free(&directory) => {
-                    return Err(says(format!(
-                        "the pool {} has {} left and the image needs {}; free some space",
-                        pool.path,
-                        haven_model::Bytes::mib(free(&directory) >> 20),
-                        file.size
-                    )));
-                }
-                Some((file, format)) => {
-                    let image = self.image_file(file).await?;
-                    let image = path_text(&image)?;
-                    let part_text = path_text(&part)?;
-                    if pool.driver == PoolDriverKind::Local {
-                        qemu_img(&[
-                            "create", "-q", "-f", "qcow2", "-b", image, "-F", format, part_text,
-                            &size,
-                        ])
-                        .await?;
-                    } else {
-                        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part_text])
-                            .await?;
-                        qemu_img(&["resize", "-q", part_text, &size]).await?;
-                    }
-                }
-                None => {
-                    qemu_img(&["create", "-q", "-f", "qcow2", path_text(&part)?, &size]).await?
-                }
+            let made = self.make(pool, wanted, &directory, &part).await;
+            if let Err(error) = made.and_then(|()| keep(&directory, &part, &path)) {
+                let _ = std::fs::remove_file(&part);
+                return Err(error);
             }
-            std::fs::rename(&part, &path)
-                .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
         }
         chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)).map_err(|error| {
             says(format!("{} cannot be given to its VM ({error})", path.display()))

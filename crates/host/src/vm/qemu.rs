@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     os::{
@@ -21,7 +21,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{io::unix::AsyncFd, sync::broadcast};
@@ -59,6 +62,10 @@ pub struct QemuDriver {
     config: QemuConfig,
     guard: Arc<dyn Guard>,
     live: Table,
+    /// VMs whose start is under way.
+    starting: Mutex<BTreeSet<String>>,
+    /// What a daemon before this one left was looked for.
+    swept: AtomicBool,
     events: broadcast::Sender<VmEvent>,
 }
 
@@ -172,6 +179,8 @@ fn open_tap(name: &str) -> io::Result<OwnedFd> {
             return Err(io::Error::last_os_error());
         }
     }
+    // The guard takes the cards of what it ends down.
+    crate::network::tap::set_up(name)?;
     Ok(file.into())
 }
 
@@ -180,23 +189,73 @@ impl QemuDriver {
     #[must_use]
     pub fn new(config: QemuConfig, guard: Arc<dyn Guard>) -> Self {
         let (events, _) = broadcast::channel(256);
-        Self { config, guard, live: Table::default(), events }
+        Self {
+            config,
+            guard,
+            live: Table::default(),
+            starting: Mutex::default(),
+            swept: AtomicBool::new(false),
+            events,
+        }
     }
 
     fn directory(&self, vm: &str) -> PathBuf {
         self.config.run_dir.join(vm)
     }
 
+    /// Where QEMU itself makes what it needs.
+    fn sockets(&self, vm: &str) -> PathBuf {
+        self.directory(vm).join("qemu")
+    }
+
+    /// What a daemon before this one left: a QEMU that it started and never let run, or none of it recorded.
+    async fn end_strays(&self) {
+        for (pid, vm) in strays(&self.config.run_dir) {
+            let recorded = std::fs::read(self.directory(&vm).join("launch.json"))
+                .ok()
+                .and_then(|text| serde_json::from_slice::<Launched>(&text).ok())
+                .is_some_and(|record| record.pid == pid);
+            if !recorded && !lock_set(&self.starting).contains(&vm) {
+                tracing::warn!(vm, pid, "a QEMU that nothing names is ended");
+                kill_process(pid);
+                gone(pid).await;
+            }
+        }
+    }
+
+    /// Takes over a QEMU of a daemon before this one. False when it never ran: then it is ended.
+    async fn adopt(&self, record: &Launched) -> bool {
+        let vm = &record.launch.vm;
+        let qmp = Qmp::connect(&self.sockets(vm).join("qmp.sock")).await.ok();
+        let status = match &qmp {
+            Some(qmp) => qmp.call("query-status", json!({}), DEADLINE).await.ok(),
+            None => None,
+        };
+        if status.is_some_and(|status| status["status"] == "prelaunch") {
+            tracing::warn!(vm, pid = record.pid, "it was started and never let run: ended");
+            kill_process(record.pid);
+            gone(record.pid).await;
+            return false;
+        }
+        tracing::info!(vm, pid = record.pid, "adopted");
+        self.follow(vm, record.launch.epoch, record.pid, qmp);
+        true
+    }
+
     fn spawn(&self, launch: &VmLaunch) -> Result<i32, VmError> {
         let directory = self.directory(&launch.vm);
-        let prepared = std::fs::create_dir_all(&directory)
+        // Root writes into the directory, the VM's user only into the one for its sockets: it can lead no write of
+        // root astray with a link.
+        let sockets = self.sockets(&launch.vm);
+        let prepared = std::fs::create_dir_all(&sockets)
             .and_then(|()| std::fs::create_dir_all(&self.config.log_dir))
-            .and_then(|()| chown(&directory, Some(launch.uid), Some(launch.uid)));
+            .and_then(|()| chown(&directory, Some(0), Some(0)))
+            .and_then(|()| chown(&sockets, Some(launch.uid), Some(launch.uid)));
         prepared
             .map_err(system(format!("the directory {} cannot be prepared", directory.display())))?;
         let log = self.log(&launch.vm);
-        let _ = std::fs::remove_file(directory.join("qmp.sock"));
-        let _ = std::fs::remove_file(directory.join("console.sock"));
+        let _ = std::fs::remove_file(sockets.join("qmp.sock"));
+        let _ = std::fs::remove_file(sockets.join("console.sock"));
         let logged = File::options().create(true).append(true).open(&log);
         logged
             .and_then(|_| chown(&log, Some(launch.uid), Some(launch.uid)))
@@ -212,7 +271,7 @@ impl QemuDriver {
         let numbers: Vec<i32> = taps.iter().map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(arguments(launch, &directory, &log))
+            .args(arguments(launch, &sockets, &log))
             .current_dir("/")
             .uid(launch.uid)
             .gid(launch.uid)
@@ -261,7 +320,7 @@ impl QemuDriver {
 
     /// Waits until QEMU listens; when it ends instead, says what it said.
     async fn meet(&self, vm: &str, pid: i32) -> Result<Arc<Qmp>, VmError> {
-        let path = self.directory(vm).join("qmp.sock");
+        let path = self.sockets(vm).join("qmp.sock");
         let until = tokio::time::Instant::now() + SOCKET_PATIENCE;
         loop {
             match Qmp::connect(&path).await {
@@ -367,6 +426,46 @@ fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<String, Live>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn lock_set(set: &Mutex<BTreeSet<String>>) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Marks a VM as being started, for as long as it lives.
+struct Starting<'a>(&'a Mutex<BTreeSet<String>>, String);
+
+impl<'a> Starting<'a> {
+    fn begin(set: &'a Mutex<BTreeSet<String>>, vm: &str) -> Self {
+        lock_set(set).insert(vm.to_owned());
+        Self(set, vm.to_owned())
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        lock_set(self.0).remove(&self.1);
+    }
+}
+
+/// The QEMU processes of this host whose sockets are in its run directory, with their VMs.
+fn strays(run_dir: &Path) -> Vec<(i32, String)> {
+    let mark = format!("{}/", run_dir.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if !line.split('\0').next().is_some_and(|program| program.contains("qemu-system")) {
+            continue;
+        }
+        if let Some((vm, _)) = line.split_once(&mark).and_then(|(_, rest)| rest.split_once('/')) {
+            found.push((pid, vm.to_owned()));
+        }
+    }
+    found
+}
+
 fn kill_process(pid: i32) {
     let _ =
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
@@ -403,6 +502,8 @@ async fn gone(pid: i32) {
 #[async_trait]
 impl VmDriver for QemuDriver {
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
+        // While it starts nobody may adopt it: its monitor speaks to one at a time.
+        let _starting = Starting::begin(&self.starting, &launch.vm);
         let pid = self.spawn(launch)?;
         match self.launch_process(launch, pid).await {
             Ok(qmp) => {
@@ -423,8 +524,15 @@ impl VmDriver for QemuDriver {
         let Ok(entries) = std::fs::read_dir(&self.config.run_dir) else {
             return Ok(Vec::new());
         };
+        if !self.swept.swap(true, Ordering::AcqRel) {
+            self.end_strays().await;
+        }
         let mut found = Vec::new();
         for entry in entries.flatten() {
+            let starts = entry.file_name().into_string().unwrap_or_default();
+            if lock_set(&self.starting).contains(&starts) {
+                continue;
+            }
             let path = entry.path().join("launch.json");
             let Ok(text) = std::fs::read(&path) else {
                 continue;
@@ -438,9 +546,10 @@ impl VmDriver for QemuDriver {
                 continue;
             }
             if !lock(&self.live).contains_key(&vm) {
-                let qmp = Qmp::connect(&self.directory(&vm).join("qmp.sock")).await.ok();
-                tracing::info!(vm, pid = record.pid, "adopted");
-                self.follow(&vm, record.launch.epoch, record.pid, qmp);
+                if !self.adopt(&record).await {
+                    let _ = std::fs::remove_file(&path);
+                    continue;
+                }
             }
             found.push(RunningVm { vm, epoch: record.launch.epoch, pid: record.pid });
         }
@@ -482,7 +591,7 @@ impl VmDriver for QemuDriver {
     }
 
     fn console(&self, vm: &str) -> PathBuf {
-        self.directory(vm).join("console.sock")
+        self.sockets(vm).join("console.sock")
     }
 
     fn log(&self, vm: &str) -> PathBuf {
