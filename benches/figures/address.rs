@@ -2,7 +2,7 @@
 //! dies, and when only a member's host does.
 
 use crate::{
-    client::{Asking, longest_gap},
+    client::{Asking, failures, longest_gap},
     sample::Sample,
 };
 use anyhow::{Context, Result};
@@ -23,9 +23,10 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         well(lab)?;
         let holder = holder(lab)?;
         let with = has_member(lab, &holder)?;
+        println!("{}", lab.haven(&["vm", "ls"])?);
         let (gap, failed) = kill(lab, &holder)?;
         println!(
-            "  run {run}, address holder {holder}, member there {with}: gap {gap:.3} s, {failed} failed"
+            "  run {run}, address holder {holder}, member there {with}: gap {gap:.3} s, {failed}"
         );
         holder_gap.push(gap);
         well(lab)?;
@@ -34,7 +35,7 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         let member = others.find(|host| has_member(lab, host).unwrap_or(false));
         let Some(member) = member else { continue };
         let (gap, failed) = kill(lab, member)?;
-        println!("  run {run}, member on {member}: gap {gap:.3} s, {failed} failed");
+        println!("  run {run}, member on {member}: gap {gap:.3} s, {failed}");
         member_gap.push(gap);
     }
     holder_gap.print("address holder's power cut -> longest gap at the client", 1.6, 1.6);
@@ -68,12 +69,12 @@ fn has_member(lab: &Driver, host: &str) -> Result<bool> {
 }
 
 /// Cuts a host's power while a client asks; the longest gap, and how many questions failed.
-fn kill(lab: &Driver, host: &str) -> Result<(f64, usize)> {
+fn kill(lab: &Driver, host: &str) -> Result<(f64, String)> {
     let asking = Asking::start(lab, ADDRESS)?;
     std::thread::sleep(Duration::from_secs(1));
     lab.haven(&["lab", "kill", host])?;
     std::thread::sleep(Duration::from_secs(5));
     let asked = asking.end()?;
     lab.haven(&["lab", "start", host])?;
-    Ok((longest_gap(&asked), asked.iter().filter(|a| !a.good).count()))
+    Ok((longest_gap(&asked), failures(&asked)))
 }

@@ -25,6 +25,27 @@ pub struct Asked {
     pub end: Instant,
     /// It was answered well.
     pub good: bool,
+    /// Otherwise, how it failed: the status, or the kind of error.
+    pub how: Option<Failure>,
+}
+
+/// How a question failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// No connection, or none that answered.
+    Error(std::io::ErrorKind),
+    /// An answer with another status than 200.
+    Status(u16),
+}
+
+/// How often each failure came.
+pub fn failures(asked: &[Asked]) -> String {
+    let mut counts = std::collections::BTreeMap::new();
+    for how in asked.iter().filter_map(|a| a.how) {
+        *counts.entry(how).or_insert(0) += 1;
+    }
+    let words: Vec<String> = counts.iter().map(|(how, n)| format!("{n} x {how:?}")).collect();
+    if words.is_empty() { "none failed".into() } else { words.join(", ") }
 }
 
 /// A client at work.
@@ -48,8 +69,13 @@ impl Asking {
             let mut all = Vec::new();
             let mut next = Instant::now();
             while !told.load(Ordering::Relaxed) {
-                let good = ask(address).unwrap_or(false);
-                all.push(Asked { end: Instant::now(), good });
+                let how = match ask(address) {
+                    Ok(200) => None,
+                    Ok(status) => Some(Failure::Status(status)),
+                    Err(error) => Some(Failure::Error(error.kind())),
+                };
+                let good = how.is_none();
+                all.push(Asked { end: Instant::now(), good, how });
                 next = (next + EVERY).max(Instant::now());
                 std::thread::sleep(next - Instant::now().min(next));
             }
@@ -65,17 +91,21 @@ impl Asking {
     }
 }
 
-fn ask(address: SocketAddr) -> std::io::Result<bool> {
+/// The status of the answer.
+fn ask(address: SocketAddr) -> std::io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE.0)?;
     stream.set_read_timeout(Some(PATIENCE.1))?;
     stream.write_all(b"GET / HTTP/1.0\r\nHost: service\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer.starts_with("HTTP/1.") && answer.contains(" 200 ") && answer.contains("hello"))
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let whole = answer.starts_with("HTTP/1.") && answer.contains("hello");
+    Ok(status.filter(|status| *status != 200 || whole).unwrap_or(0))
 }
 
-/// The longest time between two good answers.
+/// The longest time without a good answer, also at the end.
 pub fn longest_gap(asked: &[Asked]) -> f64 {
-    let good: Vec<Instant> = asked.iter().filter(|a| a.good).map(|a| a.end).collect();
-    good.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max)
+    let good = asked.iter().filter(|a| a.good).map(|a| a.end);
+    let marks: Vec<Instant> = good.chain(asked.last().map(|a| a.end)).collect();
+    marks.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max)
 }
