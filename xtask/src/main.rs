@@ -1,9 +1,12 @@
-//! Automation: `tidy` checks the laws of the tree, `drill` runs the main job on a lab and judges it.
+//! Automation: `tidy` checks the laws of the tree, `drill` runs the main job on a lab and judges it, `openapi` writes
+//! the API's description.
 
 mod drill;
 mod tidy;
 
+use anyhow::bail;
 use clap::Parser;
+use std::process::Command;
 
 #[derive(Parser)]
 enum Task {
@@ -11,11 +14,31 @@ enum Task {
     Tidy,
     /// Make a lab (or use the one that is up), run the example, cut a host's power, judge what happens
     Drill,
+    /// Write docs/openapi.json from the code
+    Openapi {
+        /// Only fail when it is not what the code gives
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Tidy => tidy::run(),
         Task::Drill => drill::run(),
+        Task::Openapi { check } => openapi(check),
     }
+}
+
+/// The code stands in `haven-control`, on which nothing here depends (see `tidy`), so `haven` itself is asked.
+fn openapi(check: bool) -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["run", "--quiet", "-p", "haven", "--", "openapi"]);
+    if check {
+        command.arg("--check");
+    }
+    if !command.status()?.success() {
+        bail!("`haven openapi` failed; what it said stands above");
+    }
+    Ok(())
 }

@@ -174,6 +174,7 @@ mod tests {
             detail: "it is refused".into(),
             hint: "ask an admin".into(),
             problems: problems.iter().map(problem).collect(),
+            conflict: None,
         };
         ClientError::Refused(Box::new(body)).into()
     }

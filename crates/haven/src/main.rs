@@ -81,6 +81,16 @@ enum Command {
         /// The directory
         dir: std::path::PathBuf,
     },
+    /// Write the API's description (OpenAPI 3.1)
+    #[command(hide = true)]
+    Openapi {
+        /// Only say whether the file is what the code gives
+        #[arg(long)]
+        check: bool,
+        /// The file
+        #[arg(default_value = "docs/openapi.json")]
+        file: std::path::PathBuf,
+    },
 }
 
 /// The command line as people see it.
@@ -158,7 +168,32 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
             out::line(format_args!("{pages} pages in {}", dir.display()));
             Ok(())
         }
+        Command::Openapi { check, file } => openapi(check, &file),
     }
+}
+
+fn openapi(check: bool, file: &std::path::Path) -> Result<(), Failure> {
+    let text = haven_control::api::openapi::text();
+    let shown = file.display();
+    if !check {
+        return std::fs::write(file, text).map_err(|error| {
+            let hint = "run this at the root of the tree, or name a file that can be written";
+            Failure::bad(format!("`{shown}` cannot be written ({error})"), hint)
+        });
+    }
+    let there = std::fs::read_to_string(file).map_err(|error| {
+        let hint = "run this at the root of the tree; `cargo run -p xtask -- openapi` writes it";
+        Failure::bad(format!("`{shown}` cannot be read ({error})"), hint)
+    })?;
+    if there == text {
+        out::line("1 passed, 0 failed");
+        return Ok(());
+    }
+    let line = there.lines().zip(text.lines()).take_while(|(a, b)| a == b).count() + 1;
+    Err(Failure::bad(
+        format!("`{shown}` is not what the code gives, from line {line} on"),
+        "write it with `cargo run -p xtask -- openapi` and commit it",
+    ))
 }
 
 /// The completions of a shell.

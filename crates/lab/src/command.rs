@@ -38,6 +38,9 @@ pub enum LabCommand {
         /// Only switch the hosts on; make no cluster
         #[arg(long)]
         bare: bool,
+        /// Do not tell the cluster how to switch hosts off: a lost host is recovered when its lease has expired
+        #[arg(long)]
+        no_power_control: bool,
     },
     /// End all of it
     #[command(after_help = "Examples:\n  haven lab down")]
@@ -73,6 +76,15 @@ pub enum LabCommand {
     /// Let a paused host go on
     #[command(after_help = "Examples:\n  haven lab resume host2")]
     Resume { host: String },
+    /// Take the watchdogs out, or put them back: they reset a host that was paused for 2 s
+    #[command(after_help = "Examples:\n  haven lab watchdog off\n  haven lab watchdog on host2")]
+    Watchdog {
+        /// `on` or `off`
+        #[arg(action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
+        on: bool,
+        /// Only of this host
+        host: Option<String>,
+    },
     /// A shell in a host, or in the client outside the cluster
     #[command(after_help = "Examples:\n  haven lab shell host1\n  haven lab shell client")]
     Shell { place: String },
@@ -118,14 +130,19 @@ pub async fn run(command: LabCommand) -> Result<()> {
     }
     let mut lab = Lab::open()?;
     match command {
-        LabCommand::Up { hosts, bare } => up(&mut lab, hosts, bare).await,
+        LabCommand::Up { hosts, bare, no_power_control } => {
+            lab.state.no_power_control |= no_power_control;
+            up(&mut lab, hosts, bare).await
+        }
         LabCommand::Down => lab.down(),
         LabCommand::Ls => list(&lab),
         LabCommand::Kill { host } => lab.power_off(&host),
         LabCommand::Start { host } => lab.power_on(&host),
-        LabCommand::Cut { host, from, one_way } => cut(&lab, &host, from, one_way),
+        LabCommand::Cut { host, from, one_way } => cut(&mut lab, &host, from, one_way),
         LabCommand::Heal => {
-            lab.set_cuts(&[])?;
+            lab.state.cuts.clear();
+            lab.save()?;
+            lab.set_cuts()?;
             lab.hosts()
                 .iter()
                 .filter(|host| lab.init(host).is_some())
@@ -133,6 +150,10 @@ pub async fn run(command: LabCommand) -> Result<()> {
         }
         LabCommand::Pause { host } => lab.set_paused(&host, true),
         LabCommand::Resume { host } => lab.set_paused(&host, false),
+        LabCommand::Watchdog { on, host } => {
+            let hosts = host.map_or_else(|| lab.hosts(), |host| vec![host]);
+            hosts.iter().try_for_each(|host| crate::watchdog::set(&lab, host, on))
+        }
         LabCommand::Shell { place } => {
             let error = lab.command(&place, "bash")?.exec();
             Err(error).context("the shell cannot be started")
@@ -150,17 +171,18 @@ pub async fn run(command: LabCommand) -> Result<()> {
     }
 }
 
-fn cut(lab: &Lab, host: &str, from: Option<String>, one_way: bool) -> Result<()> {
+fn cut(lab: &mut Lab, host: &str, from: Option<String>, one_way: bool) -> Result<()> {
     lab.host(host)?;
     let Some(other) = from else {
         return lab.set_cable(host, false);
     };
     lab.host(&other)?;
-    let mut cuts = vec![(host.to_owned(), other.clone())];
+    lab.state.cuts.push((host.to_owned(), other.clone()));
     if !one_way {
-        cuts.push((other, host.to_owned()));
+        lab.state.cuts.push((other, host.to_owned()));
     }
-    lab.set_cuts(&cuts)
+    lab.save()?;
+    lab.set_cuts()
 }
 
 fn list(lab: &Lab) -> Result<()> {
@@ -256,16 +278,10 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
     let begin = Instant::now();
     let address = format!("10.88.0.{number}");
     let power = format!("http://{}/redfish/v1/Systems/{host}", power::ADDRESS);
-    let common = [
-        "--address",
-        &address,
-        "--power-url",
-        &power,
-        "--power-user",
-        "lab",
-        "--power-password",
-        "lab",
-    ];
+    let mut common = vec!["--address", &address];
+    if !lab.state.no_power_control {
+        common.extend(["--power-url", &power, "--power-user", "lab", "--power-password", "lab"]);
+    }
     if number == 1 {
         inside(lab, host, &[&["init", "--name", "lab"], &common[..]].concat())?;
         answers(&lab.socket(host)).await?;

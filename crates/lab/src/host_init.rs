@@ -32,7 +32,7 @@ pub struct Layout {
     pub shared: PathBuf,
     /// The copy of the `haven` binary that the host runs.
     pub binary: PathBuf,
-    /// The socket that the supervisor's watchdog listens on, if there is one.
+    /// The pipe that the host's watchdog reads, if there is one.
     pub watchdog: Option<PathBuf>,
     /// The host's name.
     pub name: String,
@@ -40,6 +40,8 @@ pub struct Layout {
 
 /// What a lab host believes to have, MiB: it shares its machine with the others.
 const HOST_MEMORY_MIB: &str = "2048";
+/// Where the host sees its watchdog.
+const WATCHDOG: &str = "/dev/haven-watchdog";
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -107,7 +109,7 @@ fn mount_all(layout: &Layout) -> Result<()> {
     }
     bind_file(&layout.binary, &root.join("usr/bin/haven"))?;
     if let Some(socket) = &layout.watchdog {
-        bind_file(socket, &root.join("dev/haven-watchdog"))?;
+        bind_file(socket, &root.join(WATCHDOG.trim_start_matches('/')))?;
     }
     nix::unistd::chroot(&root).context("the host's root could not be entered")?;
     std::env::set_current_dir("/").context("the host's root could not be entered")?;
@@ -148,6 +150,9 @@ impl Unit {
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
         let mut command = Command::new("/usr/bin/haven");
         command.arg(self.name).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
+        if Path::new(WATCHDOG).exists() {
+            command.env("HAVEN_WATCHDOG", WATCHDOG);
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child =
             command.spawn().with_context(|| format!("haven {} did not start", self.name))?;

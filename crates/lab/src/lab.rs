@@ -19,8 +19,14 @@ pub struct State {
     pub id: String,
     /// How many hosts.
     pub hosts: u32,
-    /// Process that serves the power API.
+    /// Process that serves the power API and the watchdogs.
     pub power: Option<i32>,
+    /// The cluster is not told how to switch hosts off.
+    #[serde(default)]
+    pub no_power_control: bool,
+    /// Packets from the first to the second host vanish.
+    #[serde(default)]
+    pub cuts: Vec<(String, String)>,
 }
 
 /// A lab on this machine.
@@ -76,7 +82,7 @@ impl Lab {
             Ok(text) => serde_json::from_slice(&text).with_context(|| {
                 format!("{} is damaged; remove it", dir.join("lab.json").display())
             })?,
-            Err(_) => State { id: id_of(&dir), hosts: 0, power: None },
+            Err(_) => State { id: id_of(&dir), ..State::default() },
         };
         Ok(Self { dir, cache, state })
     }
@@ -206,7 +212,7 @@ impl Lab {
             host_dir: self.host_dir(name),
             shared: self.dir.join("shared"),
             binary: binary.clone(),
-            watchdog: None,
+            watchdog: Some(crate::watchdog::make(self, name)?),
             name: name.to_owned(),
         };
         self.set_cable(name, true)?;
@@ -266,16 +272,16 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets packets between two hosts vanish, or all of them pass again.
+    /// Lets the packets vanish that its cuts name, and only those.
     ///
     /// # Errors
     /// With what `nft` said.
-    pub fn set_cuts(&self, cuts: &[(String, String)]) -> Result<()> {
+    pub fn set_cuts(&self) -> Result<()> {
         let mut rules = String::from("table bridge lab {}\ndelete table bridge lab\n");
         rules.push_str(
             "table bridge lab {\n  chain cuts {\n    type filter hook forward priority 0;\n",
         );
-        for (from, to) in cuts {
+        for (from, to) in &self.state.cuts {
             rules.push_str(&format!(
                 "    iifname \"{}\" oifname \"{}\" drop\n",
                 self.cable(from),
@@ -360,16 +366,17 @@ impl Lab {
     /// # Errors
     /// When something cannot be removed.
     pub fn down(&mut self) -> Result<()> {
-        for host in self.hosts() {
-            if let Some(init) = self.init(&host) {
-                let _ = kill(init, Signal::SIGKILL);
-            }
-        }
+        // First what could switch a host on again.
         if let Some(power) = self.state.power.take() {
             let line =
                 std::fs::read_to_string(format!("/proc/{power}/cmdline")).unwrap_or_default();
             if line.contains("power-api") {
                 let _ = kill(Pid::from_raw(power), Signal::SIGKILL);
+            }
+        }
+        for host in self.hosts() {
+            if let Some(init) = self.init(&host) {
+                let _ = kill(init, Signal::SIGKILL);
             }
         }
         for _ in 0..500 {
@@ -389,7 +396,7 @@ impl Lab {
             std::fs::remove_dir_all(&self.dir)
                 .with_context(|| format!("{} cannot be removed", self.dir.display()))?;
         }
-        self.state.hosts = 0;
+        self.state = State { id: self.state.id.clone(), ..State::default() };
         Ok(())
     }
 }

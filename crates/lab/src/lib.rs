@@ -15,3 +15,4 @@ pub mod host_init;
 pub mod lab;
 pub mod machine;
 pub mod power;
+pub mod watchdog;

@@ -1,4 +1,4 @@
-//! The power API of the lab machine: the few Redfish calls that tell and switch a host's power. It runs in the
+//! The power API of the lab machine, and beside it the watchdogs of its hosts: the few Redfish calls that tell and switch a host's power. It runs in the
 //! fabric's namespace, so it works while a host is off or cut.
 
 use crate::lab::Lab;
@@ -19,6 +19,10 @@ const LOGIN: &str = "Basic bGFiOmxhYg==";
 /// When the port is in use.
 pub fn serve(lab: &Lab) -> Result<()> {
     let listener = TcpListener::bind(ADDRESS)?;
+    for host in lab.hosts() {
+        let lab = lab.clone();
+        std::thread::spawn(move || crate::watchdog::keep(&lab, &host));
+    }
     for stream in listener.incoming().flatten() {
         let lab = lab.clone();
         std::thread::spawn(move || answer(&lab, stream));

@@ -47,13 +47,35 @@ pub struct ProblemBody {
     /// What to do.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hint: String,
-    /// What is wrong with a manifest.
+    /// What is wrong with a manifest or a body, each with its place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
+    /// For 409: which version the writer saw and which one there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Conflict>,
+}
+
+/// Somebody else changed an object after it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Conflict {
+    /// `kind/name`.
+    pub object: String,
+    /// The version that the writer saw; 0 when there was none.
+    pub given: i64,
+    /// The version that there is now; 0 when there is none any longer.
+    pub now: i64,
+}
+
+/// Which Haven answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Version {
+    /// As `haven --version` prints it.
+    pub version: String,
 }
 
 /// One file of manifests.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ManifestFile {
     /// As the person named it.
     pub name: String,
@@ -63,7 +85,7 @@ pub struct ManifestFile {
 
 /// What is to be applied.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ApplyRequest {
     /// All files; either all of them are applied or none.
     pub files: Vec<ManifestFile>,

@@ -117,6 +117,9 @@ pub struct ClusterSpec {
     /// How many hosts run a member of the store: 1, 3 or 5.
     #[serde(default = "default_voters")]
     pub voters: u32,
+    /// A voter whose host is lost for so long is replaced by another host.
+    #[serde(default = "default_replace_voter_after")]
+    pub replace_voter_after: Millis,
 }
 
 fn default_fencing() -> Vec<ProofKind> {
@@ -124,6 +127,9 @@ fn default_fencing() -> Vec<ProofKind> {
 }
 fn default_voters() -> u32 {
     3
+}
+fn default_replace_voter_after() -> Millis {
+    Millis(600_000)
 }
 
 impl Default for ClusterSpec {
@@ -133,6 +139,7 @@ impl Default for ClusterSpec {
             timers: Timers::default(),
             fencing: default_fencing(),
             voters: default_voters(),
+            replace_voter_after: default_replace_voter_after(),
         }
     }
 }

@@ -9,7 +9,10 @@ use std::fmt;
 /// suffix for service members, still is one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(
+    with = "String",
+    extend("pattern" = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", "minLength" = 1, "maxLength" = NAME_MAX)
+)]
 pub struct Name(String);
 
 /// The longest name allowed, in characters.
@@ -78,7 +81,7 @@ impl std::borrow::Borrow<str> for Name {
 /// One object, written `kind/name` everywhere a person reads it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("pattern" = "^[A-Za-z]+/[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
 pub struct ObjectRef {
     /// What kind of object.
     pub kind: Kind,

@@ -110,6 +110,7 @@ impl Meta {
 
 /// A spec with its meta: what stands in the store under one key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Stored{T}")]
 pub struct Stored<T> {
     /// Common to all kinds.
     pub meta: Meta,
@@ -121,18 +122,18 @@ pub struct Stored<T> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind")]
 pub enum Object {
-    /// See [`HostSpec`].
+    /// A server of the cluster.
     Host(Stored<HostSpec>),
-    /// See [`PoolSpec`].
+    /// Where volumes live.
     Pool(Stored<PoolSpec>),
-    /// See [`ImageSpec`].
+    /// What disks are made from.
     Image(Stored<ImageSpec>),
-    /// See [`NetworkSpec`].
+    /// What VMs are plugged into.
     Network(Stored<NetworkSpec>),
-    /// See [`VmSpec`].
+    /// A virtual machine.
     #[serde(rename = "VM")]
     Vm(Stored<VmSpec>),
-    /// See [`ServiceSpec`].
+    /// N like VMs behind an address.
     Service(Stored<ServiceSpec>),
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
     Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("pattern" = "^[0-9]+ *(TiB|GiB|MiB|KiB|B)$"))]
 pub struct Bytes(pub u64);
 
 const UNITS: [(&str, u64); 5] =
@@ -71,7 +71,7 @@ impl TryFrom<String> for Bytes {
     Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("pattern" = "^[0-9]+ *(ms|s|m|h)$"))]
 pub struct Millis(pub u64);
 
 impl Millis {

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod live;
+pub mod memory;
 pub mod pki;
 pub mod raw;
 pub mod server;

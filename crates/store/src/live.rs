@@ -6,7 +6,7 @@
 //!        └── compacted, stream lost, no leader ◄───┘   (what was known stays visible meanwhile)
 //! ```
 //!
-//! It also notes when this process last saw each record under one prefix change (the renewal records): leases are
+//! It also notes when this process last saw each record under some prefixes change (the renewal records): leases are
 //! judged by the observer's clock. A list that shows an unchanged revision keeps the old time, so a lost watch never
 //! makes a dead host look alive.
 
@@ -56,8 +56,8 @@ pub struct LiveCopy<S> {
 pub struct LiveConfig {
     /// Prefix of all keys.
     pub prefix: String,
-    /// Prefix of the records whose changes are noted with their time.
-    pub observed_prefix: String,
+    /// Prefixes of the records whose changes are noted with their time.
+    pub observed: Vec<String>,
 }
 
 /// A watch that brings nothing for so long is asked for its progress.
@@ -102,7 +102,7 @@ impl<S: Fold> LiveCopy<S> {
         self.connected.clone()
     }
 
-    /// At which revision and since when a record under the observed prefix has stood unchanged.
+    /// At which revision and since when an observed record has stood unchanged.
     #[must_use]
     pub fn observed(&self, key: &str) -> Option<(i64, Mono)> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
@@ -224,7 +224,8 @@ impl<S: Fold> Follower<S> {
                 self.keys.remove(key);
             }
         }
-        if let Some(header) = response.header() {
+        // A mere answer about progress does not count: etcd before 3.5.8 sends it ahead of events that it covers.
+        if let Some(header) = response.header().filter(|_| !response.events().is_empty()) {
             state.set_revision(header.revision());
         }
         let state = Arc::new(state);
@@ -236,7 +237,7 @@ impl<S: Fold> Follower<S> {
     }
 
     fn observe(&self, key: &str, revision: Option<i64>) {
-        if !key.starts_with(&self.config.observed_prefix) {
+        if !self.config.observed.iter().any(|prefix| key.starts_with(prefix)) {
             return;
         }
         let mut observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);

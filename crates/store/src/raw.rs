@@ -260,6 +260,11 @@ impl EtcdStore {
         self.members.read().unwrap_or_else(PoisonError::into_inner).clients.len()
     }
 
+    /// The clients of all members.
+    pub(crate) fn clients(&self) -> Vec<Client> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).clients.clone()
+    }
+
     /// The client of the member in use, with its number.
     pub(crate) fn client(&self) -> (usize, Client) {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);

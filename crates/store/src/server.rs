@@ -15,6 +15,10 @@ use tokio_util::sync::CancellationToken;
 pub const CLIENT_PORT: u16 = 7379;
 /// Port on which members reach each other.
 pub const PEER_PORT: u16 = 7380;
+/// Operations, and comparisons, that one transaction may have.
+pub const MAX_TXN_OPS: usize = 1024;
+/// Bytes that one transaction may have, all in all. A watch brings it in one message, and clients read 4 MiB at most.
+pub const MAX_REQUEST_BYTES: usize = 3 << 19;
 
 /// The member of one host.
 #[derive(Clone, Debug)]
@@ -75,6 +79,9 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
         .arg("--heartbeat-interval=100")
         .arg("--election-timeout=1000")
         .arg("--pre-vote=true")
+        // An apply is one transaction, so that it happens whole or not at all.
+        .arg(flag("max-txn-ops", MAX_TXN_OPS.to_string()))
+        .arg(flag("max-request-bytes", MAX_REQUEST_BYTES.to_string()))
         .arg("--quota-backend-bytes=2147483648")
         .arg("--snapshot-count=10000")
         .arg("--logger=zap")
@@ -152,6 +159,9 @@ pub struct Member {
 
 /// Calls that change members may wait for an election.
 const MEMBER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Rewriting a member's file takes seconds for gigabytes.
+const DEFRAGMENT_DEADLINE: Duration = Duration::from_secs(60);
 
 async fn call<T>(
     store: &EtcdStore,
@@ -231,23 +241,30 @@ impl EtcdStore {
         .await
     }
 
-    /// Size of the member's file and of what is in use in it, bytes.
+    /// Gives the space of forgotten revisions back to the file system, on one member after another, where at least
+    /// `wasted` bytes and half of the file are unused. A member answers nobody meanwhile.
     ///
     /// # Errors
-    /// As [`EtcdStore::get`].
-    pub async fn size(&self) -> Result<(i64, i64), StoreError> {
-        call(self, async |mut client: Client| {
-            let status = client.status().await?;
-            Ok((status.db_size(), status.raft_used_db_size()))
-        })
-        .await
-    }
-
-    /// Gives the space of forgotten revisions back to the file system, on the member in use.
-    ///
-    /// # Errors
-    /// As [`EtcdStore::get`].
-    pub async fn defragment(&self) -> Result<(), StoreError> {
-        call(self, async |mut client: Client| client.defragment().await.map(|_| ())).await
+    /// [`StoreError::Refused`] with what a member said; those after it are left as they are.
+    pub async fn defragment_each(&self, wasted: i64) -> Result<(), StoreError> {
+        for mut client in self.clients() {
+            let work = async {
+                let status = client.status().await?;
+                let (size, used) = (status.db_size(), status.raft_used_db_size());
+                if size - used > wasted && size > 2 * used {
+                    client.defragment().await?;
+                }
+                Ok(())
+            };
+            match tokio::time::timeout(DEFRAGMENT_DEADLINE, work).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    let error: etcd_client::Error = error;
+                    return Err(StoreError::Refused { source: Box::new(error) });
+                }
+                Err(_) => return Err(StoreError::Unknown(DEFRAGMENT_DEADLINE)),
+            }
+        }
+        Ok(())
     }
 }

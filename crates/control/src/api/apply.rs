@@ -1,5 +1,5 @@
-//! Applying manifests: checked whole before the first write, then written in the order in which kinds need each
-//! other, each write compared with what was read.
+//! Applying manifests: checked whole, then written in one transaction that compares every object with what was read,
+//! so that all of it happens or nothing.
 
 use super::{
     ApiState,
@@ -7,16 +7,24 @@ use super::{
     error::{ApiError, ApiResult},
     validate::validate,
 };
+use axum::http::StatusCode;
 use haven_model::{
     Object, Snapshot,
     api::{Applied, ApplyRequest},
     keys,
     manifest::{Manifest, parse, to_yaml},
 };
-use haven_store::raw::{Compare, Op};
+use haven_store::{
+    raw::{Compare, Op},
+    server::{MAX_REQUEST_BYTES, MAX_TXN_OPS},
+};
 
-/// The most operations that one transaction takes.
-const BATCH: usize = 100;
+/// Objects that one apply may hold: each is one operation of the transaction.
+pub const MOST_OBJECTS: usize = MAX_TXN_OPS;
+/// Bytes that one apply may write; the rest of what the store takes is room for the transaction's own words.
+const MOST_BYTES: usize = MAX_REQUEST_BYTES - (64 << 10);
+/// What a comparison and a write cost beside key and value, bytes.
+const OVERHEAD: usize = 64;
 
 /// An object that did not come from a file, for the same checks.
 pub(super) fn replacement(object: &Object) -> Manifest {
@@ -38,29 +46,47 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
     let files: Vec<(String, String)> =
         request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
     let manifests = parse(&files).map_err(ApiError::manifests)?;
-    let snapshot = state.snapshot();
+    if manifests.len() > MOST_OBJECTS {
+        return Err(too_much(format!(
+            "{} objects are too many for one apply: at most {MOST_OBJECTS}",
+            manifests.len()
+        )));
+    }
+    let snapshot = state.current().await?;
     let problems = validate(&manifests, &snapshot);
     if !problems.is_empty() {
         return Err(ApiError::manifests(problems));
     }
-    if let Some(ending) = manifests.iter().find(|m| {
-        snapshot.object(&m.object.reference()).is_some_and(|(old, _)| old.meta().deleting)
-    }) {
-        let detail = format!("{} is being deleted", ending.object.reference());
-        let hint = "wait until it is gone (`haven delete … --wait`), then apply again";
-        return Err(ApiError::new(axum::http::StatusCode::CONFLICT, detail, hint));
+    for manifest in &manifests {
+        if let Some((old, _)) = snapshot.object(&manifest.object.reference()) {
+            not_deleting(&old)?;
+        }
     }
     let mut writes: Vec<Write> =
         manifests.iter().map(|manifest| write(manifest, &snapshot)).collect();
     writes.sort_by_key(|write| write.object.kind());
-    if !request.dry_run {
-        let changed: Vec<&Write> =
-            writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
-        for batch in changed.chunks(BATCH) {
-            commit(state, batch).await?;
-        }
+    let changed: Vec<&Write> = writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
+    let (compares, ops) = transaction(&changed)?;
+    if !request.dry_run && !changed.is_empty() && !state.store.txn(compares, ops).await?.succeeded {
+        return Err(conflict(state, &changed).await?);
     }
     Ok(writes.into_iter().map(|write| write.applied).collect())
+}
+
+fn too_much(detail: String) -> ApiError {
+    let hint =
+        "apply them in several steps; nothing was changed, since an apply is whole or not at all";
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, hint)
+}
+
+/// 409 for an object that is on its way out.
+pub(super) fn not_deleting(old: &Object) -> ApiResult<()> {
+    if !old.meta().deleting {
+        return Ok(());
+    }
+    let detail = format!("{} is being deleted", old.reference());
+    let hint = "wait until it is gone (`haven delete … --wait`), then apply again";
+    Err(ApiError::new(StatusCode::CONFLICT, detail, hint))
 }
 
 fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
@@ -120,25 +146,35 @@ pub(super) fn keep(object: &mut Object, old: &Object) {
     }
 }
 
-async fn commit(state: &ApiState, batch: &[&Write]) -> ApiResult<()> {
-    let (mut compares, mut ops) = (Vec::new(), Vec::new());
-    for write in batch {
+/// What the store shall do, and what must hold for it.
+fn transaction(changed: &[&Write]) -> ApiResult<(Vec<Compare>, Vec<Op>)> {
+    let (mut compares, mut ops, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for write in changed {
         let key = keys::object(&write.object.reference());
+        let value = write.object.to_store();
+        bytes += value.len() + 2 * key.len() + OVERHEAD;
         compares.push(match write.revision {
             0 => Compare::Absent(key.clone()),
             revision => Compare::ModRevision(key.clone(), revision),
         });
-        ops.push(Op::Put(key, write.object.to_store().into()));
+        ops.push(Op::Put(key, value.into()));
     }
-    if state.store.txn(compares, ops).await?.succeeded {
-        return Ok(());
+    if bytes > MOST_BYTES {
+        return Err(too_much(format!(
+            "the objects take {bytes} bytes in the store, and one apply writes at most {MOST_BYTES}"
+        )));
     }
-    for write in batch {
-        let key = keys::object(&write.object.reference());
-        let now = state.store.get(&key).await?.map_or(0, |kv| kv.mod_revision);
-        if now != write.revision {
-            return Err(ApiError::conflict(&write.applied.object, write.revision, now));
-        }
-    }
-    Err(ApiError::conflict("one of the objects", 0, 0))
+    Ok((compares, ops))
+}
+
+/// Which object it was that somebody else changed.
+async fn conflict(state: &ApiState, changed: &[&Write]) -> ApiResult<ApiError> {
+    let keys: Vec<String> = changed.iter().map(|w| keys::object(&w.object.reference())).collect();
+    let records = state.store.get_many(&keys).await?;
+    let versions = records.iter().map(|kv| kv.as_ref().map_or(0, |kv| kv.mod_revision));
+    let other = changed.iter().zip(versions).find(|(write, now)| write.revision != *now);
+    Ok(match other {
+        Some((write, now)) => ApiError::conflict(&write.applied.object, write.revision, now),
+        None => ApiError::busy("the objects"),
+    })
 }

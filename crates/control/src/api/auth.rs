@@ -11,11 +11,15 @@ use argon2::{
 use axum::http::{HeaderMap, StatusCode};
 use haven_model::{Name, event::AuditEntry, keys};
 use haven_store::raw::{Compare, Op};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 
 /// What somebody may do; each may do what those before may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Nobody: only what needs no token.
@@ -99,9 +103,10 @@ pub async fn make_token(
 fn hash(secret: &str) -> ApiResult<String> {
     let salt = SaltString::generate(&mut OsRng);
     let hashed = Argon2::default().hash_password(secret.as_bytes(), &salt);
-    hashed
-        .map(|hash| hash.to_string())
-        .map_err(|error| ApiError::bad(format!("the token cannot be made ({error})"), ""))
+    hashed.map(|hash| hash.to_string()).map_err(|error| {
+        let detail = format!("the token cannot be made ({error})");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, "try again")
+    })
 }
 
 fn denied(detail: &str) -> ApiError {
@@ -110,6 +115,20 @@ fn denied(detail: &str) -> ApiError {
         detail,
         "make a token with `haven token create` on a host of the cluster",
     )
+}
+
+/// So many secrets are verified at a time.
+static VERIFYING: Semaphore = Semaphore::const_new(2);
+
+/// Takes tens of milliseconds of a CPU, so it must not hold up the threads on which this host renews its lease,
+/// whoever sends however many tokens.
+async fn verify(hash: String, secret: String) -> bool {
+    let _turn = VERIFYING.acquire().await;
+    let right = tokio::task::spawn_blocking(move || {
+        PasswordHash::new(&hash)
+            .is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok())
+    });
+    right.await.unwrap_or(false)
 }
 
 /// The record of a token, if its secret is right and it has not ended.
@@ -124,11 +143,15 @@ pub async fn check_token(state: &ApiState, token: &str) -> ApiResult<(String, To
     let record: TokenRecord =
         serde_json::from_slice(&record.value).map_err(|_| denied("this token cannot be read"))?;
     if record.expires_ms < now_ms() {
-        return Err(denied("this token has expired"));
+        let when = jiff::Timestamp::from_millisecond(record.expires_ms).unwrap_or_default();
+        let when = when.strftime("%Y-%m-%d at %H:%M UTC");
+        return Err(denied(&format!("the token `{name}` expired on {when}")));
     }
-    let right = PasswordHash::new(&record.hash)
-        .is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok());
-    if right { Ok((name.to_string(), record)) } else { Err(denied("this token's secret is wrong")) }
+    if verify(record.hash.clone(), secret.to_owned()).await {
+        Ok((name.to_string(), record))
+    } else {
+        Err(denied("this token's secret is wrong"))
+    }
 }
 
 /// Checks a join token and uses it up.

@@ -6,13 +6,22 @@
 
 pub mod apply;
 pub mod auth;
+pub mod body;
 pub mod error;
 pub mod objects;
+pub mod openapi;
 pub mod overview;
 pub mod routes;
 pub mod serve;
+pub mod table;
 pub mod validate;
 
+#[cfg(test)]
+mod openapi_test;
+#[cfg(test)]
+mod routes_test;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod validate_test;
 
@@ -21,9 +30,10 @@ use haven_model::{
     Name, ObjectRef, Observations, Snapshot,
     api::{JoinAnswer, JoinRequest},
     image::ImageFile,
+    keys,
 };
 use haven_store::raw::EtcdStore;
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{io::AsyncRead, sync::watch};
 
 /// What only the daemon of a host can do.
@@ -84,6 +94,23 @@ impl ApiState {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.live.borrow())
+    }
+
+    /// The live copy once it holds everything that was written before this call, so that what somebody wrote a
+    /// moment ago counts, on whichever host. Behind a store that hangs it is the copy as it is: every write compares
+    /// what it read, so an old one can only be refused.
+    ///
+    /// # Errors
+    /// 503 when the store does not answer.
+    pub async fn current(&self) -> error::ApiResult<Arc<Snapshot>> {
+        let now = self.store.range(keys::CLUSTER, None, 1, 0).await?.revision;
+        let follow = async {
+            while self.live.borrow().revision < now {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), follow).await;
+        Ok(self.snapshot())
     }
 
     /// What there is to say of an object.

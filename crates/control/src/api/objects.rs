@@ -4,6 +4,7 @@ use super::{
     ApiState,
     error::{ApiError, ApiResult},
 };
+use axum::http::StatusCode;
 use haven_model::{
     Meta, Name, Object, ObjectRef, Observations, Snapshot,
     api::{Item, List},
@@ -158,6 +159,19 @@ pub fn get(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
     Ok(item(&snapshot, &(state.seen)(), object, revision))
 }
 
+/// One object as it stands in the store now, with its version.
+///
+/// # Errors
+/// 404.
+pub async fn read(state: &ApiState, reference: &ObjectRef) -> ApiResult<(Object, i64)> {
+    let key = keys::object(reference);
+    let missing = || ApiError::missing(&reference.to_string());
+    let record = state.store.get(&key).await?.ok_or_else(missing)?;
+    let mut scratch = Snapshot::default();
+    scratch.apply(&key, Some((&record.value, record.mod_revision)));
+    scratch.object(reference).ok_or_else(missing)
+}
+
 /// Changes one object by a function, as often as somebody else is quicker (at most five times).
 ///
 /// # Errors
@@ -169,27 +183,17 @@ pub async fn change(
 ) -> ApiResult<Item> {
     let key = keys::object(reference);
     for _ in 0..5 {
-        let record = state
-            .store
-            .get(&key)
-            .await?
-            .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
-        let mut scratch = Snapshot::default();
-        scratch.apply(&key, Some((&record.value, record.mod_revision)));
-        let (mut object, _) =
-            scratch.object(reference).ok_or_else(|| ApiError::missing(&reference.to_string()))?;
+        let (mut object, revision) = read(state, reference).await?;
         change(&mut object)?;
         object.meta_mut().generation += 1;
         let ops = vec![Op::Put(key.clone(), object.to_store().into())];
-        let outcome = state
-            .store
-            .txn(vec![Compare::ModRevision(key.clone(), record.mod_revision)], ops)
-            .await?;
+        let outcome =
+            state.store.txn(vec![Compare::ModRevision(key.clone(), revision)], ops).await?;
         if outcome.succeeded {
             return Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision));
         }
     }
-    Err(ApiError::conflict(&reference.to_string(), 0, 0))
+    Err(ApiError::busy(&reference.to_string()))
 }
 
 /// Makes an object that must not be there yet.
@@ -200,12 +204,12 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     let reference = given.reference();
     let taken = || {
         ApiError::new(
-            axum::http::StatusCode::CONFLICT,
+            StatusCode::CONFLICT,
             format!("{reference} exists already; nothing was changed"),
             format!("choose another name, or change it with `haven edit {reference}`"),
         )
     };
-    let snapshot = state.snapshot();
+    let snapshot = state.current().await?;
     if snapshot.object(&reference).is_some() {
         return Err(taken());
     }
@@ -225,19 +229,35 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     if !outcome.succeeded {
         return Err(taken());
     }
-    Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision))
+    Ok(item(&snapshot, &(state.seen)(), object, outcome.revision))
 }
 
 /// Marks an object for deletion.
 ///
 /// # Errors
-/// 404, or 409 for a member of a service.
+/// 404, or 409 for a member of a service: the service would only make another one.
 pub async fn delete(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
+    let snapshot = state.current().await?;
     change(state, reference, |object| {
+        let owner = object.meta().owner.as_ref().filter(|owner| owner.kind == Kind::Service);
+        if let Some(owner) = owner
+            && snapshot.services.get(&owner.name).is_some_and(|service| !service.meta.deleting)
+        {
+            let detail = format!("{reference} is a member of {owner}, which would replace it");
+            return Err(ApiError::new(StatusCode::CONFLICT, detail, member_hint(owner)));
+        }
         object.meta_mut().deleting = true;
         Ok(())
     })
     .await
+}
+
+fn member_hint(owner: &ObjectRef) -> String {
+    let name = &owner.name;
+    format!(
+        "scale or delete the service: `haven service scale {name} N`, `haven delete {owner}`; \
+         `haven service restart {name}` replaces its members"
+    )
 }
 
 #[cfg(test)]

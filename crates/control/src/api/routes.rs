@@ -1,123 +1,60 @@
-//! Every route with its role, and what it does.
+//! What every route does; which routes there are stands in [`super::table`].
 
 use super::{
     ApiState, apply, auth,
     auth::{Caller, Role, make_token},
+    body::{Asked, At, Given, GivenItem},
     error::{ApiError, ApiResult},
     objects, overview, serve,
+    table::TABLE,
 };
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{Path, Query, Request, State},
+    extract::{Request, State},
     http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response, Sse, sse},
-    routing::{MethodRouter, delete, get, post, put},
 };
 use futures::{Stream, TryStreamExt};
 use haven_model::{
     Event, ImageSpec, Incident, Meta, Name, Object, ObjectRef,
     api::{
         Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine,
+        Version,
     },
     event::AuditEntry,
     keys,
     object::{Kind, Stored},
 };
 use haven_store::raw::{Compare, Op};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 type Api = State<ApiState>;
-
-/// A route: method, path, the least role, what it is for.
-pub type Row = (&'static str, &'static str, Role, &'static str);
-
-/// The table that both the router and the documentation are made from.
-pub const TABLE: &[Row] = &[
-    ("GET", "/v1/version", Role::Anyone, "which Haven this is"),
-    (
-        "POST",
-        "/v1/join",
-        Role::Anyone,
-        "a host becomes part of the cluster; its join token is checked",
-    ),
-    ("GET", "/v1/status", Role::Viewer, "the cluster on one screen"),
-    ("GET", "/v1/events", Role::Viewer, "the last events"),
-    ("GET", "/v1/events/follow", Role::Viewer, "events as they come (server-sent)"),
-    ("GET", "/v1/incidents", Role::Viewer, "all incidents"),
-    ("GET", "/v1/explain/{kind}/{name}", Role::Viewer, "what there is to say of an object"),
-    ("GET", "/v1/audit", Role::Admin, "who changed what"),
-    ("POST", "/v1/apply", Role::Operator, "apply manifests"),
-    ("POST", "/v1/invite", Role::Admin, "make a join token"),
-    ("GET", "/v1/tokens", Role::Admin, "list tokens, without their secrets"),
-    ("POST", "/v1/tokens/{name}", Role::Admin, "make a token"),
-    ("DELETE", "/v1/tokens/{name}", Role::Admin, "end a token"),
-    ("PUT", "/v1/import/{name}/{part}", Role::Operator, "import a file of an image"),
-    ("GET", "/v1/blobs/{sha256}", Role::Admin, "a file of an image (for hosts)"),
-    ("GET", "/v1/objects/{kind}", Role::Viewer, "list objects"),
-    ("GET", "/v1/objects/{kind}/{name}", Role::Viewer, "one object"),
-    (
-        "PUT",
-        "/v1/objects/{kind}/{name}",
-        Role::Operator,
-        "replace an object at a version, or create one at version 0",
-    ),
-    ("DELETE", "/v1/objects/{kind}/{name}", Role::Operator, "delete an object"),
-    ("POST", "/v1/vms/{name}/{action}", Role::Operator, "start, stop or reset a VM"),
-    ("GET", "/v1/vms/{name}/console", Role::Operator, "a VM's console (upgrade)"),
-    ("GET", "/v1/vms/{name}/log", Role::Viewer, "what a VM's console said"),
-    (
-        "POST",
-        "/v1/services/{name}/scale/{replicas}",
-        Role::Operator,
-        "change the number of members",
-    ),
-    ("POST", "/v1/services/{name}/restart", Role::Operator, "replace all members, a few at a time"),
-];
-
-fn handler(method: &str, path: &str) -> MethodRouter<ApiState> {
-    match (method, path) {
-        ("GET", "/v1/version") => get(version),
-        ("POST", "/v1/join") => post(join),
-        ("GET", "/v1/status") => get(status),
-        ("GET", "/v1/events") => get(events),
-        ("GET", "/v1/events/follow") => get(follow),
-        ("GET", "/v1/incidents") => get(incidents),
-        ("GET", "/v1/explain/{kind}/{name}") => get(explain),
-        ("GET", "/v1/audit") => get(audit_log),
-        ("POST", "/v1/apply") => post(apply_files),
-        ("POST", "/v1/invite") => post(invite),
-        ("GET", "/v1/tokens") => get(tokens),
-        ("POST", "/v1/tokens/{name}") => post(new_token),
-        ("DELETE", "/v1/tokens/{name}") => delete(end_token),
-        ("PUT", "/v1/import/{name}/{part}") => put(import),
-        ("GET", "/v1/blobs/{sha256}") => get(blob),
-        ("GET", "/v1/objects/{kind}") => get(list),
-        ("GET", "/v1/objects/{kind}/{name}") => get(one),
-        ("PUT", "/v1/objects/{kind}/{name}") => put(replace),
-        ("DELETE", "/v1/objects/{kind}/{name}") => delete(remove),
-        ("POST", "/v1/vms/{name}/{action}") => post(act),
-        ("GET", "/v1/vms/{name}/console") => get(console),
-        ("GET", "/v1/vms/{name}/log") => get(log),
-        ("POST", "/v1/services/{name}/scale/{replicas}") => post(scale),
-        ("POST", "/v1/services/{name}/restart") => post(restart),
-        _ => unreachable!("every row of TABLE has its handler here; a test builds the router"),
-    }
-}
 
 /// The router. The caller stands in the request's extensions.
 pub fn router(state: ApiState) -> Router {
     let mut router = Router::new();
-    for (method, path, role, _) in TABLE {
-        let gate = middleware::from_fn_with_state((state.clone(), *role), gate);
-        router = router.route(path, handler(method, path).layer(gate));
+    for route in TABLE {
+        let gate = middleware::from_fn_with_state((state.clone(), route.role), gate);
+        router = router.route(route.path, (route.handler)().layer(gate));
     }
-    router
-        .fallback(|| async { ApiError::missing("such path in the API") })
-        .layer(axum::extract::DefaultBodyLimit::max(16 << 20))
-        .with_state(state)
+    router.fallback(no_path).method_not_allowed_fallback(no_method).with_state(state)
+}
+
+const PATHS: &str = "the API's description, docs/openapi.json, lists every path";
+
+async fn no_path(request: Request) -> ApiError {
+    let path = request.uri().path();
+    ApiError::new(StatusCode::NOT_FOUND, format!("the API has no path `{path}`"), PATHS)
+}
+
+async fn no_method(request: Request) -> ApiError {
+    let (method, path) = (request.method(), request.uri().path());
+    let detail = format!("`{path}` takes no {method}");
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, detail, PATHS)
 }
 
 /// Lets through who has the role, and writes the audit log for everything that is not a mere look.
@@ -128,48 +65,64 @@ async fn gate(
     next: Next,
 ) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
-    let look = request.method() == axum::http::Method::GET;
     if caller.role < least {
-        auth::audit(&state, &caller, what, "denied".into()).await;
-        let (status, detail) = if caller.role == Role::Anyone {
-            (StatusCode::UNAUTHORIZED, "this needs a token".to_owned())
-        } else {
-            (
-                StatusCode::FORBIDDEN,
-                format!("this needs the role {least:?}, and {} has {:?}", caller.who, caller.role)
-                    .to_lowercase(),
-            )
-        };
-        return ApiError::new(status, detail, "ask an admin for `haven token create --role …`")
-            .into_response();
+        note(&state, &caller, what, "denied".into()).await;
+        return denied(&caller, least).into_response();
     }
-    let response = next.run(request).await;
-    if !look {
-        let outcome = if response.status().is_success() {
-            "ok".into()
-        } else {
-            response.status().to_string()
-        };
-        auth::audit(&state, &caller, what, outcome).await;
+    if request.method() == axum::http::Method::GET {
+        return next.run(request).await;
     }
-    response
+    // A task of its own: a caller who hangs up must not keep a write that was done out of the log.
+    let whole = tokio::spawn(async move {
+        let response = next.run(request).await;
+        let status = response.status();
+        let outcome = if status.is_success() { "ok".into() } else { status.to_string() };
+        note(&state, &caller, what, outcome).await;
+        response
+    });
+    whole.await.unwrap_or_else(|_| {
+        let hint = "look whether the change was made; the log of this host's daemon says more";
+        let detail = "the daemon failed while it did this";
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, hint).into_response()
+    })
+}
+
+/// Writes to the audit log what somebody did or tried. What nobody known tried in vain goes to the daemon's log
+/// alone: whoever reaches the port could fill the store otherwise.
+async fn note(state: &ApiState, caller: &Caller, what: String, outcome: String) {
+    if caller.role > Role::Anyone || outcome == "ok" {
+        auth::audit(state, caller, what, outcome).await;
+    } else {
+        tracing::warn!(what, from = caller.from, outcome, "somebody without a token was refused");
+    }
+}
+
+fn denied(caller: &Caller, least: Role) -> ApiError {
+    let hint = "ask an admin for `haven token create --role …`";
+    if caller.role == Role::Anyone {
+        return ApiError::new(StatusCode::UNAUTHORIZED, "this needs a token", hint);
+    }
+    let (who, role) = (&caller.who, caller.role);
+    let detail = format!("this needs the role {least:?}, and {who} has {role:?}").to_lowercase();
+    ApiError::new(StatusCode::FORBIDDEN, detail, hint)
 }
 
 fn reference(kind: &str, name: &str) -> ApiResult<ObjectRef> {
-    let bad = |error: haven_model::ModelError| ApiError::bad(error.to_string(), "");
-    Ok(ObjectRef::new(kind.parse().map_err(bad)?, Name::new(name).map_err(bad)?))
+    Ok(ObjectRef::new(kind.parse()?, Name::new(name)?))
 }
 
-async fn version() -> Json<BTreeMap<&'static str, &'static str>> {
-    Json(BTreeMap::from([("version", env!("CARGO_PKG_VERSION"))]))
+pub(super) async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION").into() })
 }
 
-async fn status(State(state): Api) -> Json<Overview> {
+pub(super) async fn status(State(state): Api) -> Json<Overview> {
     Json(overview::overview(&state))
 }
 
-#[derive(Deserialize)]
-struct Limit {
+/// How much of a log is wanted.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct Limit {
+    /// So many of the last entries, 1 to 5000; 100 when absent.
     limit: Option<i64>,
 }
 
@@ -183,19 +136,24 @@ async fn last<T: serde::de::DeserializeOwned>(
     Ok(found.iter().filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect())
 }
 
-async fn events(State(state): Api, Query(query): Query<Limit>) -> ApiResult<Json<Vec<Event>>> {
+pub(super) async fn events(
+    State(state): Api,
+    Asked(query): Asked<Limit>,
+) -> ApiResult<Json<Vec<Event>>> {
     last(&state, keys::EVENTS, query.limit).await.map(Json)
 }
 
-async fn audit_log(
+pub(super) async fn audit_log(
     State(state): Api,
-    Query(query): Query<Limit>,
+    Asked(query): Asked<Limit>,
 ) -> ApiResult<Json<Vec<AuditEntry>>> {
     last(&state, keys::AUDIT, query.limit).await.map(Json)
 }
 
 /// Events behind the last one known, asked for once a second while somebody listens.
-async fn follow(State(state): Api) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+pub(super) async fn follow(
+    State(state): Api,
+) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
     let begin =
         state.store.last(keys::EVENTS, 1).await.ok().and_then(|last| last.into_iter().next());
     let after = begin.map(|kv| kv.key);
@@ -226,34 +184,36 @@ async fn follow(State(state): Api) -> Sse<impl Stream<Item = Result<sse::Event, 
     Sse::new(stream).keep_alive(sse::KeepAlive::default())
 }
 
-async fn incidents(State(state): Api) -> Json<Vec<Incident>> {
+pub(super) async fn incidents(State(state): Api) -> Json<Vec<Incident>> {
     Json(state.snapshot().incidents.values().map(|i| (*i.value).clone()).collect())
 }
 
-async fn explain(
+pub(super) async fn explain(
     State(state): Api,
-    Path((kind, name)): Path<(String, String)>,
+    At((kind, name)): At<(String, String)>,
 ) -> ApiResult<Json<Vec<String>>> {
     let reference = reference(&kind, &name)?;
     objects::get(&state, &reference)?;
     Ok(Json(state.explain(&reference)))
 }
 
-async fn apply_files(
+pub(super) async fn apply_files(
     State(state): Api,
-    Json(request): Json<ApplyRequest>,
+    Given(request): Given<ApplyRequest>,
 ) -> ApiResult<Json<Vec<Applied>>> {
     apply::apply(&state, &request).await.map(Json)
 }
 
-async fn invite(State(state): Api) -> ApiResult<Json<Secret>> {
-    let id = Name::new(format!("join-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))
-        .map_err(|error| ApiError::bad(error.to_string(), ""))?;
+pub(super) async fn invite(State(state): Api) -> ApiResult<Json<Secret>> {
+    let id = Name::new(format!("join-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]))?;
     let (token, expires_ms) = make_token(&state, &id, Role::Anyone, true, 3_600_000).await?;
     Ok(Json(Secret { secret: format!("{token}.{}", state.invite.fingerprint), expires_ms }))
 }
 
-async fn join(State(state): Api, Json(request): Json<JoinRequest>) -> ApiResult<Json<JoinAnswer>> {
+pub(super) async fn join(
+    State(state): Api,
+    Given(request): Given<JoinRequest>,
+) -> ApiResult<Json<JoinAnswer>> {
     let taken = state.snapshot().session_open(&request.host);
     if taken {
         let detail = format!("there is a host `{}` already", request.host);
@@ -270,24 +230,27 @@ async fn join(State(state): Api, Json(request): Json<JoinRequest>) -> ApiResult<
     state.local.admit(&request).await.map(Json).map_err(failed)
 }
 
-#[derive(Deserialize)]
-struct NewToken {
+/// A token to be made.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct NewToken {
+    /// What it lets its owner do.
     role: Role,
+    /// How long it is good for, 0 to 3650; 365 when absent.
     days: Option<i64>,
 }
 
-async fn new_token(
+pub(super) async fn new_token(
     State(state): Api,
-    Path(name): Path<String>,
-    Query(query): Query<NewToken>,
+    At(name): At<String>,
+    Asked(query): Asked<NewToken>,
 ) -> ApiResult<Json<Secret>> {
-    let name = Name::new(name).map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let name = Name::new(name)?;
     let lifetime = query.days.unwrap_or(365).clamp(0, 3650) * 86_400_000;
     let (secret, expires_ms) = make_token(&state, &name, query.role, false, lifetime).await?;
     Ok(Json(Secret { secret, expires_ms }))
 }
 
-async fn tokens(State(state): Api) -> ApiResult<Json<Vec<TokenLine>>> {
+pub(super) async fn tokens(State(state): Api) -> ApiResult<Json<Vec<TokenLine>>> {
     let found = state.store.all(keys::TOKENS).await?;
     let line = |kv: &haven_store::raw::RawKv| {
         let record: auth::TokenRecord = serde_json::from_slice(&kv.value).ok()?;
@@ -298,95 +261,95 @@ async fn tokens(State(state): Api) -> ApiResult<Json<Vec<TokenLine>>> {
     Ok(Json(found.kvs.iter().filter_map(line).collect()))
 }
 
-async fn end_token(State(state): Api, Path(name): Path<String>) -> ApiResult<StatusCode> {
+pub(super) async fn end_token(State(state): Api, At(name): At<String>) -> ApiResult<StatusCode> {
     let key = format!("{}{name}", keys::TOKENS);
-    state.store.get(&key).await?.ok_or_else(|| ApiError::missing(&format!("token `{name}`")))?;
+    if state.store.get(&key).await?.is_none() {
+        let hint = "it may have been ended already; `haven token create` makes one";
+        let detail = format!("there is no token `{name}`");
+        return Err(ApiError::new(StatusCode::NOT_FOUND, detail, hint));
+    }
     state.store.txn(vec![], vec![Op::Delete(key)]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
-struct Page {
+/// Which page of a list is wanted.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct Page {
+    /// So many objects at most, 1 to 5000; 500 when absent.
     limit: Option<usize>,
+    /// Only objects behind this name: `next` of the page before.
     after: Option<String>,
 }
 
-async fn list(
+pub(super) async fn list(
     State(state): Api,
-    Path(kind): Path<String>,
-    Query(page): Query<Page>,
+    At(kind): At<String>,
+    Asked(page): Asked<Page>,
 ) -> ApiResult<Json<List>> {
-    let kind: Kind = kind
-        .parse()
-        .map_err(|error: haven_model::ModelError| ApiError::bad(error.to_string(), ""))?;
+    let kind: Kind = kind.parse()?;
     let limit = page.limit.unwrap_or(500).clamp(1, 5000);
     Ok(Json(objects::list(&state, kind, limit, page.after.as_deref())))
 }
 
-async fn one(
+pub(super) async fn one(
     State(state): Api,
-    Path((kind, name)): Path<(String, String)>,
+    At((kind, name)): At<(String, String)>,
 ) -> ApiResult<Json<Item>> {
     objects::get(&state, &reference(&kind, &name)?).map(Json)
 }
 
-async fn remove(
+pub(super) async fn remove(
     State(state): Api,
-    Path((kind, name)): Path<(String, String)>,
+    At((kind, name)): At<(String, String)>,
 ) -> ApiResult<Json<Item>> {
     objects::delete(&state, &reference(&kind, &name)?).await.map(Json)
 }
 
-async fn replace(
+pub(super) async fn replace(
     State(state): Api,
-    Path((kind, name)): Path<(String, String)>,
-    Json(given): Json<Item>,
+    At((kind, name)): At<(String, String)>,
+    GivenItem { mut object, resource_version }: GivenItem,
 ) -> ApiResult<Json<Item>> {
     let reference = reference(&kind, &name)?;
-    if given.object.reference() != reference {
+    if object.reference() != reference {
         return Err(ApiError::bad(
-            format!("the body is {} and the path {reference}", given.object.reference()),
-            "",
+            format!("the body is {} and the path {reference}", object.reference()),
+            "send an object to its own path; `haven apply` makes new ones",
         ));
     }
-    if given.resource_version == 0 {
-        return objects::create(&state, given.object).await.map(Json);
+    if resource_version == 0 {
+        return objects::create(&state, object).await.map(Json);
     }
-    let (_, now) = state
-        .snapshot()
-        .object(&reference)
-        .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
-    let conflict = |now| ApiError::conflict(&reference.to_string(), given.resource_version, now);
-    if now != given.resource_version {
+    let snapshot = state.current().await?;
+    let (old, now) = objects::read(&state, &reference).await?;
+    let conflict = |now| ApiError::conflict(&reference.to_string(), resource_version, now);
+    if now != resource_version {
         return Err(conflict(now));
     }
-    let file = apply::replacement(&given.object);
-    let problems = super::validate::validate(std::slice::from_ref(&file), &state.snapshot());
+    apply::not_deleting(&old)?;
+    let file = apply::replacement(&object);
+    let problems = super::validate::validate(std::slice::from_ref(&file), &snapshot);
     if !problems.is_empty() {
         return Err(ApiError::manifests(problems));
     }
-    let (old, _) = state
-        .snapshot()
-        .object(&reference)
-        .ok_or_else(|| ApiError::missing(&reference.to_string()))?;
-    let mut object = given.object.clone();
     apply::keep(&mut object, &old);
     let labels = std::mem::take(&mut object.meta_mut().labels);
     *object.meta_mut() = old.meta().clone();
     object.meta_mut().labels = labels;
     object.meta_mut().generation += 1;
     let key = keys::object(&reference);
-    let compare = vec![Compare::ModRevision(key.clone(), given.resource_version)];
-    let outcome = state.store.txn(compare, vec![Op::Put(key, object.to_store().into())]).await?;
+    let compare = vec![Compare::ModRevision(key.clone(), resource_version)];
+    let write = vec![Op::Put(key.clone(), object.to_store().into())];
+    let outcome = state.store.txn(compare, write).await?;
     if !outcome.succeeded {
-        return Err(conflict(outcome.revision));
+        return Err(conflict(state.store.get(&key).await?.map_or(0, |kv| kv.mod_revision)));
     }
-    Ok(Json(objects::item(&state.snapshot(), &(state.seen)(), object, outcome.revision)))
+    Ok(Json(objects::item(&snapshot, &(state.seen)(), object, outcome.revision)))
 }
 
-async fn act(
+pub(super) async fn act(
     State(state): Api,
-    Path((name, action)): Path<(String, String)>,
+    At((name, action)): At<(String, String)>,
 ) -> ApiResult<Json<Item>> {
     let reference = reference("vm", &name)?;
     let changed = objects::change(&state, &reference, |object| {
@@ -409,9 +372,9 @@ async fn act(
     changed.await.map(Json)
 }
 
-async fn scale(
+pub(super) async fn scale(
     State(state): Api,
-    Path((name, replicas)): Path<(String, u32)>,
+    At((name, replicas)): At<(String, u32)>,
 ) -> ApiResult<Json<Item>> {
     if replicas > 500 {
         return Err(ApiError::bad(
@@ -429,7 +392,7 @@ async fn scale(
     changed.await.map(Json)
 }
 
-async fn restart(State(state): Api, Path(name): Path<String>) -> ApiResult<Json<Item>> {
+pub(super) async fn restart(State(state): Api, At(name): At<String>) -> ApiResult<Json<Item>> {
     let reference = reference("service", &name)?;
     let changed = objects::change(&state, &reference, |object| {
         if let Object::Service(service) = object {
@@ -440,16 +403,19 @@ async fn restart(State(state): Api, Path(name): Path<String>) -> ApiResult<Json<
     changed.await.map(Json)
 }
 
-#[derive(Deserialize)]
-struct ImportQuery {
+/// What goes along with a file of an image.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct ImportQuery {
+    /// SHA-256 that the file must have, lower-case hexadecimal.
     checksum: Option<String>,
+    /// Kernel command line for direct boot; kept as it is when absent.
     cmdline: Option<String>,
 }
 
-async fn import(
+pub(super) async fn import(
     State(state): Api,
-    Path((name, part)): Path<(String, String)>,
-    Query(query): Query<ImportQuery>,
+    At((name, part)): At<(String, String)>,
+    Asked(query): Asked<ImportQuery>,
     request: Request,
 ) -> ApiResult<Json<Item>> {
     let reference = reference("image", &name)?;
@@ -461,7 +427,12 @@ async fn import(
     }
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let reader = tokio_util::io::StreamReader::new(Box::pin(stream));
-    let refused = |why: String| ApiError::bad(why, "");
+    let refused = |why: String| {
+        ApiError::bad(
+            why,
+            "check the file and its checksum, then import it again; nothing was kept",
+        )
+    };
     let file = state.local.import(Box::new(reader), query.checksum).await.map_err(refused)?;
     let key = keys::object(&reference);
     for _ in 0..5 {
@@ -507,16 +478,18 @@ async fn import(
             )));
         }
     }
-    Err(ApiError::conflict(&reference.to_string(), 0, 0))
+    Err(ApiError::busy(&reference.to_string()))
 }
 
-async fn blob(State(state): Api, Path(sha256): Path<String>) -> ApiResult<Response> {
+pub(super) async fn blob(State(state): Api, At(sha256): At<String>) -> ApiResult<Response> {
     let path = state
         .local
         .blob(&sha256)
         .ok_or_else(|| ApiError::missing(&format!("file {sha256} on this host")))?;
-    let file =
-        tokio::fs::File::open(path).await.map_err(|error| ApiError::bad(error.to_string(), ""))?;
+    let file = tokio::fs::File::open(path).await.map_err(|error| {
+        let detail = format!("file {sha256} cannot be read on this host ({error})");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, "ask another host for it")
+    })?;
     Ok(Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16))
         .into_response())
 }
@@ -532,9 +505,9 @@ fn elsewhere(state: &ApiState, vm: &Name) -> ApiResult<Option<std::net::Ipv4Addr
     Ok(Some(snapshot.hosts.get(&placement.host).ok_or_else(missing)?.spec.address))
 }
 
-async fn console(
+pub(super) async fn console(
     State(state): Api,
-    Path(name): Path<String>,
+    At(name): At<String>,
     request: Request,
 ) -> ApiResult<Response> {
     let reference = reference("vm", &name)?;
@@ -558,9 +531,15 @@ async fn console(
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
-async fn log(State(state): Api, Path(name): Path<String>) -> ApiResult<Vec<u8>> {
+pub(super) async fn log(State(state): Api, At(name): At<String>) -> ApiResult<Vec<u8>> {
     let reference = reference("vm", &name)?;
-    let failed = |why: String| ApiError::new(StatusCode::BAD_GATEWAY, why, "");
+    let failed = |why: String| {
+        ApiError::new(
+            StatusCode::BAD_GATEWAY,
+            why,
+            "`haven status` tells whether its host is online",
+        )
+    };
     if let Some(host) = elsewhere(&state, &reference.name)? {
         return state.local.fetch(host, &format!("/v1/vms/{name}/log")).await.map_err(failed);
     }

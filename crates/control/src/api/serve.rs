@@ -5,13 +5,19 @@ use super::{
     auth::{Caller, Role, caller},
     routes::router,
 };
-use axum::{Router, extract::Request, response::IntoResponse};
+use axum::{
+    Router,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    convert::Infallible, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -33,26 +39,32 @@ pub fn upgrade(mut request: Request, mut far: Box<dyn Duplex>) {
     });
 }
 
-async fn serve_connection(stream: impl Duplex + 'static, app: Router, make: MakeCaller) {
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (mut app, make) = (app.clone(), make.clone());
-        async move {
-            let mut request = request.map(axum::body::Body::new);
-            match make.of(request.headers()).await {
-                Ok(caller) => {
-                    request.extensions_mut().insert(caller);
-                    app.call(request).await
-                }
-                Err(error) => Ok(error.into_response()),
+/// Finds out who calls, and answers.
+pub(super) async fn answer(app: &Router, make: &MakeCaller, mut request: Request) -> Response {
+    match make.of(request.headers()).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            match app.clone().call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
             }
         }
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn serve_connection(stream: impl Duplex + 'static, app: Router, make: MakeCaller) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let (app, make) = (app.clone(), make.clone());
+        async move { Ok::<_, Infallible>(answer(&app, &make, request.map(axum::body::Body::new)).await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
+/// How it is known who calls on a connection.
 #[derive(Clone)]
-enum MakeCaller {
+pub(super) enum MakeCaller {
     /// Root of this host.
     Local(Caller),
     /// A host of the cluster by its certificate, or somebody with a token.
@@ -109,7 +121,19 @@ pub async fn serve_tls(
     state: ApiState,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    serve_listener(TcpListener::bind(address).await?, tls, state, cancel).await
+}
+
+/// Serves everybody else on a port that is open already, until `cancel`.
+///
+/// # Errors
+/// None so far.
+pub async fn serve_listener(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    state: ApiState,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let app = router(state.clone());
     loop {

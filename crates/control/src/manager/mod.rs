@@ -145,11 +145,12 @@ impl Manager {
     fn stand(&self, snapshot: &Snapshot, session: Option<u64>) -> Stand {
         let timers = snapshot.cluster_spec().timers.clone();
         let ages = self.config.observer.lease_ages(snapshot);
+        let manager_ms = self.config.observer.manager_age_ms().unwrap_or(u64::MAX);
         let holder_unchanged = snapshot
             .manager
             .as_ref()
             .and_then(|record| ages.get(&record.holder))
-            .map(|age| (age.revision, age.unchanged_ms));
+            .map(|age| (age.revision, age.unchanged_ms.min(manager_ms)));
         // The first in line is the first by name that is not the holder; each next one tries a little later.
         let rank = snapshot
             .leases

@@ -53,6 +53,13 @@ impl Observer {
             .collect()
     }
 
+    /// For how many milliseconds the manager's record has stood unchanged: writing it is a sign of life too.
+    #[must_use]
+    pub fn manager_age_ms(&self) -> Option<u64> {
+        let (_, at) = (self.since)(keys::MANAGER)?;
+        Some(self.clock.now().0.saturating_sub(at.0) / 1_000_000)
+    }
+
     /// Hosts read as off, with their session then.
     #[must_use]
     pub fn powered_off(&self) -> BTreeMap<Name, u64> {

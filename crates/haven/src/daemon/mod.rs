@@ -69,31 +69,6 @@ impl Power for PowerOff {
     }
 }
 
-/// Ends what a former session left.
-struct Remains {
-    guard: Arc<dyn Guard>,
-    vms: Arc<dyn VmDriver>,
-}
-
-#[async_trait]
-impl lease::Remains for Remains {
-    async fn cleared(&self) -> bool {
-        let Ok(list) = self.vms.list().await else {
-            return false;
-        };
-        for vm in list {
-            if let Err(error) = self.vms.kill(&vm.vm).await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a VM of an earlier session does not end"
-                );
-                return false;
-            }
-        }
-        self.guard.status().await.is_ok_and(|status| status.live == 0)
-    }
-}
-
 fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
@@ -171,17 +146,13 @@ impl Daemon {
         let pki = PkiDir(self.paths.state.join("pki"));
         let identity = pki.load()?;
         let problems = Arc::new(Problems::default());
-        members::start(
-            &self.paths,
-            &self.host,
-            pki.clone(),
-            Arc::clone(&problems),
-            self.cancel.clone(),
-        );
+        let own = members::Own::start(&self.paths, &self.host, pki.clone(), self.cancel.clone());
         let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
         let store = EtcdStore::connect(config).await?;
-        let live_config =
-            LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+        let live_config = LiveConfig {
+            prefix: keys::ROOT.into(),
+            observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
+        };
         let live: LiveCopy<Snapshot> =
             LiveCopy::spawn(store.clone(), live_config, self.clock.clone(), self.cancel.clone());
         let observed = live.clone();
@@ -220,7 +191,7 @@ impl Daemon {
         tasks.spawn(members::keep(
             store.clone(),
             state.clone(),
-            self.host.clone(),
+            own,
             member_out,
             self.cancel.clone(),
         ));
@@ -351,7 +322,10 @@ impl Daemon {
             me: self.host.name.clone(),
             store: store.clone(),
             guard: Arc::clone(guard),
-            remains: Arc::new(Remains { guard: Arc::clone(guard), vms: Arc::clone(vms) }),
+            remains: Arc::new(agent::remains::HostRemains {
+                guard: Arc::clone(guard),
+                vms: Arc::clone(vms),
+            }),
             timers,
             session_file: Some(self.paths.run.join("session")),
             clock: self.clock.clone(),

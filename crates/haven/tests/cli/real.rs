@@ -145,7 +145,7 @@ async fn serve(endpoint: String, socket: PathBuf) -> Far {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let cancel = CancellationToken::new();
-    let live = LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+    let live = LiveConfig { prefix: keys::ROOT.into(), observed: vec![keys::LEASES.into()] };
     let live = LiveCopy::<Snapshot>::spawn(store.clone(), live, Clock::real(), cancel.clone());
     let mut state = live.state();
     state.wait_for(|snapshot| !snapshot.hosts.is_empty()).await.unwrap();

@@ -7,17 +7,28 @@
 //!                          └─ outcome unknown ──► read the record before the next renewal
 //! ```
 //!
+//! The guard is the first line. The second is here: when the last deadline that the guard accepted passes, this task
+//! ends the VMs too, so that a frozen guard (which accepts none) lets nothing run past its deadline. A guard that is
+//! silent is ended before that, and its supervisor starts it again.
+//!
 //! Why it is safe: a recovery commits only if the record still has the revision that stood unchanged for `T`. If it
 //! commits, no later renewal was or will be acknowledged, so the last deadline given to the guard was noted before
 //! that revision was seen, plus `D`, which is less than seen plus `T`.
 
-use crate::guard::Guard;
+use crate::guard::{Guard, GuardError};
 use haven_model::{Lease, Name, Timers, keys};
 use haven_store::{
     clock::Clock,
     raw::{Compare, EtcdStore, Op, StoreError},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -64,8 +75,14 @@ struct Held {
     revision: i64,
 }
 
-/// So long may the guard be silent before the VMs of this host end.
-const UNGUARDED: Duration = Duration::from_secs(2);
+/// A guard is ended, to be started again by its supervisor, when it did not answer and does not so much later either.
+/// Its successor must feed the watchdog within 2 s of the last feed: up to 0.5 s pass until the first question, 0.2 s
+/// with each unanswered one, and 0.2 s until it is started.
+const SILENT: Duration = Duration::from_millis(400);
+/// A daemon that starts asks for the guard's deadline; so long may the guard take to be there.
+const GUARD_PATIENCE: Duration = Duration::from_secs(2);
+/// The second line acts so long after the guard should have, and again after as long.
+const SECOND_LINE: Duration = Duration::from_millis(20);
 
 struct LeaseTask {
     config: LeaseConfig,
@@ -73,6 +90,8 @@ struct LeaseTask {
     held: Option<Held>,
     /// The outcome of the last write is unknown: read before writing again.
     doubt: bool,
+    /// The last deadline that the guard accepted, `CLOCK_BOOTTIME` ns.
+    accepted_ns: Arc<AtomicU64>,
     /// Since when the guard does not answer.
     unguarded: Option<haven_store::clock::Mono>,
     /// The session that a former daemon of this boot left in the run directory.
@@ -89,22 +108,82 @@ pub async fn run(
     let remembered = config.session_file.as_ref().and_then(|path| {
         std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
     });
-    let mut task = LeaseTask { config, out, held: None, doubt: false, unguarded: None, remembered };
-    let mut next = task.config.clock.now();
-    while !cancel.is_cancelled() {
-        let pause = task.beat().await;
-        // Renewals keep their rhythm whatever a round trip takes, and never pile up after a stall.
-        let now = task.config.clock.now();
-        next = if pause.is_zero() { now } else { next.plus(pause).max(now) };
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => {}
-            () = task.config.clock.sleep_until(next) => {}
+    let accepted_ns = Arc::new(AtomicU64::new(found_deadline(&config).await));
+    let second =
+        second_line(config.clock.clone(), Arc::clone(&config.remains), Arc::clone(&accepted_ns));
+    let task = LeaseTask {
+        config,
+        out,
+        held: None,
+        doubt: false,
+        accepted_ns,
+        unguarded: None,
+        remembered,
+    };
+    tokio::select! {
+        biased;
+        () = task.keep(cancel) => {}
+        () = second => {}
+    }
+}
+
+/// The deadline as an earlier daemon left it. With a guard that does not answer it counts as passed.
+async fn found_deadline(config: &LeaseConfig) -> u64 {
+    let until = config.clock.now().plus(GUARD_PATIENCE);
+    loop {
+        match config.guard.status().await {
+            Ok(status) => return status.deadline_ns,
+            Err(_) if config.clock.now() < until => {
+                config.clock.sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "no guard: what runs here ends"
+                );
+                return 0;
+            }
+        }
+    }
+}
+
+/// Ends what the guard should have ended.
+pub(super) async fn second_line(
+    clock: Clock,
+    remains: Arc<dyn Remains>,
+    accepted_ns: Arc<AtomicU64>,
+) {
+    let slack_ns = u64::try_from(SECOND_LINE.as_nanos()).unwrap_or(0);
+    loop {
+        let due_ns = accepted_ns.load(Ordering::Acquire).saturating_add(slack_ns);
+        match due_ns.saturating_sub(clock.boottime_ns()) {
+            0 => {
+                // With nothing left here there is nothing to do until the deadline moves on again.
+                let pause = if remains.cleared().await { 25 } else { 1 };
+                clock.sleep(SECOND_LINE * pause).await;
+            }
+            left => clock.sleep(Duration::from_nanos(left)).await,
         }
     }
 }
 
 impl LeaseTask {
+    async fn keep(mut self, cancel: CancellationToken) {
+        let task = &mut self;
+        let mut next = task.config.clock.now();
+        while !cancel.is_cancelled() {
+            let pause = task.beat().await;
+            // Renewals keep their rhythm whatever a round trip takes, and never pile up after a stall.
+            let now = task.config.clock.now();
+            next = if pause.is_zero() { now } else { next.plus(pause).max(now) };
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                () = task.config.clock.sleep_until(next) => {}
+            }
+        }
+    }
+
     /// One renewal, or one step towards an open session; how long until the next.
     async fn beat(&mut self) -> Duration {
         let timers = self.config.timers.borrow().clone();
@@ -155,25 +234,32 @@ impl LeaseTask {
             return Ok(None);
         }
         let deadline_ns = sent_ns + timers.guard.0 * 1_000_000;
-        self.extend(deadline_ns).await;
+        self.extend(lease.session, deadline_ns).await;
         Ok(Some(outcome.revision))
     }
 
-    /// Moves the guard's deadline on. A guard that does not answer for a while protects nothing: then the VMs end
-    /// here, while the lease still holds.
-    async fn extend(&mut self, deadline_ns: u64) {
-        let Err(error) = self.config.guard.extend(deadline_ns).await else {
-            self.unguarded = None;
-            return;
+    /// Moves the guard's deadline on. A guard that does not answer for a while is ended, to be started again; until
+    /// then the accepted deadline stands still and the second line watches it.
+    async fn extend(&mut self, session: u64, deadline_ns: u64) {
+        let error = match self.config.guard.extend(session, deadline_ns).await {
+            Ok(()) => {
+                self.accepted_ns.fetch_max(deadline_ns, Ordering::AcqRel);
+                self.unguarded = None;
+                return;
+            }
+            Err(error) => error,
         };
-        let now = self.config.clock.now();
-        let since = *self.unguarded.get_or_insert(now);
         tracing::error!(
             error = &error as &dyn std::error::Error,
             "the guard did not take the new deadline"
         );
-        if now.since(since) > UNGUARDED {
-            self.config.remains.cleared().await;
+        if matches!(error, GuardError::Refused { .. }) {
+            return;
+        }
+        let now = self.config.clock.now();
+        if now.since(*self.unguarded.get_or_insert(now)) >= SILENT {
+            self.unguarded = None;
+            self.config.guard.replace().await;
         }
     }
 

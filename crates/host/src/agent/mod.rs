@@ -22,6 +22,7 @@ pub mod frontends;
 pub mod health_watch;
 pub mod lease;
 pub mod networks;
+pub mod remains;
 pub mod status;
 pub mod storage;
 pub mod vm_step;
@@ -29,6 +30,8 @@ pub mod vm_task;
 pub mod vms;
 pub mod wanted;
 
+#[cfg(test)]
+mod lease_test;
 #[cfg(test)]
 mod vm_step_test;
 

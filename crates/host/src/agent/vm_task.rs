@@ -70,14 +70,13 @@ struct VmTask {
 pub async fn run(
     parts: Arc<AgentParts>,
     vm: Name,
-    found: Option<RunningVm>,
     networks: watch::Receiver<i64>,
     cancel: CancellationToken,
 ) {
     let now = parts.clock.now();
     let mut events = parts.vms.events();
     let mut task = VmTask {
-        running: found.map(|vm| vm.epoch),
+        running: None,
         parts,
         vm,
         networks,
@@ -94,6 +93,7 @@ pub async fn run(
         written: None,
         last: None,
     };
+    task.look(&cancel).await;
     task.remember();
     let (mut live, mut session) = (task.parts.live.clone(), task.parts.session.clone());
     let (target, mut health) = super::health_watch::spawn(&task.parts, &cancel);
@@ -120,6 +120,21 @@ pub async fn run(
 }
 
 impl VmTask {
+    /// Finds what runs already. It listens before it looks: an end between the two is seen by one of them.
+    async fn look(&mut self, cancel: &CancellationToken) {
+        while !cancel.is_cancelled() {
+            match self.parts.vms.list().await {
+                Ok(list) => {
+                    let found = list.iter().find(|vm| vm.vm == self.vm.as_str());
+                    self.running = found.map(|vm| vm.epoch);
+                    return;
+                }
+                Err(error) => self.failed("look for", &error),
+            }
+            self.parts.clock.sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// Takes over what an earlier daemon wrote of the VM that runs.
     fn remember(&mut self) {
         let live = self.parts.live.borrow();
@@ -270,6 +285,8 @@ impl VmTask {
     }
 
     async fn start(&mut self, snapshot: &Snapshot) {
+        // The whole start belongs to this session; the guard refuses it when another one is open at its end.
+        let Some(session) = self.parts.current_session() else { return };
         // The transaction behind this status is what makes a start and a change of owner exclude each other.
         if !self.publish(snapshot, VmPhase::Starting, "").await {
             self.retry_in(Duration::from_millis(100));
@@ -278,7 +295,7 @@ impl VmTask {
         let Some((object, placement)) = self.last.clone() else {
             return;
         };
-        match self.launch(snapshot, &object, &placement).await {
+        match self.launch(snapshot, &object, &placement, session.number).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
                 self.ended = None;
@@ -302,6 +319,7 @@ impl VmTask {
         snapshot: &Snapshot,
         object: &Stored<VmSpec>,
         placement: &Placement,
+        session: u64,
     ) -> Result<RunningVm, StartFailure> {
         let disks = self.disks(snapshot, &object.spec, placement).await?;
         let direct_boot = self.direct_boot(snapshot, &object.spec).await?;
@@ -322,6 +340,7 @@ impl VmTask {
             vm: self.vm.to_string(),
             uid: placement.unix_uid(),
             epoch: placement.epoch,
+            session,
             cpus: object.spec.cpus,
             memory_bytes: object.spec.memory.0,
             disks,

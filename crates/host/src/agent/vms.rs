@@ -1,7 +1,6 @@
 //! One task per VM: this part makes and ends those tasks, and nothing else.
 
 use super::{AgentParts, vm_task, wanted};
-use crate::vm::driver::RunningVm;
 use haven_model::Name;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -28,13 +27,12 @@ pub async fn run(
         tasks.retain(|_, task| !task.is_finished());
         if snapshot.revision > 0 {
             let mut names: BTreeSet<Name> = wanted::my_vms(&snapshot, &parts.me).cloned().collect();
-            names.extend(found.keys().cloned());
+            names.append(&mut found);
             for name in names {
                 if let Entry::Vacant(free) = tasks.entry(name.clone()) {
                     let task = vm_task::run(
                         Arc::clone(&parts),
                         name.clone(),
-                        found.remove(&name),
                         networks.clone(),
                         cancel.clone(),
                     );
@@ -55,21 +53,18 @@ pub async fn run(
 }
 
 /// What runs already; asked until the driver answers, since a VM that is overlooked could be started twice.
-async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeMap<Name, RunningVm> {
+async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeSet<Name> {
     loop {
         match parts.vms.list().await {
             Ok(list) => {
                 parts.solved("vms");
-                return list
-                    .into_iter()
-                    .filter_map(|vm| Some((Name::new(vm.vm.clone()).ok()?, vm)))
-                    .collect();
+                return list.into_iter().filter_map(|vm| Name::new(vm.vm).ok()).collect();
             }
             Err(error) => parts.problem("vms", &error),
         }
         tokio::select! {
             biased;
-            () = cancel.cancelled() => return BTreeMap::new(),
+            () = cancel.cancelled() => return BTreeSet::new(),
             () = parts.clock.sleep(Duration::from_secs(1)) => {}
         }
     }

@@ -1,6 +1,6 @@
 //! A guard for the simulator: the same rules in virtual time, over VMs that are only records.
 
-use super::{Guard, GuardError, GuardStatus, START_MARGIN_NS};
+use super::{Guard, GuardError, GuardStatus, REFUSALS, Registration, START_MARGIN_NS};
 use crate::vm::fake::World;
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -9,46 +9,83 @@ use std::{
     time::Duration,
 };
 
-/// A guard of one simulated host.
+/// How long the guard sleeps at most while nothing is due.
+const NAP: Duration = Duration::from_millis(250);
+
+/// The rules that a test may take away, to show that they are missed.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// It refuses a start that began in an earlier session.
+    pub compares_sessions: bool,
+}
+
+/// A guard of one simulated host. It is a process of its own: it lives on when the daemon is killed.
 pub struct FakeGuard {
     host: String,
     world: Arc<World>,
     clock: Clock,
-    deadline_ns: Arc<Mutex<u64>>,
+    rules: Rules,
+    /// The deadline, and the session under which it was last extended.
+    until: Mutex<(u64, u64)>,
 }
 
 impl FakeGuard {
-    /// Watches over `host` in `world` by this host's clock.
+    /// Watches over `host` in `world` by this host's clock, for as long as the host is on.
     #[must_use]
-    pub fn spawn(host: &str, world: Arc<World>, clock: Clock) -> Arc<Self> {
-        let guard = Arc::new(Self { host: host.into(), world, clock, deadline_ns: Arc::default() });
+    pub fn spawn(host: &str, world: Arc<World>, clock: Clock, rules: Rules) -> Arc<Self> {
+        let guard =
+            Arc::new(Self { host: host.into(), world, clock, rules, until: Mutex::default() });
         let watched = Arc::clone(&guard);
         tokio::spawn(async move {
             loop {
-                watched.clock.sleep(Duration::from_millis(10)).await;
-                if watched.clock.boottime_ns() >= watched.deadline() {
+                let left = watched.deadline().saturating_sub(watched.clock.boottime_ns());
+                if left == 0 {
                     watched.world.kill_all(&watched.host);
                 }
+                let nap = Duration::from_nanos(left).min(NAP);
+                watched.clock.sleep(if nap.is_zero() { NAP } else { nap }).await;
             }
         });
         guard
     }
 
+    /// The guard as one daemon speaks to it.
+    #[must_use]
+    pub fn handle(self: &Arc<Self>, clock: Clock) -> Arc<dyn Guard> {
+        Arc::new(Handle { guard: Arc::clone(self), clock })
+    }
+
     fn deadline(&self) -> u64 {
-        *self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner)
+        self.until.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
+struct Handle {
+    guard: Arc<FakeGuard>,
+    clock: Clock,
+}
+
 #[async_trait]
-impl Guard for FakeGuard {
-    async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError> {
-        let mut deadline = self.deadline_ns.lock().unwrap_or_else(PoisonError::into_inner);
-        *deadline = deadline_ns.max(*deadline);
+impl Guard for Handle {
+    async fn extend(&self, session: u64, deadline_ns: u64) -> Result<(), GuardError> {
+        self.clock.pass().await;
+        let guard = &self.guard;
+        let live = !guard.world.running_on(&guard.host).is_empty();
+        let mut until = guard.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if live && guard.clock.boottime_ns() >= until.0 {
+            return Err(GuardError::Refused { vm: guard.host.clone(), why: REFUSALS[4] });
+        }
+        *until = (deadline_ns.max(until.0), session);
         Ok(())
     }
-    async fn register(&self, vm: &str, _pid: i32, _tap: &str) -> Result<(), GuardError> {
-        if self.clock.boottime_ns() + START_MARGIN_NS > self.deadline() {
-            return Err(GuardError::Refused { vm: vm.into(), why: super::REFUSALS[1] });
+    async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError> {
+        self.clock.pass().await;
+        let (deadline, session) = *self.guard.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.guard.clock.boottime_ns() + START_MARGIN_NS > deadline {
+            return Err(GuardError::Refused { vm: start.vm.into(), why: REFUSALS[1] });
+        }
+        if start.session != session && self.guard.rules.compares_sessions {
+            return Err(GuardError::Refused { vm: start.vm.into(), why: REFUSALS[5] });
         }
         Ok(())
     }
@@ -56,7 +93,10 @@ impl Guard for FakeGuard {
         Ok(())
     }
     async fn status(&self) -> Result<GuardStatus, GuardError> {
-        let live = u32::try_from(self.world.running_on(&self.host).len()).unwrap_or(u32::MAX);
-        Ok(GuardStatus { deadline_ns: self.deadline(), live, fired: 0 })
+        self.clock.pass().await;
+        let live = self.guard.world.running_on(&self.guard.host).len();
+        let live = u32::try_from(live).unwrap_or(u32::MAX);
+        Ok(GuardStatus { deadline_ns: self.guard.deadline(), live, fired: 0 })
     }
+    async fn replace(&self) {}
 }

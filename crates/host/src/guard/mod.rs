@@ -16,6 +16,7 @@
 pub mod client;
 pub mod fake;
 pub mod process;
+mod watchdog;
 
 use async_trait::async_trait;
 
@@ -47,17 +48,34 @@ pub struct GuardStatus {
     pub fired: u32,
 }
 
+/// A process that is about to run a guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Registration<'a> {
+    /// The VM.
+    pub vm: &'a str,
+    /// Its process.
+    pub pid: i32,
+    /// The session in which its start began.
+    pub session: u64,
+    /// The VM's first network card; its others differ from it in the last digit.
+    pub tap: &'a str,
+}
+
 /// The guard as the agent sees it.
 #[async_trait]
 pub trait Guard: Send + Sync {
-    /// Moves the deadline on; never back.
-    async fn extend(&self, deadline_ns: u64) -> Result<(), GuardError>;
-    /// Puts a process under its watch. Must have returned before the guest runs.
-    async fn register(&self, vm: &str, pid: i32, tap: &str) -> Result<(), GuardError>;
+    /// Moves the deadline on, never back, and tells the session under which that is so.
+    async fn extend(&self, session: u64, deadline_ns: u64) -> Result<(), GuardError>;
+    /// Puts a process under its watch. Must have returned before the guest runs. Refused unless the start began in
+    /// the session of the last extension: one that began before the host was taken for lost must not end after it
+    /// came back.
+    async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError>;
     /// Forgets a VM whose process has ended.
     async fn unregister(&self, vm: &str) -> Result<(), GuardError>;
     /// How it stands.
     async fn status(&self) -> Result<GuardStatus, GuardError>;
+    /// Ends a guard that does not answer, so that its supervisor starts it again; its state is kept.
+    async fn replace(&self);
 }
 
 /// The least that must be left to the deadline when a process is registered, nanoseconds.
@@ -73,6 +91,7 @@ pub(crate) struct Request {
     kind: u32,
     pid: i32,
     deadline_ns: u64,
+    session: u64,
     vm: [u8; NAME],
     tap: [u8; 16],
 }
@@ -94,11 +113,13 @@ pub(crate) struct Reply {
     deadline_ns: u64,
 }
 
-pub(crate) const REFUSALS: [&str; 4] = [
+pub(crate) const REFUSALS: [&str; 6] = [
     "",
     "less than a second is left of this host's lease",
     "it watches over as many as it can",
     "its process has ended already",
+    "this host's lease ran out, and what it ran is being ended",
+    "its start began in an earlier session of this host",
 ];
 
 fn text<const N: usize>(of: &str) -> [u8; N] {
@@ -130,10 +151,20 @@ pub fn boottime_ns() -> u64 {
 }
 
 /// When a process started, in clock ticks since boot; nothing when there is none. Tells a process from a later one
-/// of the same number.
+/// of the same number. Allocates nothing.
 #[must_use]
 pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    use std::io::{Read, Write};
+    let mut path = [0u8; 32];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/{pid}/stat").ok()?;
+    let left = rest.len();
+    let path = std::str::from_utf8(&path[..32 - left]).ok()?;
+    let mut stat = [0u8; 1024];
+    let length = std::fs::File::open(path).ok()?.read(&mut stat).ok()?;
+    let stat = &stat[..length];
     // The name may hold anything, so the fields are counted from behind its bracket.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let fields = std::str::from_utf8(&stat[end + 1..]).ok()?;
+    fields.split_whitespace().nth(19)?.parse().ok()
 }

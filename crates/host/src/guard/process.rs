@@ -1,36 +1,43 @@
 //! The guard's process: one loop over one poll, on memory that was all taken at the start.
 
+use super::watchdog::Watchdog;
 use super::{
     EXTEND, REFUSALS, REGISTER, Reply, Request, START_MARGIN_NS, STATUS, UNREGISTER, boottime_ns,
     bytes_of, read_as, start_time,
 };
 use nix::{
+    fcntl::{Flock, FlockArg},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap},
+        resource::{Resource, setrlimit},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
         socket::{
             AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen,
             recv, send, socket,
         },
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
     },
 };
 use std::{
-    fs::OpenOptions,
-    io::Write,
+    fs::{File, OpenOptions, Permissions},
     num::NonZeroUsize,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::PathBuf,
+    time::Duration,
 };
 
 /// VMs that one guard can watch over.
 pub const SLOTS: usize = 1024;
-/// A watchdog resets the host when it is not fed for so long, nanoseconds.
-const WATCHDOG_NS: u64 = 2_000_000_000;
-/// How much later than the guard's deadline the watchdog may fire; less than `T - D`, nanoseconds.
-const WATCHDOG_SLACK_NS: u64 = 400_000_000;
-/// How often the watchdog is fed, milliseconds.
-const FEED_MS: u16 = 250;
+/// The taps of one VM: its first, and those that differ from it in the last digit.
+const TAPS: u8 = 8;
+/// While something that it killed has not ended yet it looks again after this, nanoseconds.
+const AGAIN_NS: u64 = 2_000_000;
+/// Descriptors: a pidfd for each VM, and a few more.
+const DESCRIPTORS: u64 = 4096;
 /// The deadline is never moved further ahead than this, nanoseconds.
 const FURTHEST_NS: u64 = 10_000_000_000;
 
@@ -56,6 +63,10 @@ struct Slot {
 #[repr(C)]
 struct State {
     deadline_ns: u64,
+    /// The session under which it was last extended.
+    session: u64,
+    /// The deadline at which it fired last.
+    fired_at_ns: u64,
     fired: u32,
     padding: u32,
     slots: [Slot; SLOTS],
@@ -64,31 +75,62 @@ struct State {
 struct Process {
     state: &'static mut State,
     pidfds: [RawFd; SLOTS],
-    watchdog: Option<std::fs::File>,
+    watchdog: Option<Watchdog>,
+    timer: TimerFd,
+    ending: SignalFd,
 }
 
-/// Runs the guard; returns only when it cannot.
+/// What a turn of the loop found.
+#[derive(Default)]
+struct Woken {
+    called: bool,
+    spoken: bool,
+    ending: bool,
+}
+
+/// Runs the guard; returns when it was told to end and watches over nothing, or when it cannot run.
 ///
 /// # Errors
-/// What the system said when the socket, the state or the memory could not be had.
+/// What the system said when the lock, the socket, the state or the memory could not be had.
 pub fn run(options: &GuardOptions) -> std::io::Result<()> {
     std::fs::create_dir_all(&options.run_dir)?;
+    let _lock = lock(&options.run_dir.join("guard.lock"))?;
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS);
     let state = map_state(&options.run_dir.join("guard.state"))?;
     let path = options.run_dir.join("guard.sock");
     let _ = std::fs::remove_file(&path);
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     listen(&listener, Backlog::new(8)?)?;
-    let watchdog = match &options.watchdog {
-        None => None,
-        Some(path) => {
-            Some(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?)
-        }
-    };
+    let watchdog = options.watchdog.as_deref().and_then(Watchdog::open);
     real_time();
-    let mut process = Process { state, pidfds: [-1; SLOTS], watchdog };
+    let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC)?;
+    let ending = ending()?;
+    let mut process = Process { state, pidfds: [-1; SLOTS], watchdog, timer, ending };
     process.reopen();
     process.serve(&listener)
+}
+
+/// One guard per host: a second one would take the socket and the state from the first.
+fn lock(path: &std::path::Path) -> std::io::Result<Flock<File>> {
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        std::io::Error::new(
+            std::io::Error::from(errno).kind(),
+            format!("another guard holds {}; only one runs on a host", path.display()),
+        )
+    })
+}
+
+/// SIGTERM and SIGINT come as readable descriptors, so that they can wait while VMs live.
+fn ending() -> std::io::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
 fn map_state(path: &std::path::Path) -> std::io::Result<&'static mut State> {
@@ -141,10 +183,15 @@ impl Process {
             if slot.used == 0 {
                 continue;
             }
-            let fd = pidfd_open(slot.pid);
-            if fd >= 0 && start_time(slot.pid) == Some(slot.start) {
-                self.pidfds[i] = fd;
-            } else {
+            if start_time(slot.pid) != Some(slot.start) {
+                self.clear(i);
+                continue;
+            }
+            self.pidfds[i] = pidfd_open(slot.pid);
+            if self.pidfds[i] < 0 && start_time(slot.pid) == Some(slot.start) {
+                // It lives and cannot be held: better ended now than running on with nobody to end it.
+                let _ =
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(slot.pid), Signal::SIGKILL);
                 self.clear(i);
             }
         }
@@ -161,70 +208,99 @@ impl Process {
 
     fn serve(&mut self, listener: &OwnedFd) -> std::io::Result<()> {
         let mut connection: Option<OwnedFd> = None;
+        let mut told_to_end = false;
         loop {
-            self.act();
-            let timeout = self.timeout();
-            let (mut called, mut spoken) = (false, false);
-            {
-                let mut fds = [
-                    PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-                    PollFd::new(connection.as_ref().unwrap_or(listener).as_fd(), PollFlags::POLLIN),
-                ];
-                let count = if connection.is_some() { 2 } else { 1 };
-                if poll(&mut fds[..count], timeout).is_ok() {
-                    called = fds[0].any().unwrap_or(false);
-                    spoken = count == 2 && fds[1].any().unwrap_or(false);
+            let next_ns = self.act();
+            if told_to_end && self.live() == 0 {
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.disarm();
+                }
+                return Ok(());
+            }
+            self.set_timer(next_ns);
+            let woken = self.wait(listener, connection.as_ref());
+            if woken.ending && matches!(self.ending.read_signal(), Ok(Some(_))) {
+                told_to_end = true;
+                if self.live() > 0 {
+                    tracing::warn!("told to end: this guard stays until the last VM has ended");
                 }
             }
-            if spoken
+            if woken.spoken
                 && let Some(daemon) = &connection
                 && !self.answer(daemon)
             {
                 connection = None;
             }
             // The newest daemon wins: the one before it is gone or about to be.
-            if called && let Ok(fd) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            if woken.called
+                && let Ok(fd) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)
+            {
                 // SAFETY: the descriptor was just returned by accept4 and nobody else has it.
                 connection = Some(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
     }
 
-    /// Sleeps no longer than to the deadline, nor than the watchdog can wait.
-    fn timeout(&self) -> PollTimeout {
-        let now = boottime_ns();
-        let live = self.live() > 0;
-        let to_deadline = match self.state.deadline_ns {
-            deadline if live && deadline > now => (deadline - now).div_ceil(1_000_000),
-            _ if live => 2,
-            _ => 60_000,
+    /// Sleeps until somebody speaks or the timer rings.
+    fn wait(&self, listener: &OwnedFd, connection: Option<&OwnedFd>) -> Woken {
+        let mut fds = [
+            PollFd::new(self.timer.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.ending.as_fd(), PollFlags::POLLIN),
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(connection.unwrap_or(listener).as_fd(), PollFlags::POLLIN),
+        ];
+        let count = if connection.is_some() { 4 } else { 3 };
+        if poll(&mut fds[..count], PollTimeout::NONE).is_err() {
+            return Woken::default();
+        }
+        let any = |i: usize| i < count && fds[i].any().unwrap_or(false);
+        Woken { ending: any(1), called: any(2), spoken: any(3) }
+    }
+
+    /// By the clock that goes on while the machine is suspended: on waking the timer has rung already.
+    fn set_timer(&self, at_ns: Option<u64>) {
+        let result = match at_ns {
+            None => self.timer.unset(),
+            Some(at) => {
+                let at = TimeSpec::from_duration(Duration::from_nanos(at.max(1)));
+                self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
+            }
         };
-        let feed = if self.watchdog.is_some() { u64::from(FEED_MS) } else { u64::MAX };
-        PollTimeout::from(u16::try_from(to_deadline.min(feed)).unwrap_or(u16::MAX))
+        // Cannot fail with a valid descriptor and time; a guard without its timer would be no guard.
+        if result.is_err() {
+            std::process::abort();
+        }
     }
 
     fn live(&self) -> u32 {
         self.state.slots.iter().map(|slot| slot.used).sum()
     }
 
-    /// Everything that time asks for: forget what ended, fire, feed.
-    fn act(&mut self) {
+    /// Forgets what ended.
+    fn sweep(&mut self) {
         for i in 0..SLOTS {
             if self.state.slots[i].used != 0 && self.ended(i) {
                 self.clear(i);
             }
         }
+    }
+
+    /// Everything that time asks for: forget what ended, fire, feed. When to look again, `CLOCK_BOOTTIME` ns.
+    fn act(&mut self) -> Option<u64> {
+        self.sweep();
         let now = boottime_ns();
-        let live = self.live();
-        if live > 0 && now >= self.state.deadline_ns {
+        let live = self.live() > 0;
+        let due = if !live {
+            None
+        } else if now < self.state.deadline_ns {
+            Some(self.state.deadline_ns)
+        } else {
             self.fire();
-        }
-        let in_time = now + WATCHDOG_NS <= self.state.deadline_ns + WATCHDOG_SLACK_NS;
-        if (live == 0 || in_time)
-            && let Some(watchdog) = &mut self.watchdog
-        {
-            let _ = watchdog.write(b"1");
-        }
+            Some(now + AGAIN_NS)
+        };
+        let deadline_ns = live.then_some(self.state.deadline_ns);
+        let feed = self.watchdog.as_mut().map(|watchdog| watchdog.feed(now, deadline_ns));
+        due.into_iter().chain(feed).min()
     }
 
     fn ended(&self, i: usize) -> bool {
@@ -235,7 +311,10 @@ impl Process {
     }
 
     fn fire(&mut self) {
-        self.state.fired += 1;
+        if self.state.fired_at_ns != self.state.deadline_ns || self.state.fired == 0 {
+            self.state.fired_at_ns = self.state.deadline_ns;
+            self.state.fired += 1;
+        }
         for i in 0..SLOTS {
             if self.state.slots[i].used == 0 {
                 continue;
@@ -250,7 +329,11 @@ impl Process {
                     0,
                 );
             }
-            link_down(&self.state.slots[i].tap);
+        }
+        for i in 0..SLOTS {
+            if self.state.slots[i].used != 0 {
+                links_down(self.state.slots[i].tap);
+            }
         }
     }
 
@@ -264,16 +347,7 @@ impl Process {
             return false;
         };
         let refusal = match request.kind {
-            EXTEND => {
-                let furthest = boottime_ns() + FURTHEST_NS;
-                let deadline = request.deadline_ns.min(furthest);
-                // A deadline that has passed is not moved on while something it should have ended is left.
-                let fired = self.live() > 0 && boottime_ns() >= self.state.deadline_ns;
-                if deadline > self.state.deadline_ns && !fired {
-                    self.state.deadline_ns = deadline;
-                }
-                0
-            }
+            EXTEND => self.extend(request.session, request.deadline_ns),
             REGISTER => self.register(&request),
             UNREGISTER => {
                 for i in 0..SLOTS {
@@ -300,9 +374,24 @@ impl Process {
             .is_ok()
     }
 
+    /// A deadline that has passed is not moved on while something it should have ended is left.
+    fn extend(&mut self, session: u64, deadline_ns: u64) -> u32 {
+        self.sweep();
+        let now = boottime_ns();
+        if self.live() > 0 && now >= self.state.deadline_ns {
+            return 4;
+        }
+        self.state.session = session;
+        self.state.deadline_ns = deadline_ns.min(now + FURTHEST_NS).max(self.state.deadline_ns);
+        0
+    }
+
     fn register(&mut self, request: &Request) -> u32 {
         if boottime_ns() + START_MARGIN_NS > self.state.deadline_ns {
             return 1;
+        }
+        if request.session != self.state.session {
+            return 5;
         }
         let Some(i) = (0..SLOTS).find(|i| self.state.slots[*i].used == 0) else {
             return 2;
@@ -318,11 +407,19 @@ impl Process {
     }
 }
 
-/// Takes a network card down, so that not one more packet leaves. Best effort: the kill is what counts.
-fn link_down(tap: &[u8; 16]) {
-    if tap[0] == 0 {
+/// Takes a VM's network cards down, so that not one more packet leaves. Best effort: the kill is what counts.
+fn links_down(mut tap: [u8; 16]) {
+    let Some(last) = tap.iter().position(|byte| *byte == 0).and_then(|end| end.checked_sub(1))
+    else {
         return;
+    };
+    for i in 0..TAPS {
+        tap[last] = b'0' + i;
+        link_down(&tap);
     }
+}
+
+fn link_down(tap: &[u8; 16]) {
     // SAFETY: a zeroed ifreq is valid; the name is shorter than its field and ends with zero; the socket is closed.
     unsafe {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);

@@ -5,6 +5,7 @@ use super::{
     driver::{NetworkDriver, NetworkError, NetworkWanted},
 };
 use async_trait::async_trait;
+use haven_store::clock::Clock;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -34,6 +35,12 @@ impl Segment {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.iter().filter(|(_, ips)| ips.contains(&ip)).map(|(host, _)| host.clone()).collect()
     }
+    /// Everything that a host holds.
+    #[must_use]
+    pub fn held_by(&self, host: &str) -> BTreeSet<Ipv4Addr> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(host).cloned().unwrap_or_default()
+    }
     /// A host is gone.
     pub fn drop_host(&self, host: &str) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
@@ -51,12 +58,14 @@ pub struct FakeAddress {
     pub segment: Arc<Segment>,
     /// Who reaches whom now.
     pub reaches: Reaches,
+    /// The clock of the daemon that drives it.
+    pub clock: Clock,
 }
 
 #[async_trait]
 impl AddressDriver for FakeAddress {
     async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError> {
-        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        self.clock.sleep(std::time::Duration::from_millis(150)).await;
         let answers = |other: &String| {
             *other != self.host
                 && (self.reaches)(&self.host, other)
@@ -65,6 +74,7 @@ impl AddressDriver for FakeAddress {
         Ok(self.segment.holders(ip).iter().any(answers).then_some([2; 6]))
     }
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        self.clock.pass().await;
         let mut held = self.segment.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert(self.host.clone(), wanted.clone());
         Ok(())

@@ -60,6 +60,9 @@ pub struct VmLaunch {
     pub uid: u32,
     /// The epoch under which it runs.
     pub epoch: u64,
+    /// The session of this host in which its start began.
+    #[serde(default)]
+    pub session: u64,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Memory, bytes.

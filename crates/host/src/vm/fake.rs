@@ -2,8 +2,9 @@
 //! runs what.
 
 use super::driver::{Exit, RunningVm, VmDriver, VmError, VmEvent, VmLaunch};
-use crate::guard::Guard;
+use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
+use haven_store::clock::Clock;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -12,14 +13,24 @@ use std::{
 };
 use tokio::sync::broadcast;
 
+/// Called at every start (true) and end (false) of a VM: host, VM, epoch.
+pub type Witness = Arc<dyn Fn(&str, &str, u64, bool) + Send + Sync>;
+
 /// Who runs what: (host, VM) to epoch.
 #[derive(Default)]
 pub struct World {
+    witness: Option<Witness>,
     running: Mutex<BTreeMap<(String, String), u64>>,
     events: Mutex<BTreeMap<String, broadcast::Sender<VmEvent>>>,
 }
 
 impl World {
+    /// A world whose witness hears of every start and end at the instant at which it happens.
+    #[must_use]
+    pub fn witnessed(witness: Witness) -> Self {
+        Self { witness: Some(witness), ..Self::default() }
+    }
+
     /// Everything that runs now.
     #[must_use]
     pub fn running(&self) -> BTreeMap<(String, String), u64> {
@@ -48,9 +59,20 @@ impl World {
     pub fn end(&self, host: &str, vm: &str, how: Exit) {
         let key = (host.to_owned(), vm.to_owned());
         let epoch = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if let (Some(epoch), Some(witness)) = (epoch, &self.witness) {
+            witness(host, vm, epoch, false);
+        }
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(epoch), Some(sender)) = (epoch, events.get(host)) {
             let _ = sender.send(VmEvent::Exited { vm: vm.to_owned(), epoch, how });
+        }
+    }
+
+    fn begin(&self, host: &str, vm: &str, epoch: u64) {
+        let key = (host.to_owned(), vm.to_owned());
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, epoch);
+        if let Some(witness) = &self.witness {
+            witness(host, vm, epoch, true);
         }
     }
 
@@ -59,6 +81,9 @@ impl World {
         events.entry(host.to_owned()).or_insert_with(|| broadcast::channel(256).0).subscribe()
     }
 }
+
+/// Decides whether a start fails.
+pub type Fails = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Runs records on one host.
 pub struct FakeVmDriver {
@@ -70,29 +95,38 @@ pub struct FakeVmDriver {
     pub guard: Arc<dyn Guard>,
     /// How long a start takes.
     pub start_takes: Duration,
+    /// The clock of the daemon that drives it.
+    pub clock: Clock,
+    /// Whether a start fails.
+    pub fails: Fails,
 }
 
 #[async_trait]
 impl VmDriver for FakeVmDriver {
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
-        tokio::time::sleep(self.start_takes).await;
+        self.clock.sleep(self.start_takes).await;
+        if (self.fails)() {
+            return Err(VmError::Died { vm: launch.vm.clone(), said: "simulated".into() });
+        }
         self.guard
-            .register(&launch.vm, 1, "")
+            .register(&Registration { vm: &launch.vm, pid: 1, session: launch.session, tap: "" })
             .await
             .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
-        let key = (self.host.clone(), launch.vm.clone());
-        self.world.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, launch.epoch);
+        self.clock.pass().await;
+        self.world.begin(&self.host, &launch.vm, launch.epoch);
         Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
     }
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
+        self.clock.pass().await;
         let on = self.world.running_on(&self.host);
         Ok(on.into_iter().map(|(vm, epoch)| RunningVm { vm, epoch, pid: 1 }).collect())
     }
     async fn stop(&self, vm: &str, _grace: Duration) -> Result<(), VmError> {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.clock.sleep(Duration::from_millis(50)).await;
         self.kill(vm).await
     }
     async fn kill(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
         self.world.end(&self.host, vm, Exit::Killed);
         Ok(())
     }

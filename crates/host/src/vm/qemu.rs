@@ -7,7 +7,7 @@ use super::{
     driver::{Accel, Exit, RunningVm, VmDriver, VmError, VmEvent, VmLaunch},
     qmp::{DEADLINE, Qmp, QmpError},
 };
-use crate::guard::{Guard, start_time};
+use crate::guard::{Guard, Registration, start_time};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -352,7 +352,7 @@ impl QemuDriver {
         self.remember(launch, pid)?;
         let tap = launch.nics.first().map_or("", |nic| nic.tap.as_str());
         self.guard
-            .register(&launch.vm, pid, tap)
+            .register(&Registration { vm: &launch.vm, pid, session: launch.session, tap })
             .await
             .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
         let qmp = self.meet(&launch.vm, pid).await?;

@@ -107,6 +107,13 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
     }
     let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
     if has_power && work.seen.suspected.contains(host) {
+        // A host that renews lives, whatever its heartbeats say: one that has just come back is not heard yet.
+        let unchanged_ms = work.seen.leases.get(host).map_or(0, |age| age.unchanged_ms);
+        let missed_ms = 2 * work.timers.renew.0;
+        if unchanged_ms < missed_ms {
+            work.wake(missed_ms - unchanged_ms);
+            return false;
+        }
         let reason = format!("{host} is suspected: switching it off to have a proof");
         work.act(host_ref(host), reason, Action::PowerOff { host: host.clone(), session });
     }

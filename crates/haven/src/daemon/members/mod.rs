@@ -1,0 +1,139 @@
+//! This host's member of the store: started, promoted from learner to voter, replaced when its host is lost for long.
+
+mod keep;
+mod rules;
+#[cfg(test)]
+mod rules_test;
+
+pub use keep::keep;
+
+use super::setup::HostFile;
+use crate::paths::Paths;
+use haven_model::{
+    Bytes, ClusterSpec, HostSpec, Meta, Name, keys,
+    object::{Kind, Stored},
+};
+use haven_store::{
+    pki::PkiDir,
+    raw::{Compare, EtcdStore, Op},
+    server::{self, MemberConfig},
+};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// This host's member as its daemon runs it.
+pub struct Own {
+    paths: Paths,
+    pki: PkiDir,
+    host: HostFile,
+    running: Option<CancellationToken>,
+    cancel: CancellationToken,
+}
+
+impl Own {
+    /// Starts the member if this host runs one.
+    pub fn start(paths: &Paths, host: &HostFile, pki: PkiDir, cancel: CancellationToken) -> Self {
+        let mut own = Self { paths: paths.clone(), pki, host: host.clone(), running: None, cancel };
+        own.run();
+        own
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.paths.state.join("etcd")
+    }
+
+    fn run(&mut self) {
+        let Some(initial_cluster) = self.host.initial_cluster.clone() else {
+            return;
+        };
+        let config = MemberConfig {
+            name: self.host.name.to_string(),
+            address: self.host.address,
+            data: self.data(),
+            log: self.paths.log.join("etcd.log"),
+            pki: self.pki.clone(),
+            // Only the member that `haven init` made begins a cluster.
+            existing: self.host.cluster.is_none() || initial_cluster.contains(','),
+            initial_cluster,
+        };
+        let stop = self.cancel.child_token();
+        self.running = Some(stop.clone());
+        tokio::spawn(server::supervise(
+            config,
+            |problem| {
+                if let Some(problem) = problem {
+                    tracing::error!("{problem}");
+                }
+            },
+            stop,
+        ));
+    }
+
+    /// Begins a member that joins these others.
+    fn begin(&mut self, initial_cluster: String) -> anyhow::Result<()> {
+        self.host.initial_cluster = Some(initial_cluster);
+        self.host.save(&self.paths)?;
+        self.run();
+        Ok(())
+    }
+
+    /// Ends the member and moves its data aside: it was taken out of the store.
+    async fn forget(&mut self) -> anyhow::Result<()> {
+        if let Some(running) = self.running.take() {
+            running.cancel();
+            // Its supervisor kills it at once; the files must not be written when they are moved.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        self.host.initial_cluster = None;
+        self.host.save(&self.paths)?;
+        let old = self.paths.state.join("etcd.removed");
+        if old.exists() {
+            std::fs::remove_dir_all(&old)?;
+        }
+        if self.data().exists() {
+            std::fs::rename(self.data(), &old)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what `haven init` decided, once; asks until the store answers.
+pub async fn register(store: &EtcdStore, host: &HostFile) -> anyhow::Result<()> {
+    loop {
+        let result = match &host.cluster {
+            Some(cluster) => first(store, host, cluster).await,
+            None => store.get(keys::CLUSTER).await.map(|_| ()),
+        };
+        match result {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::debug!(%error, "the store is not there yet"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn first(
+    store: &EtcdStore,
+    host: &HostFile,
+    cluster: &str,
+) -> Result<(), haven_store::raw::StoreError> {
+    let spec = ClusterSpec { name: cluster.to_owned(), ..ClusterSpec::default() };
+    let value = serde_json::to_vec(&spec).expect("a cluster spec is plain data");
+    let ops = vec![
+        Op::Put(keys::CLUSTER.into(), value.into()),
+        host_record(&host.name, host.address, host.power.clone()),
+    ];
+    store.txn(vec![Compare::Absent(keys::CLUSTER.into())], ops).await.map(|_| ())
+}
+
+/// The operation that writes a new host.
+pub fn host_record(
+    name: &Name,
+    address: std::net::Ipv4Addr,
+    power: Option<haven_model::host::PowerSpec>,
+) -> Op {
+    let meta = Meta::new(name.clone(), uuid::Uuid::now_v7().to_string(), super::wall_ms());
+    let spec = HostSpec { address, power, cordoned: false, reserved_memory: Bytes::mib(512) };
+    let value = serde_json::to_vec(&Stored { meta, spec }).expect("a host is plain data");
+    Op::Put(format!("{}{name}", keys::objects(Kind::Host)), value.into())
+}

@@ -1,0 +1,364 @@
+//! A simulated cluster: its hosts, what they share, and what a person does with it.
+
+use crate::{
+    host::{SimHost, reset_times},
+    judge::Judge,
+    net::{Net, Power},
+    surroundings::PowerSwitch,
+    wire,
+};
+use haven_host::{network::fake::Segment, vm::fake::World};
+use haven_model::{ClusterSpec, Name, keys, manifest, object::Object};
+use haven_store::{
+    memory::{Direct, MemoryEtcd},
+    raw::{Compare, EtcdStore, Op},
+};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// What all hosts share.
+pub struct Shared {
+    /// Who reaches whom.
+    pub net: Arc<Net>,
+    /// The store.
+    pub etcd: MemoryEtcd,
+    /// What runs.
+    pub world: Arc<World>,
+    /// Who holds which address.
+    pub segment: Arc<Segment>,
+    /// Who listens for heartbeats.
+    pub wires: Arc<wire::Segment>,
+    /// Checks everything.
+    pub judge: Arc<Judge>,
+    /// The hosts' run directories.
+    pub dir: PathBuf,
+    /// Cuts power.
+    pub switch: OnceLock<Weak<dyn PowerSwitch>>,
+    /// What is broken on purpose.
+    pub broken: Option<Broken>,
+    incarnations: AtomicU64,
+    begun: Instant,
+}
+
+impl Shared {
+    /// A number larger than every one before.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnations.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The wall clock that people read.
+    #[must_use]
+    pub fn wall(&self) -> Arc<dyn Fn() -> i64 + Send + Sync> {
+        let begun = self.begun;
+        Arc::new(move || {
+            1_700_000_000_000 + i64::try_from(begun.elapsed().as_millis()).unwrap_or(0)
+        })
+    }
+}
+
+/// What a cluster is made with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// How many hosts.
+    pub hosts: u8,
+    /// Decides everything.
+    pub seed: u64,
+    /// Hosts are reset by a watchdog when they are paused.
+    pub watchdog: bool,
+    /// Hosts have a power controller.
+    pub power_control: bool,
+    /// Clocks run unevenly by up to so many percent, slower or faster.
+    pub clock_skew_percent: f64,
+    /// What is applied at the beginning.
+    pub manifest: String,
+    /// What is broken on purpose, to show that the judge finds it.
+    pub broken: Option<Broken>,
+}
+
+/// Parts that a test breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Broken {
+    /// The guards' deadlines come long after the lease has expired.
+    Deadlines,
+    /// The guards take starts that began in an earlier session.
+    Sessions,
+}
+
+/// A cluster.
+pub struct Cluster {
+    /// What its hosts share.
+    pub shared: Arc<Shared>,
+    hosts: Mutex<Vec<Arc<tokio::sync::Mutex<SimHost>>>>,
+    setup: Setup,
+    person: EtcdStore,
+}
+
+/// How long a copy on a host without watchdog may overlap after waking.
+const GRACE: Duration = Duration::from_millis(50);
+
+impl Cluster {
+    /// Makes it, switches all hosts on and applies the manifest.
+    ///
+    /// # Errors
+    /// When the manifest is wrong.
+    pub async fn start(setup: Setup) -> anyhow::Result<Arc<Self>> {
+        let names: Vec<String> = (1..=setup.hosts).map(|i| format!("host{i}")).collect();
+        let net = Net::new(&names, setup.seed);
+        let grace = if setup.watchdog { Duration::ZERO } else { GRACE };
+        let judge = Arc::new(Judge::new(grace));
+        let (seen, heard) = (Arc::clone(&judge), Arc::clone(&judge));
+        let etcd = MemoryEtcd::new(Some(Arc::new(move |revision, events| {
+            seen.transaction(revision, &changes(events));
+        })));
+        let world = World::witnessed(Arc::new(move |host, vm, epoch, started| {
+            heard.world(host, vm, epoch, started);
+        }));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("haven-sim-{}-{number}", std::process::id()));
+        let shared = Arc::new(Shared {
+            net,
+            world: Arc::new(world),
+            segment: Arc::default(),
+            wires: Arc::default(),
+            judge,
+            dir,
+            switch: OnceLock::new(),
+            broken: setup.broken,
+            incarnations: AtomicU64::new(0),
+            begun: Instant::now(),
+            etcd,
+        });
+        let person = EtcdStore::over(shared.etcd.channel(Arc::new(Direct))).await?;
+        let skew = setup.clock_skew_percent / 100.0;
+        let hosts = (1..=setup.hosts)
+            .map(|i| {
+                let unit = shared.net.random(2001) as f64 / 1000.0 - 1.0;
+                Arc::new(tokio::sync::Mutex::new(SimHost::new(i, 1.0 + skew * unit, &shared)))
+            })
+            .collect();
+        let cluster =
+            Arc::new(Self { shared, hosts: Mutex::new(hosts), setup: setup.clone(), person });
+        let switch: Arc<dyn PowerSwitch> = Arc::clone(&cluster) as _;
+        let _ = cluster.shared.switch.set(Arc::downgrade(&switch));
+        cluster.found().await?;
+        for host in cluster.all() {
+            host.lock().await.power_on().await;
+        }
+        Ok(cluster)
+    }
+
+    fn all(&self) -> Vec<Arc<tokio::sync::Mutex<SimHost>>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The host of this name.
+    ///
+    /// # Panics
+    /// When there is none; scenarios are checked before they run.
+    #[must_use]
+    pub fn host(&self, name: &str) -> Arc<tokio::sync::Mutex<SimHost>> {
+        let number: usize = name.trim_start_matches("host").parse().unwrap_or(0);
+        self.all().into_iter().nth(number.wrapping_sub(1)).expect("the scenario names its hosts")
+    }
+
+    /// Names of all hosts.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        (1..=self.setup.hosts).map(|i| format!("host{i}")).collect()
+    }
+
+    /// Writes what `haven init`, `haven join` and `haven apply` would have written.
+    async fn found(&self) -> anyhow::Result<()> {
+        let spec = ClusterSpec { name: "sim".into(), ..ClusterSpec::default() };
+        let put = |key: &str, value: Vec<u8>| vec![Op::Put(key.into(), value.into())];
+        self.person.txn(vec![], put(keys::CLUSTER, serde_json::to_vec(&spec)?)).await?;
+        let mut text = String::new();
+        for (i, host) in self.names().iter().enumerate() {
+            let power = if self.setup.power_control { "power: {url: \"sim:\"}\n" } else { "" };
+            text.push_str(&format!(
+                "kind: Host\nname: {host}\naddress: 10.88.0.{}\n{power}---\n",
+                i + 1
+            ));
+        }
+        self.apply(&text).await?;
+        self.apply(&self.setup.manifest).await
+    }
+
+    /// Applies a manifest as a person does, straight to the store.
+    ///
+    /// # Errors
+    /// When it is wrong.
+    pub async fn apply(&self, text: &str) -> anyhow::Result<()> {
+        let manifests = manifest::parse(&[("scenario".into(), text.into())])
+            .map_err(|problems| anyhow::anyhow!("the manifest is wrong: {problems:?}"))?;
+        for manifest in manifests {
+            let mut object = manifest.object;
+            let key = keys::object(&object.reference());
+            loop {
+                let there = self.person.get(&key).await?;
+                let compare = match &there {
+                    None => Compare::Absent(key.clone()),
+                    Some(kv) => Compare::ModRevision(key.clone(), kv.mod_revision),
+                };
+                let wall = (self.shared.wall())();
+                let old = there
+                    .and_then(|kv| serde_json::from_slice::<serde_json::Value>(&kv.value).ok());
+                keep_meta(&mut object, old.as_ref(), wall, self.shared.incarnation());
+                let ops = vec![Op::Put(key.clone(), object.to_store().into())];
+                if self.person.txn(vec![compare], ops).await?.succeeded {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes an object's JSON as a person does with `haven vm stop`, `scale` or `delete`. Nothing when it is gone.
+    pub async fn change(&self, key: &str, change: impl Fn(&mut serde_json::Value)) {
+        while let Ok(Some(kv)) = self.person.get(key).await {
+            let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&kv.value) else {
+                return;
+            };
+            change(&mut value);
+            let generation = value["meta"]["generation"].as_u64().unwrap_or(0) + 1;
+            value["meta"]["generation"] = generation.into();
+            let compare = vec![Compare::ModRevision(key.into(), kv.mod_revision)];
+            let ops = vec![Op::Put(key.into(), value.to_string().into_bytes().into())];
+            if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
+                return;
+            }
+        }
+    }
+
+    /// Kills a daemon and lets its supervisor start it again.
+    pub async fn restart_daemon(self: &Arc<Self>, name: &str) {
+        let host = self.host(name);
+        let boot = {
+            let mut host = host.lock().await;
+            host.kill_daemon();
+            host.boots()
+        };
+        let pause = Duration::from_millis(200 + self.shared.net.random(800));
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let mut host = host.lock().await;
+            if host.boots() == boot {
+                host.start_daemon().await;
+            }
+        });
+    }
+
+    /// Pauses a host; its watchdog resets it, where there is one.
+    pub async fn pause(self: &Arc<Self>, name: &str) {
+        let host = self.host(name);
+        let boot = {
+            let mut host = host.lock().await;
+            host.set_paused(true);
+            host.boots()
+        };
+        if !self.setup.watchdog {
+            return;
+        }
+        let (cluster, name) = (Arc::clone(self), name.to_owned());
+        tokio::spawn(async move {
+            let (timeout, booting) = reset_times();
+            tokio::time::sleep(timeout).await;
+            let mut host = host.lock().await;
+            let still = cluster.shared.net.power(&name) == Power::Paused && host.boots() == boot;
+            if still {
+                cluster.shared.judge.note(&format!("the watchdog resets {name}"));
+                host.power_off();
+                tokio::time::sleep(booting).await;
+                host.power_on().await;
+            }
+        });
+    }
+
+    /// Lets a paused host go on.
+    pub async fn resume(&self, name: &str) {
+        self.host(name).lock().await.set_paused(false);
+    }
+
+    /// Switches on what is off.
+    pub async fn power_on_all(&self) {
+        for name in self.names() {
+            self.host(&name).lock().await.power_on().await;
+        }
+    }
+
+    /// Everything is mended: the network, the power, the store.
+    pub async fn mend(&self) {
+        self.shared.judge.note("everything is mended");
+        self.shared.net.heal();
+        for name in self.names() {
+            let host = self.host(&name);
+            let mut host = host.lock().await;
+            host.set_paused(false);
+            host.power_on().await;
+            host.start_daemon().await;
+        }
+    }
+}
+
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+impl PowerSwitch for Cluster {
+    fn off(&self, name: &str) -> bool {
+        let host = self.host(name);
+        // While the watchdog or a person switches it, the controller refuses.
+        match host.try_lock() {
+            Ok(mut host) => {
+                host.power_off();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.shared.dir);
+    }
+}
+
+fn changes(events: &[haven_store::memory::Event]) -> Vec<crate::judge::etcd_event::Event> {
+    events
+        .iter()
+        .filter_map(|event| {
+            let kv = event.kv.as_ref()?;
+            let key = String::from_utf8_lossy(&kv.key).into_owned();
+            Some((key, (event.r#type == 0).then(|| kv.value.clone()), kv.mod_revision))
+        })
+        .collect()
+}
+
+/// An object that exists keeps its uid and counts its generation; a new one gets both.
+fn keep_meta(object: &mut Object, old: Option<&serde_json::Value>, wall: i64, number: u64) {
+    let meta = object.meta_mut();
+    match old {
+        None => {
+            meta.uid = format!("00000000-0000-0000-0000-{number:012}");
+            meta.generation = 1;
+            meta.created_ms = wall;
+        }
+        Some(old) => {
+            meta.uid = old["meta"]["uid"].as_str().unwrap_or_default().into();
+            meta.generation = old["meta"]["generation"].as_u64().unwrap_or(0) + 1;
+            meta.created_ms = old["meta"]["created_ms"].as_i64().unwrap_or(0);
+        }
+    }
+}
+
+/// A name that is known to be one.
+#[must_use]
+pub fn name(text: &str) -> Name {
+    Name::new(text).expect("a name that the simulator made")
+}

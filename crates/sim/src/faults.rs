@@ -1,0 +1,149 @@
+//! What can go wrong, and what people do meanwhile.
+
+use crate::cluster::Cluster;
+use haven_model::{keys, object::Kind};
+use rand::{Rng, rngs::StdRng};
+use serde::Deserialize;
+use std::{sync::Arc, time::Duration};
+
+/// One thing that happens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Fault {
+    /// A host loses its power.
+    PowerOff(String),
+    /// It gets it back.
+    PowerOn(String),
+    /// Nothing in a host executes any more.
+    Pause(String),
+    /// It goes on.
+    Resume(String),
+    /// A daemon is killed; its supervisor starts it again.
+    KillDaemon(String),
+    /// A host is cut off from every other.
+    Isolate(String),
+    /// Packets from the first to the second vanish; those back pass.
+    Cut(String, String),
+    /// All of the network is well, the store as fast as ever, starts work.
+    Heal,
+    /// The store serves nobody.
+    FreezeStore,
+    /// It serves again.
+    ThawStore,
+    /// Requests to the store take so many milliseconds longer, each way.
+    SlowStore(u64),
+    /// Of a hundred heartbeats so many are lost.
+    Lose(u32),
+    /// Of a hundred starts of VMs so many fail.
+    FailStarts(u32),
+    /// A host's power controller answers no more.
+    KillController(String),
+    /// A person stops a VM.
+    StopVm(String),
+    /// A person starts a VM.
+    StartVm(String),
+    /// A person deletes a VM.
+    DeleteVm(String),
+    /// A person wants so many members.
+    Scale(String, u32),
+    /// A person restarts a service, one member after another.
+    Restart(String),
+}
+
+impl Fault {
+    /// Lets it happen.
+    pub async fn happen(&self, cluster: &Arc<Cluster>) {
+        let net = &cluster.shared.net;
+        cluster.shared.judge.note(&format!("FAULT {self:?}"));
+        match self {
+            Fault::PowerOff(host) => cluster.host(host).lock().await.power_off(),
+            Fault::PowerOn(host) => cluster.host(host).lock().await.power_on().await,
+            Fault::Pause(host) => cluster.pause(host).await,
+            Fault::Resume(host) => cluster.resume(host).await,
+            Fault::KillDaemon(host) => cluster.restart_daemon(host).await,
+            Fault::Isolate(host) => net.isolate(host),
+            Fault::Cut(from, to) => net.cut(from, to),
+            Fault::Heal => net.heal(),
+            Fault::FreezeStore => net.freeze_store(true),
+            Fault::ThawStore => net.freeze_store(false),
+            Fault::SlowStore(ms) => net.slow_store(Duration::from_millis(*ms)),
+            Fault::Lose(percent) => net.lose(*percent),
+            Fault::FailStarts(percent) => net.fail_starts(*percent),
+            Fault::KillController(host) => net.kill_controller(host),
+            _ => self.by_a_person(cluster).await,
+        }
+    }
+
+    async fn by_a_person(&self, cluster: &Arc<Cluster>) {
+        let vm = |name: &str| format!("{}{name}", keys::objects(Kind::Vm));
+        let service = |name: &str| format!("{}{name}", keys::objects(Kind::Service));
+        match self {
+            Fault::StopVm(name) => {
+                cluster.change(&vm(name), |o| o["spec"]["running"] = false.into()).await;
+            }
+            Fault::StartVm(name) => {
+                cluster.change(&vm(name), |o| o["spec"]["running"] = true.into()).await;
+            }
+            Fault::DeleteVm(name) => {
+                cluster.change(&vm(name), |o| o["meta"]["deleting"] = true.into()).await;
+            }
+            Fault::Scale(name, replicas) => {
+                let replicas = *replicas;
+                let set = |o: &mut serde_json::Value| o["spec"]["replicas"] = replicas.into();
+                cluster.change(&service(name), set).await;
+            }
+            Fault::Restart(name) => {
+                let more = |o: &mut serde_json::Value| {
+                    let restarts = o["spec"]["restarts"].as_u64().unwrap_or(0) + 1;
+                    o["spec"]["restarts"] = restarts.into();
+                };
+                cluster.change(&service(name), more).await;
+            }
+            _ => {}
+        }
+    }
+
+    /// The hosts that it names.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<&str> {
+        match self {
+            Fault::PowerOff(host)
+            | Fault::PowerOn(host)
+            | Fault::Pause(host)
+            | Fault::Resume(host)
+            | Fault::KillDaemon(host)
+            | Fault::KillController(host)
+            | Fault::Isolate(host) => vec![host],
+            Fault::Cut(from, to) => vec![from, to],
+            _ => vec![],
+        }
+    }
+}
+
+/// A random fault for hosts `host1`… and the content that [`crate::run::random_manifest`] makes.
+pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
+    let host = format!("host{}", random.random_range(1..=hosts));
+    let other = format!("host{}", random.random_range(1..=hosts));
+    let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
+    match random.random_range(0..100) {
+        0..14 => Fault::PowerOff(host),
+        14..24 => Fault::PowerOn(host),
+        24..34 => Fault::Pause(host),
+        34..41 => Fault::Resume(host),
+        41..50 => Fault::KillDaemon(host),
+        50..58 => Fault::Isolate(host),
+        58..67 if host != other => Fault::Cut(host, other),
+        58..72 => Fault::Heal,
+        72..75 => Fault::FreezeStore,
+        75..78 => Fault::ThawStore,
+        78..81 => Fault::SlowStore(random.random_range(20..500)),
+        81..83 => Fault::Lose(random.random_range(5..60)),
+        83..86 => Fault::FailStarts(random.random_range(10..80)),
+        86..88 => Fault::KillController(host),
+        88..91 => Fault::StopVm(vm),
+        91..93 => Fault::StartVm(vm),
+        93..95 => Fault::DeleteVm(vm),
+        95..98 => Fault::Scale("web".into(), random.random_range(0..6)),
+        _ => Fault::Restart("web".into()),
+    }
+}

@@ -1,0 +1,366 @@
+//! One simulated host: its machine, its guard, and its daemon made of the product's own parts.
+
+use crate::{
+    cluster::{Broken, Shared},
+    net::Power,
+    path::StorePath,
+    surroundings::{PowerSwitch, SimPower, SimProber, SimStorage},
+    wire::SimWire,
+};
+use haven_control::manager::{self, ManagerConfig, observe::Observer};
+use haven_host::{
+    agent::{self, AgentParts, HostFacts, Problems, lease, remains::HostRemains},
+    balance::fake::FakeBalance,
+    guard::fake::{FakeGuard, Rules},
+    heartbeat::{self, HeartbeatConfig},
+    network::fake::{FakeAddress, FakeNetwork},
+    vm::{driver::VmDriver, fake::FakeVmDriver},
+};
+use haven_model::{Name, Snapshot, keys};
+use haven_store::{
+    clock::{Clock, Run},
+    live::{LiveConfig, LiveCopy},
+    raw::EtcdStore,
+};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Memory of every simulated host.
+pub const MEMORY: u64 = 4 << 30;
+/// How long QEMU takes to start.
+const START: Duration = Duration::from_millis(120);
+/// The watchdog resets a host that did nothing for so long.
+const WATCHDOG: Duration = Duration::from_secs(2);
+/// From power to a running daemon.
+const BOOT: Duration = Duration::from_secs(4);
+
+/// What exists while a host is on.
+struct Machine {
+    clock: Clock,
+    guard: Arc<FakeGuard>,
+    /// Drives the guard.
+    run: watch::Sender<Run>,
+}
+
+/// What exists while its daemon lives.
+struct Daemon {
+    run: watch::Sender<Run>,
+    cancel: CancellationToken,
+    /// A daemon with a member of the store tells its id here; kept, since an ended channel means an ended daemon.
+    _member: watch::Sender<Option<u64>>,
+}
+
+/// A host.
+pub struct SimHost {
+    name: Name,
+    address: Ipv4Addr,
+    rate: f64,
+    dir: PathBuf,
+    shared: Arc<Shared>,
+    machine: Option<Machine>,
+    daemon: Option<Daemon>,
+    boots: u64,
+}
+
+impl SimHost {
+    /// A host that is off. Its clock runs at `rate`.
+    #[must_use]
+    pub fn new(number: u8, rate: f64, shared: &Arc<Shared>) -> Self {
+        let name = Name::new(format!("host{number}")).expect("a good name");
+        let dir = shared.dir.join(name.as_str());
+        Self {
+            address: Ipv4Addr::new(10, 88, 0, number),
+            name,
+            rate,
+            dir,
+            shared: Arc::clone(shared),
+            machine: None,
+            daemon: None,
+            boots: 0,
+        }
+    }
+
+    fn set_power(&self, power: Power) {
+        self.shared.net.set_power(self.name.as_str(), power);
+        self.shared.judge.power(self.name.as_str(), power);
+    }
+
+    /// Switches it on; its daemon runs.
+    pub async fn power_on(&mut self) {
+        if self.machine.is_some() {
+            return;
+        }
+        // The run directory does not survive a reboot.
+        let _ = std::fs::remove_dir_all(&self.dir);
+        let _ = std::fs::create_dir_all(&self.dir);
+        self.boots += 1;
+        let (run, runs) = watch::channel(Run::Running);
+        let clock = Clock::simulated(self.rate);
+        let world = Arc::clone(&self.shared.world);
+        let rules = Rules { compares_sessions: self.shared.broken != Some(Broken::Sessions) };
+        let guard = FakeGuard::spawn(self.name.as_str(), world, clock.driven_by(runs), rules);
+        self.machine = Some(Machine { clock, guard, run });
+        self.set_power(Power::On);
+        self.start_daemon().await;
+    }
+
+    /// Everything of it is gone at once.
+    pub fn power_off(&mut self) {
+        let Some(machine) = self.machine.take() else { return };
+        machine.run.send_replace(Run::Dead);
+        self.end_daemon();
+        self.set_power(Power::Off);
+        self.shared.world.kill_all(self.name.as_str());
+        self.shared.segment.drop_host(self.name.as_str());
+    }
+
+    /// Kills the daemon; guard and VMs go on.
+    pub fn kill_daemon(&mut self) {
+        self.shared.judge.note(&format!("the daemon of {} was killed", self.name));
+        self.end_daemon();
+    }
+
+    fn end_daemon(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.run.send_replace(Run::Dead);
+            daemon.cancel.cancel();
+        }
+    }
+
+    /// Stops everything in it, or lets it go on.
+    pub fn set_paused(&mut self, paused: bool) {
+        let Some(machine) = &self.machine else { return };
+        let (power, run) =
+            if paused { (Power::Paused, Run::Paused) } else { (Power::On, Run::Running) };
+        if self.shared.net.power(self.name.as_str()) == power {
+            return;
+        }
+        if paused {
+            machine.run.send_replace(run);
+            self.daemon.iter().for_each(|daemon| _ = daemon.run.send_replace(run));
+            self.set_power(power);
+        } else {
+            self.set_power(power);
+            machine.run.send_replace(run);
+            self.daemon.iter().for_each(|daemon| _ = daemon.run.send_replace(run));
+        }
+    }
+
+    /// Whether it is on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// How often it was switched on: tells one boot from another.
+    #[must_use]
+    pub fn boots(&self) -> u64 {
+        self.boots
+    }
+
+    /// Starts the daemon, as its supervisor does.
+    pub async fn start_daemon(&mut self) {
+        let Some(machine) = &self.machine else { return };
+        if self.daemon.is_some() {
+            return;
+        }
+        let (run, runs) = watch::channel(self.shared.net.power(self.name.as_str()).run());
+        let clock = machine.clock.driven_by(runs);
+        let guard = machine.guard.handle(clock.clone());
+        let cancel = CancellationToken::new();
+        let path = StorePath {
+            host: self.name.to_string(),
+            net: Arc::clone(&self.shared.net),
+            clock: clock.clone(),
+        };
+        let channel = self.shared.etcd.channel(Arc::new(path));
+        let Ok(store) = EtcdStore::over(channel).await else { return };
+        let live = LiveCopy::<Snapshot>::spawn(
+            store.clone(),
+            LiveConfig {
+                prefix: keys::ROOT.into(),
+                observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
+            },
+            clock.clone(),
+            cancel.clone(),
+        );
+        let (suspected_out, suspected) = watch::channel(BTreeSet::new());
+        let (session_out, session) = watch::channel(None);
+        let (member_out, member) = watch::channel(None);
+        let mut timers = haven_model::Timers::default();
+        if self.shared.broken == Some(Broken::Deadlines) {
+            timers.guard.0 *= 3;
+        }
+        let vms = self.vms(&clock, &guard);
+        self.heartbeat(&live, suspected_out, &clock, &cancel);
+        tokio::spawn(lease::run(
+            lease::LeaseConfig {
+                me: self.name.clone(),
+                store: store.clone(),
+                guard: Arc::clone(&guard),
+                remains: Arc::new(HostRemains { guard, vms: Arc::clone(&vms) }),
+                timers: watch::channel(timers).1,
+                session_file: Some(self.dir.join("session")),
+                clock: clock.clone(),
+            },
+            session_out,
+            cancel.clone(),
+        ));
+        let mut parts = self.parts(&store, &live, &suspected, &session, vms, &clock);
+        parts.etcd_member = member;
+        tokio::spawn(agent::run(Arc::new(parts), cancel.clone()));
+        tokio::spawn(manager::run(
+            self.manager(store, &live, suspected, session, &clock),
+            cancel.clone(),
+        ));
+        self.daemon = Some(Daemon { run, cancel, _member: member_out });
+    }
+
+    fn vms(&self, clock: &Clock, guard: &Arc<dyn haven_host::guard::Guard>) -> Arc<dyn VmDriver> {
+        let net = Arc::clone(&self.shared.net);
+        Arc::new(FakeVmDriver {
+            host: self.name.to_string(),
+            world: Arc::clone(&self.shared.world),
+            guard: Arc::clone(guard),
+            start_takes: START,
+            clock: clock.clone(),
+            fails: Arc::new(move || net.start_fails()),
+        })
+    }
+
+    fn heartbeat(
+        &self,
+        live: &LiveCopy<Snapshot>,
+        suspected: watch::Sender<BTreeSet<Name>>,
+        clock: &Clock,
+        cancel: &CancellationToken,
+    ) {
+        let shared = &self.shared;
+        let wire =
+            SimWire::new(self.name.as_str(), self.address, &shared.net, clock, &shared.wires);
+        let (hosts_out, hosts) = watch::channel(std::collections::BTreeMap::new());
+        let mut state = live.state();
+        tokio::spawn(async move {
+            loop {
+                let now = Arc::clone(&state.borrow_and_update());
+                let addresses = now.hosts.iter().map(|(n, h)| (n.clone(), h.spec.address));
+                hosts_out.send_replace(addresses.collect());
+                if state.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        let timers = haven_model::Timers::default();
+        let config = HeartbeatConfig {
+            me: self.name.clone(),
+            key: [7; 32],
+            hosts,
+            timers: (timers.heartbeat.duration(), timers.suspect.duration()),
+            start: (shared.incarnation() << 32) | 1,
+            clock: clock.clone(),
+        };
+        tokio::spawn(heartbeat::run(config, Arc::new(wire), suspected, cancel.clone()));
+    }
+
+    fn parts(
+        &self,
+        store: &EtcdStore,
+        live: &LiveCopy<Snapshot>,
+        suspected: &watch::Receiver<BTreeSet<Name>>,
+        session: &watch::Receiver<Option<lease::Session>>,
+        vms: Arc<dyn VmDriver>,
+        clock: &Clock,
+    ) -> AgentParts {
+        let shared = Arc::clone(&self.shared);
+        let net = Arc::clone(&shared.net);
+        AgentParts {
+            me: self.name.clone(),
+            store: store.clone(),
+            live: live.state(),
+            suspected: suspected.clone(),
+            session: session.clone(),
+            vms,
+            network: Arc::new(FakeNetwork),
+            address: Arc::new(FakeAddress {
+                host: self.name.to_string(),
+                segment: Arc::clone(&shared.segment),
+                reaches: Arc::new(move |a, b| net.talk(a, b)),
+                clock: clock.clone(),
+            }),
+            balance: Arc::new(FakeBalance::default()),
+            storage: Arc::new(SimStorage),
+            prober: Arc::new(SimProber {
+                host: self.name.to_string(),
+                judge: Arc::clone(&shared.judge),
+                clock: clock.clone(),
+            }),
+            facts: HostFacts { cpus: 8, memory_bytes: MEMORY, ..HostFacts::default() },
+            clock: clock.clone(),
+            wall_ms: shared.wall(),
+            problems: Problems::default(),
+            etcd_member: watch::channel(None).1,
+        }
+    }
+
+    fn manager(
+        &self,
+        store: EtcdStore,
+        live: &LiveCopy<Snapshot>,
+        suspected: watch::Receiver<BTreeSet<Name>>,
+        mut session: watch::Receiver<Option<lease::Session>>,
+        clock: &Clock,
+    ) -> ManagerConfig {
+        let (number_out, number) = watch::channel(None);
+        tokio::spawn(async move {
+            loop {
+                number_out.send_replace(session.borrow_and_update().map(|s| s.number));
+                if session.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        let copy = live.clone();
+        let switch: Weak<dyn PowerSwitch> =
+            self.shared.switch.get().cloned().unwrap_or_else(|| {
+                let none: Weak<NoSwitch> = Weak::new();
+                none
+            });
+        ManagerConfig {
+            me: self.name.clone(),
+            store,
+            live: live.state(),
+            observer: Observer::new(Arc::new(move |key| copy.observed(key)), clock.clone()),
+            suspected,
+            session: number,
+            power: Arc::new(SimPower {
+                net: Arc::clone(&self.shared.net),
+                clock: clock.clone(),
+                switch,
+            }),
+            clock: clock.clone(),
+            wall_ms: self.shared.wall(),
+        }
+    }
+}
+
+/// Stands for a switch before there is one.
+struct NoSwitch;
+
+impl PowerSwitch for NoSwitch {
+    fn off(&self, _host: &str) -> bool {
+        false
+    }
+}
+
+/// How long the watchdog waits, and how long a host boots.
+#[must_use]
+pub fn reset_times() -> (Duration, Duration) {
+    (WATCHDOG, BOOT)
+}

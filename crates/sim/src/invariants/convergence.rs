@@ -1,0 +1,78 @@
+//! Convergence: with everything well again and room enough, all that is wanted runs, once, and the store says so.
+
+use super::Invariant;
+use crate::judge::{Facts, Step};
+use haven_model::VmPhase;
+
+pub(super) struct Convergence;
+
+impl Invariant for Convergence {
+    fn check(&mut self, _facts: &Facts, _step: &Step<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn at_end(&self, facts: &Facts) -> Result<(), String> {
+        converged(facts).map_err(|what| format!("convergence: {what}"))
+    }
+}
+
+/// Whether all that is wanted is so.
+///
+/// # Errors
+/// The first thing that is not.
+pub(crate) fn converged(facts: &Facts) -> Result<(), String> {
+    let snapshot = &facts.snapshot;
+    for (name, vm) in &snapshot.vms {
+        let hosts = facts.executing(name.as_str());
+        if vm.meta.deleting {
+            return Err(format!("{name} is being deleted and still there"));
+        }
+        if !vm.spec.running {
+            if !hosts.is_empty() {
+                return Err(format!("{name} shall not run and runs on {}", hosts.join(" and ")));
+            }
+            continue;
+        }
+        let Some(placement) = snapshot.placements.get(name) else {
+            return Err(format!("{name} has no host"));
+        };
+        if hosts != [placement.host.as_str()] {
+            return Err(format!("{name} belongs on {} and runs on {hosts:?}", placement.host));
+        }
+        let told = snapshot.vm_status.get(name).is_some_and(|status| {
+            status.phase == VmPhase::Running
+                && status.epoch == placement.epoch
+                && status.host == placement.host
+        });
+        if !told {
+            return Err(format!("{name} runs and its status does not say so"));
+        }
+    }
+    for (name, service) in &snapshot.services {
+        let of_service = |vm: &&_| {
+            let vm: &haven_model::object::Stored<haven_model::VmSpec> = vm;
+            vm.meta.owner.as_ref().is_some_and(|owner| owner.name == *name)
+        };
+        let members: Vec<_> = snapshot.vms.values().map(|vm| &**vm).filter(of_service).collect();
+        if members.len() != service.spec.replicas as usize {
+            return Err(format!(
+                "service {name} has {} members of {}",
+                members.len(),
+                service.spec.replicas
+            ));
+        }
+        for member in members {
+            let ready = snapshot.vm_status.get(&member.meta.name).and_then(|status| status.ready);
+            if service.spec.check.is_some() && ready != Some(true) {
+                return Err(format!("{} of service {name} is not ready", member.meta.name));
+            }
+        }
+        if service.spec.frontend.is_some() && !snapshot.frontends.contains_key(name) {
+            return Err(format!("nobody holds the address of service {name}"));
+        }
+    }
+    match snapshot.leases.iter().find(|(_, lease)| lease.closed) {
+        Some((host, _)) => Err(format!("{host} has not come back")),
+        None => Ok(()),
+    }
+}

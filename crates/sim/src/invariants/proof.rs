@@ -1,0 +1,58 @@
+//! No start without proof: a VM changes its owner only when the old owner's session is closed under a proof, and a
+//! session is closed only when the proof is true: nothing of that host executes any more.
+
+use super::Invariant;
+use crate::{
+    judge::{Facts, Step},
+    net::Power,
+};
+
+pub(super) struct Proof;
+
+impl Invariant for Proof {
+    fn check(&mut self, facts: &Facts, step: &Step<'_>) -> Result<(), String> {
+        let Step::Transaction(before) = step else { return Ok(()) };
+        for (host, lease) in &facts.snapshot.leases {
+            let newly = before.leases.get(host).is_none_or(|old| old.revision != lease.revision);
+            if newly && lease.closed {
+                closed(facts, host.as_str(), lease.session)?;
+            }
+        }
+        for (vm, placement) in &facts.snapshot.placements {
+            let Some(old) = before.placements.get(vm) else { continue };
+            if old.host == placement.host {
+                continue;
+            }
+            let shut = facts.snapshot.leases.get(&old.host).is_some_and(|lease| {
+                let lost = facts.snapshot.lost.get(&old.host);
+                lease.closed && lost.is_some_and(|lost| lost.session == lease.session)
+            });
+            if !shut {
+                return Err(format!(
+                    "proof: {vm} went from {} to {} and {}'s session is open",
+                    old.host, placement.host, old.host
+                ));
+            }
+        }
+        for (vm, old) in &before.placements {
+            let key = (old.host.to_string(), vm.to_string());
+            let executes = facts.running.contains_key(&key)
+                && facts.power.get(old.host.as_str()) == Some(&Power::On);
+            if !facts.snapshot.placements.contains_key(vm) && executes {
+                return Err(format!("proof: {vm} was released while it runs on {}", old.host));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn closed(facts: &Facts, host: &str, session: u64) -> Result<(), String> {
+    let executes = facts.power.get(host) == Some(&Power::On);
+    let running = facts.running.keys().find(|(on, _)| on == host);
+    match running {
+        Some((_, vm)) if executes => {
+            Err(format!("proof: session {session} of {host} was closed while {vm} executes there"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,198 @@
+//! One run: a cluster, its faults, the verdict.
+
+use crate::{
+    cluster::{Broken, Cluster, Setup},
+    faults::{self, Fault},
+    invariants::converged,
+    scenario::Scenario,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its seed.
+    pub seed: u64,
+    /// Changes that were checked.
+    pub steps: u64,
+    /// What was broken.
+    pub violations: Vec<String>,
+    /// What happened, a line each.
+    pub transcript: Vec<String>,
+}
+
+/// How long a cluster may take until everything runs, from nothing or after everything was mended.
+const SETTLE: Duration = Duration::from_secs(60);
+/// How often it is looked, and how often in a row all must be as wanted.
+const LOOK: Duration = Duration::from_millis(250);
+const STEADY: u32 = 12;
+/// How long the faults of a random run go on, seconds.
+const STORM_S: u64 = 60;
+
+/// The manifest of a random run: a service behind an address, and single VMs.
+#[must_use]
+pub fn random_manifest(replicas: u32, vms: u32) -> String {
+    let mut text = format!(
+        "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
+         kind: Service\nname: web\nreplicas: {replicas}\n\
+         template:\n  spec:\n    memory: 128MiB\n    networks:\n    - network: front\n\
+         check:\n  mode: http\n  port: 80\n\
+         frontend:\n  address: 10.88.0.100\n  port: 80\n  mode: http\n"
+    );
+    for i in 1..=vms {
+        text.push_str(&format!("---\nkind: VM\nname: db-{i}\nmemory: 512MiB\n"));
+    }
+    text
+}
+
+/// Runs in virtual time on this thread.
+fn in_virtual_time<T>(seed: u64, future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+        .build()?;
+    Ok(runtime.block_on(future))
+}
+
+/// Runs a seed: everything about it is random and decided by the seed. A test may break a part on purpose.
+///
+/// # Errors
+/// When the simulator itself cannot run.
+pub fn seed(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
+    in_virtual_time(seed, storm(seed, broken))?
+}
+
+async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let hosts = random.random_range(2..=5);
+    let vms = random.random_range(0..=4);
+    let setup = Setup {
+        hosts,
+        seed,
+        watchdog: random.random_bool(0.7),
+        power_control: random.random_bool(0.6),
+        clock_skew_percent: if random.random_bool(0.5) { 1.0 } else { 4.0 },
+        manifest: random_manifest(random.random_range(1..=4), vms),
+        broken,
+    };
+    let watchdog = setup.watchdog;
+    let cluster = Cluster::start(setup).await?;
+    settle(&cluster, "at the beginning").await;
+    let mut left = Duration::from_secs(STORM_S);
+    let calm = random.random_range(1..=12);
+    loop {
+        let pause = Duration::from_millis(random.random_range(10..1_500 * calm));
+        if pause >= left {
+            break;
+        }
+        left -= pause;
+        tokio::time::sleep(pause).await;
+        let fault = faults::random(&mut random, hosts, vms);
+        fault.happen(&cluster).await;
+        // Without a watchdog a paused host that nobody resumes would be off for good in every way but one.
+        if !watchdog && let Fault::Pause(host) = fault {
+            let wake = Duration::from_millis(random.random_range(100..12_000));
+            let cluster = Arc::clone(&cluster);
+            tokio::spawn(async move {
+                tokio::time::sleep(wake).await;
+                Fault::Resume(host).happen(&cluster).await;
+            });
+        }
+    }
+    tokio::time::sleep(left).await;
+    cluster.mend().await;
+    settle(&cluster, "after everything was mended").await;
+    cluster.shared.judge.end();
+    Ok(verdict(seed, &cluster))
+}
+
+/// Waits until all that is wanted has been so for a while.
+async fn settle(cluster: &Cluster, when: &str) {
+    let until = Instant::now() + SETTLE;
+    let mut good = 0;
+    while good < STEADY {
+        tokio::time::sleep(LOOK).await;
+        // A fence command that was under way may still have switched a host off; a person switches it on.
+        cluster.power_on_all().await;
+        match cluster.shared.judge.read(converged) {
+            Ok(()) => good += 1,
+            Err(what) if Instant::now() > until => {
+                cluster.shared.judge.accuse(format!("convergence: {when}, after 60 s: {what}"));
+                return;
+            }
+            Err(_) => good = 0,
+        }
+    }
+    cluster.shared.judge.note(&format!("all is as wanted, {when}"));
+}
+
+fn verdict(seed: u64, cluster: &Cluster) -> Verdict {
+    let (steps, violations, transcript) = cluster.shared.judge.verdict();
+    Verdict { seed, steps, violations, transcript }
+}
+
+/// Runs a scenario with one seed.
+///
+/// # Errors
+/// When the scenario's manifest is wrong.
+pub fn scenario(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
+    in_virtual_time(seed, play(scenario, seed, broken))?
+}
+
+async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
+    let setup = Setup {
+        hosts: scenario.hosts,
+        seed,
+        watchdog: scenario.watchdog,
+        power_control: scenario.power_control,
+        clock_skew_percent: 1.0,
+        manifest: scenario.manifest.clone(),
+        broken,
+    };
+    let cluster = Cluster::start(setup).await?;
+    let judge = &cluster.shared.judge;
+    settle(&cluster, "at the beginning").await;
+    let begin = Instant::now();
+    for event in &scenario.events {
+        tokio::time::sleep_until(begin + Duration::from_secs_f64(event.at)).await;
+        event.fault.happen(&cluster).await;
+    }
+    tokio::time::sleep_until(begin + Duration::from_secs(scenario.lasts)).await;
+    if scenario.mend {
+        cluster.mend().await;
+        settle(&cluster, "after everything was mended").await;
+    }
+    let expect = &scenario.expect;
+    let first = begin + Duration::from_secs_f64(scenario.events.first().map_or(0.0, |e| e.at));
+    let (executing, latest) = judge.read(|facts| {
+        let on = |host: &str| facts.power.get(host) == Some(&crate::net::Power::On);
+        let executing = facts.running.keys().filter(|(host, _)| on(host)).count();
+        let latest = facts.running.values().map(|r| r.since).filter(|at| *at > first).max();
+        (executing, latest)
+    });
+    if expect.converged {
+        judge.end();
+    }
+    if let Some(running) = expect.running
+        && running != executing
+    {
+        judge.accuse(format!("expected {running} VMs to execute, and {executing} do"));
+    }
+    if expect.undisturbed && latest.is_some() {
+        judge.accuse("expected no VM to be disturbed, and one was started again".into());
+    }
+    if let Some(within) = expect.recovered_within {
+        match latest {
+            None => judge.accuse("expected a VM to be recovered, and none was".into()),
+            Some(at) if (at - first).as_secs_f64() > within => judge.accuse(format!(
+                "expected recovery within {within} s, and it took {:.2} s",
+                (at - first).as_secs_f64()
+            )),
+            Some(at) => judge.note(&format!("recovered in {:.2} s", (at - first).as_secs_f64())),
+        }
+    }
+    Ok(verdict(seed, &cluster))
+}

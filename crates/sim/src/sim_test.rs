@@ -1,0 +1,67 @@
+//! The simulator's own promises: a seed reruns exactly, and a broken guard is found.
+
+use crate::{cluster::Broken, run, scenario};
+use std::path::Path;
+
+#[test]
+fn a_seed_reruns_exactly() {
+    for seed in [1, 7] {
+        let (first, second) = (run::seed(seed, None).unwrap(), run::seed(seed, None).unwrap());
+        assert!(first.steps > 100, "{} steps", first.steps);
+        for (a, b) in first.transcript.iter().zip(&second.transcript) {
+            assert_eq!(a, b, "seed {seed}");
+        }
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn some_seeds_break_nothing() {
+    for seed in 0..20 {
+        let verdict = run::seed(seed, None).unwrap();
+        assert!(
+            verdict.violations.is_empty(),
+            "seed {seed}: {:?}\n{}",
+            verdict.violations,
+            verdict.transcript.join("\n")
+        );
+    }
+}
+
+/// How many of these seeds break an invariant, with something broken on purpose.
+fn found(broken: Broken, seeds: std::ops::Range<u64>, invariant: &str) -> usize {
+    seeds
+        .filter(|seed| {
+            let verdict = run::seed(*seed, Some(broken)).unwrap();
+            verdict.violations.iter().any(|what| what.starts_with(invariant))
+        })
+        .count()
+}
+
+#[test]
+fn deadlines_that_come_too_late_are_found() {
+    let found = found(Broken::Deadlines, 0..40, "");
+    assert!(found >= 3, "found in {found} of 40 seeds");
+}
+
+#[test]
+fn every_scenario_holds() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let scenario = scenario::read(&path).unwrap();
+        for seed in 0..scenario.seeds {
+            let verdict = run::scenario(&scenario, seed, None).unwrap();
+            assert!(
+                verdict.violations.is_empty(),
+                "{} seed {seed}: {:?}\n{}",
+                path.display(),
+                verdict.violations,
+                verdict.transcript.join("\n")
+            );
+        }
+        count += 1;
+    }
+    assert!(count >= 8, "{count} scenarios");
+}

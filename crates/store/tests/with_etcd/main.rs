@@ -1,0 +1,5 @@
+//! The store against a real etcd.
+
+mod conformance;
+mod etcd;
+mod live_copy;
