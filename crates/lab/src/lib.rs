@@ -11,6 +11,7 @@
 //! attached to the machine's own network.
 
 pub mod command;
+pub mod drive;
 pub mod host_init;
 pub mod lab;
 pub mod machine;

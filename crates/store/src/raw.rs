@@ -107,6 +107,8 @@ pub enum Op {
     Delete(String),
     /// Delete all keys that begin so.
     DeletePrefix(String),
+    /// Delete from the first key on, up to the second, which stays.
+    DeleteRange(String, String),
 }
 
 impl Op {
@@ -114,6 +116,10 @@ impl Op {
         match self {
             Op::Put(key, value) => TxnOp::put(key.as_str(), value.to_vec(), None),
             Op::Delete(key) => TxnOp::delete(key.as_str(), None),
+            Op::DeleteRange(from, to) => {
+                let range = DeleteOptions::new().with_range(to.as_bytes());
+                TxnOp::delete(from.as_str(), Some(range))
+            }
             Op::DeletePrefix(key) => {
                 TxnOp::delete(key.as_str(), Some(DeleteOptions::new().with_prefix()))
             }
@@ -352,7 +358,8 @@ impl EtcdStore {
         let key = key.into();
         let mut last = None;
         for _ in 0..self.count().max(1) {
-            let (index, mut client) = self.client();
+            let (index, client) = self.client();
+            let mut client = client.kv_client().max_decoding_message_size(LARGEST_PAGE);
             match tokio::time::timeout(DEADLINE, client.get(key.clone(), options.clone())).await {
                 Ok(Ok(response)) => {
                     let revision =
@@ -442,7 +449,9 @@ impl EtcdStore {
 }
 
 /// Keys of one page of [`EtcdStore::all`].
-const PAGE: i64 = 1000;
+const PAGE: i64 = 250;
+/// A page may be so large, bytes; gRPC's own limit of 4 MiB would refuse a few hundred VMs with long user data.
+const LARGEST_PAGE: usize = 512 << 20;
 
 /// The first key behind all that begin with `prefix`.
 fn end_of(prefix: &str) -> Vec<u8> {

@@ -213,7 +213,10 @@ impl World {
     pub async fn start() -> Option<Self> {
         let (etcd, store) = etcd().await?;
         let cancel = CancellationToken::new();
-        let config = LiveConfig { prefix: keys::ROOT.into(), observed_prefix: keys::LEASES.into() };
+        let config = LiveConfig {
+            prefix: keys::ROOT.into(),
+            observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
+        };
         let live =
             LiveCopy::<Snapshot>::spawn(store.clone(), config, Clock::real(), cancel.clone());
         let state = ApiState {

@@ -16,8 +16,11 @@
 pub mod commit;
 pub mod effects;
 pub mod observe;
+pub mod retention;
 pub mod term;
 
+#[cfg(test)]
+mod retention_test;
 #[cfg(test)]
 mod term_test;
 
@@ -25,7 +28,7 @@ use commit::{Author, commit_of, event_of, json, put_event};
 use effects::Effects;
 use haven_model::{Name, Observations, Plan, Snapshot, keys};
 use haven_store::{
-    clock::Clock,
+    clock::{Clock, Mono},
     raw::{Compare, EtcdStore, Op, StoreError},
 };
 use observe::Observer;
@@ -63,17 +66,24 @@ const OVERTAKEN: Duration = Duration::from_millis(20);
 /// How long a round waits for the live copy to show its own commits.
 const CATCH_UP: Duration = Duration::from_millis(500);
 
+/// How often old events and audit entries are taken out.
+const PRUNE: Duration = Duration::from_secs(1800);
+
 struct Manager {
     config: ManagerConfig,
     effects: Effects,
     events: u64,
+    /// When old events are taken out next.
+    next_prune: Mono,
 }
 
 /// Runs until `cancel`. Manages whenever this host holds the manager lease.
 pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
     let effects =
         Effects::new(config.store.clone(), Arc::clone(&config.power), config.clock.clone());
-    let mut manager = Manager { config, effects, events: 0 };
+    // Not right at the start: then there are better things to do.
+    let next_prune = config.clock.now().plus(PRUNE);
+    let mut manager = Manager { config, effects, events: 0, next_prune };
     while !cancel.is_cancelled() {
         let pause = manager.round().await;
         manager.wait(pause, &cancel).await;
@@ -186,6 +196,13 @@ impl Manager {
         match self.carry_out(snapshot, &plan, author, now_ms).await {
             Ok(Some(revision)) => {
                 self.catch_up(revision).await;
+                Duration::ZERO
+            }
+            Ok(None) if self.config.clock.now() >= self.next_prune => {
+                self.next_prune = self.config.clock.now().plus(PRUNE);
+                if let Err(error) = retention::prune(&self.config.store).await {
+                    tracing::debug!(%error, "old events could not be taken out");
+                }
                 Duration::ZERO
             }
             Ok(None) => plan.wake_after_ms.map_or(NET, Duration::from_millis).min(NET),

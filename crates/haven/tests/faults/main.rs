@@ -4,6 +4,7 @@
 mod lab;
 mod witness;
 
+use anyhow::{Result, bail};
 use lab::Lab;
 use nix::sys::signal::Signal;
 use std::{
@@ -18,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(70);
 
 struct Case {
     name: &'static str,
-    run: fn(&mut Lab, &Witness) -> Result<(), String>,
+    run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
 const CASES: [Case; 10] = [
@@ -34,14 +35,14 @@ const CASES: [Case; 10] = [
     Case { name: "a_store_frozen_for_long_ends_all_and_all_come_back", run: store_frozen_for_long },
 ];
 
-fn main() {
+fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: needs root, to make network namespaces");
-        return;
+        return Ok(());
     }
     let dir = std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/tmp/haven-faults-lab".into());
-    let mut lab = Lab::new(PathBuf::from(&dir));
+    let mut lab = Lab::new(PathBuf::from(&dir))?;
     let cases: Vec<&Case> = CASES
         .iter()
         .filter(|case| wanted.is_empty() || wanted.iter().any(|w| case.name.contains(w.as_str())))
@@ -50,7 +51,7 @@ fn main() {
     let (mut passed, mut failed) = (0, 0);
     match lab.up() {
         Err(why) => {
-            println!("the lab does not come up: {why}");
+            println!("the lab does not come up: {why:#}");
             failed = cases.len();
         }
         Ok(()) => {
@@ -66,8 +67,8 @@ fn main() {
                     }
                     Err(why) => {
                         failed += 1;
-                        println!("test {} ... FAILED ({took:.1} s): {why}", case.name);
-                        lab.report();
+                        println!("test {} ... FAILED ({took:.1} s): {why:#}", case.name);
+                        println!("{}", lab.report());
                         break;
                     }
                 }
@@ -75,13 +76,13 @@ fn main() {
         }
     }
     if std::env::var_os("HAVEN_LAB_KEEP").is_none() {
-        lab.down();
+        lab.haven(&["lab", "down"])?;
     }
     println!("test result: {passed} passed; {failed} failed");
     std::process::exit(i32::from(failed > 0));
 }
 
-fn play(case: &Case, lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn play(case: &Case, lab: &mut Lab, witness: &Witness) -> Result<()> {
     lab.all_well(witness)?;
     witness.forget();
     (case.run)(lab, witness)?;
@@ -90,26 +91,26 @@ fn play(case: &Case, lab: &mut Lab, witness: &Witness) -> Result<(), String> {
 }
 
 /// VMs run on as they were: no copy ended and none began.
-fn undisturbed(witness: &Witness, span: Duration) -> Result<(), String> {
+fn undisturbed(witness: &Witness, span: Duration) -> Result<()> {
     let before = witness.newest();
     std::thread::sleep(span);
     let after = witness.newest();
     if before.len() != 2 {
-        return Err(format!("two VMs should count, and these do: {before:?}"));
+        bail!("two VMs should count, and these do: {before:?}");
     }
     for (vm, copy) in &before {
         let now = &after[vm];
         if now.boot != copy.boot {
-            return Err(format!("{vm} was disturbed: another copy counts now"));
+            bail!("{vm} was disturbed: another copy counts now");
         }
         if now.count <= copy.count {
-            return Err(format!("{vm} does not count any more"));
+            bail!("{vm} does not count any more");
         }
     }
     Ok(())
 }
 
-fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     lab.signal(&host, "haven daemon", Signal::SIGKILL)?;
     undisturbed(witness, Duration::from_secs(9))?;
@@ -123,29 +124,29 @@ fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
     Ok(())
 }
 
-fn guard_killed(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn guard_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let old = lab.signal(&host, "haven guard", Signal::SIGKILL)?;
     undisturbed(witness, Duration::from_secs(8))?;
     replaced(lab, &host, &old)
 }
 
-fn guard_frozen(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn guard_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let old = lab.signal(&host, "haven guard", Signal::SIGSTOP)?;
     undisturbed(witness, Duration::from_secs(8))?;
     replaced(lab, &host, &old)
 }
 
-fn replaced(lab: &Lab, host: &str, old: &[i32]) -> Result<(), String> {
+fn replaced(lab: &Lab, host: &str, old: &[i32]) -> Result<()> {
     let now = lab.pids(host, "haven guard");
     if now.is_empty() || now.iter().any(|pid| old.contains(pid)) {
-        return Err(format!("the guard {old:?} was not replaced: {now:?}"));
+        bail!("the guard {old:?} was not replaced: {now:?}");
     }
     Ok(())
 }
 
-fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<()> {
     for host in lab::HOSTS {
         lab.signal(host, "etcd --name", Signal::SIGSTOP)?;
     }
@@ -157,7 +158,7 @@ fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<(), String> 
     undisturbed(witness, Duration::from_secs(6))
 }
 
-fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     lab.signal(&host, "etcd --name", Signal::SIGSTOP)?;
     let result = undisturbed(witness, Duration::from_secs(8));
@@ -167,7 +168,7 @@ fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
 }
 
 /// The VM runs on another host; how long after `since`.
-fn moved(witness: &Witness, from: &str, since: Instant) -> Result<(), String> {
+fn moved(witness: &Witness, from: &str, since: Instant) -> Result<()> {
     let old = from.to_owned();
     witness.until(Duration::from_secs(90), "tick-1 runs elsewhere", move |newest| {
         newest.get("tick-1").is_some_and(|copy| copy.host != old)
@@ -182,7 +183,7 @@ fn moved(witness: &Witness, from: &str, since: Instant) -> Result<(), String> {
     Ok(())
 }
 
-fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let begin = Instant::now();
     lab.signal(&host, "haven daemon", Signal::SIGSTOP)?;
@@ -191,7 +192,7 @@ fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
     result
 }
 
-fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let begin = Instant::now();
     lab.haven(&["lab", "cut", &host])?;
@@ -200,7 +201,7 @@ fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
     result
 }
 
-fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let old = lab.pids(&host, "host-init");
     let boot = witness.newest()["tick-1"].boot.clone();
@@ -211,12 +212,12 @@ fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<(), String> 
     })?;
     let now = lab.pids(&host, "host-init");
     if now.is_empty() || now == old {
-        return Err(format!("the watchdog did not reset {host}: {old:?}, {now:?}"));
+        bail!("the watchdog did not reset {host}: {old:?}, {now:?}");
     }
     Ok(())
 }
 
-fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     lab.haven(&["lab", "watchdog", "off"])?;
     let begin = Instant::now();
@@ -235,7 +236,7 @@ fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
     Ok(())
 }
 
-fn store_frozen_for_long(lab: &mut Lab, witness: &Witness) -> Result<(), String> {
+fn store_frozen_for_long(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let before = witness.newest();
     for host in lab::HOSTS {
         lab.signal(host, "etcd --name", Signal::SIGSTOP)?;
@@ -246,7 +247,7 @@ fn store_frozen_for_long(lab: &mut Lab, witness: &Witness) -> Result<(), String>
         lab.signal(host, "etcd --name", Signal::SIGCONT)?;
     }
     if running != 0 {
-        return Err(format!("{running} VMs run on although no lease can be renewed"));
+        bail!("{running} VMs run on although no lease can be renewed");
     }
     witness.until(Duration::from_secs(90), "both VMs count again", move |newest| {
         newest.iter().all(|(vm, copy)| before.get(vm).is_none_or(|old| old.boot != copy.boot))

@@ -1,5 +1,6 @@
 //! The witness outside: reads what every guest writes, on whichever host, and counts the processes that run.
 
+use anyhow::{Result, bail};
 use std::{
     collections::BTreeMap,
     io::{Read, Seek, SeekFrom},
@@ -97,11 +98,11 @@ impl Witness {
         limit: Duration,
         what: &str,
         wanted: impl Fn(&BTreeMap<String, Copy>) -> bool,
-    ) -> Result<(), String> {
+    ) -> Result<()> {
         let end = Instant::now() + limit;
         while !wanted(&self.newest()) {
             if Instant::now() > end {
-                return Err(format!("{what}: not within {} s", limit.as_secs()));
+                bail!("{what}: not within {} s", limit.as_secs());
             }
             std::thread::sleep(LOOK);
         }
@@ -128,11 +129,11 @@ impl Witness {
     }
 
     /// What was seen that must not be.
-    pub fn verdict(&self) -> Result<(), String> {
+    pub fn verdict(&self) -> Result<()> {
         let seen = self.lock();
         match seen.violations.first() {
             None => Ok(()),
-            Some(what) => Err(format!("{} violations, the first: {what}", seen.violations.len())),
+            Some(what) => bail!("{} violations, the first: {what}", seen.violations.len()),
         }
     }
 }

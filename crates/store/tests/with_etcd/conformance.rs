@@ -169,6 +169,20 @@ async fn pages(under: &Under) -> Seen {
     seen
 }
 
+/// A list that is larger than gRPC's own limit of 4 MiB comes whole.
+async fn long_lists(under: &Under) -> Seen {
+    let value = "x".repeat(30_000);
+    for i in 0..300 {
+        under.put(&format!("/long/{i:03}"), &value).await;
+    }
+    let all = under.store.all("/long/").await.expect("all of it").kvs;
+    assert_eq!(all.len(), 300);
+    let range = vec![Op::DeleteRange("/long/".into(), "/long/299".into())];
+    under.store.txn(vec![], range).await.expect("a range deleted");
+    let left = under.store.all("/long/").await.expect("what is left").kvs;
+    left.into_iter().map(|kv| kv.key).collect()
+}
+
 async fn watching(under: &Under) -> Seen {
     let base = under.revision().await;
     under.put("/watch/a", "1").await;
@@ -303,6 +317,7 @@ async fn both_etcds_answer_alike() {
     case!(what_writes_nothing_costs_no_revision);
     case!(refusals);
     case!(pages);
+    case!(long_lists);
     case!(watching);
     case!(compaction);
     if let Some(real) = &real {

@@ -1,0 +1,55 @@
+//! How long one plan takes for a cluster that has just lost a host, and how that grows.
+//! `cargo test -p haven-plan --test plan_time`
+
+use haven_model::{Bytes, Lease, LostSession, ProofKind};
+use haven_plan::testing::{World, at, name, vm_spec};
+use std::time::{Duration, Instant};
+
+/// So many hosts with twenty VMs each; the first is lost.
+fn world(hosts: usize) -> World {
+    let mut world = World::new(hosts, Bytes(64 << 30));
+    for i in 0..hosts * 20 {
+        let vm = format!("vm-{i}");
+        world.vm(&vm, vm_spec(Bytes(1 << 30)));
+        world.run(&vm, &format!("host{}", i % hosts + 1));
+    }
+    let lost = name("host1");
+    let proof = ProofKind::LeaseExpired;
+    let record = LostSession { session: 1, proof, at_ms: 0, last_heard_ms: 0, incident: 1 };
+    let lease = Lease { session: 1, count: 9, closed: true };
+    world.snapshot.leases.insert(lost.clone(), at(901, lease));
+    world.snapshot.lost.insert(lost, at(901, record));
+    world
+}
+
+fn main() {
+    println!("one plan with one host lost, twenty VMs per host; 20 runs each");
+    println!("{:>6} {:>7} {:>8} {:>9} {:>9} {:>9}", "hosts", "VMs", "moves", "median", "min", "max");
+    let mut largest = Duration::ZERO;
+    for hosts in [10, 30, 100, 300, 1000] {
+        let world = world(hosts);
+        let mut times = Vec::new();
+        let mut moves = 0;
+        for _ in 0..20 {
+            let begin = Instant::now();
+            let plan = haven_plan::plan(&world.snapshot, &world.seen);
+            times.push(begin.elapsed());
+            moves = plan.actions.len();
+        }
+        times.sort();
+        let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1000.0);
+        println!(
+            "{hosts:>6} {:>7} {moves:>8} {:>9} {:>9} {:>9}",
+            hosts * 20,
+            ms(times[10]),
+            ms(times[0]),
+            ms(times[19])
+        );
+        largest = times[10];
+    }
+    println!("target: 1,000 hosts and 20,000 VMs in 100 ms or less (median): {}", met(largest));
+}
+
+fn met(median: Duration) -> &'static str {
+    if median <= Duration::from_millis(100) { "met" } else { "MISSED" }
+}
