@@ -186,7 +186,7 @@ fn openapi(check: bool, file: &std::path::Path) -> Result<(), Failure> {
         Failure::bad(format!("`{shown}` cannot be read ({error})"), hint)
     })?;
     if there == text {
-        println!("1 passed, 0 failed");
+        out::line("1 passed, 0 failed");
         return Ok(());
     }
     let line = there.lines().zip(text.lines()).take_while(|(a, b)| a == b).count() + 1;

@@ -211,12 +211,12 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     let reference = given.reference();
     let taken = || {
         ApiError::new(
-            axum::http::StatusCode::CONFLICT,
+            StatusCode::CONFLICT,
             format!("{reference} exists already; nothing was changed"),
             format!("choose another name, or change it with `haven edit {reference}`"),
         )
     };
-    let snapshot = state.snapshot();
+    let snapshot = state.current().await?;
     if snapshot.object(&reference).is_some() {
         return Err(taken());
     }
@@ -236,7 +236,7 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     if !outcome.succeeded {
         return Err(taken());
     }
-    Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision))
+    Ok(item(&snapshot, &(state.seen)(), object, outcome.revision))
 }
 
 /// Marks an object for deletion.

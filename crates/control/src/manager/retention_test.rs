@@ -1,3 +1,5 @@
+//! Tests of [`super::retention`].
+
 use super::retention::keep_newest;
 use haven_store::{
     memory::{Direct, MemoryEtcd},

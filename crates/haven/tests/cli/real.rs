@@ -240,7 +240,7 @@ fn objects_are_made_listed_and_never_made_twice() {
             (&["vm", "show", "web"], "name"),
             (&["get", "vm/none"], "no vm/none"),
             (&["network", "show", "front"], "front"),
-            (&["vm", "stop", "web"], "vm/web"),
+            (&["vm", "stop", "web"], "stopped"),
             (&["delete", "vm/web"], "deleting"),
             (&["vm", "ls"], "deleting"),
         ],

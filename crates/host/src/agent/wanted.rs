@@ -76,6 +76,7 @@ pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
                 name: name.to_string(),
                 kind: kind(spec, vni_of(spec)),
                 mtu: spec.mtu,
+                hosts: snapshot.hosts.values().map(|host| host.spec.address).collect(),
                 local: Vec::new(),
                 remote: Vec::new(),
             };
@@ -167,6 +168,9 @@ pub fn frontends(
             .get(service)
             .is_some_and(|f| f.holder == *me || f.candidates.contains(me))
     };
+    let Some(source) = snapshot.hosts.get(me).map(|host| IpAddr::V4(host.spec.address)) else {
+        return Vec::new();
+    };
     snapshot
         .services
         .iter()
@@ -189,6 +193,7 @@ pub fn frontends(
                 })
                 .collect();
             Some(FrontendWanted {
+                source,
                 service: name.to_string(),
                 address: IpAddr::V4(frontend.address),
                 port: frontend.port,

@@ -56,6 +56,9 @@ pub struct Check {
 /// One frontend as this host shall serve it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendWanted {
+    /// The address from which members are reached: this host's own. The gateway's is the same on every host, so a
+    /// guest elsewhere would answer to its own host.
+    pub source: IpAddr,
     /// The service.
     pub service: String,
     /// The address it is reached at.

@@ -83,7 +83,11 @@ pub fn config(
             "frontend f_{name}\n  mode {mode}\n  bind {}:{}\n  default_backend b_{name}\n",
             frontend.address, frontend.port
         );
-        let _ = writeln!(text, "backend b_{name}\n  mode {mode}\n  balance roundrobin");
+        let _ = writeln!(
+            text,
+            "backend b_{name}\n  mode {mode}\n  balance roundrobin\n  source {}",
+            frontend.source
+        );
         if frontend.mode == FrontendMode::Http {
             text.push_str("  retry-on conn-failure empty-response response-timeout\n  option http-server-close\n");
         }

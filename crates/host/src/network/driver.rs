@@ -60,6 +60,8 @@ pub struct NetworkWanted {
     pub kind: NetworkKind,
     /// Largest packet, bytes.
     pub mtu: u32,
+    /// Addresses of all hosts: what they ask guests from, so that no answer to them is translated.
+    pub hosts: Vec<Ipv4Addr>,
     /// Guests here.
     pub local: Vec<LocalPort>,
     /// Guests elsewhere.

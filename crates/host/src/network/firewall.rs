@@ -11,6 +11,15 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
     let mut guests = String::new();
     for network in wanted {
         if let NetworkKind::Overlay { subnet, nat: true, .. } = &network.kind {
+            // What a host asked a guest of this one comes back to it directly, from the guest's own address.
+            if !network.hosts.is_empty() {
+                let hosts: Vec<String> = network.hosts.iter().map(ToString::to_string).collect();
+                let _ = writeln!(
+                    nat,
+                    "    ip saddr {subnet} ip daddr {{ {} }} return",
+                    hosts.join(", ")
+                );
+            }
             let _ = writeln!(
                 nat,
                 "    ip saddr {subnet} ip daddr != {subnet} oifname != \"hvb*\" masquerade"

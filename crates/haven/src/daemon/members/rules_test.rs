@@ -1,3 +1,5 @@
+//! Tests of [`super::rules`].
+
 use super::rules::{Seen, Step, next};
 use haven_model::{Bytes, Lease, LostSession, ManagerRecord, ProofKind, Snapshot};
 use haven_plan::testing::{World, at, name};
