@@ -262,8 +262,11 @@ impl Daemon {
     }
 
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
-        let config =
-            QemuConfig { run_dir: self.paths.run.join("vms"), log_dir: self.paths.log.join("vms") };
+        let config = QemuConfig {
+            program: "qemu-system-x86_64".into(),
+            run_dir: self.paths.run.join("vms"),
+            log_dir: self.paths.log.join("vms"),
+        };
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
