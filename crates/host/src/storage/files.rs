@@ -1,12 +1,14 @@
 //! Volumes as files of a directory: the pools `local` and `shared`.
 
-use super::{images::ImageStore, seed};
-use crate::agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted};
+use super::{images::ImageStore, pool, says, seed};
+use crate::{
+    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted},
+    vm::run_dir,
+};
 use async_trait::async_trait;
 use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile};
 use std::{
     collections::BTreeSet,
-    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,51 +31,8 @@ pub struct FileStorage {
     pub peers: Arc<dyn Fetch>,
 }
 
-/// A shared pool holds this file, so that a path that is not mounted is noticed.
-const MARK: &str = ".haven-pool";
-
-fn says(what: impl Into<String>) -> StorageFailure {
-    StorageFailure { what: what.into() }
-}
-
-/// Makes sure that a pool's directory is what it should be.
-fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
-    let path = PathBuf::from(&pool.path);
-    if pool.driver == PoolDriverKind::Local {
-        std::fs::create_dir_all(&path).map_err(|error| {
-            says(format!("the pool's directory {} cannot be made ({error})", pool.path))
-        })?;
-        let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711));
-        return Ok(path);
-    }
-    let mark = path.join(MARK);
-    if mark.exists() {
-        return Ok(path);
-    }
-    let entries = std::fs::read_dir(&path).map_err(|error| {
-        says(format!(
-            "the shared pool's directory {} cannot be read ({error}); mount it on every host",
-            pool.path
-        ))
-    })?;
-    if entries.flatten().next().is_some() {
-        return Err(says(format!(
-            "{} has files but no {MARK}: it is not this pool, or not mounted; mount it, or put an empty file {MARK} there",
-            pool.path
-        )));
-    }
-    std::fs::write(&mark, "")
-        .map_err(|error| says(format!("{} is not writable ({error})", pool.path)))?;
-    Ok(path)
-}
-
-/// Bytes free in the file system of a path.
-fn free(path: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(u64::MAX, |s| s.blocks_available() * s.fragment_size())
-}
-
 async fn qemu_img(args: &[&str]) -> Result<(), StorageFailure> {
-    let output = Command::new("qemu-img").args(args).output().await;
+    let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
     let output = output.map_err(|error| {
         says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
     })?;
@@ -90,6 +49,37 @@ fn path_text(path: &Path) -> Result<&str, StorageFailure> {
     path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
 }
 
+impl FileStorage {
+    /// Makes the content of a volume that is not there, under a name that says that it is not finished.
+    async fn make(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+        part: &Path,
+    ) -> Result<(), StorageFailure> {
+        let (part, size) = (path_text(part)?, wanted.size_bytes.to_string());
+        let Some((file, format)) = &wanted.image else {
+            return qemu_img(&["create", "-q", "-f", "qcow2", part, &size]).await;
+        };
+        let image = self.image_file(file).await?;
+        let image = path_text(&image)?;
+        if pool.driver == PoolDriverKind::Local {
+            let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
+            return qemu_img(&args).await;
+        }
+        // A shared volume must not lean on a file that only this host has.
+        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
+        qemu_img(&["resize", "-q", part, &size]).await
+    }
+}
+
+/// What a failed step leaves goes with it; the failure itself is what is told.
+fn discard(part: &Path) {
+    if let Err(error) = run_dir::remove(part) {
+        tracing::warn!(path = %part.display(), %error, "this unfinished volume cannot be removed");
+    }
+}
+
 #[async_trait]
 impl Storage for FileStorage {
     async fn volume(
@@ -97,59 +87,39 @@ impl Storage for FileStorage {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
-        let directory = ready(pool)?;
+        let directory = pool::ready(pool)?;
         let path = directory.join(format!("{}.qcow2", wanted.name));
-        let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
-        if !path.exists() {
+        let given = |error: std::io::Error| {
+            says(format!(
+                "{} cannot be written or given to its VM ({error}); check the pool's file system",
+                path.display()
+            ))
+        };
+        let there = path.try_exists().map_err(given)?;
+        if there {
+            pool::own(&path, wanted.owner_uid).map_err(given)?;
+        } else {
+            pool::has_room(pool, &directory, &wanted.name, wanted.size_bytes)?;
             let part = directory.join(format!("{}.part", wanted.name));
-            let size = wanted.size_bytes.to_string();
-            // A shared volume must not lean on a file that only this host has.
-            match &wanted.image {
-                Some((file, _)) if file.size.0 > free(&directory) => {
-                    return Err(says(format!(
-                        "the pool {} has {} left and the image needs {}; free some space",
-                        pool.path,
-                        haven_model::Bytes::mib(free(&directory) >> 20),
-                        file.size
-                    )));
-                }
-                Some((file, format)) => {
-                    let image = self.image_file(file).await?;
-                    let image = path_text(&image)?;
-                    let part_text = path_text(&part)?;
-                    if pool.driver == PoolDriverKind::Local {
-                        qemu_img(&[
-                            "create", "-q", "-f", "qcow2", "-b", image, "-F", format, part_text,
-                            &size,
-                        ])
-                        .await?;
-                    } else {
-                        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part_text])
-                            .await?;
-                        qemu_img(&["resize", "-q", part_text, &size]).await?;
-                    }
-                }
-                None => {
-                    qemu_img(&["create", "-q", "-f", "qcow2", path_text(&part)?, &size]).await?
-                }
-            }
-            std::fs::rename(&part, &path)
-                .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
+            // Left by a daemon that was killed; QEMU would write through a link.
+            run_dir::remove(&part).map_err(given)?;
+            let made = self.make(pool, wanted, &part).await;
+            let put = made.and_then(|()| pool::put(&part, &path, wanted.owner_uid).map_err(given));
+            put.inspect_err(|_| discard(&part))?;
         }
-        chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)).map_err(|error| {
-            says(format!("{} cannot be given to its VM ({error})", path.display()))
-        })?;
-        Ok(ready)
+        Ok(VolumeReady { path, format: "qcow2".into() })
     }
 
     async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
-        let path = ready(pool)?.join(format!("{name}.qcow2"));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(says(format!("{} cannot be removed ({error})", path.display())))
-            }
-            _ => Ok(()),
+        let directory = pool::ready(pool)?;
+        for ending in ["qcow2", "part"] {
+            let path = directory.join(format!("{name}.{ending}"));
+            run_dir::remove(&path)
+                .map_err(|error| says(format!("{} cannot be removed ({error})", path.display())))?;
         }
+        // Before anybody is told: a power cut must not bring back what nothing names any more.
+        pool::sync(&directory)
+            .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {
@@ -161,17 +131,16 @@ impl Storage for FileStorage {
     }
 
     async fn seed(&self, wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
-        let directory = self.run_dir.join(&wanted.vm);
-        let path = directory.join("seed.img");
         let image = seed::image(wanted).map_err(|error| {
             says(format!(
                 "the seed of {} cannot be made ({error}); its user data may be too long (1 MiB)",
                 wanted.vm
             ))
         })?;
-        std::fs::create_dir_all(&directory)
-            .and_then(|()| std::fs::write(&path, image))
-            .and_then(|()| chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)))
+        let path = self.run_dir.join(&wanted.vm).join(run_dir::SEED);
+        // It may hold secrets: only root writes it, and only this VM's user reads it.
+        run_dir::prepare(&self.run_dir, &wanted.vm)
+            .and_then(|_| run_dir::write(&path, &image, Some(wanted.owner_uid)))
             .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
         Ok(path)
     }

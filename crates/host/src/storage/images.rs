@@ -93,7 +93,11 @@ impl ImageStore {
             });
         }
         let path = self.path(&imported.sha256);
-        tokio::fs::rename(&part, &path).await.map_err(failed(&path))?;
+        let renamed = tokio::fs::rename(&part, &path).await;
+        if let Err(error) = renamed.and_then(|()| super::pool::sync(&self.directory)) {
+            let _ = tokio::fs::remove_file(&part).await;
+            return Err(failed(&path)(error));
+        }
         Ok(imported)
     }
 }
