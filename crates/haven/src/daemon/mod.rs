@@ -98,8 +98,8 @@ fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
 
-fn facts() -> HostFacts {
-    let found = probe::check();
+fn facts(state: &std::path::Path) -> HostFacts {
+    let found = probe::check(state);
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 = memory
         .lines()
@@ -299,7 +299,7 @@ impl Daemon {
                 peers: Arc::new(peers),
             }),
             prober: Arc::new(NetProber),
-            facts: facts(),
+            facts: facts(&self.paths.state),
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),
             problems: Problems::default(),

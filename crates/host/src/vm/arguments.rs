@@ -13,6 +13,8 @@ pub struct Descriptors {
     pub console: RawFd,
     /// Where the console's output goes, too.
     pub log: RawFd,
+    /// `/dev/kvm`, for a guest that runs under it.
+    pub kvm: Option<RawFd>,
     /// A tap for each network card.
     pub taps: Vec<RawFd>,
 }
@@ -22,6 +24,7 @@ impl Descriptors {
     #[must_use]
     pub fn all(&self) -> Vec<RawFd> {
         let mut all = vec![self.qmp, self.console, self.log];
+        all.extend(self.kvm);
         all.extend(&self.taps);
         all
     }
@@ -42,9 +45,9 @@ pub fn arguments(launch: &VmLaunch, fds: &Descriptors) -> Vec<String> {
     add("-no-user-config", String::new());
     add("-display", "none".into());
     add("-S", String::new());
-    let (accel, cpu) = accelerator(launch.accel);
-    add("-accel", accel.into());
-    add("-cpu", cpu.into());
+    for pair in accelerator(launch.accel, fds.kvm).chunks(2) {
+        add(&pair[0], pair[1].clone());
+    }
     add("-machine", "q35,usb=off".into());
     add("-smp", launch.cpus.to_string());
     add("-m", format!("{}B", launch.memory_bytes));
@@ -69,12 +72,18 @@ pub fn arguments(launch: &VmLaunch, fds: &Descriptors) -> Vec<String> {
     args
 }
 
-/// What `-accel` and `-cpu` are for it; the probe of KVM uses the same.
+/// The arguments that choose what runs the guest's instructions; `kvm` is `/dev/kvm`, opened. The probe of KVM uses
+/// the same.
 #[must_use]
-pub const fn accelerator(accel: Accel) -> (&'static str, &'static str) {
-    match accel {
-        Accel::Kvm => ("kvm", "host"),
-        Accel::Tcg => ("tcg", "max"),
+pub fn accelerator(accel: Accel, kvm: Option<RawFd>) -> Vec<String> {
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    match (accel, kvm) {
+        (Accel::Kvm, Some(fd)) => {
+            let set = format!("fd={fd},set=2");
+            texts(&["-add-fd", &set, "-accel", "kvm,device=/dev/fdset/2", "-cpu", "host"])
+        }
+        (Accel::Kvm, None) => texts(&["-accel", "kvm", "-cpu", "host"]),
+        (Accel::Tcg, _) => texts(&["-accel", "tcg", "-cpu", "max"]),
     }
 }
 

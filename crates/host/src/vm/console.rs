@@ -99,14 +99,14 @@ mod tests {
     fn fill(path: &Path) -> usize {
         let mut log = super::run_dir::append(path).unwrap();
         let mut cuts = 0;
-        let lines = 60_000;
+        let lines = 30_000;
         for line in 0..lines {
             writeln!(log, "line {line:080}").unwrap();
             if line % 100 == 0 && cut(path).unwrap() {
                 cuts += 1;
             }
         }
-        assert!(cuts >= 4, "{cuts}");
+        assert!(cuts >= 2, "{cuts}");
         lines
     }
 

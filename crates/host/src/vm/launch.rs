@@ -2,7 +2,8 @@
 
 use super::{
     arguments::{Descriptors, arguments},
-    driver::{VmError, VmLaunch},
+    driver::{Accel, VmError, VmLaunch},
+    kvm::open_kvm,
     process::Process,
     record, run_dir,
     scan::DIRECTORY,
@@ -24,6 +25,7 @@ struct Opened {
     console: OwnedFd,
     log: File,
     messages: File,
+    kvm: Option<OwnedFd>,
     taps: Vec<OwnedFd>,
 }
 
@@ -52,6 +54,7 @@ pub fn spawn(
         qmp: opened.qmp.as_raw_fd(),
         console: opened.console.as_raw_fd(),
         log: opened.log.as_raw_fd(),
+        kvm: opened.kvm.as_ref().map(AsRawFd::as_raw_fd),
         taps: opened.taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
     let inherited = fds.all();
@@ -114,6 +117,13 @@ fn open(launch: &VmLaunch, directory: &Path, log: &Path) -> Result<Opened, VmErr
     let log = std::fs::create_dir_all(logs)
         .and_then(|()| run_dir::append(log))
         .map_err(system(format!("the console's log {} cannot be written", log.display())))?;
+    let kvm = match launch.accel {
+        Accel::Kvm => Some(open_kvm().map_err(system(format!(
+            "/dev/kvm cannot be opened for {}; load kvm_intel or kvm_amd, or set HAVEN_ACCEL=tcg for the daemon",
+            launch.vm
+        )))?),
+        Accel::Tcg => None,
+    };
     let taps = launch.nics.iter().map(|nic| {
         open_tap(&nic.tap).map_err(system(format!(
             "the tap {} of {} cannot be opened; is another QEMU using it?",
@@ -125,6 +135,7 @@ fn open(launch: &VmLaunch, directory: &Path, log: &Path) -> Result<Opened, VmErr
         console: socket(run_dir::CONSOLE_SOCKET)?,
         log,
         messages,
+        kvm,
         taps: taps.collect::<Result<_, _>>()?,
     })
 }

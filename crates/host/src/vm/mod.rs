@@ -11,6 +11,7 @@ pub mod commands;
 pub mod console;
 pub mod driver;
 pub mod fake;
+pub mod kvm;
 pub mod launch;
 pub mod probe;
 pub mod process;

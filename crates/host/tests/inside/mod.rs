@@ -62,7 +62,9 @@ exec chroot "$root" /test --exact "$4" --nocapture --test-threads=1
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    for line in said.lines().filter(|line| line.contains("skipped: needs")) {
+    for line in
+        said.lines().filter(|line| line.contains("skipped: needs") || line.contains("note: "))
+    {
         println!("{line}");
     }
     // Shown only here: what counts passed tests must not count this one twice. A name that no test has would pass.
