@@ -1,5 +1,7 @@
 //! The driver with the real QEMU and the tiny guest, inside a host of their own.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod inside;
 
 use async_trait::async_trait;
@@ -10,7 +12,8 @@ use haven_host::{
     vm::{
         console,
         driver::{
-            Accel, DirectBoot, DiskLaunch, Exit, GuestState, VmDriver, VmError, VmEvent, VmLaunch,
+            Accel, DirectBoot, DiskLaunch, Exit, GuestState, NicLaunch, VmDriver, VmError, VmEvent,
+            VmLaunch,
         },
         qemu::{QemuConfig, QemuDriver},
         run_dir, scan,
@@ -19,6 +22,7 @@ use haven_host::{
 use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -227,6 +231,64 @@ fn what_a_daemon_left_in_the_middle_of_a_start_is_told_apart() {
             driver.start(&launch(vm, "")).await.unwrap();
             driver.kill(vm).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn taps_and_kvm_come_as_open_descriptors() {
+    if !inside::inside("taps_and_kvm_come_as_open_descriptors") {
+        return;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        println!("skipped: needs /dev/net/tun");
+        return;
+    }
+    // Numbers that the daemon has in use, below and above those that QEMU gets.
+    let many: Vec<_> = (0..700).map_while(|_| std::fs::File::open("/dev/null").ok()).collect();
+    let mut vm = launch("web-1", "");
+    for (i, tap) in ["tap-a", "tap-b"].into_iter().enumerate() {
+        let args = ["tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr", "user"];
+        assert!(Command::new("ip").args(args).arg(UID.to_string()).status().unwrap().success());
+        vm.nics.push(NicLaunch {
+            tap: tap.into(),
+            mac: format!("02:68:0a:4d:00:{i:02x}"),
+            mtu: 1450,
+        });
+    }
+    let carrier = |tap: &str| {
+        let up = Command::new("ip").args(["link", "set", tap, "up"]).status().unwrap();
+        assert!(up.success());
+        std::fs::read_to_string(format!("/sys/class/net/{tap}/carrier")).unwrap()
+    };
+    runtime().block_on(async {
+        let driver = qemu();
+        driver.start(&vm).await.unwrap();
+        // A tap has a carrier while somebody has it open.
+        assert_eq!((carrier("tap-a"), carrier("tap-b")), ("1\n".into(), "1\n".into()));
+        driver.kill("web-1").await.unwrap();
+        // What the last QEMU had may be busy for a moment; somebody who keeps it is named.
+        driver.start(&vm).await.unwrap();
+        driver.kill("web-1").await.unwrap();
+        let held = haven_host::vm::launch::open_taps(&vm).await.unwrap();
+        let said = driver.start(&vm).await.unwrap_err().to_string();
+        assert!(said.contains("the tap tap-a of web-1 cannot be opened; if it is busy"), "{said}");
+        let (started, ()) = tokio::join!(driver.start(&vm), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(held);
+        });
+        started.unwrap();
+        driver.kill("web-1").await.unwrap();
+        drop(many);
+        if !Path::new("/dev/kvm").exists() {
+            println!("skipped: needs /dev/kvm");
+            return;
+        }
+        // Whether or not its guest gets far: QEMU, which may not open /dev/kvm, has it.
+        vm.accel = Accel::Kvm;
+        driver.start(&vm).await.unwrap();
+        assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Running);
+        driver.kill("web-1").await.unwrap();
+        assert_eq!(driver.strays().await.unwrap(), []);
     });
 }
 

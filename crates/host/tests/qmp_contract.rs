@@ -1,5 +1,7 @@
 //! All that Haven asks QEMU for and reads from it stands in the schema of the real QEMU.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod inside;
 
 use haven_host::vm::commands::{COMMANDS, EVENTS, OUT_OF_BAND, PANIC, STATES};

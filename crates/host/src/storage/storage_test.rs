@@ -146,7 +146,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 async fn with_image(storage: &FileStorage, bytes: usize) -> (ImageFile, String) {
-    let content: Vec<u8> = (0..bytes).map(|i| (i * 7919 >> 8) as u8 | 1).collect();
+    let content: Vec<u8> = (0..bytes).map(|i| ((i * 7919) >> 8) as u8 | 1).collect();
     let imported = storage.images.import(&content[..], None).await.unwrap();
     (ImageFile { sha256: imported.sha256, size: Bytes(imported.size) }, "raw".into())
 }

@@ -17,7 +17,11 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
+
+/// How long a tap may stay busy after the end of the process that had it.
+const TAP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is open for QEMU; the daemon closes its own copies once QEMU runs, so that a QEMU that ends is noticed.
 struct Opened {
@@ -44,12 +48,13 @@ pub fn spawn(
     launch: &VmLaunch,
     run: &Path,
     log: &Path,
+    taps: Vec<OwnedFd>,
 ) -> Result<Process, VmError> {
     let directory = run_dir::prepare(run, &launch.vm).map_err(system(format!(
         "the directory {} cannot be prepared",
         run.join(&launch.vm).display()
     )))?;
-    let opened = open(launch, &directory, log)?;
+    let opened = open(launch, &directory, log, taps)?;
     let fds = Descriptors {
         qmp: opened.qmp.as_raw_fd(),
         console: opened.console.as_raw_fd(),
@@ -104,7 +109,12 @@ pub fn spawn(
     })
 }
 
-fn open(launch: &VmLaunch, directory: &Path, log: &Path) -> Result<Opened, VmError> {
+fn open(
+    launch: &VmLaunch,
+    directory: &Path,
+    log: &Path,
+    taps: Vec<OwnedFd>,
+) -> Result<Opened, VmError> {
     let at = |name: &str| directory.join(name);
     let socket = |name: &str| {
         run_dir::listen(&at(name))
@@ -124,24 +134,49 @@ fn open(launch: &VmLaunch, directory: &Path, log: &Path) -> Result<Opened, VmErr
         )))?),
         Accel::Tcg => None,
     };
-    let taps = launch.nics.iter().map(|nic| {
-        open_tap(&nic.tap).map_err(system(format!(
-            "the tap {} of {} cannot be opened; is another QEMU using it?",
-            nic.tap, launch.vm
-        )))
-    });
     Ok(Opened {
         qmp: socket(run_dir::QMP_SOCKET)?,
         console: socket(run_dir::CONSOLE_SOCKET)?,
         log,
         messages,
         kvm,
-        taps: taps.collect::<Result<_, _>>()?,
+        taps,
     })
 }
 
+/// Opens the taps of a VM. One may still be busy although the QEMU that had it is gone: the kernel closes what an
+/// io_uring holds only some time after the process' end, and nothing tells when.
+///
+/// # Errors
+/// When there is none of that name, or somebody holds it.
+pub async fn open_taps(launch: &VmLaunch) -> Result<Vec<OwnedFd>, VmError> {
+    let until = tokio::time::Instant::now() + TAP_PATIENCE;
+    let mut taps = Vec::new();
+    for nic in &launch.nics {
+        let tap = loop {
+            match open_tap(&nic.tap) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy
+                        && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                other => break other,
+            }
+        };
+        taps.push(tap.map_err(system(format!(
+            "the tap {} of {} cannot be opened; if it is busy, another process holds it",
+            nic.tap, launch.vm
+        )))?);
+    }
+    Ok(taps)
+}
+
 /// Opens an existing tap for QEMU, which has no right to do so itself.
-fn open_tap(name: &str) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// As the system tells.
+pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctl reads only it.
     unsafe {

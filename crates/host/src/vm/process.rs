@@ -1,9 +1,10 @@
 //! A process, held by a descriptor of its own (pidfd): a signal reaches it or nobody, never a later process of the
 //! same number. A failure to look (no descriptors left) is an error and is never taken for the process' end.
 
+use nix::sys::wait::WaitPidFlag;
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     path::Path,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -112,10 +113,10 @@ impl Process {
     /// When the descriptor cannot be waited for (the runtime ends).
     pub async fn ended(&self) -> io::Result<()> {
         let _ready = self.fd.readable().await?;
-        // Not a child, or reaped already: both fine.
-        let _ = nix::sys::wait::waitpid(
-            nix::unistd::Pid::from_raw(self.pid),
-            Some(nix::sys::wait::WaitPidFlag::WNOHANG),
+        // Not a child, or reaped already: both fine. By its descriptor, since its number may be another's by now.
+        let _ = nix::sys::wait::waitid(
+            nix::sys::wait::Id::PIDFd(self.fd.get_ref().as_fd()),
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
         );
         Ok(())
     }
@@ -128,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_is_held_until_its_end_and_not_mistaken_for_another() {
-        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let stat = look(Path::new("/proc"), pid).unwrap().unwrap();
         assert!(Process::find(pid, stat.start_time + 1).unwrap().is_none());
@@ -140,6 +141,8 @@ mod tests {
         assert_eq!(look(Path::new("/proc"), pid).unwrap(), None);
         assert!(Process::find(pid, stat.start_time).unwrap().is_none());
         held.kill();
+        // It was reaped already.
+        assert!(child.wait().is_err());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -104,22 +105,28 @@ impl QemuDriver {
         lock(&self.live).get_mut(vm).map(read)
     }
 
-    /// Starts the process, stopped; from here on the table knows it.
-    fn spawn(&self, launch: &VmLaunch) -> Result<Arc<Process>, VmError> {
-        let _births = self.births();
-        let directory = self.directory(&launch.vm);
-        let recorded = record::read(&directory)
+    /// Refuses a VM that has a process, known or recorded by an earlier daemon.
+    fn runs_not(&self, vm: &str, directory: &Path) -> Result<(), VmError> {
+        let recorded = record::read(directory)
             .and_then(|record| match record {
                 Some(record) => Process::find(record.pid, record.start_time),
                 None => Ok(None),
             })
-            .map_err(system(format!("the launch record of {} cannot be read", launch.vm)))?;
-        let known = self.entry(&launch.vm, |entry| entry.process.pid());
-        if let Some(pid) = known.or(recorded.map(|process| process.pid())) {
-            return Err(VmError::RunsAlready { vm: launch.vm.clone(), pid });
+            .map_err(system(format!("the launch record of {vm} cannot be read")))?;
+        let known = self.entry(vm, |entry| entry.process.pid());
+        match known.or(recorded.map(|process| process.pid())) {
+            Some(pid) => Err(VmError::RunsAlready { vm: vm.into(), pid }),
+            None => Ok(()),
         }
+    }
+
+    /// Starts the process, stopped; from here on the table knows it.
+    fn spawn(&self, launch: &VmLaunch, taps: Vec<OwnedFd>) -> Result<Arc<Process>, VmError> {
+        let _births = self.births();
+        let directory = self.directory(&launch.vm);
+        self.runs_not(&launch.vm, &directory)?;
         let (program, log) = (&self.config.program, self.log(&launch.vm));
-        let process = launch::spawn(program, launch, &self.config.run_dir, &log)?;
+        let process = launch::spawn(program, launch, &self.config.run_dir, &log, taps)?;
         let process = Arc::new(process);
         let entry = Live::new(Arc::clone(&process), launch.epoch);
         lock(&self.live).insert(launch.vm.clone(), entry);
@@ -281,7 +288,9 @@ async fn listen(live: Table, vm: String, pid: i32, mut said: broadcast::Receiver
 #[async_trait]
 impl VmDriver for QemuDriver {
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
-        let process = self.spawn(launch)?;
+        // Asked before its taps are, which it would hold, and again with nobody in between.
+        self.runs_not(&launch.vm, &self.directory(&launch.vm))?;
+        let process = self.spawn(launch, launch::open_taps(launch).await?)?;
         if let Err(error) = self.bring_up(launch, &process).await {
             process.kill();
             let _ = process.ended().await;

@@ -1,6 +1,8 @@
 //! Runs a test again inside a host of its own: an overlay of the lab's cached root tree, which has the QEMU that Haven
 //! is made for, with its own mounts and processes. Nothing of it is left when the test ends.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -39,8 +41,9 @@ pub fn inside(test: &str) -> bool {
 set -e
 mount -t tmpfs tmpfs "$1"; mkdir "$1/upper" "$1/work" "$1/root"; root=$1/root
 mount -t overlay overlay -o "lowerdir=$2/root,upperdir=$1/upper,workdir=$1/work" "$root"
-mount -t proc proc "$root/proc"; mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-for device in null zero urandom kvm; do
+mount -t proc proc "$root/proc"; mount -t sysfs sysfs "$root/sys"; mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mkdir -p "$root/dev/net"
+for device in null zero urandom kvm net/tun; do
   if [ -e /dev/$device ]; then touch "$root/dev/$device"; mount --bind /dev/$device "$root/dev/$device"; fi
 done
 mkdir -p "$root/run/haven" "$root/tiny" "$root/dev/shm"
