@@ -74,10 +74,46 @@ impl FileStorage {
 }
 
 /// What a failed step leaves goes with it; the failure itself is what is told.
-fn discard(part: &Path) {
-    if let Err(error) = run_dir::remove(part) {
-        tracing::warn!(path = %part.display(), %error, "this unfinished volume cannot be removed");
+async fn discard(part: PathBuf) {
+    let removed = blocking(move || run_dir::remove(&part).map_err(unwritable(&part))).await;
+    if let Err(failure) = removed {
+        tracing::warn!(%failure, "an unfinished volume cannot be removed");
     }
+}
+
+/// Runs what may wait for a disk or a filer, for long or for ever, where the daemon's other work does not wait for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageFailure> + Send + 'static,
+) -> Result<T, StorageFailure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(says("the daemon ends; the next one tries again")))
+}
+
+fn unwritable(path: &Path) -> impl Fn(std::io::Error) -> StorageFailure {
+    let path = path.display().to_string();
+    move |error| {
+        says(format!(
+            "{path} cannot be written or given to its VM ({error}); check the pool's file system"
+        ))
+    }
+}
+
+/// Where a volume stands; with it where it must be made first, if it is not there and there is room for it.
+fn find(
+    pool: &PoolSpec,
+    wanted: &VolumeWanted,
+) -> Result<(PathBuf, Option<PathBuf>), StorageFailure> {
+    let directory = pool::ready(pool)?;
+    let path = directory.join(format!("{}.qcow2", wanted.name));
+    if path.try_exists().map_err(unwritable(&path))? {
+        pool::own(&path, wanted.owner_uid).map_err(unwritable(&path))?;
+        return Ok((path, None));
+    }
+    pool::has_room(pool, &directory, &wanted.name, wanted.size_bytes)?;
+    let part = directory.join(format!("{}.part", wanted.name));
+    // Left by a daemon that was killed; QEMU would write through a link.
+    run_dir::remove(&part).map_err(unwritable(&part))?;
+    Ok((path, Some(part)))
 }
 
 #[async_trait]
@@ -87,39 +123,38 @@ impl Storage for FileStorage {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
-        let directory = pool::ready(pool)?;
-        let path = directory.join(format!("{}.qcow2", wanted.name));
-        let given = |error: std::io::Error| {
-            says(format!(
-                "{} cannot be written or given to its VM ({error}); check the pool's file system",
-                path.display()
-            ))
+        let (asked, of) = (pool.clone(), wanted.clone());
+        let (path, part) = blocking(move || find(&asked, &of)).await?;
+        let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
+        let Some(part) = part else { return Ok(ready) };
+        let made = match self.make(pool, wanted, &part).await {
+            Ok(()) => {
+                let (part, owner) = (part.clone(), wanted.owner_uid);
+                blocking(move || pool::put(&part, &path, owner).map_err(unwritable(&path))).await
+            }
+            failed => failed,
         };
-        let there = path.try_exists().map_err(given)?;
-        if there {
-            pool::own(&path, wanted.owner_uid).map_err(given)?;
-        } else {
-            pool::has_room(pool, &directory, &wanted.name, wanted.size_bytes)?;
-            let part = directory.join(format!("{}.part", wanted.name));
-            // Left by a daemon that was killed; QEMU would write through a link.
-            run_dir::remove(&part).map_err(given)?;
-            let made = self.make(pool, wanted, &part).await;
-            let put = made.and_then(|()| pool::put(&part, &path, wanted.owner_uid).map_err(given));
-            put.inspect_err(|_| discard(&part))?;
+        if made.is_err() {
+            discard(part).await;
         }
-        Ok(VolumeReady { path, format: "qcow2".into() })
+        made.map(|()| ready)
     }
 
     async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
-        let directory = pool::ready(pool)?;
-        for ending in ["qcow2", "part"] {
-            let path = directory.join(format!("{name}.{ending}"));
-            run_dir::remove(&path)
-                .map_err(|error| says(format!("{} cannot be removed ({error})", path.display())))?;
-        }
-        // Before anybody is told: a power cut must not bring back what nothing names any more.
-        pool::sync(&directory)
-            .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
+        let (pool, name) = (pool.clone(), name.to_owned());
+        blocking(move || {
+            let directory = pool::ready(&pool)?;
+            for ending in ["qcow2", "part"] {
+                let path = directory.join(format!("{name}.{ending}"));
+                run_dir::remove(&path).map_err(|error| {
+                    says(format!("{} cannot be removed ({error})", path.display()))
+                })?;
+            }
+            // Before anybody is told: a power cut must not bring back what nothing names any more.
+            pool::sync(&directory)
+                .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
+        })
+        .await
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {

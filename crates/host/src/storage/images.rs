@@ -93,8 +93,15 @@ impl ImageStore {
             });
         }
         let path = self.path(&imported.sha256);
-        let renamed = tokio::fs::rename(&part, &path).await;
-        if let Err(error) = renamed.and_then(|()| super::pool::sync(&self.directory)) {
+        let put = match tokio::fs::rename(&part, &path).await {
+            // Its name reaches the disk before anybody relies on it.
+            Ok(()) => match tokio::fs::File::open(&self.directory).await {
+                Ok(directory) => directory.sync_all().await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = put {
             let _ = tokio::fs::remove_file(&part).await;
             return Err(failed(&path)(error));
         }

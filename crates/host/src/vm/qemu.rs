@@ -162,9 +162,12 @@ impl QemuDriver {
         let (live, events, guard) =
             (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
         let (vm, directory) = (vm.to_owned(), self.directory(vm));
-        let logs = [self.log(&vm), directory.join(run_dir::MESSAGES)];
+        let logs = Arc::new([self.log(&vm), directory.join(run_dir::MESSAGES)]);
         tokio::spawn(async move {
-            if until_end(&process, &logs).await.is_err() {
+            let bounded = tokio::spawn(bound(logs));
+            let ended = process.ended().await;
+            bounded.abort();
+            if ended.is_err() {
                 // The runtime ends, and the process runs on.
                 return;
             }
@@ -240,22 +243,23 @@ impl QemuDriver {
     }
 }
 
-/// Waits for the end of a process; cuts `logs` all the while.
-async fn until_end(process: &Process, logs: &[PathBuf]) -> io::Result<()> {
+/// Cuts logs that have grown long, until it is aborted. On a thread that may wait for the disk: the daemon's other
+/// work, such as renewing its lease, must not.
+async fn bound(logs: Arc<[PathBuf]>) {
     let mut tick = tokio::time::interval(console::INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            biased;
-            ended = process.ended() => return ended,
-            _ = tick.tick() => {
-                for log in logs {
-                    if let Err(error) = console::cut(log) {
-                        tracing::warn!(path = %log.display(), %error, "it has grown long and cannot be cut");
-                    }
+        tick.tick().await;
+        let logs = Arc::clone(&logs);
+        let cut = tokio::task::spawn_blocking(move || {
+            for log in &*logs {
+                if let Err(error) = console::cut(log) {
+                    tracing::warn!(path = %log.display(), %error, "it has grown long and cannot be cut");
                 }
             }
-        }
+        });
+        // It fails only when the runtime ends.
+        let _ = cut.await;
     }
 }
 
