@@ -25,11 +25,11 @@ fn the_guest_of_the_trial_boots() {
     }
     // Under emulation, which works everywhere and is slow.
     let patience = Duration::from_secs(150);
-    let found = trial(Limits { first_sign: patience, whole: patience }).boot(Accel::Tcg);
+    let found = trial(Limits { silence: patience, whole: patience }).boot(Accel::Tcg);
     assert_eq!(found, Kvm::Works);
     // A kernel that is none does not, and QEMU's own words are the reason.
     std::fs::write("/tmp/no-kernel", "nothing").unwrap();
-    let mut broken = trial(Limits { first_sign: patience, whole: patience });
+    let mut broken = trial(Limits { silence: patience, whole: patience });
     broken.kernel = Some("/tmp/no-kernel".into());
     let Kvm::Fails(why) = broken.boot(Accel::Tcg) else { panic!("it booted nothing") };
     assert!(why.starts_with("QEMU ended under it: "), "{why}");
@@ -44,7 +44,7 @@ fn kvm_gets_its_verdict_in_time_and_once() {
         println!("skipped: needs /dev/kvm");
         return;
     }
-    let limits = Limits { first_sign: Duration::from_secs(4), whole: Duration::from_secs(20) };
+    let limits = Limits { silence: Duration::from_secs(4), whole: Duration::from_secs(20) };
     let begin = Instant::now();
     let found = trial(limits).verdict();
     assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());

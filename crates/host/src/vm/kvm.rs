@@ -33,15 +33,15 @@ pub enum Kvm {
 /// How long the guest may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Until the kernel says anything.
-    pub first_sign: Duration,
+    /// Between two signs of life.
+    pub silence: Duration,
     /// Until its init speaks.
     pub whole: Duration,
 }
 
 /// A guest under KVM takes about a second; a host that has just booted may be busy.
 pub const LIMITS: Limits =
-    Limits { first_sign: Duration::from_secs(8), whole: Duration::from_secs(30) };
+    Limits { silence: Duration::from_secs(8), whole: Duration::from_secs(30) };
 
 /// What is needed to try.
 #[derive(Clone, Debug)]
@@ -222,33 +222,41 @@ fn watch(child: &mut Child, limits: Limits) -> Result<(), String> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let begin = Instant::now();
     let mut from = child.stdout.take().ok_or("its output was not captured")?;
-    let (mut said, mut bytes) = (Vec::new(), [0; 4096]);
+    let (mut said, mut bytes, mut last) = (Vec::new(), [0; 4096], begin);
     loop {
-        let limit = if said.is_empty() { limits.first_sign } else { limits.whole };
-        let left = limit.saturating_sub(begin.elapsed());
+        let left = (begin + limits.whole).min(last + limits.silence) - Instant::now();
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, timeout) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(error) => return Err(format!("its output cannot be read ({error})")),
-            Ok(0) => {
-                let after = limit.as_secs();
-                return Err(if said.is_empty() {
-                    format!("a Linux guest says nothing for {after} s under it")
-                } else {
-                    format!("a Linux guest does not finish booting within {after} s under it")
-                });
-            }
+            Ok(0) => return Err(hang(&said, begin.elapsed())),
             Ok(_) => {}
         }
         match from.read(&mut bytes) {
             Ok(0) => return Err(format!("QEMU ended under it: {}", complaint(child))),
-            Ok(read) => said.extend_from_slice(&bytes[..read]),
+            Ok(read) => {
+                said.extend_from_slice(&bytes[..read]);
+                last = Instant::now();
+            }
             Err(error) => return Err(format!("its output cannot be read ({error})")),
         }
         if said.windows(MARKER.len() - 1).any(|part| part == MARKER.trim_end().as_bytes()) {
             return Ok(());
         }
+    }
+}
+
+/// What a guest that was given up did.
+fn hang(said: &[u8], after: Duration) -> String {
+    let text = String::from_utf8_lossy(said);
+    let seconds = after.as_secs();
+    match text.lines().rfind(|line| !line.trim().is_empty()) {
+        Some(line) => format!(
+            "a Linux guest under it was given up after {seconds} s, its last line was `{}`",
+            line.trim()
+        ),
+        None => format!("a Linux guest under it said nothing for {seconds} s"),
     }
 }
 
