@@ -73,8 +73,8 @@ fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
 
-fn facts() -> HostFacts {
-    let found = probe::check();
+fn facts(state: &std::path::Path) -> HostFacts {
+    let found = probe::check(state);
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 = memory
         .lines()
@@ -233,8 +233,11 @@ impl Daemon {
     }
 
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
-        let config =
-            QemuConfig { run_dir: self.paths.run.join("vms"), log_dir: self.paths.log.join("vms") };
+        let config = QemuConfig {
+            program: "qemu-system-x86_64".into(),
+            run_dir: self.paths.run.join("vms"),
+            log_dir: self.paths.log.join("vms"),
+        };
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
@@ -267,7 +270,7 @@ impl Daemon {
                 peers: Arc::new(peers),
             }),
             prober: Arc::new(NetProber),
-            facts: facts(),
+            facts: facts(&self.paths.state),
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),
             problems: Problems::default(),

@@ -1,6 +1,7 @@
 //! One task per VM: this part makes and ends those tasks, and nothing else.
 
 use super::{AgentParts, vm_task, wanted};
+use crate::vm::driver::{GuestState, RunningVm, VmError};
 use haven_model::Name;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -52,10 +53,26 @@ pub async fn run(
     }
 }
 
+/// What a daemon before this one left: strays and VMs that it never let run are ended, the others are told.
+async fn left_over(parts: &AgentParts) -> Result<Vec<RunningVm>, VmError> {
+    for stray in parts.vms.strays().await? {
+        tracing::warn!(vm = stray.vm, pid = stray.pid, "a VM's process that nothing names is ended");
+        parts.vms.end_stray(&stray).await?;
+    }
+    let list = parts.vms.list().await?;
+    for vm in &list {
+        if matches!(parts.vms.state(&vm.vm).await, Ok(GuestState::NotStarted)) {
+            tracing::warn!(vm = vm.vm, pid = vm.pid, "it was started and never let run: ended");
+            parts.vms.kill(&vm.vm).await?;
+        }
+    }
+    parts.vms.list().await
+}
+
 /// What runs already; asked until the driver answers, since a VM that is overlooked could be started twice.
 async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeSet<Name> {
     loop {
-        match parts.vms.list().await {
+        match left_over(parts).await {
             Ok(list) => {
                 parts.solved("vms");
                 return list.into_iter().filter_map(|vm| Name::new(vm.vm).ok()).collect();

@@ -1,12 +1,14 @@
 //! Volumes as files of a directory: the pools `local` and `shared`.
 
-use super::{images::ImageStore, seed};
-use crate::agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted};
+use super::{images::ImageStore, pool, says, seed};
+use crate::{
+    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted},
+    vm::run_dir,
+};
 use async_trait::async_trait;
 use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile};
 use std::{
     collections::BTreeSet,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,62 +31,8 @@ pub struct FileStorage {
     pub peers: Arc<dyn Fetch>,
 }
 
-/// A shared pool holds this file, so that a path that is not mounted is noticed.
-const MARK: &str = ".haven-pool";
-
-fn says(what: impl Into<String>) -> StorageFailure {
-    StorageFailure { what: what.into() }
-}
-
-/// Makes sure that a pool's directory is what it should be.
-fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
-    let path = PathBuf::from(&pool.path);
-    if pool.driver == PoolDriverKind::Local {
-        std::fs::create_dir_all(&path).map_err(|error| {
-            says(format!("the pool's directory {} cannot be made ({error})", pool.path))
-        })?;
-        let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711));
-        return Ok(path);
-    }
-    let mark = path.join(MARK);
-    if mark.exists() {
-        return Ok(path);
-    }
-    let entries = std::fs::read_dir(&path).map_err(|error| {
-        says(format!(
-            "the shared pool's directory {} cannot be read ({error}); mount it on every host",
-            pool.path
-        ))
-    })?;
-    if entries.flatten().next().is_some() {
-        return Err(says(format!(
-            "{} has files but no {MARK}: it is not this pool, or not mounted; mount it, or put an empty file {MARK} there",
-            pool.path
-        )));
-    }
-    // An unmounted mount point is an empty directory, too. It is told by the file system that it is on.
-    if device(&path) == device(Path::new("/")) {
-        return Err(says(format!(
-            "{} is empty and on this host's own root file system: mount what all hosts share there, or put an empty file {MARK} there if this is it",
-            pool.path
-        )));
-    }
-    std::fs::write(&mark, "")
-        .map_err(|error| says(format!("{} is not writable ({error})", pool.path)))?;
-    Ok(path)
-}
-
-fn device(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|meta| meta.dev())
-}
-
-/// Bytes free in the file system of a path.
-fn free(path: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(u64::MAX, |s| s.blocks_available() * s.fragment_size())
-}
-
 async fn qemu_img(args: &[&str]) -> Result<(), StorageFailure> {
-    let output = Command::new("qemu-img").args(args).output().await;
+    let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
     let output = output.map_err(|error| {
         says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
     })?;
@@ -101,50 +49,71 @@ fn path_text(path: &Path) -> Result<&str, StorageFailure> {
     path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
 }
 
-/// The whole file is on the disk before it has its name, and the name before anybody relies on it.
-fn keep(directory: &Path, part: &Path, path: &Path) -> Result<(), StorageFailure> {
-    let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
-    sync(part)
-        .and_then(|()| std::fs::rename(part, path))
-        .and_then(|()| sync(directory))
-        .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))
-}
-
 impl FileStorage {
-    /// Makes a volume's file under a name of its own.
+    /// Makes the content of a volume that is not there, under a name that says that it is not finished.
     async fn make(
         &self,
         pool: &PoolSpec,
         wanted: &VolumeWanted,
-        directory: &Path,
         part: &Path,
     ) -> Result<(), StorageFailure> {
-        let (size, part) = (wanted.size_bytes.to_string(), path_text(part)?);
+        let (part, size) = (path_text(part)?, wanted.size_bytes.to_string());
         let Some((file, format)) = &wanted.image else {
             return qemu_img(&["create", "-q", "-f", "qcow2", part, &size]).await;
         };
         let image = self.image_file(file).await?;
         let image = path_text(&image)?;
         if pool.driver == PoolDriverKind::Local {
-            let base = ["-b", image, "-F", format];
-            return qemu_img(
-                &[&["create", "-q", "-f", "qcow2"][..], &base, &[part, &size]].concat(),
-            )
-            .await;
+            let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
+            return qemu_img(&args).await;
         }
         // A shared volume must not lean on a file that only this host has.
-        let left = free(directory);
-        if file.size.0 > left {
-            return Err(says(format!(
-                "the pool {} has {} left and the image needs {}; free some space",
-                pool.path,
-                haven_model::Bytes::mib(left >> 20),
-                file.size
-            )));
-        }
         qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
         qemu_img(&["resize", "-q", part, &size]).await
     }
+}
+
+/// What a failed step leaves goes with it; the failure itself is what is told.
+async fn discard(part: PathBuf) {
+    let removed = blocking(move || run_dir::remove(&part).map_err(unwritable(&part))).await;
+    if let Err(failure) = removed {
+        tracing::warn!(%failure, "an unfinished volume cannot be removed");
+    }
+}
+
+/// Runs what may wait for a disk or a filer, for long or for ever, where the daemon's other work does not wait for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageFailure> + Send + 'static,
+) -> Result<T, StorageFailure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(says("the daemon ends; the next one tries again")))
+}
+
+fn unwritable(path: &Path) -> impl Fn(std::io::Error) -> StorageFailure {
+    let path = path.display().to_string();
+    move |error| {
+        says(format!(
+            "{path} cannot be written or given to its VM ({error}); check the pool's file system"
+        ))
+    }
+}
+
+/// Where a volume stands; with it where it must be made first, if it is not there and there is room for it.
+fn find(
+    pool: &PoolSpec,
+    wanted: &VolumeWanted,
+) -> Result<(PathBuf, Option<PathBuf>), StorageFailure> {
+    let directory = pool::ready(pool)?;
+    let path = directory.join(format!("{}.qcow2", wanted.name));
+    if path.try_exists().map_err(unwritable(&path))? {
+        pool::own(&path, wanted.owner_uid).map_err(unwritable(&path))?;
+        return Ok((path, None));
+    }
+    pool::has_room(pool, &directory, &wanted.name, wanted.size_bytes)?;
+    let part = directory.join(format!("{}.part", wanted.name));
+    // Left by a daemon that was killed; QEMU would write through a link.
+    run_dir::remove(&part).map_err(unwritable(&part))?;
+    Ok((path, Some(part)))
 }
 
 #[async_trait]
@@ -154,31 +123,38 @@ impl Storage for FileStorage {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
-        let directory = ready(pool)?;
-        let path = directory.join(format!("{}.qcow2", wanted.name));
+        let (asked, of) = (pool.clone(), wanted.clone());
+        let (path, part) = blocking(move || find(&asked, &of)).await?;
         let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
-        if !path.exists() {
-            let part = directory.join(format!("{}.part", wanted.name));
-            let made = self.make(pool, wanted, &directory, &part).await;
-            if let Err(error) = made.and_then(|()| keep(&directory, &part, &path)) {
-                let _ = std::fs::remove_file(&part);
-                return Err(error);
+        let Some(part) = part else { return Ok(ready) };
+        let made = match self.make(pool, wanted, &part).await {
+            Ok(()) => {
+                let (part, owner) = (part.clone(), wanted.owner_uid);
+                blocking(move || pool::put(&part, &path, owner).map_err(unwritable(&path))).await
             }
+            failed => failed,
+        };
+        if made.is_err() {
+            discard(part).await;
         }
-        chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)).map_err(|error| {
-            says(format!("{} cannot be given to its VM ({error})", path.display()))
-        })?;
-        Ok(ready)
+        made.map(|()| ready)
     }
 
     async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
-        let path = ready(pool)?.join(format!("{name}.qcow2"));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(says(format!("{} cannot be removed ({error})", path.display())))
+        let (pool, name) = (pool.clone(), name.to_owned());
+        blocking(move || {
+            let directory = pool::ready(&pool)?;
+            for ending in ["qcow2", "part"] {
+                let path = directory.join(format!("{name}.{ending}"));
+                run_dir::remove(&path).map_err(|error| {
+                    says(format!("{} cannot be removed ({error})", path.display()))
+                })?;
             }
-            _ => Ok(()),
-        }
+            // Before anybody is told: a power cut must not bring back what nothing names any more.
+            pool::sync(&directory)
+                .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
+        })
+        .await
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {
@@ -190,17 +166,16 @@ impl Storage for FileStorage {
     }
 
     async fn seed(&self, wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
-        let directory = self.run_dir.join(&wanted.vm);
-        let path = directory.join("seed.img");
         let image = seed::image(wanted).map_err(|error| {
             says(format!(
                 "the seed of {} cannot be made ({error}); its user data may be too long (1 MiB)",
                 wanted.vm
             ))
         })?;
-        std::fs::create_dir_all(&directory)
-            .and_then(|()| std::fs::write(&path, image))
-            .and_then(|()| chown(&path, Some(wanted.owner_uid), Some(wanted.owner_uid)))
+        let path = self.run_dir.join(&wanted.vm).join(run_dir::SEED);
+        // It may hold secrets: only root writes it, and only this VM's user reads it.
+        run_dir::prepare(&self.run_dir, &wanted.vm)
+            .and_then(|_| run_dir::write(&path, &image, Some(wanted.owner_uid)))
             .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
         Ok(path)
     }

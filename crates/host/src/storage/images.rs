@@ -93,7 +93,18 @@ impl ImageStore {
             });
         }
         let path = self.path(&imported.sha256);
-        tokio::fs::rename(&part, &path).await.map_err(failed(&path))?;
+        let put = match tokio::fs::rename(&part, &path).await {
+            // Its name reaches the disk before anybody relies on it.
+            Ok(()) => match tokio::fs::File::open(&self.directory).await {
+                Ok(directory) => directory.sync_all().await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = put {
+            let _ = tokio::fs::remove_file(&part).await;
+            return Err(failed(&path)(error));
+        }
         Ok(imported)
     }
 }

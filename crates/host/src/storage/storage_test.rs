@@ -1,7 +1,20 @@
-//! Tests of images and seeds.
+//! Tests of volumes, pools, images and seeds.
 
-use super::{images::ImageStore, seed};
-use crate::agent::storage::{SeedNic, SeedWanted};
+use super::{
+    files::{Fetch, FileStorage},
+    images::ImageStore,
+    pool::{self, MARK},
+    says, seed,
+};
+use crate::agent::storage::{SeedNic, SeedWanted, Storage, StorageFailure, VolumeWanted};
+use async_trait::async_trait;
+use haven_model::{Bytes, PoolDriverKind, PoolSpec, image::ImageFile};
+use nix::mount::{MntFlags, MsFlags};
+use std::{
+    os::unix::fs::{MetadataExt, symlink},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 fn wanted() -> SeedWanted {
     SeedWanted {
@@ -43,4 +56,238 @@ async fn an_image_with_a_wrong_sum_is_refused_and_leaves_nothing() {
     assert_eq!(imported.size, 3);
     assert!(imported.sha256.starts_with("ba7816bf"));
     assert_eq!(store.list().len(), 1);
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
+    let Some(disk) = SmallDisk::new(4) else { return };
+    let store = ImageStore::new(disk.path().into());
+    let error = store.import(&vec![7u8; 6 << 20][..], None).await.unwrap_err();
+    assert!(error.what.contains("the disk is full; remove images"), "{error}");
+    assert_eq!(names(disk.path()), [""; 0]);
+}
+
+/// A file system of a few MiB, only for this thread and those it starts.
+struct SmallDisk {
+    at: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new(mib: u32) -> Option<Self> {
+        let at = tempfile::tempdir().unwrap();
+        let private = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).and_then(|()| {
+            let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        });
+        let options = format!("size={mib}m");
+        let mounted = private.and_then(|()| {
+            let kind = Some("tmpfs");
+            nix::mount::mount(kind, at.path(), kind, MsFlags::empty(), Some(options.as_str()))
+        });
+        if mounted.is_err() {
+            println!("skipped: needs root, to mount a small tmpfs");
+            return None;
+        }
+        Some(Self { at })
+    }
+    fn path(&self) -> &Path {
+        self.at.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.at.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+struct Nobody;
+
+#[async_trait]
+impl Fetch for Nobody {
+    async fn fetch(&self, _file: &ImageFile, _into: &ImageStore) -> Result<(), StorageFailure> {
+        Err(says("no other host has it"))
+    }
+}
+
+struct Fixture {
+    base: tempfile::TempDir,
+    storage: FileStorage,
+}
+
+fn fixture() -> Fixture {
+    let base = tempfile::tempdir().unwrap();
+    let storage = FileStorage {
+        images: ImageStore::new(base.path().join("images")),
+        run_dir: base.path().join("vms"),
+        peers: Arc::new(Nobody),
+    };
+    Fixture { base, storage }
+}
+
+fn pool_at(path: &Path, driver: PoolDriverKind) -> PoolSpec {
+    PoolSpec { driver, path: path.to_str().unwrap().into() }
+}
+
+fn volume(size_bytes: u64) -> VolumeWanted {
+    VolumeWanted { name: "web-1.root".into(), size_bytes, image: None, owner_uid: me() }
+}
+
+fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+async fn with_image(storage: &FileStorage, bytes: usize) -> (ImageFile, String) {
+    let content: Vec<u8> = (0..bytes).map(|i| ((i * 7919) >> 8) as u8 | 1).collect();
+    let imported = storage.images.import(&content[..], None).await.unwrap();
+    (ImageFile { sha256: imported.sha256, size: Bytes(imported.size) }, "raw".into())
+}
+
+#[tokio::test]
+async fn a_volume_is_whole_and_only_its_vms() {
+    let fixture = fixture();
+    let directory = fixture.base.path().join("deep/pool");
+    let pool = pool_at(&directory, PoolDriverKind::Local);
+    // What a daemon left that was killed, and a link that would lead elsewhere.
+    let victim = fixture.base.path().join("victim");
+    std::fs::write(&victim, "as it was").unwrap();
+    std::fs::create_dir_all(&directory).unwrap();
+    symlink(&victim, directory.join("web-1.root.part")).unwrap();
+    let mut wanted = volume(64 << 20);
+    wanted.image = Some(with_image(&fixture.storage, 1 << 20).await);
+    let ready = fixture.storage.volume(&pool, &wanted).await.unwrap();
+    let found = std::fs::symlink_metadata(&ready.path).unwrap();
+    assert!(found.is_file());
+    assert_eq!((found.mode() & 0o777, found.uid()), (0o600, me()));
+    assert_eq!(names(&directory), ["web-1.root.qcow2"]);
+    assert_eq!(std::fs::read(&victim).unwrap(), b"as it was");
+    // It is kept, not made again.
+    let inode = found.ino();
+    fixture.storage.volume(&pool, &wanted).await.unwrap();
+    assert_eq!(std::fs::metadata(&ready.path).unwrap().ino(), inode);
+    fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap();
+    fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap();
+    assert_eq!(names(&directory), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_volume_that_cannot_fit_is_refused_in_both_kinds_of_pool() {
+    let Some(disk) = SmallDisk::new(8) else { return };
+    let fixture = fixture();
+    for driver in [PoolDriverKind::Local, PoolDriverKind::Shared] {
+        let pool = pool_at(disk.path(), driver);
+        if driver == PoolDriverKind::Shared {
+            pool::create_shared(&pool).unwrap();
+        }
+        let before = names(disk.path());
+        let said = fixture.storage.volume(&pool, &volume(64 << 20)).await.unwrap_err().what;
+        assert!(said.contains("web-1.root may grow to 64MiB"), "{said}");
+        assert!(said.contains("MiB left") && said.contains("free some space"), "{said}");
+        assert_eq!(names(disk.path()), before);
+        fixture.storage.volume(&pool, &volume(2 << 20)).await.unwrap();
+        fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_fails_half_way_leaves_nothing() {
+    let Some(disk) = SmallDisk::new(8) else { return };
+    let fixture = fixture();
+    let pool = pool_at(disk.path(), PoolDriverKind::Shared);
+    pool::create_shared(&pool).unwrap();
+    // The image is larger than the disk that is asked for, and than what is left.
+    let mut wanted = volume(2 << 20);
+    wanted.image = Some(with_image(&fixture.storage, 12 << 20).await);
+    let said = fixture.storage.volume(&pool, &wanted).await.unwrap_err().what;
+    assert!(said.contains("the pool is full, free some space"), "{said}");
+    assert_eq!(names(disk.path()), [MARK]);
+    wanted.image = Some(with_image(&fixture.storage, 4 << 20).await);
+    let said = fixture.storage.volume(&pool, &wanted).await.unwrap_err().what;
+    assert!(said.contains("the volume cannot be made"), "{said}");
+    assert_eq!(names(disk.path()), [MARK]);
+}
+
+#[tokio::test]
+async fn a_shared_pool_is_used_only_under_its_own_mark() {
+    let fixture = fixture();
+    let directory = fixture.base.path().join("shared");
+    let pool = pool_at(&directory, PoolDriverKind::Shared);
+    let refused = async || {
+        let said = fixture.storage.volume(&pool, &volume(1 << 20)).await.unwrap_err().what;
+        let deleted = fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap_err().what;
+        assert_eq!(said, deleted);
+        said
+    };
+    assert!(refused().await.contains("cannot be read"));
+    // An empty directory: perhaps a mount point on which nothing is mounted.
+    std::fs::create_dir(&directory).unwrap();
+    let said = refused().await;
+    assert!(said.contains("not mounted there, or is new") && said.contains("`echo"), "{said}");
+    assert_eq!(names(&directory), [""; 0]);
+    // The command in that sentence does what it says.
+    let command = said.split('`').nth(1).unwrap();
+    assert!(std::process::Command::new("sh").args(["-c", command]).status().unwrap().success());
+    fixture.storage.volume(&pool, &volume(1 << 20)).await.unwrap();
+    pool::create_shared(&pool).unwrap();
+    // Another pool is mounted there by mistake, or one whose mark says nothing.
+    std::fs::write(directory.join(MARK), "/srv/other\n").unwrap();
+    assert!(refused().await.contains("its .haven-pool names the pool /srv/other"));
+    assert!(pool::create_shared(&pool).is_err());
+    std::fs::write(directory.join(MARK), "").unwrap();
+    assert!(refused().await.contains("names no pool"));
+}
+
+#[test]
+fn a_shared_pool_is_made_only_of_an_empty_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool_at(directory.path(), PoolDriverKind::Shared);
+    std::fs::write(directory.path().join("file"), "").unwrap();
+    let said = pool::create_shared(&pool).unwrap_err().what;
+    assert!(said.contains("not empty (it holds file)"), "{said}");
+    std::fs::remove_file(directory.path().join("file")).unwrap();
+    std::fs::create_dir(directory.path().join("lost+found")).unwrap();
+    pool::create_shared(&pool).unwrap();
+    pool::create_shared(&pool).unwrap();
+    assert_eq!(pool::ready(&pool).unwrap(), PathBuf::from(&pool.path));
+}
+
+#[tokio::test]
+async fn the_seed_is_roots_and_only_its_vm_reads_it() {
+    let fixture = fixture();
+    let mut wanted = wanted();
+    wanted.owner_uid = me();
+    let path = fixture.storage.seed(&wanted).await.unwrap();
+    let found = std::fs::symlink_metadata(&path).unwrap();
+    assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (0o640, me(), me()));
+    wanted.user_data = "x".repeat(2 << 20);
+    assert!(fixture.storage.seed(&wanted).await.unwrap_err().what.contains("too long"));
+}
+
+#[test]
+fn without_qemu_img_the_package_is_named() {
+    const EMPTY: &str = "HAVEN_TEST_WITHOUT_QEMU_IMG";
+    if std::env::var_os(EMPTY).is_none() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "storage::storage_test::without_qemu_img_the_package_is_named"])
+            .env(EMPTY, "1")
+            .env("PATH", "/nonexistent")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let fixture = fixture();
+    let pool = pool_at(&fixture.base.path().join("pool"), PoolDriverKind::Local);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let failed = runtime.block_on(fixture.storage.volume(&pool, &volume(1 << 20))).unwrap_err();
+    assert!(failed.what.contains("install the package qemu-utils"), "{failed}");
 }

@@ -92,6 +92,33 @@ pub struct RunningVm {
     pub pid: i32,
 }
 
+/// What a guest does, as QEMU tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// It runs.
+    Running,
+    /// QEMU waits to be told to run it, and it has not run here yet: the daemon that started it was killed before it
+    /// let it run.
+    NotStarted,
+    /// It ran and is stopped on purpose; it can go on.
+    Paused,
+    /// It ran and cannot go on without help: a disk's error, a panic, an error of QEMU.
+    Broken,
+    /// It powered off and QEMU waits to end.
+    Ended,
+}
+
+/// A QEMU process of this host that no launch record names. Its guest never ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// The VM that it says to run.
+    pub vm: String,
+    /// Its process.
+    pub pid: i32,
+    /// When it started; tells it from a later process of the same number.
+    pub start_time: u64,
+}
+
 /// How a VM's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -159,6 +186,14 @@ pub enum VmError {
         #[source]
         source: std::io::Error,
     },
+    /// It runs already.
+    #[error("{vm} runs on this host already, as process {pid}; end it first")]
+    RunsAlready {
+        /// Which VM.
+        vm: String,
+        /// Its process.
+        pid: i32,
+    },
     /// There is no such VM here.
     #[error("{0} does not run on this host")]
     NotHere(String),
@@ -169,7 +204,8 @@ pub enum VmError {
 pub trait VmDriver: Send + Sync {
     /// Starts a VM; when this returns the guest runs.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
-    /// What runs, also what an earlier daemon started.
+    /// What has a process, also what an earlier daemon started and what is just being started. Whether the guest runs
+    /// in it tells [`VmDriver::state`]. An error says nothing about any VM.
     async fn list(&self) -> Result<Vec<RunningVm>, VmError>;
     /// Asks the guest to end and ends it after `grace`; returns when its process is gone.
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError>;
@@ -177,6 +213,14 @@ pub trait VmDriver: Send + Sync {
     async fn kill(&self, vm: &str) -> Result<(), VmError>;
     /// Presses its reset button.
     async fn reset(&self, vm: &str) -> Result<(), VmError>;
+    /// What its guest does. After a restart of the daemon a VM that is [`GuestState::NotStarted`] must be killed and
+    /// started anew (its guard may not know it).
+    async fn state(&self, vm: &str) -> Result<GuestState, VmError>;
+    /// Processes of VMs of this host that nothing names: what a daemon left that was killed in the middle of a start.
+    /// Never one that is just being started.
+    async fn strays(&self) -> Result<Vec<Stray>, VmError>;
+    /// Ends a stray; returns when its process is gone. Fine when it has ended.
+    async fn end_stray(&self, stray: &Stray) -> Result<(), VmError>;
     /// Events from now on.
     fn events(&self) -> broadcast::Receiver<VmEvent>;
     /// The socket of its serial console.

@@ -1,7 +1,7 @@
 //! VMs that are only records, for the simulator. All hosts share one [`World`], so that a judge outside sees who
 //! runs what.
 
-use super::driver::{Exit, RunningVm, VmDriver, VmError, VmEvent, VmLaunch};
+use super::driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch};
 use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -21,6 +21,10 @@ pub type Witness = Arc<dyn Fn(&str, &str, u64, bool) + Send + Sync>;
 pub struct World {
     witness: Option<Witness>,
     running: Mutex<BTreeMap<(String, String), u64>>,
+    /// Guests that do not run although their process does.
+    states: Mutex<BTreeMap<(String, String), GuestState>>,
+    /// Host to processes that nothing names.
+    strays: Mutex<BTreeMap<String, Vec<Stray>>>,
     events: Mutex<BTreeMap<String, broadcast::Sender<VmEvent>>>,
 }
 
@@ -48,7 +52,25 @@ impl World {
             .collect()
     }
 
-    /// Ends everything on a host: its guard fired, or its power is gone.
+    /// Says what the guest of a VM that runs does from now on, until its end.
+    pub fn set_state(&self, host: &str, vm: &str, state: GuestState) {
+        let key = (host.to_owned(), vm.to_owned());
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).insert(key, state);
+    }
+
+    /// Leaves a process that nothing names, as a daemon does that is killed in the middle of a start.
+    pub fn leave_stray(&self, host: &str, stray: Stray) {
+        let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        strays.entry(host.to_owned()).or_default().push(stray);
+    }
+
+    /// The power of a host is gone, and with it all that ran there.
+    pub fn power_cut(&self, host: &str) {
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.kill_all(host);
+    }
+
+    /// Ends every VM on a host: its guard fired. Strays stay: the guard does not know them.
     pub fn kill_all(&self, host: &str) {
         for (vm, _) in self.running_on(host) {
             self.end(host, &vm, Exit::Crashed);
@@ -62,6 +84,7 @@ impl World {
         if let (Some(epoch), Some(witness)) = (epoch, &self.witness) {
             witness(host, vm, epoch, false);
         }
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(epoch), Some(sender)) = (epoch, events.get(host)) {
             let _ = sender.send(VmEvent::Exited { vm: vm.to_owned(), epoch, how });
@@ -108,6 +131,10 @@ impl VmDriver for FakeVmDriver {
         if (self.fails)() {
             return Err(VmError::Died { vm: launch.vm.clone(), said: "simulated".into() });
         }
+        let running = self.world.running();
+        if running.contains_key(&(self.host.clone(), launch.vm.clone())) {
+            return Err(VmError::RunsAlready { vm: launch.vm.clone(), pid: 1 });
+        }
         self.guard
             .register(&Registration { vm: &launch.vm, pid: 1, session: launch.session, tap: "" })
             .await
@@ -131,6 +158,27 @@ impl VmDriver for FakeVmDriver {
         Ok(())
     }
     async fn reset(&self, _vm: &str) -> Result<(), VmError> {
+        Ok(())
+    }
+    async fn state(&self, vm: &str) -> Result<GuestState, VmError> {
+        self.clock.pass().await;
+        let key = (self.host.clone(), vm.to_owned());
+        if !self.world.running().contains_key(&key) {
+            return Err(VmError::NotHere(vm.into()));
+        }
+        let states = self.world.states.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(states.get(&key).copied().unwrap_or(GuestState::Running))
+    }
+    async fn strays(&self) -> Result<Vec<Stray>, VmError> {
+        self.clock.pass().await;
+        let strays = self.world.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(strays.get(&self.host).cloned().unwrap_or_default())
+    }
+    async fn end_stray(&self, stray: &Stray) -> Result<(), VmError> {
+        let mut strays = self.world.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(here) = strays.get_mut(&self.host) {
+            here.retain(|one| one != stray);
+        }
         Ok(())
     }
     fn events(&self) -> broadcast::Receiver<VmEvent> {

@@ -1,13 +1,37 @@
 //! VMs of this host: QEMU, driven by QMP.
 //!
 //! What it promises: a guest does not run before the guard watches over its process; a daemon that was restarted
-//! finds and adopts what runs; each VM runs as a unix user of its own, sandboxed, with no network but its taps.
+//! finds and adopts what runs, tells what never ran, and finds what nothing names; each VM runs as a unix user of its
+//! own, sandboxed, with no network but its taps.
 //!
-//! Rejected: libvirt (it would own restarts and fencing, which are Haven's purpose), and the `qapi` crate (it dies on
-//! one unknown event).
+//! ```text
+//!   qemu.rs ──► launch.rs ──► QEMU ◄── qmp.rs ◄── commands.rs: all that is asked and read
+//!      │           └── run_dir.rs: root's files; QEMU inherits sockets, log, taps and /dev/kvm, and opens none itself
+//!      ├──► record.rs, scan.rs: what an earlier daemon started, recorded or not
+//!      ├──► process.rs: the process, held by its pidfd
+//!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
+//! ```
+//!
+//! Rejected: libvirt (it would own restarts and fencing, which are Haven's purpose), the `qapi` crate (it dies on
+//! one unknown event), and a sockets' directory that belongs to the VM's user (a guest that broke out could put a link
+//! there to another VM's socket, and the daemon would obey it).
 
+pub mod arguments;
+pub mod commands;
+pub mod console;
 pub mod driver;
 pub mod fake;
+pub mod kvm;
+pub mod launch;
 pub mod probe;
+pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod record;
+pub mod run_dir;
+pub mod scan;
+
+#[cfg(test)]
+mod fake_test;
+#[cfg(test)]
+mod qmp_test;

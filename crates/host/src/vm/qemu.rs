@@ -1,58 +1,64 @@
-//! The driver for QEMU.
+//! The driver for QEMU: one process per VM, started stopped, recorded, given to the guard, and only then let run.
 //!
-//! A VM's directory `RUN/vms/<vm>/` holds `launch.json` (what was started, by which process), `qmp.sock`,
-//! `console.sock` and `stderr`. It is all that a restarted daemon needs to adopt the VM.
+//! ```text
+//!   spawned (-S) ─► recorded ─► guarded ─► QMP answers ─► cont ─► followed to its end
+//!        │              │           │            │
+//!        stray          └───────────┴────────────┴─ a daemon killed here leaves a VM that is `NotStarted`
+//! ```
+//!
+//! A VM's directory (`run_dir.rs`) is all that a restarted daemon needs to adopt it.
 
 use super::{
-    driver::{Accel, Exit, RunningVm, VmDriver, VmError, VmEvent, VmLaunch},
+    commands::{self, Command},
+    console,
+    driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch},
+    launch::{self, system},
+    process::Process,
     qmp::{DEADLINE, Qmp, QmpError},
+    record, run_dir, scan,
 };
-use crate::guard::{Guard, Registration, start_time};
+use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::{fs::chown, process::CommandExt},
-    },
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{io::unix::AsyncFd, sync::broadcast};
+use tokio::{sync::broadcast, task::JoinHandle};
 
 /// Where the driver keeps things.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
+    /// QEMU's program, looked up in `PATH` unless it is a path.
+    pub program: PathBuf,
     /// `RUN/vms`: gone after a reboot.
     pub run_dir: PathBuf,
     /// `LOG/vms`: what consoles said.
     pub log_dir: PathBuf,
 }
 
-/// What `launch.json` holds.
-#[derive(Serialize, Deserialize)]
-struct Launched {
-    launch: VmLaunch,
-    pid: i32,
-    start_time: u64,
-}
-
 struct Live {
-    pid: i32,
-    qmp: Option<Arc<Qmp>>,
+    process: Arc<Process>,
+    epoch: u64,
+    /// Locked while it is connected: QEMU serves one client at a time.
+    qmp: Arc<tokio::sync::Mutex<Option<Arc<Qmp>>>>,
+    /// Hears what the guest says of a power-off; ends with the connection.
+    listener: Option<JoinHandle<()>>,
     /// Haven ended it itself.
     killed: bool,
     /// The guest said that it powers off.
     powered_off: bool,
+}
+
+impl Live {
+    fn new(process: Arc<Process>, epoch: u64) -> Self {
+        let qmp = Arc::default();
+        Self { process, epoch, qmp, listener: None, killed: false, powered_off: false }
+    }
 }
 
 type Table = Arc<Mutex<BTreeMap<String, Live>>>;
@@ -62,126 +68,21 @@ pub struct QemuDriver {
     config: QemuConfig,
     guard: Arc<dyn Guard>,
     live: Table,
-    /// VMs whose start is under way.
-    starting: Mutex<BTreeSet<String>>,
-    /// What a daemon before this one left was looked for.
-    swept: AtomicBool,
+    /// Held while a process and its record come into being or are looked for, so that no one sees one without the
+    /// other.
+    births: Mutex<()>,
     events: broadcast::Sender<VmEvent>,
 }
 
-/// How long QEMU may take to open its QMP socket.
+/// How long QEMU may take until its QMP answers.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// The first descriptor number that a tap gets in QEMU; far above those that the daemon has open, so that giving one
-/// tap its number never closes another.
-const TAP_FD: i32 = 500;
+/// How long after the end of a process its last events may come.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 
-fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> VmError {
-    let what = what.into();
-    move |source| VmError::System { what, source }
-}
-
-/// The command line of a VM; `taps` are the descriptors that QEMU inherits.
-#[must_use]
-pub fn arguments(launch: &VmLaunch, directory: &Path, log: &Path) -> Vec<String> {
-    let mut args: Vec<String> = Vec::new();
-    let mut add = |flag: &str, value: String| {
-        args.push(flag.to_owned());
-        if !value.is_empty() {
-            args.push(value);
-        }
-    };
-    let file = |name: &str| directory.join(name).display().to_string();
-    add("-name", format!("guest={},process=haven-{},debug-threads=on", launch.vm, launch.vm));
-    add("-nodefaults", String::new());
-    add("-no-user-config", String::new());
-    add("-display", "none".into());
-    add("-S", String::new());
-    match launch.accel {
-        Accel::Kvm => {
-            add("-accel", "kvm".into());
-            add("-cpu", "host".into());
-        }
-        Accel::Tcg => {
-            add("-accel", "tcg".into());
-            add("-cpu", "max".into());
-        }
-    }
-    add("-machine", "q35,usb=off".into());
-    add("-smp", launch.cpus.to_string());
-    add("-m", format!("{}B", launch.memory_bytes));
-    add("-uuid", launch.uuid.clone());
-    add(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
-    );
-    add("-qmp", format!("unix:{},server=on,wait=off", file("qmp.sock")));
-    add(
-        "-chardev",
-        format!(
-            "socket,id=console,path={},server=on,wait=off,logfile={},logappend=on",
-            file("console.sock"),
-            log.display()
-        ),
-    );
-    add("-serial", "chardev:console".into());
-    add("-device", "virtio-rng-pci".into());
-    devices(launch, &mut add);
-    args
-}
-
-/// What hangs on the machine: what it boots, disks, the seed, network cards.
-fn devices(launch: &VmLaunch, add: &mut dyn FnMut(&str, String)) {
-    if let Some(boot) = &launch.direct_boot {
-        add("-kernel", boot.kernel.display().to_string());
-        if let Some(initrd) = &boot.initrd {
-            add("-initrd", initrd.display().to_string());
-        }
-        add("-append", boot.cmdline.clone());
-    }
-    for (i, disk) in launch.disks.iter().enumerate() {
-        let node = json!({
-            "driver": disk.format, "node-name": format!("d{i}"), "read-only": disk.read_only, "discard": "unmap",
-            "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
-        });
-        add("-blockdev", node.to_string());
-        add(
-            "-device",
-            format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1),
-        );
-    }
-    if let Some(seed) = &launch.seed {
-        let node = json!({
-            "driver": "raw", "node-name": "seed", "read-only": true,
-            "file": { "driver": "file", "filename": seed },
-        });
-        add("-blockdev", node.to_string());
-        add("-device", "virtio-blk-pci,drive=seed,serial=seed".into());
-    }
-    for (i, nic) in launch.nics.iter().enumerate() {
-        add("-netdev", format!("tap,id=n{i},fd={}", TAP_FD + i as i32));
-        add("-device", format!("virtio-net-pci,netdev=n{i},mac={},host_mtu={}", nic.mac, nic.mtu));
-    }
-}
-
-/// Opens an existing tap for QEMU, which has no right to do so itself.
-fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctl reads only it.
-    unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(15)) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        if libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    // The guard takes the cards of what it ends down.
-    crate::network::tap::set_up(name)?;
-    Ok(file.into())
+fn lock(table: &Table) -> MutexGuard<'_, BTreeMap<String, Live>> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl QemuDriver {
@@ -189,211 +90,127 @@ impl QemuDriver {
     #[must_use]
     pub fn new(config: QemuConfig, guard: Arc<dyn Guard>) -> Self {
         let (events, _) = broadcast::channel(256);
-        Self {
-            config,
-            guard,
-            live: Table::default(),
-            starting: Mutex::default(),
-            swept: AtomicBool::new(false),
-            events,
-        }
+        Self { config, guard, live: Table::default(), births: Mutex::new(()), events }
     }
 
     fn directory(&self, vm: &str) -> PathBuf {
         self.config.run_dir.join(vm)
     }
 
-    /// Where QEMU itself makes what it needs.
-    fn sockets(&self, vm: &str) -> PathBuf {
-        self.directory(vm).join("qemu")
-    }
-
-    /// What a daemon before this one left: a QEMU that it started and never let run, or none of it recorded.
-    async fn end_strays(&self) {
-        for (pid, vm) in strays(&self.config.run_dir) {
-            let recorded = std::fs::read(self.directory(&vm).join("launch.json"))
-                .ok()
-                .and_then(|text| serde_json::from_slice::<Launched>(&text).ok())
-                .is_some_and(|record| record.pid == pid);
-            if !recorded && !lock_set(&self.starting).contains(&vm) {
-                tracing::warn!(vm, pid, "a QEMU that nothing names is ended");
-                kill_process(pid);
-                gone(pid).await;
-            }
-        }
-    }
-
-    /// Takes over a QEMU of a daemon before this one. False when it never ran: then it is ended.
-    async fn adopt(&self, record: &Launched) -> bool {
-        let vm = &record.launch.vm;
-        let qmp = Qmp::connect(&self.sockets(vm).join("qmp.sock")).await.ok();
-        let status = match &qmp {
-            Some(qmp) => qmp.call("query-status", json!({}), DEADLINE).await.ok(),
-            None => None,
-        };
-        if status.is_some_and(|status| status["status"] == "prelaunch") {
-            tracing::warn!(vm, pid = record.pid, "it was started and never let run: ended");
-            kill_process(record.pid);
-            gone(record.pid).await;
-            return false;
-        }
-        tracing::info!(vm, pid = record.pid, "adopted");
-        self.follow(vm, record.launch.epoch, record.pid, qmp);
-        true
-    }
-
-    fn spawn(&self, launch: &VmLaunch) -> Result<i32, VmError> {
-        let directory = self.directory(&launch.vm);
-        // Root writes into the directory, the VM's user only into the one for its sockets: it can lead no write of
-        // root astray with a link.
-        let sockets = self.sockets(&launch.vm);
-        let prepared = std::fs::create_dir_all(&sockets)
-            .and_then(|()| std::fs::create_dir_all(&self.config.log_dir))
-            .and_then(|()| chown(&directory, Some(0), Some(0)))
-            .and_then(|()| chown(&sockets, Some(launch.uid), Some(launch.uid)));
-        prepared
-            .map_err(system(format!("the directory {} cannot be prepared", directory.display())))?;
-        let log = self.log(&launch.vm);
-        let _ = std::fs::remove_file(sockets.join("qmp.sock"));
-        let _ = std::fs::remove_file(sockets.join("console.sock"));
-        let logged = File::options().create(true).append(true).open(&log);
-        logged
-            .and_then(|_| chown(&log, Some(launch.uid), Some(launch.uid)))
-            .map_err(system(format!("{} cannot be written", log.display())))?;
-        let stderr = File::create(directory.join("stderr"))
-            .map_err(system(format!("{} cannot be written", directory.display())))?;
-        let mut taps = Vec::new();
-        for nic in &launch.nics {
-            let tap = open_tap(&nic.tap)
-                .map_err(system(format!("the tap {} cannot be opened", nic.tap)))?;
-            taps.push(tap);
-        }
-        let numbers: Vec<i32> = taps.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut command = Command::new("qemu-system-x86_64");
-        command
-            .args(arguments(launch, &sockets, &log))
-            .current_dir("/")
-            .uid(launch.uid)
-            .gid(launch.uid)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        // SAFETY: setsid, dup2 and fcntl are async-signal-safe and touch only the child.
-        unsafe {
-            command.pre_exec(move || {
-                nix::unistd::setsid()?;
-                for (i, fd) in numbers.iter().enumerate() {
-                    let wanted = TAP_FD + i as i32;
-                    // A descriptor that has the wanted number already would keep its close-on-exec flag.
-                    let done = if *fd == wanted {
-                        libc::fcntl(wanted, libc::F_SETFD, 0)
-                    } else {
-                        libc::dup2(*fd, wanted)
-                    };
-                    if done < 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                Ok(())
-            });
-        }
-        let child = command.spawn().map_err(|source| {
-            if source.kind() == io::ErrorKind::NotFound {
-                VmError::NoQemu
-            } else {
-                VmError::System { what: format!("QEMU of {} cannot be started", launch.vm), source }
-            }
-        })?;
-        i32::try_from(child.id()).map_err(|_| VmError::NotHere(launch.vm.clone()))
-    }
-
-    fn remember(&self, launch: &VmLaunch, pid: i32) -> Result<(), VmError> {
-        let record =
-            Launched { launch: launch.clone(), pid, start_time: start_time(pid).unwrap_or(0) };
-        let text = serde_json::to_vec(&record).expect("a launch is plain data");
-        let path = self.directory(&launch.vm).join("launch.json");
-        let new = path.with_extension("new");
-        std::fs::write(&new, text)
-            .and_then(|()| std::fs::rename(&new, &path))
-            .map_err(system(format!("{} cannot be written", path.display())))
-    }
-
-    /// Waits until QEMU listens; when it ends instead, says what it said.
-    async fn meet(&self, vm: &str, pid: i32) -> Result<Arc<Qmp>, VmError> {
-        let path = self.sockets(vm).join("qmp.sock");
-        let until = tokio::time::Instant::now() + SOCKET_PATIENCE;
-        loop {
-            match Qmp::connect(&path).await {
-                Ok(qmp) => return Ok(qmp),
-                Err(QmpError::Io(_)) if !ended(pid) && tokio::time::Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Err(_) if ended(pid) => {
-                    let said = std::fs::read_to_string(self.directory(vm).join("stderr"))
-                        .unwrap_or_default();
-                    let last: Vec<&str> = said.lines().rev().take(3).collect();
-                    let said = last.into_iter().rev().collect::<Vec<_>>().join("; ");
-                    return Err(VmError::Died { vm: vm.into(), said });
-                }
-                Err(source) => {
-                    return Err(VmError::Qmp { vm: vm.into(), source });
-                }
-            }
-        }
-    }
-
-    /// Follows a process to its end, and what its guest says of a power-off.
-    fn follow(&self, vm: &str, epoch: u64, pid: i32, qmp: Option<Arc<Qmp>>) {
-        let entry = Live { pid, qmp: qmp.clone(), killed: false, powered_off: false };
-        lock(&self.live).insert(vm.to_owned(), entry);
-        if let Some(qmp) = qmp {
-            let (live, vm, mut said) = (Arc::clone(&self.live), vm.to_owned(), qmp.events());
-            tokio::spawn(async move {
-                while let Ok(event) = said.recv().await {
-                    if event["event"] == "SHUTDOWN"
-                        && event["data"]["guest"] == true
-                        && let Some(entry) = lock(&live).get_mut(&vm)
-                    {
-                        entry.powered_off = true;
-                    }
-                }
-            });
-        }
-        let (live, events, guard) =
-            (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
-        let (vm, directory) = (vm.to_owned(), self.directory(vm));
-        tokio::spawn(async move {
-            gone(pid).await;
-            // Before the table forgets it: a new start of this VM writes a record of its own.
-            let _ = std::fs::remove_file(directory.join("launch.json"));
-            let entry = {
-                let mut table = lock(&live);
-                if table.get(&vm).is_some_and(|entry| entry.pid == pid) {
-                    table.remove(&vm)
-                } else {
-                    None
-                }
-            };
-            let _ = guard.unregister(&vm).await;
-            let Some(entry) = entry else { return };
-            let how = match (entry.killed, entry.powered_off) {
-                (true, _) => Exit::Killed,
-                (false, true) => Exit::PoweredOff,
-                (false, false) => Exit::Crashed,
-            };
-            let _ = events.send(VmEvent::Exited { vm, epoch, how });
-        });
+    fn births(&self) -> MutexGuard<'_, ()> {
+        self.births.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entry<T>(&self, vm: &str, read: impl FnOnce(&mut Live) -> T) -> Option<T> {
         lock(&self.live).get_mut(vm).map(read)
     }
 
-    async fn qmp_call(&self, vm: &str, command: &str) -> Result<(), VmError> {
-        let qmp = self.entry(vm, |entry| entry.qmp.clone()).flatten();
-        let qmp = qmp.ok_or_else(|| VmError::NotHere(vm.into()))?;
-        let called = qmp.call(command, json!({}), DEADLINE).await;
-        called.map(|_| ()).map_err(|source| VmError::Qmp { vm: vm.into(), source })
+    /// Refuses a VM that has a process, known or recorded by an earlier daemon.
+    fn runs_not(&self, vm: &str, directory: &Path) -> Result<(), VmError> {
+        let recorded = record::read(directory)
+            .and_then(|record| match record {
+                Some(record) => Process::find(record.pid, record.start_time),
+                None => Ok(None),
+            })
+            .map_err(system(format!("the launch record of {vm} cannot be read")))?;
+        let known = self.entry(vm, |entry| entry.process.pid());
+        match known.or(recorded.map(|process| process.pid())) {
+            Some(pid) => Err(VmError::RunsAlready { vm: vm.into(), pid }),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the process, stopped; from here on the table knows it.
+    fn spawn(&self, launch: &VmLaunch, taps: Vec<OwnedFd>) -> Result<Arc<Process>, VmError> {
+        let _births = self.births();
+        let directory = self.directory(&launch.vm);
+        self.runs_not(&launch.vm, &directory)?;
+        let (program, log) = (&self.config.program, self.log(&launch.vm));
+        let process = launch::spawn(program, launch, &self.config.run_dir, &log, taps)?;
+        let process = Arc::new(process);
+        let entry = Live::new(Arc::clone(&process), launch.epoch);
+        lock(&self.live).insert(launch.vm.clone(), entry);
+        Ok(process)
+    }
+
+    /// Gives the process to the guard, and only then lets the guest run.
+    async fn bring_up(&self, launch: &VmLaunch, process: &Process) -> Result<(), VmError> {
+        let tap = launch.nics.first().map_or("", |nic| nic.tap.as_str());
+        self.guard
+            .register(&Registration {
+                vm: &launch.vm,
+                pid: process.pid(),
+                session: launch.session,
+                tap,
+            })
+            .await
+            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
+        let source = tokio::select! {
+            biased;
+            _ = process.ended() => QmpError::Closed,
+            met = self.ask(&launch.vm, &commands::CONTINUE, SOCKET_PATIENCE) => match met {
+                Err(VmError::Qmp { source, .. }) => source,
+                other => return other.map(|_| ()),
+            },
+        };
+        // A QEMU that ends closes its socket first; what it said is the better reason.
+        let broken = matches!(source, QmpError::Closed | QmpError::Io(_));
+        if broken && tokio::time::timeout(LAST_EVENTS, process.ended()).await.is_ok() {
+            let said = launch::last_words(&self.directory(&launch.vm));
+            return Err(VmError::Died { vm: launch.vm.clone(), said });
+        }
+        Err(VmError::Qmp { vm: launch.vm.clone(), source })
+    }
+
+    /// Follows a process to its end and keeps its logs bounded on the way.
+    fn follow(&self, vm: &str, process: Arc<Process>) {
+        let (live, events, guard) =
+            (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
+        let (vm, directory) = (vm.to_owned(), self.directory(vm));
+        let logs = Arc::new([self.log(&vm), directory.join(run_dir::MESSAGES)]);
+        tokio::spawn(async move {
+            let bounded = tokio::spawn(bound(logs));
+            let ended = process.ended().await;
+            bounded.abort();
+            if ended.is_err() {
+                // The runtime ends, and the process runs on.
+                return;
+            }
+            let listener = lock(&live).get_mut(&vm).and_then(|entry| entry.listener.take());
+            if let Some(listener) = listener {
+                let _ = tokio::time::timeout(LAST_EVENTS, listener).await;
+            }
+            let Some(entry) = forget(&vm, &directory, &*guard, &live).await else { return };
+            let how = match (entry.killed, entry.powered_off) {
+                (true, _) => Exit::Killed,
+                (false, true) => Exit::PoweredOff,
+                (false, false) => Exit::Crashed,
+            };
+            let _ = events.send(VmEvent::Exited { vm, epoch: entry.epoch, how });
+        });
+    }
+
+    /// The connection to a VM's QEMU, made anew if it ended.
+    async fn qmp(&self, vm: &str, patience: Duration) -> Result<Arc<Qmp>, VmError> {
+        let held = self.entry(vm, |entry| (Arc::clone(&entry.qmp), entry.process.pid()));
+        let (held, pid) = held.ok_or_else(|| VmError::NotHere(vm.into()))?;
+        let mut held = held.lock().await;
+        if let Some(qmp) = held.as_ref().filter(|qmp| !qmp.is_closed()) {
+            return Ok(Arc::clone(qmp));
+        }
+        let qmp = Qmp::connect(&self.directory(vm).join(run_dir::QMP_SOCKET), patience)
+            .await
+            .map_err(|source| VmError::Qmp { vm: vm.into(), source })?;
+        let listener = tokio::spawn(listen(Arc::clone(&self.live), vm.into(), pid, qmp.events()));
+        self.entry(vm, |entry| entry.listener = Some(listener));
+        *held = Some(Arc::clone(&qmp));
+        Ok(qmp)
+    }
+
+    async fn ask(&self, vm: &str, command: &Command, patience: Duration) -> Result<Value, VmError> {
+        let qmp = self.qmp(vm, patience).await?;
+        let answer = qmp.call(command, json!({}), DEADLINE).await;
+        answer.map_err(|source| VmError::Qmp { vm: vm.into(), source })
     }
 
     async fn wait_gone(&self, vm: &str, patience: Duration) -> bool {
@@ -407,160 +224,117 @@ impl QemuDriver {
         true
     }
 
-    async fn launch_process(&self, launch: &VmLaunch, pid: i32) -> Result<Arc<Qmp>, VmError> {
-        self.remember(launch, pid)?;
-        let tap = launch.nics.first().map_or("", |nic| nic.tap.as_str());
-        self.guard
-            .register(&Registration { vm: &launch.vm, pid, session: launch.session, tap })
-            .await
-            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
-        let qmp = self.meet(&launch.vm, pid).await?;
-        qmp.call("cont", json!({}), DEADLINE)
-            .await
-            .map_err(|source| VmError::Qmp { vm: launch.vm.clone(), source })?;
-        Ok(qmp)
-    }
-}
-
-fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<String, Live>> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn lock_set(set: &Mutex<BTreeSet<String>>) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-    set.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Marks a VM as being started, for as long as it lives.
-struct Starting<'a>(&'a Mutex<BTreeSet<String>>, String);
-
-impl<'a> Starting<'a> {
-    fn begin(set: &'a Mutex<BTreeSet<String>>, vm: &str) -> Self {
-        lock_set(set).insert(vm.to_owned());
-        Self(set, vm.to_owned())
-    }
-}
-
-impl Drop for Starting<'_> {
-    fn drop(&mut self) {
-        lock_set(self.0).remove(&self.1);
-    }
-}
-
-/// The QEMU processes of this host whose sockets are in its run directory, with their VMs.
-fn strays(run_dir: &Path) -> Vec<(i32, String)> {
-    let mark = format!("{}/", run_dir.display());
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        if !line.split('\0').next().is_some_and(|program| program.contains("qemu-system")) {
-            continue;
+    /// Takes over what an earlier daemon recorded; returns the names of what is new.
+    fn adopt(&self) -> io::Result<Vec<String>> {
+        let _births = self.births();
+        let mut adopted = Vec::new();
+        for record in record::all(&self.config.run_dir)? {
+            let vm = record.launch.vm;
+            if lock(&self.live).contains_key(&vm) {
+                continue;
+            }
+            let Some(process) = Process::find(record.pid, record.start_time)? else {
+                run_dir::remove(&self.directory(&vm).join(run_dir::RECORD))?;
+                continue;
+            };
+            let process = Arc::new(process);
+            let entry = Live::new(Arc::clone(&process), record.launch.epoch);
+            lock(&self.live).insert(vm.clone(), entry);
+            tracing::info!(vm, pid = process.pid(), "adopted");
+            self.follow(&vm, process);
+            adopted.push(vm);
         }
-        if let Some((vm, _)) = line.split_once(&mark).and_then(|(_, rest)| rest.split_once('/')) {
-            found.push((pid, vm.to_owned()));
-        }
+        Ok(adopted)
     }
-    found
 }
 
-fn kill_process(pid: i32) {
-    let _ =
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+/// Cuts logs that have grown long, until it is aborted. On a thread that may wait for the disk: the daemon's other
+/// work, such as renewing its lease, must not.
+async fn bound(logs: Arc<[PathBuf]>) {
+    let mut tick = tokio::time::interval(console::INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let logs = Arc::clone(&logs);
+        let cut = tokio::task::spawn_blocking(move || {
+            for log in &*logs {
+                if let Err(error) = console::cut(log) {
+                    tracing::warn!(path = %log.display(), %error, "it has grown long and cannot be cut");
+                }
+            }
+        });
+        // It fails only when the runtime ends.
+        let _ = cut.await;
+    }
 }
 
-/// Whether a process has ended; one that waits to be reaped has.
-fn ended(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+/// Forgets a VM whose process has ended. The table comes last: once that has forgotten it, a new start of this VM
+/// writes a record and registers with the guard, and neither may be taken away then.
+async fn forget(vm: &str, directory: &Path, guard: &dyn Guard, live: &Table) -> Option<Live> {
+    if let Err(error) = run_dir::remove(&directory.join(run_dir::RECORD)) {
+        tracing::warn!(vm, %error, "its launch record cannot be removed");
+    }
+    // The guard holds the process itself; a registration of one that ended does no harm.
+    let _ = guard.unregister(vm).await;
+    lock(live).remove(vm)
 }
 
-/// Resolves when a process has ended, and reaps it if it is a child of this daemon.
-async fn gone(pid: i32) {
-    // SAFETY: a plain system call; a negative result means that there is no such process.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if let Ok(fd) = i32::try_from(fd)
-        && fd >= 0
-    {
-        // SAFETY: the descriptor was just opened and nobody else has it.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: the descriptor is owned by what is registered and is not closed before it.
-        let watched =
-            unsafe { AsyncFd::register_with_interest(owned, tokio::io::Interest::READABLE) };
-        if let Ok(watched) = watched {
-            let _ = watched.readable().await;
+/// Notes what a guest says of a power-off.
+async fn listen(live: Table, vm: String, pid: i32, mut said: broadcast::Receiver<Value>) {
+    loop {
+        match said.recv().await {
+            Ok(event) if commands::powers_off(&event) => {
+                if let Some(entry) = lock(&live).get_mut(&vm).filter(|e| e.process.pid() == pid) {
+                    entry.powered_off = true;
+                }
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
-    let _ = nix::sys::wait::waitpid(
-        nix::unistd::Pid::from_raw(pid),
-        Some(nix::sys::wait::WaitPidFlag::WNOHANG),
-    );
 }
 
 #[async_trait]
 impl VmDriver for QemuDriver {
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
-        // While it starts nobody may adopt it: its monitor speaks to one at a time.
-        let _starting = Starting::begin(&self.starting, &launch.vm);
-        let pid = self.spawn(launch)?;
-        match self.launch_process(launch, pid).await {
-            Ok(qmp) => {
-                self.follow(&launch.vm, launch.epoch, pid, Some(qmp));
-                Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid })
-            }
-            Err(error) => {
-                kill_process(pid);
-                gone(pid).await;
-                let _ = std::fs::remove_file(self.directory(&launch.vm).join("launch.json"));
-                let _ = self.guard.unregister(&launch.vm).await;
-                Err(error)
-            }
+        // Asked before its taps are, which it would hold, and again with nobody in between.
+        self.runs_not(&launch.vm, &self.directory(&launch.vm))?;
+        let process = self.spawn(launch, launch::open_taps(launch).await?)?;
+        if let Err(error) = self.bring_up(launch, &process).await {
+            process.kill();
+            let _ = process.ended().await;
+            forget(&launch.vm, &self.directory(&launch.vm), &*self.guard, &self.live).await;
+            return Err(error);
         }
+        let pid = process.pid();
+        self.follow(&launch.vm, process);
+        Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid })
     }
 
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
-        let Ok(entries) = std::fs::read_dir(&self.config.run_dir) else {
-            return Ok(Vec::new());
-        };
-        if !self.swept.swap(true, Ordering::AcqRel) {
-            self.end_strays().await;
+        let adopted = self.adopt().map_err(system(
+            "what runs on this host cannot be told; look at /run/haven/vms and the limit of open files",
+        ))?;
+        for vm in adopted {
+            // Without it the end of the guest is still noticed, but not whether it was a power-off.
+            if let Err(error) = self.qmp(&vm, DEADLINE).await {
+                tracing::warn!(vm, error = &error as &dyn std::error::Error, "it does not answer");
+            }
         }
-        let mut found = Vec::new();
-        for entry in entries.flatten() {
-            let starts = entry.file_name().into_string().unwrap_or_default();
-            if lock_set(&self.starting).contains(&starts) {
-                continue;
-            }
-            let path = entry.path().join("launch.json");
-            let Ok(text) = std::fs::read(&path) else {
-                continue;
-            };
-            let Ok(record) = serde_json::from_slice::<Launched>(&text) else {
-                continue;
-            };
-            let vm = record.launch.vm.clone();
-            if start_time(record.pid) != Some(record.start_time) || ended(record.pid) {
-                let _ = std::fs::remove_file(&path);
-                continue;
-            }
-            if !lock(&self.live).contains_key(&vm) {
-                if !self.adopt(&record).await {
-                    let _ = std::fs::remove_file(&path);
-                    continue;
-                }
-            }
-            found.push(RunningVm { vm, epoch: record.launch.epoch, pid: record.pid });
-        }
-        Ok(found)
+        let table = lock(&self.live);
+        let running = table.iter().map(|(vm, entry)| RunningVm {
+            vm: vm.clone(),
+            epoch: entry.epoch,
+            pid: entry.process.pid(),
+        });
+        Ok(running.collect())
     }
 
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError> {
         if self.entry(vm, |entry| entry.killed = true).is_none() {
             return Ok(());
         }
-        let asked = self.qmp_call(vm, "system_powerdown").await.is_ok();
+        let asked = self.ask(vm, &commands::POWERDOWN, DEADLINE).await.is_ok();
         if asked && self.wait_gone(vm, grace).await {
             return Ok(());
         }
@@ -568,22 +342,58 @@ impl VmDriver for QemuDriver {
     }
 
     async fn kill(&self, vm: &str) -> Result<(), VmError> {
-        let pid = self.entry(vm, |entry| {
+        let process = self.entry(vm, |entry| {
             entry.killed = true;
-            entry.pid
+            Arc::clone(&entry.process)
         });
-        let Some(pid) = pid else { return Ok(()) };
-        kill_process(pid);
+        let Some(process) = process else { return Ok(()) };
+        process.kill();
         if self.wait_gone(vm, KILL_PATIENCE).await {
-            Ok(())
-        } else {
-            let source = io::ErrorKind::TimedOut.into();
-            Err(VmError::System { what: format!("the process {pid} of {vm} does not end"), source })
+            return Ok(());
         }
+        Err(unkillable(process.pid(), vm))
     }
 
     async fn reset(&self, vm: &str) -> Result<(), VmError> {
-        self.qmp_call(vm, "system_reset").await
+        self.ask(vm, &commands::RESET, DEADLINE).await.map(|_| ())
+    }
+
+    async fn state(&self, vm: &str) -> Result<GuestState, VmError> {
+        let answer = self.ask(vm, &commands::STATUS, DEADLINE).await?;
+        commands::guest_state(&answer)
+            .ok_or_else(|| VmError::Qmp { vm: vm.into(), source: QmpError::NotQemu })
+    }
+
+    async fn strays(&self) -> Result<Vec<Stray>, VmError> {
+        let _births = self.births();
+        let look = || {
+            let records = record::all(&self.config.run_dir)?;
+            let named: BTreeSet<_> = records.iter().map(|r| (r.pid, r.start_time)).collect();
+            let mut found = scan::processes(Path::new("/proc"), &self.config.run_dir)?;
+            found.retain(|one| !named.contains(&(one.pid, one.start_time)));
+            Ok(found)
+        };
+        let found = look().map_err(system(
+            "the processes of this host cannot be told; the daemon needs root and /proc",
+        ))?;
+        let stray =
+            |one: scan::Found| Stray { vm: one.vm, pid: one.pid, start_time: one.start_time };
+        Ok(found.into_iter().map(stray).collect())
+    }
+
+    async fn end_stray(&self, stray: &Stray) -> Result<(), VmError> {
+        let held = Process::find(stray.pid, stray.start_time)
+            .map_err(system(format!("the process {} cannot be looked at", stray.pid)))?;
+        let Some(process) = held else { return Ok(()) };
+        process.kill();
+        match tokio::time::timeout(KILL_PATIENCE, process.ended()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(VmError::System {
+                what: format!("the process {} cannot be waited for", stray.pid),
+                source,
+            }),
+            Err(_) => Err(unkillable(stray.pid, &stray.vm)),
+        }
     }
 
     fn events(&self) -> broadcast::Receiver<VmEvent> {
@@ -591,10 +401,20 @@ impl VmDriver for QemuDriver {
     }
 
     fn console(&self, vm: &str) -> PathBuf {
-        self.sockets(vm).join("console.sock")
+        self.directory(vm).join(run_dir::CONSOLE_SOCKET)
     }
 
     fn log(&self, vm: &str) -> PathBuf {
         self.config.log_dir.join(format!("{vm}.console.log"))
+    }
+}
+
+/// A process that SIGKILL does not end waits in the kernel, mostly for storage.
+fn unkillable(pid: i32, vm: &str) -> VmError {
+    VmError::System {
+        what: format!(
+            "the process {pid} of {vm} does not end; it waits for storage that does not answer, mend that or reset the host"
+        ),
+        source: io::ErrorKind::TimedOut.into(),
     }
 }

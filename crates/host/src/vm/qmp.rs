@@ -1,7 +1,17 @@
 //! A thin QMP client: lines of JSON over a unix socket, answers matched by id, events handed on as they are.
 //!
-//! Only what Haven uses; an event or a field that it does not know does no harm.
+//! What it promises: every call ends by its deadline, also when QEMU hangs or stops reading; a call that was given up
+//! never spoils the next one; a command marked out-of-band overtakes those that hang; an event, a field or a line that
+//! it does not know does no harm; when the connection ends, every caller and every listener is told.
+//!
+//! ```text
+//!   call ─► slot (in-band only) ─► writer task ─► QEMU ─► reader task ─► the call's answer, or events
+//! ```
+//!
+//! QEMU stops reading when eight commands queue, and then not even an out-of-band command gets through. So at most
+//! seven in-band commands are under way, counting those whose callers gave up but which QEMU has not answered.
 
+use super::commands::{self, Command};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -13,9 +23,12 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::{UnixStream, unix::OwnedWriteHalf},
-    sync::{broadcast, oneshot},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot},
 };
 
 /// What went wrong between Haven and QEMU.
@@ -41,111 +54,202 @@ pub enum QmpError {
         /// What it said.
         said: String,
     },
+    /// The other side does not speak QMP.
+    #[error("what listens at QEMU's socket does not greet as QEMU does")]
+    NotQemu,
     /// The socket.
     #[error("QEMU's socket cannot be used")]
     Io(#[from] std::io::Error),
 }
 
-type Pending = Arc<Mutex<BTreeMap<u64, oneshot::Sender<Value>>>>;
+/// A call that waits for its answer. It holds its slot until QEMU has answered, whether or not the caller still waits.
+struct Waiting {
+    answer: oneshot::Sender<Value>,
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// What ends with the connection.
+struct Open {
+    waiting: BTreeMap<u64, Waiting>,
+    events: broadcast::Sender<Value>,
+}
+
+type Shared = Arc<Mutex<Option<Open>>>;
 
 /// A connection to one QEMU.
 pub struct Qmp {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
-    pending: Pending,
-    events: broadcast::Sender<Value>,
+    lines: mpsc::UnboundedSender<String>,
+    shared: Shared,
+    slots: Arc<Semaphore>,
+    out_of_band: bool,
     next: AtomicU64,
 }
 
 /// The longest line taken from QEMU, bytes.
 const LINE: u64 = 16 << 20;
+/// In-band commands under way at most: one less than QEMU's queue holds.
+const SLOTS: usize = 7;
+/// Events kept for a listener that is slow.
+const EVENTS_KEPT: usize = 256;
 /// How long a command may take unless told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
 impl Qmp {
-    /// Connects and leaves the negotiation mode.
+    /// Connects and leaves the negotiation mode; QEMU has `patience` for each of greeting and answer.
     ///
     /// # Errors
-    /// [`QmpError::Io`] when nobody listens yet.
-    pub async fn connect(path: &Path) -> Result<Arc<Self>, QmpError> {
-        let (read, writer) = UnixStream::connect(path).await?.into_split();
-        let (events, _) = broadcast::channel(64);
+    /// [`QmpError::Io`] when nobody listens.
+    pub async fn connect(path: &Path, patience: Duration) -> Result<Arc<Self>, QmpError> {
+        Self::over(UnixStream::connect(path).await?, patience).await
+    }
+
+    /// As [`Qmp::connect`], over a connection that stands.
+    ///
+    /// # Errors
+    /// As the variants of [`QmpError`] tell.
+    pub async fn over(stream: UnixStream, patience: Duration) -> Result<Arc<Self>, QmpError> {
+        let (read, writer) = stream.into_split();
+        let mut lines = Lines { from: BufReader::new(read), line: Vec::new() };
+        let greeting = tokio::time::timeout(patience, lines.next())
+            .await
+            .map_err(|_| QmpError::Late { command: "the greeting".into(), within: patience })?
+            .ok_or(QmpError::Closed)?;
+        let offers = greeting
+            .as_ref()
+            .and_then(|greeting| greeting.get("QMP")?.get("capabilities")?.as_array())
+            .ok_or(QmpError::NotQemu)?;
+        let out_of_band = offers.iter().any(|offer| offer == commands::OUT_OF_BAND);
+        let (sender, queue) = mpsc::unbounded_channel();
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let shared = Arc::new(Mutex::new(Some(Open { waiting: BTreeMap::new(), events })));
         let qmp = Arc::new(Self {
-            writer: tokio::sync::Mutex::new(writer),
-            pending: Pending::default(),
-            events: events.clone(),
+            lines: sender,
+            shared: Arc::clone(&shared),
+            slots: Arc::new(Semaphore::new(SLOTS)),
+            out_of_band,
             next: AtomicU64::new(1),
         });
-        tokio::spawn(read_lines(read, Arc::clone(&qmp.pending), events));
-        qmp.call("qmp_capabilities", json!({}), DEADLINE).await?;
+        tokio::spawn(write_lines(writer, queue));
+        tokio::spawn(read_lines(lines, shared));
+        let enable: &[&str] = if out_of_band { &[commands::OUT_OF_BAND] } else { &[] };
+        qmp.call(&commands::CAPABILITIES, json!({ "enable": enable }), patience).await?;
         Ok(qmp)
     }
 
-    /// Runs a command.
+    /// Runs a command; returns by the deadline.
     ///
     /// # Errors
     /// As the variants of [`QmpError`] tell.
     pub async fn call(
         &self,
-        command: &str,
+        command: &Command,
         arguments: Value,
         within: Duration,
     ) -> Result<Value, QmpError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, answer);
-        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments, "id": id }));
-        self.writer.lock().await.write_all(line.as_bytes()).await?;
-        let result = tokio::time::timeout(within, answered).await;
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        let answer = match result {
-            Err(_) => {
-                return Err(QmpError::Late { command: command.into(), within });
-            }
-            Ok(Err(_)) => return Err(QmpError::Closed),
-            Ok(Ok(answer)) => answer,
-        };
+        debug_assert!(
+            arguments.as_object().is_some_and(|given| {
+                given.keys().all(|key| command.arguments().contains(&key.as_str()))
+            }),
+            "`{}` has an argument that commands.rs does not name",
+            command.name()
+        );
+        let answer = tokio::time::timeout(within, self.exchange(command, arguments))
+            .await
+            .map_err(|_| QmpError::Late { command: command.name().into(), within })??;
         match answer.get("error") {
             None => Ok(answer.get("return").cloned().unwrap_or(Value::Null)),
             Some(error) => Err(QmpError::Refused {
-                command: command.into(),
+                command: command.name().into(),
                 said: error.get("desc").and_then(Value::as_str).unwrap_or("no reason given").into(),
             }),
         }
     }
 
-    /// Events from now on, as QEMU sends them.
+    async fn exchange(&self, command: &Command, arguments: Value) -> Result<Value, QmpError> {
+        let overtake = command.out_of_band() && self.out_of_band;
+        let slot = if overtake {
+            None
+        } else {
+            let slot = Arc::clone(&self.slots).acquire_owned().await;
+            Some(slot.map_err(|_| QmpError::Closed)?)
+        };
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        match &mut *lock(&self.shared) {
+            Some(open) => open.waiting.insert(id, Waiting { answer, _slot: slot }),
+            None => return Err(QmpError::Closed),
+        };
+        let execute = if overtake { "exec-oob" } else { "execute" };
+        let line = json!({ execute: command.name(), "arguments": arguments, "id": id });
+        self.lines.send(format!("{line}\n")).map_err(|_| QmpError::Closed)?;
+        answered.await.map_err(|_| QmpError::Closed)
+    }
+
+    /// Events from now on, as QEMU sends them; closed when the connection ends.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Value> {
-        self.events.subscribe()
+        match &*lock(&self.shared) {
+            Some(open) => open.events.subscribe(),
+            None => broadcast::channel(1).1,
+        }
+    }
+
+    /// Whether the connection has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        lock(&self.shared).is_none()
     }
 }
 
-async fn read_lines(
-    read: tokio::net::unix::OwnedReadHalf,
-    pending: Pending,
-    events: broadcast::Sender<Value>,
-) {
-    use tokio::io::AsyncReadExt;
-    let mut lines = BufReader::new(read);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let taken = (&mut lines).take(LINE).read_until(b'\n', &mut line).await;
-        if !matches!(taken, Ok(n) if n > 0) {
-            break;
+fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Option<Open>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lines from QEMU.
+struct Lines {
+    from: BufReader<OwnedReadHalf>,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line, or nothing in it when it is not JSON; nothing at all at the end.
+    async fn next(&mut self) -> Option<Option<Value>> {
+        self.line.clear();
+        let taken = (&mut self.from).take(LINE).read_until(b'\n', &mut self.line).await;
+        // A line that was cut ends the connection too: what follows would be read as another line.
+        if taken.is_err() || self.line.last() != Some(&b'\n') {
+            return None;
         }
-        let Ok(value) = serde_json::from_slice::<Value>(&line) else {
-            continue;
-        };
-        if value.get("event").is_some() {
-            let _ = events.send(value);
-        } else if let Some(id) = value.get("id").and_then(Value::as_u64) {
-            let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            if let Some(waiting) = waiting {
-                let _ = waiting.send(value);
-            }
+        Some(serde_json::from_slice(&self.line).ok())
+    }
+}
+
+/// A task of its own, so that a caller that gives up never leaves half a line behind.
+async fn write_lines(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<String>) {
+    while let Some(line) = queue.recv().await {
+        if writer.write_all(line.as_bytes()).await.is_err() {
+            return;
         }
     }
-    // Dropping the senders tells every caller that the connection ended.
-    pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+async fn read_lines(mut lines: Lines, shared: Shared) {
+    while let Some(value) = lines.next().await {
+        let Some(value) = value else { continue };
+        let mut shared = lock(&shared);
+        let Some(open) = &mut *shared else { return };
+        if value.get("event").is_some() {
+            // Nobody listening is fine.
+            let _ = open.events.send(value);
+        } else if let Some(id) = value.get("id").and_then(Value::as_u64) {
+            if let Some(waiting) = open.waiting.remove(&id) {
+                // The caller may have given up.
+                let _ = waiting.answer.send(value);
+            }
+        } else {
+            tracing::warn!(%value, "QEMU said something that belongs to no command");
+        }
+    }
+    // Dropping the senders tells every caller and every listener that the connection ended.
+    lock(&shared).take();
 }

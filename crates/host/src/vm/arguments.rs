@@ -1,0 +1,122 @@
+//! The command line of QEMU.
+
+use super::driver::{Accel, VmLaunch};
+use serde_json::json;
+use std::os::fd::RawFd;
+
+/// What QEMU inherits instead of opening it itself, which it has no right to.
+#[derive(Clone, Debug, Default)]
+pub struct Descriptors {
+    /// The socket that QMP clients connect to.
+    pub qmp: RawFd,
+    /// The socket of the serial console.
+    pub console: RawFd,
+    /// Where the console's output goes, too.
+    pub log: RawFd,
+    /// `/dev/kvm`, for a guest that runs under it.
+    pub kvm: Option<RawFd>,
+    /// A tap for each network card.
+    pub taps: Vec<RawFd>,
+}
+
+impl Descriptors {
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<RawFd> {
+        let mut all = vec![self.qmp, self.console, self.log];
+        all.extend(self.kvm);
+        all.extend(&self.taps);
+        all
+    }
+}
+
+/// The arguments of a VM.
+#[must_use]
+pub fn arguments(launch: &VmLaunch, fds: &Descriptors) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |flag: &str, value: String| {
+        args.push(flag.to_owned());
+        if !value.is_empty() {
+            args.push(value);
+        }
+    };
+    add("-name", format!("guest={},process=haven-{},debug-threads=on", launch.vm, launch.vm));
+    add("-nodefaults", String::new());
+    add("-no-user-config", String::new());
+    add("-display", "none".into());
+    add("-S", String::new());
+    for pair in accelerator(launch.accel, fds.kvm).chunks(2) {
+        add(&pair[0], pair[1].clone());
+    }
+    add("-machine", "q35,usb=off".into());
+    add("-smp", launch.cpus.to_string());
+    add("-m", format!("{}B", launch.memory_bytes));
+    add("-uuid", launch.uuid.clone());
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+    );
+    add("-chardev", format!("socket,id=qmp,fd={},server=on,wait=off", fds.qmp));
+    add("-qmp", "chardev:qmp".into());
+    add("-add-fd", format!("fd={},set=1", fds.log));
+    add(
+        "-chardev",
+        format!(
+            "socket,id=console,fd={},server=on,wait=off,logfile=/dev/fdset/1,logappend=on",
+            fds.console
+        ),
+    );
+    add("-serial", "chardev:console".into());
+    add("-device", "virtio-rng-pci".into());
+    devices(launch, fds, &mut add);
+    args
+}
+
+/// The arguments that choose what runs the guest's instructions; `kvm` is `/dev/kvm`, opened. The probe of KVM uses
+/// the same.
+#[must_use]
+pub fn accelerator(accel: Accel, kvm: Option<RawFd>) -> Vec<String> {
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    match (accel, kvm) {
+        (Accel::Kvm, Some(fd)) => {
+            let set = format!("fd={fd},set=2");
+            texts(&["-add-fd", &set, "-accel", "kvm,device=/dev/fdset/2", "-cpu", "host"])
+        }
+        (Accel::Kvm, None) => texts(&["-accel", "kvm", "-cpu", "host"]),
+        (Accel::Tcg, _) => texts(&["-accel", "tcg", "-cpu", "max"]),
+    }
+}
+
+/// What hangs on the machine: what it boots, disks, the seed, network cards.
+fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, String)) {
+    if let Some(boot) = &launch.direct_boot {
+        add("-kernel", boot.kernel.display().to_string());
+        if let Some(initrd) = &boot.initrd {
+            add("-initrd", initrd.display().to_string());
+        }
+        add("-append", boot.cmdline.clone());
+    }
+    for (i, disk) in launch.disks.iter().enumerate() {
+        let node = json!({
+            "driver": disk.format, "node-name": format!("d{i}"), "read-only": disk.read_only, "discard": "unmap",
+            "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
+        });
+        add("-blockdev", node.to_string());
+        add(
+            "-device",
+            format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1),
+        );
+    }
+    if let Some(seed) = &launch.seed {
+        let node = json!({
+            "driver": "raw", "node-name": "seed", "read-only": true,
+            "file": { "driver": "file", "filename": seed },
+        });
+        add("-blockdev", node.to_string());
+        add("-device", "virtio-blk-pci,drive=seed,serial=seed".into());
+    }
+    for (i, (nic, tap)) in launch.nics.iter().zip(&fds.taps).enumerate() {
+        add("-netdev", format!("tap,id=n{i},fd={tap}"));
+        add("-device", format!("virtio-net-pci,netdev=n{i},mac={},host_mtu={}", nic.mac, nic.mtu));
+    }
+}

@@ -1,0 +1,167 @@
+//! Everything that Haven asks QEMU for and reads from it. A command, an argument, a field or an event that is not in
+//! these tables cannot be sent or is not read; `crates/host/tests/qmp_contract.rs` holds the tables against the schema
+//! of the real QEMU.
+
+use super::driver::GuestState;
+use serde_json::Value;
+
+/// One command of QMP. Only this file makes them.
+#[derive(Clone, Copy, Debug)]
+pub struct Command {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    reads: &'static [&'static str],
+    out_of_band: bool,
+}
+
+impl Command {
+    /// As QEMU calls it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The arguments that Haven gives.
+    #[must_use]
+    pub const fn arguments(&self) -> &'static [&'static str] {
+        self.arguments
+    }
+
+    /// The fields of the answer that Haven reads.
+    #[must_use]
+    pub const fn reads(&self) -> &'static [&'static str] {
+        self.reads
+    }
+
+    /// It overtakes commands that hang, where QEMU offers that.
+    #[must_use]
+    pub const fn out_of_band(&self) -> bool {
+        self.out_of_band
+    }
+}
+
+/// One event that Haven acts upon. Others are handed on and do no harm.
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    name: &'static str,
+    reads: &'static [&'static str],
+}
+
+impl Event {
+    /// As QEMU calls it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The fields that Haven reads.
+    #[must_use]
+    pub const fn reads(&self) -> &'static [&'static str] {
+        self.reads
+    }
+}
+
+macro_rules! commands {
+    ($($(#[$doc:meta])* $constant:ident = $name:literal, $arguments:expr, $reads:expr, $oob:literal;)*) => {
+        $($(#[$doc])* pub const $constant: Command = Command {
+            name: $name,
+            arguments: &$arguments,
+            reads: &$reads,
+            out_of_band: $oob,
+        };)*
+        /// All of them.
+        pub const COMMANDS: &[Command] = &[$($constant),*];
+    };
+}
+
+commands! {
+    /// Leaves the negotiation mode.
+    CAPABILITIES = "qmp_capabilities", ["enable"], [], false;
+    /// Lets the guest run.
+    CONTINUE = "cont", [], [], false;
+    /// Presses the power button.
+    POWERDOWN = "system_powerdown", [], [], false;
+    /// Presses the reset button.
+    RESET = "system_reset", [], [], false;
+    /// What the guest does.
+    STATUS = "query-status", [], ["status", "running"], false;
+    /// Ends connections that hang, while a command that waits for them hangs too.
+    YANK = "yank", ["instances"], [], true;
+}
+
+/// The guest, or somebody outside, ends the machine.
+pub const SHUTDOWN: Event = Event { name: "SHUTDOWN", reads: &["guest", "reason"] };
+/// All events that Haven acts upon.
+pub const EVENTS: &[Event] = &[SHUTDOWN];
+
+/// The reason of a [`SHUTDOWN`] that is no power-off.
+pub const PANIC: &str = "guest-panic";
+/// The capability of the connection that out-of-band commands need.
+pub const OUT_OF_BAND: &str = "oob";
+
+/// QEMU's words for what the guest does.
+pub const STATES: &[(&str, GuestState)] = &[
+    ("running", GuestState::Running),
+    ("colo", GuestState::Running),
+    ("prelaunch", GuestState::NotStarted),
+    ("inmigrate", GuestState::NotStarted),
+    ("paused", GuestState::Paused),
+    ("suspended", GuestState::Paused),
+    ("debug", GuestState::Paused),
+    ("finish-migrate", GuestState::Paused),
+    ("postmigrate", GuestState::Paused),
+    ("save-vm", GuestState::Paused),
+    ("restore-vm", GuestState::Paused),
+    ("io-error", GuestState::Broken),
+    ("internal-error", GuestState::Broken),
+    ("guest-panicked", GuestState::Broken),
+    ("watchdog", GuestState::Broken),
+    ("shutdown", GuestState::Ended),
+];
+
+/// Reads the answer to [`STATUS`]. A word of a later QEMU is judged by whether the guest's processors run.
+#[must_use]
+pub fn guest_state(answer: &Value) -> Option<GuestState> {
+    let word = answer["status"].as_str()?;
+    let known = STATES.iter().find(|(name, _)| *name == word).map(|(_, state)| *state);
+    known.or_else(|| {
+        let running = answer["running"].as_bool()?;
+        Some(if running { GuestState::Running } else { GuestState::Paused })
+    })
+}
+
+/// Whether an event says that the guest powers itself off.
+#[must_use]
+pub fn powers_off(event: &Value) -> bool {
+    let data = &event["data"];
+    event["event"] == SHUTDOWN.name && data["guest"] == true && data["reason"] != PANIC
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{guest_state, powers_off};
+    use crate::vm::driver::GuestState;
+    use serde_json::json;
+
+    #[test]
+    fn states_are_told_apart_and_new_words_are_judged_by_running() {
+        let state =
+            |word: &str, running: bool| guest_state(&json!({ "status": word, "running": running }));
+        assert_eq!(state("running", true), Some(GuestState::Running));
+        assert_eq!(state("prelaunch", false), Some(GuestState::NotStarted));
+        assert_eq!(state("paused", false), Some(GuestState::Paused));
+        assert_eq!(state("io-error", false), Some(GuestState::Broken));
+        assert_eq!(state("a-word-of-qemu-20", true), Some(GuestState::Running));
+        assert_eq!(state("a-word-of-qemu-20", false), Some(GuestState::Paused));
+        assert_eq!(guest_state(&json!({})), None);
+    }
+
+    #[test]
+    fn only_the_guest_itself_powers_off() {
+        let event = |guest: bool, reason: &str| json!({ "event": "SHUTDOWN", "data": { "guest": guest, "reason": reason } });
+        assert!(powers_off(&event(true, "guest-shutdown")));
+        assert!(!powers_off(&event(true, "guest-panic")));
+        assert!(!powers_off(&event(false, "host-signal")));
+        assert!(!powers_off(&json!({ "event": "RESET", "data": { "guest": true } })));
+    }
+}

@@ -1,0 +1,341 @@
+//! The driver with the real QEMU and the tiny guest, inside a host of their own.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+mod inside;
+
+use async_trait::async_trait;
+use haven_host::{
+    agent::storage::{SeedNic, SeedWanted},
+    guard::{Guard, GuardError, GuardStatus, Registration},
+    storage::seed,
+    vm::{
+        console,
+        driver::{
+            Accel, DirectBoot, DiskLaunch, Exit, GuestState, NicLaunch, VmDriver, VmError, VmEvent,
+            VmLaunch,
+        },
+        qemu::{QemuConfig, QemuDriver},
+        run_dir, scan,
+    },
+};
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::runtime::Runtime;
+
+const UID: u32 = 200_001;
+const RUN: &str = "/run/haven/vms";
+/// A guest under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// A guard that agrees, or that never answers.
+struct TestGuard {
+    answers: bool,
+}
+
+#[async_trait]
+impl Guard for TestGuard {
+    async fn extend(&self, _session: u64, _deadline_ns: u64) -> Result<(), GuardError> {
+        Ok(())
+    }
+    async fn register(&self, _start: &Registration<'_>) -> Result<(), GuardError> {
+        if !self.answers {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+    async fn unregister(&self, _vm: &str) -> Result<(), GuardError> {
+        Ok(())
+    }
+    async fn replace(&self) {}
+    async fn status(&self) -> Result<GuardStatus, GuardError> {
+        Ok(GuardStatus::default())
+    }
+}
+
+fn driver(program: &str, answers: bool) -> QemuDriver {
+    let config = QemuConfig {
+        program: program.into(),
+        run_dir: RUN.into(),
+        log_dir: "/var/log/haven/vms".into(),
+    };
+    QemuDriver::new(config, Arc::new(TestGuard { answers }))
+}
+
+fn qemu() -> QemuDriver {
+    driver("qemu-system-x86_64", true)
+}
+
+fn runtime() -> Runtime {
+    Runtime::new().unwrap()
+}
+
+/// A tiny guest that runs `user_data`.
+fn launch(vm: &str, user_data: &str) -> VmLaunch {
+    let wanted = SeedWanted {
+        vm: vm.into(),
+        instance_id: "i-1".into(),
+        user_data: user_data.into(),
+        nics: vec![SeedNic {
+            mac: "02:68:0a:4d:00:0a".into(),
+            address: "10.77.0.10/24".parse().unwrap(),
+            gateway: "10.77.0.1".parse().unwrap(),
+            nameservers: Vec::new(),
+        }],
+        owner_uid: UID,
+    };
+    let directory = run_dir::prepare(Path::new(RUN), vm).unwrap();
+    let path = directory.join(run_dir::SEED);
+    run_dir::write(&path, &seed::image(&wanted).unwrap(), Some(UID)).unwrap();
+    VmLaunch {
+        vm: vm.into(),
+        uid: UID,
+        epoch: 3,
+        session: 1,
+        cpus: 1,
+        memory_bytes: 128 << 20,
+        disks: Vec::new(),
+        direct_boot: Some(DirectBoot {
+            kernel: "/tiny/vmlinuz".into(),
+            initrd: Some("/tiny/initrd".into()),
+            cmdline: "console=ttyS0 quiet".into(),
+        }),
+        seed: Some(path),
+        nics: Vec::new(),
+        accel: Accel::Tcg,
+        uuid: "6b1f2a3c-0000-4000-8000-000000000001".into(),
+    }
+}
+
+fn wait_for(log: &Path, text: &str) {
+    let begin = Instant::now();
+    loop {
+        let said = std::fs::read(log).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        if said.contains(text) {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "`{text}` was not said, but:\n{said}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Root's, and nothing in it that the VM's user could change.
+fn is_roots(path: &Path) {
+    let found = std::fs::symlink_metadata(path).unwrap();
+    assert_eq!(found.uid(), 0, "{}", path.display());
+    assert_eq!(found.mode() & 0o022, 0, "{}", path.display());
+}
+
+#[test]
+fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
+    if !inside::inside("a_guest_runs_unprivileged_is_adopted_and_powers_itself_off") {
+        return;
+    }
+    let begin = runtime();
+    let first = qemu();
+    let mut launch =
+        launch("web-1", "#!/bin/sh\nseq 1 220000 > /dev/ttyS0\necho the-end > /dev/ttyS0\n");
+    std::fs::write("/tmp/disk", vec![0u8; 1 << 20]).unwrap();
+    chown("/tmp/disk", Some(UID), Some(UID)).unwrap();
+    launch.disks.push(DiskLaunch {
+        name: "data".into(),
+        path: "/tmp/disk".into(),
+        format: "raw".into(),
+        read_only: false,
+        size_bytes: 1 << 20,
+    });
+    let running = begin.block_on(first.start(&launch)).unwrap();
+    let proc = PathBuf::from(format!("/proc/{}", running.pid));
+    assert_eq!(std::fs::metadata(&proc).unwrap().uid(), UID);
+    let directory = Path::new(RUN).join("web-1");
+    is_roots(&directory);
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        is_roots(&entry.unwrap().path());
+    }
+    is_roots(&first.log("web-1"));
+    assert_eq!(begin.block_on(first.state("web-1")).unwrap(), GuestState::Running);
+    let again = begin.block_on(first.start(&launch)).unwrap_err();
+    assert!(again.to_string().contains("runs on this host already"), "{again}");
+    wait_for(&first.log("web-1"), "TINY-UP 10.77.0.10/24");
+    wait_for(&first.log("web-1"), "the-end");
+    let old = console::old(&first.log("web-1"));
+    assert!(std::fs::metadata(&old).unwrap().len() <= console::LIMIT_BYTES);
+    assert!(std::fs::metadata(first.log("web-1")).unwrap().len() < 2 * console::LIMIT_BYTES);
+
+    // The daemon dies: its tasks and its connections are gone, the guest runs on.
+    drop(begin);
+    drop(first);
+    let (end, second) = (runtime(), qemu());
+    let mut events = second.events();
+    let found = end.block_on(second.list()).unwrap();
+    assert_eq!(found, [running]);
+    assert_eq!(end.block_on(second.state("web-1")).unwrap(), GuestState::Running);
+    assert_eq!(end.block_on(second.strays()).unwrap(), []);
+    let again = end.block_on(second.start(&launch)).unwrap_err();
+    assert!(matches!(again, VmError::RunsAlready { .. }), "{again}");
+    end.block_on(async {
+        use tokio::io::AsyncWriteExt;
+        let mut console = tokio::net::UnixStream::connect(second.console("web-1")).await.unwrap();
+        let ended = async {
+            loop {
+                console.write_all(b"\npoweroff -f\n").await.ok();
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        };
+        let event = tokio::select! {
+            event = tokio::time::timeout(PATIENCE, events.recv()) => event.unwrap().unwrap(),
+            () = ended => unreachable!(),
+        };
+        let wanted = VmEvent::Exited { vm: "web-1".into(), epoch: 3, how: Exit::PoweredOff };
+        assert_eq!(event, wanted);
+        assert_eq!(second.list().await.unwrap(), []);
+    });
+}
+
+#[test]
+fn what_a_daemon_left_in_the_middle_of_a_start_is_told_apart() {
+    if !inside::inside("what_a_daemon_left_in_the_middle_of_a_start_is_told_apart") {
+        return;
+    }
+    for vm in ["web-1", "web-2"] {
+        // Killed while the guard is asked: recorded, but its guest never ran.
+        let (killed, first) = (runtime(), driver("qemu-system-x86_64", false));
+        let launch = launch(vm, "");
+        let started =
+            async { tokio::time::timeout(Duration::from_secs(1), first.start(&launch)).await };
+        assert!(killed.block_on(started).is_err());
+    }
+    // The second was killed a little earlier: nothing names its process.
+    std::fs::remove_file(Path::new(RUN).join("web-2").join(run_dir::RECORD)).unwrap();
+    let runtime = runtime();
+    runtime.block_on(async {
+        let driver = qemu();
+        let strays = driver.strays().await.unwrap();
+        assert_eq!(strays.iter().map(|s| s.vm.as_str()).collect::<Vec<_>>(), ["web-2"]);
+        let listed = driver.list().await.unwrap();
+        assert_eq!(listed.iter().map(|l| l.vm.as_str()).collect::<Vec<_>>(), ["web-1"]);
+        assert_eq!(driver.state("web-1").await.unwrap(), GuestState::NotStarted);
+        assert!(matches!(driver.state("web-2").await, Err(VmError::NotHere(_))));
+        driver.kill("web-1").await.unwrap();
+        driver.end_stray(&strays[0]).await.unwrap();
+        driver.end_stray(&strays[0]).await.unwrap();
+        assert_eq!(driver.strays().await.unwrap(), []);
+        assert_eq!(driver.list().await.unwrap(), []);
+        assert_eq!(scan::processes(Path::new("/proc"), Path::new(RUN)).unwrap(), []);
+        // Both can be started now.
+        for vm in ["web-1", "web-2"] {
+            driver.start(&launch(vm, "")).await.unwrap();
+            driver.kill(vm).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn taps_and_kvm_come_as_open_descriptors() {
+    if !inside::inside("taps_and_kvm_come_as_open_descriptors") {
+        return;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        println!("skipped: needs /dev/net/tun");
+        return;
+    }
+    // Numbers that the daemon has in use, below and above those that QEMU gets.
+    let many: Vec<_> = (0..700).map_while(|_| std::fs::File::open("/dev/null").ok()).collect();
+    let mut vm = launch("web-1", "");
+    for (i, tap) in ["tap-a", "tap-b"].into_iter().enumerate() {
+        let args = ["tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr", "user"];
+        assert!(Command::new("ip").args(args).arg(UID.to_string()).status().unwrap().success());
+        vm.nics.push(NicLaunch {
+            tap: tap.into(),
+            mac: format!("02:68:0a:4d:00:{i:02x}"),
+            mtu: 1450,
+        });
+    }
+    let carrier = |tap: &str| {
+        let up = Command::new("ip").args(["link", "set", tap, "up"]).status().unwrap();
+        assert!(up.success());
+        std::fs::read_to_string(format!("/sys/class/net/{tap}/carrier")).unwrap()
+    };
+    runtime().block_on(async {
+        let driver = qemu();
+        driver.start(&vm).await.unwrap();
+        // A tap has a carrier while somebody has it open.
+        assert_eq!((carrier("tap-a"), carrier("tap-b")), ("1\n".into(), "1\n".into()));
+        driver.kill("web-1").await.unwrap();
+        // What the last QEMU had may be busy for a moment; somebody who keeps it is named.
+        driver.start(&vm).await.unwrap();
+        driver.kill("web-1").await.unwrap();
+        let held = haven_host::vm::launch::open_taps(&vm).await.unwrap();
+        let said = driver.start(&vm).await.unwrap_err().to_string();
+        assert!(said.contains("the tap tap-a of web-1 cannot be opened; if it is busy"), "{said}");
+        let (started, ()) = tokio::join!(driver.start(&vm), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(held);
+        });
+        started.unwrap();
+        driver.kill("web-1").await.unwrap();
+        drop(many);
+        if !Path::new("/dev/kvm").exists() {
+            println!("skipped: needs /dev/kvm");
+            return;
+        }
+        // Whether or not its guest gets far: QEMU, which may not open /dev/kvm, has it.
+        vm.accel = Accel::Kvm;
+        driver.start(&vm).await.unwrap();
+        assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Running);
+        driver.kill("web-1").await.unwrap();
+        assert_eq!(driver.strays().await.unwrap(), []);
+    });
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_leaves_nothing() {
+    if !inside::inside("a_start_that_fails_says_why_and_leaves_nothing") {
+        return;
+    }
+    runtime().block_on(async {
+        let driver = qemu();
+        let mut launch = launch("web-1", "");
+        launch.direct_boot.as_mut().unwrap().kernel = "/no/such/kernel".into();
+        let error = driver.start(&launch).await.unwrap_err();
+        assert!(matches!(error, VmError::Died { .. }), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("/no/such/kernel") && said.contains("haven explain"), "{said}");
+        // A disk that is root's alone.
+        launch.direct_boot.as_mut().unwrap().kernel = "/tiny/vmlinuz".into();
+        std::fs::write("/tmp/secret", [0; 512]).unwrap();
+        std::fs::set_permissions("/tmp/secret", std::fs::Permissions::from_mode(0o600)).unwrap();
+        launch.disks.push(DiskLaunch {
+            name: "data".into(),
+            path: "/tmp/secret".into(),
+            format: "raw".into(),
+            read_only: false,
+            size_bytes: 512,
+        });
+        let said = driver.start(&launch).await.unwrap_err().to_string();
+        assert!(said.contains("Permission denied") && said.contains("unix user"), "{said}");
+        assert_eq!(driver.list().await.unwrap(), []);
+        assert_eq!(driver.strays().await.unwrap(), []);
+        assert!(!Path::new(RUN).join("web-1").join(run_dir::RECORD).exists());
+    });
+}
+
+#[test]
+fn a_host_without_qemu_is_told_what_to_install() {
+    if !inside::inside("a_host_without_qemu_is_told_what_to_install") {
+        return;
+    }
+    runtime().block_on(async {
+        let driver = driver("qemu-that-nobody-installed", true);
+        let error = driver.start(&launch("web-1", "")).await.unwrap_err();
+        let said = "QEMU is not installed on this host; install the package qemu-system-x86";
+        assert_eq!(error.to_string(), said);
+        assert_eq!(driver.list().await.unwrap(), []);
+    });
+}
