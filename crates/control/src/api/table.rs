@@ -191,17 +191,6 @@ pub const TABLE: &[Route] = &[
         handler: || post(routes::invite),
     },
     Route {
-        method: "GET",
-        path: "/v1/tokens",
-        role: Role::Admin,
-        id: "listTokens",
-        summary: "list tokens, without their secrets",
-        query: None,
-        takes: Takes::Nothing,
-        gives: Gives::Json(of::<Vec<TokenLine>>),
-        handler: || get(routes::tokens),
-    },
-    Route {
         method: "POST",
         path: "/v1/tokens/{name}",
         role: Role::Admin,

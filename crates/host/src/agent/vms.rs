@@ -56,7 +56,11 @@ pub async fn run(
 /// What a daemon before this one left: strays and VMs that it never let run are ended, the others are told.
 async fn left_over(parts: &AgentParts) -> Result<Vec<RunningVm>, VmError> {
     for stray in parts.vms.strays().await? {
-        tracing::warn!(vm = stray.vm, pid = stray.pid, "a VM's process that nothing names is ended");
+        tracing::warn!(
+            vm = stray.vm,
+            pid = stray.pid,
+            "a VM's process that nothing names is ended"
+        );
         parts.vms.end_stray(&stray).await?;
     }
     let list = parts.vms.list().await?;

@@ -42,6 +42,8 @@ async fn states_and_strays_are_told_as_by_qemu() {
         world: Arc::clone(&world),
         guard,
         start_takes: Duration::ZERO,
+        clock,
+        fails: Arc::new(|| false),
     };
     assert!(matches!(driver.state("web-1").await, Err(VmError::NotHere(_))));
     driver.start(&launch("web-1")).await.unwrap();
