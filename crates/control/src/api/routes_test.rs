@@ -468,23 +468,18 @@ async fn over_tls_tokens_bodies_and_events_work_as_in_memory() {
     // Somebody else's authority is not believed.
     let stranger = Client::remote(address.clone(), &Pin("0".repeat(64)), None);
     assert!(matches!(stranger.version().await, Err(ClientError::Unreachable { .. })));
-    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let following =
-        tokio::spawn(
-            async move { viewer.follow(|event| sender.send(event).unwrap_or_default()).await },
-        );
+    let mut heard = viewer.follow().await.unwrap();
     let mut told = 0;
     let first = loop {
         told += 1;
         let op = put_event(&event(&format!("change {told}")));
         world.state.store.txn(vec![], vec![op]).await.unwrap();
-        match tokio::time::timeout(Duration::from_secs(1), heard.recv()).await {
+        match tokio::time::timeout(Duration::from_secs(1), heard.next()).await {
             Ok(event) => break event.unwrap(),
             Err(_) => assert!(told < 20, "no event came in {told} s"),
         }
     };
     assert_eq!(first.message, format!("change {told}"));
-    following.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
