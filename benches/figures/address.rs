@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use haven_lab::drive::Driver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The service of these figures.
 pub const SERVICE: &str = "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
@@ -73,8 +73,11 @@ fn kill(lab: &Driver, host: &str) -> Result<(f64, String)> {
     let asking = Asking::start(lab, ADDRESS)?;
     std::thread::sleep(Duration::from_secs(1));
     lab.haven(&["lab", "kill", host])?;
+    let dead = Instant::now();
     std::thread::sleep(Duration::from_secs(5));
     let asked = asking.end()?;
     lab.haven(&["lab", "start", host])?;
-    Ok((longest_gap(&asked), failures(&asked)))
+    let late = asked.iter().filter(|a| !a.good && a.begin > dead).count();
+    let failures = failures(&asked);
+    Ok((longest_gap(&asked), format!("{failures} ({late} of them asked after the host was dead)")))
 }

@@ -16,11 +16,13 @@ use std::{
 /// How often it asks.
 const EVERY: Duration = Duration::from_millis(10);
 /// How long it waits for a connection, and for an answer on one.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 
 /// One question.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
+    /// When it was asked.
+    pub begin: Instant,
     /// When it ended.
     pub end: Instant,
     /// It was answered well.
@@ -66,20 +68,16 @@ impl Asking {
             let file = std::fs::File::open(&namespace).context(namespace)?;
             // Of this thread only.
             nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            let mut all = Vec::new();
+            // Each question has a thread of its own: one that hangs does not keep the next from being asked.
+            let mut asked = Vec::new();
             let mut next = Instant::now();
             while !told.load(Ordering::Relaxed) {
-                let how = match ask(address) {
-                    Ok(200) => None,
-                    Ok(status) => Some(Failure::Status(status)),
-                    Err(error) => Some(Failure::Error(error.kind())),
-                };
-                let good = how.is_none();
-                all.push(Asked { end: Instant::now(), good, how });
+                asked.push(std::thread::spawn(move || question(address)));
                 next = (next + EVERY).max(Instant::now());
                 std::thread::sleep(next - Instant::now().min(next));
             }
-            Ok(all)
+            let ended = asked.into_iter().map(JoinHandle::join);
+            ended.map(|one| one.map_err(|_| anyhow::anyhow!("a question panicked"))).collect()
         });
         Ok(Self { stop, thread })
     }
@@ -89,6 +87,16 @@ impl Asking {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
     }
+}
+
+fn question(address: SocketAddr) -> Asked {
+    let begin = Instant::now();
+    let how = match ask(address) {
+        Ok(200) => None,
+        Ok(status) => Some(Failure::Status(status)),
+        Err(error) => Some(Failure::Error(error.kind())),
+    };
+    Asked { begin, end: Instant::now(), good: how.is_none(), how }
 }
 
 /// The status of the answer.
@@ -106,6 +114,7 @@ fn ask(address: SocketAddr) -> std::io::Result<u16> {
 /// The longest time without a good answer, also at the end.
 pub fn longest_gap(asked: &[Asked]) -> f64 {
     let good = asked.iter().filter(|a| a.good).map(|a| a.end);
-    let marks: Vec<Instant> = good.chain(asked.last().map(|a| a.end)).collect();
+    let mut marks: Vec<Instant> = good.chain(asked.iter().map(|a| a.begin).max()).collect();
+    marks.sort();
     marks.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max)
 }

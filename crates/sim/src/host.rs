@@ -191,7 +191,7 @@ impl SimHost {
             clock.clone(),
             cancel.clone(),
         );
-        let (suspected_out, suspected) = watch::channel(BTreeSet::new());
+        let (told, heard) = heartbeat::channels();
         let (session_out, session) = watch::channel(None);
         let (member_out, member) = watch::channel(None);
         let mut timers = haven_model::Timers::default();
@@ -199,7 +199,7 @@ impl SimHost {
             timers.guard.0 *= 3;
         }
         let vms = self.vms(&clock, &guard);
-        self.heartbeat(&live, suspected_out, &clock, &cancel);
+        self.heartbeat(&live, told, &clock, &cancel);
         tokio::spawn(lease::run(
             lease::LeaseConfig {
                 me: self.name.clone(),
@@ -213,11 +213,11 @@ impl SimHost {
             session_out,
             cancel.clone(),
         ));
-        let mut parts = self.parts(&store, &live, &suspected, &session, vms, &clock);
+        let mut parts = self.parts(&store, &live, &heard, &session, vms, &clock);
         parts.etcd_member = member;
         tokio::spawn(agent::run(Arc::new(parts), cancel.clone()));
         tokio::spawn(manager::run(
-            self.manager(store, &live, suspected, session, &clock),
+            self.manager(store, &live, heard.suspected, session, &clock),
             cancel.clone(),
         ));
         self.daemon = Some(Daemon { run, cancel, _member: member_out });
@@ -238,7 +238,7 @@ impl SimHost {
     fn heartbeat(
         &self,
         live: &LiveCopy<Snapshot>,
-        suspected: watch::Sender<BTreeSet<Name>>,
+        told: heartbeat::Told,
         clock: &Clock,
         cancel: &CancellationToken,
     ) {
@@ -266,14 +266,14 @@ impl SimHost {
             start: (shared.incarnation() << 32) | 1,
             clock: clock.clone(),
         };
-        tokio::spawn(heartbeat::run(config, Arc::new(wire), suspected, cancel.clone()));
+        tokio::spawn(heartbeat::run(config, Arc::new(wire), told, cancel.clone()));
     }
 
     fn parts(
         &self,
         store: &EtcdStore,
         live: &LiveCopy<Snapshot>,
-        suspected: &watch::Receiver<BTreeSet<Name>>,
+        heard: &heartbeat::Heard,
         session: &watch::Receiver<Option<lease::Session>>,
         vms: Arc<dyn VmDriver>,
         clock: &Clock,
@@ -284,7 +284,7 @@ impl SimHost {
             me: self.name.clone(),
             store: store.clone(),
             live: live.state(),
-            suspected: suspected.clone(),
+            heard: heard.clone(),
             session: session.clone(),
             vms,
             network: Arc::new(FakeNetwork),

@@ -160,7 +160,7 @@ impl Daemon {
             Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
         let state = live.state();
         members::register(&store, &self.host).await?;
-        let (suspected_out, suspected) = watch::channel(BTreeSet::new());
+        let (told, heard) = heartbeat::channels();
         let (session_out, session) = watch::channel(None);
         let (member_out, etcd_member) = watch::channel(None);
         let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
@@ -169,7 +169,7 @@ impl Daemon {
             .parts(
                 store.clone(),
                 state.clone(),
-                suspected.clone(),
+                heard.clone(),
                 session.clone(),
                 etcd_member,
                 Arc::clone(&vms),
@@ -177,7 +177,7 @@ impl Daemon {
             )
             .await?;
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(self.heartbeat(state.clone(), suspected_out).await?);
+        tasks.spawn(self.heartbeat(state.clone(), told).await?);
         tasks.spawn(lease::run(
             self.lease(&store, &state, &guard, &vms),
             session_out,
@@ -185,7 +185,7 @@ impl Daemon {
         ));
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
         tasks.spawn(manager::run(
-            self.manager(&store, &state, &observer, &suspected, &session),
+            self.manager(&store, &state, &observer, &heard.suspected, &session),
             self.cancel.clone(),
         ));
         tasks.spawn(members::keep(
@@ -195,7 +195,7 @@ impl Daemon {
             member_out,
             self.cancel.clone(),
         ));
-        let api = self.api(&store, &state, observer, suspected, &vms, &identity)?;
+        let api = self.api(&store, &state, observer, heard.suspected, &vms, &identity)?;
         self.serve(api, &identity, &mut tasks)?;
         self.cancel.cancelled().await;
         tracing::info!("the daemon ends; the VMs run on under the guard");
@@ -246,7 +246,7 @@ impl Daemon {
         &self,
         store: EtcdStore,
         live: watch::Receiver<Arc<Snapshot>>,
-        suspected: watch::Receiver<BTreeSet<Name>>,
+        heard: heartbeat::Heard,
         session: watch::Receiver<Option<lease::Session>>,
         etcd_member: watch::Receiver<Option<u64>>,
         vms: Arc<dyn VmDriver>,
@@ -258,7 +258,7 @@ impl Daemon {
             me: self.host.name.clone(),
             store,
             live,
-            suspected,
+            heard,
             session,
             vms,
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
@@ -281,7 +281,7 @@ impl Daemon {
     async fn heartbeat(
         &self,
         mut live: watch::Receiver<Arc<Snapshot>>,
-        suspected: watch::Sender<BTreeSet<Name>>,
+        told: heartbeat::Told,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
         let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
             snapshot.hosts.iter().map(|(name, host)| (name.clone(), host.spec.address)).collect()
@@ -309,7 +309,7 @@ impl Daemon {
                 self.host.address
             )
         })?;
-        Ok(heartbeat::run(config, Arc::new(wire), suspected, self.cancel.clone()))
+        Ok(heartbeat::run(config, Arc::new(wire), told, self.cancel.clone()))
     }
 
     fn lease(

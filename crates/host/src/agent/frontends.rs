@@ -1,8 +1,11 @@
 //! The frontends of this host: the balancer's configuration, and the service addresses (DESIGN.md sections 4 and 9).
 //!
 //! An address moves faster than a VM. When its holder is suspected, the next candidate probes for it on the segment;
-//! if nobody answers it claims the placement in the store, takes the address and announces it. If somebody still
-//! answers, nothing is done until a proof makes the manager move it. A host without a session holds no address.
+//! if nobody answers it takes the address, announces it, and claims the placement in the store: in this order, because
+//! a store that has lost its leader with the holder answers only after an election, and taking an address is cheap and
+//! can be taken back. A claim that the store gives to another, a holder that is heard again, and somebody who answers
+//! for the address each end it. If somebody still answers, nothing is done until a proof makes the manager move it. A
+//! host without a session holds no address.
 
 use super::{AgentParts, lease::Session, wanted};
 use haven_model::{FrontendPlacement, Name, Snapshot, keys};
@@ -13,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a claim that met an answering holder, or failed, rests before the next.
 const CLAIM_AGAIN: Duration = Duration::from_millis(250);
+/// A host that hears the holder again has given its address back after so long.
+const GIVEN_BACK: Duration = Duration::from_secs(1);
 /// The pause after the balancer refused something.
 const RETRY: Duration = Duration::from_millis(500);
 /// The net under lost wake-ups, and the rhythm in which the machine is compared with what is wanted.
@@ -22,8 +27,10 @@ const NET: Duration = Duration::from_secs(10);
 pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
     let mut inputs = Inputs {
         live: parts.live.clone(),
-        suspected: parts.suspected.clone(),
+        suspected: parts.heard.suspected.clone(),
+        reunions: parts.heard.reunions.clone(),
         session: parts.session.clone(),
+        taken: BTreeSet::new(),
     };
     while !cancel.is_cancelled() {
         let pause = step(&parts, &mut inputs).await;
@@ -33,21 +40,45 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
             _ = inputs.live.changed() => {}
             _ = inputs.suspected.changed() => {}
             _ = inputs.session.changed() => {}
+            Ok(()) = inputs.reunions.changed() => announce(&parts),
             () = parts.clock.sleep(pause) => {}
         }
     }
 }
 
+/// Another host may have taken an address of this one while they did not hear each other, and given it back: the
+/// segment is told who has it, now and when the other has surely given it back.
+fn announce(parts: &Arc<AgentParts>) {
+    let parts = Arc::clone(parts);
+    tokio::spawn(async move {
+        for pause in [Duration::ZERO, GIVEN_BACK] {
+            parts.clock.sleep(pause).await;
+            if let Err(error) = parts.address.announce().await {
+                parts.problem("address", &error);
+            }
+        }
+    });
+}
+
 struct Inputs {
     live: watch::Receiver<Arc<Snapshot>>,
     suspected: watch::Receiver<BTreeSet<Name>>,
+    reunions: watch::Receiver<u64>,
     session: watch::Receiver<Option<Session>>,
+    /// Addresses taken from suspected holders whose claim the store has not shown yet.
+    taken: BTreeSet<Ipv4Addr>,
 }
 
 async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     let snapshot = Arc::clone(&inputs.live.borrow_and_update());
     let suspected = inputs.suspected.borrow_and_update().clone();
     let session = *inputs.session.borrow_and_update();
+    let current = session.is_some_and(|s| snapshot.revision >= s.since_revision);
+    let claims = if current { claims(parts, &snapshot, &suspected) } else { Vec::new() };
+    inputs.taken.retain(|ip| claims.iter().any(|claim| claim.address == *ip));
+    let mut held = if current { wanted::addresses(&snapshot, &parts.me) } else { BTreeSet::new() };
+    held.extend(&inputs.taken);
+    hold(parts, &held).await;
     let frontends = wanted::frontends(&snapshot, &parts.me, &suspected);
     if let Err(error) = parts.balance.apply(&frontends).await {
         parts.problem("balance", &error);
@@ -55,50 +86,71 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     } else {
         parts.solved("balance");
     }
-    let current = session.is_some_and(|s| snapshot.revision >= s.since_revision);
-    let held = if current { wanted::addresses(&snapshot, &parts.me) } else { BTreeSet::new() };
-    match parts.address.hold(&held).await {
+    let pause = if claims.is_empty() { NET } else { CLAIM_AGAIN };
+    for claim in claims {
+        match parts.address.probe(claim.address).await {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                tracing::info!(service = %claim.service, address = %claim.address, holder = %claim.placement.holder, "the suspected holder still answers; waiting for a proof");
+                inputs.taken.remove(&claim.address);
+                held.remove(&claim.address);
+                hold(parts, &held).await;
+                continue;
+            }
+            Err(error) => {
+                parts.problem("address", &error);
+                continue;
+            }
+        }
+        // The holder may have been heard meanwhile.
+        if claim.placement.claimant(&inputs.suspected.borrow()) != Some(&parts.me) {
+            continue;
+        }
+        inputs.taken.insert(claim.address);
+        held.insert(claim.address);
+        hold(parts, &held).await;
+        write(parts, &claim).await;
+    }
+    pause
+}
+
+async fn hold(parts: &AgentParts, held: &BTreeSet<Ipv4Addr>) {
+    match parts.address.hold(held).await {
         Ok(()) => parts.solved("address"),
         Err(error) => parts.problem("address", &error),
     }
-    let mut pause = NET;
-    if !current {
-        return pause;
-    }
-    for (service, placement) in &snapshot.frontends {
-        if placement.claimant(&suspected) != Some(&parts.me) {
-            continue;
-        }
-        let Some(address) = address_of(&snapshot, service) else {
-            continue;
-        };
-        claim(parts, service, placement, placement.revision, address).await;
-        pause = CLAIM_AGAIN;
-    }
-    pause
+}
+
+/// An address that this host may try to take.
+struct Claim {
+    service: Name,
+    address: Ipv4Addr,
+    placement: FrontendPlacement,
+    revision: i64,
+}
+
+fn claims(parts: &AgentParts, snapshot: &Snapshot, suspected: &BTreeSet<Name>) -> Vec<Claim> {
+    let mine = |placement: &FrontendPlacement| placement.claimant(suspected) == Some(&parts.me);
+    let frontends = snapshot.frontends.iter().filter(|(_, placement)| mine(placement));
+    frontends
+        .filter_map(|(service, placement)| {
+            Some(Claim {
+                service: service.clone(),
+                address: address_of(snapshot, service)?,
+                placement: FrontendPlacement::clone(placement),
+                revision: placement.revision,
+            })
+        })
+        .collect()
 }
 
 fn address_of(snapshot: &Snapshot, service: &Name) -> Option<Ipv4Addr> {
     snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address)
 }
 
-/// Probes, and if nobody answers writes itself as the holder. The live copy then shows it, and the next step takes
-/// the address.
-async fn claim(
-    parts: &AgentParts,
-    service: &Name,
-    placement: &FrontendPlacement,
-    revision: i64,
-    address: Ipv4Addr,
-) {
-    match parts.address.probe(address).await {
-        Ok(None) => {}
-        Ok(Some(_)) => {
-            tracing::info!(%service, %address, holder = %placement.holder, "the suspected holder still answers; waiting for a proof");
-            return;
-        }
-        Err(error) => return parts.problem("address", &error),
-    }
+/// Writes this host as the holder.
+async fn write(parts: &AgentParts, claim: &Claim) {
+    let Claim { service, address, placement, revision } = claim;
     let key = keys::frontend(service);
     let claimed = placement.claimed_by(&parts.me);
     let value = serde_json::to_vec(&claimed).expect("a placement is plain data");
@@ -110,7 +162,7 @@ async fn claim(
             parts.me, placement.holder
         ),
     );
-    let compare = vec![Compare::ModRevision(key.clone(), revision)];
+    let compare = vec![Compare::ModRevision(key.clone(), *revision)];
     match parts.store.txn(compare, vec![Op::Put(key, value.into()), event]).await {
         Ok(outcome) if outcome.succeeded => {
             tracing::warn!(%service, %address, "took the address from a suspected holder");

@@ -38,6 +38,7 @@ mod vm_step_test;
 use crate::{
     balance::driver::BalanceDriver,
     health::Prober,
+    heartbeat::Heard,
     network::{address::AddressDriver, driver::NetworkDriver},
     vm::driver::VmDriver,
 };
@@ -48,7 +49,7 @@ use haven_store::{
 };
 use lease::Session;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 use storage::Storage;
@@ -82,8 +83,8 @@ pub struct AgentParts {
     pub store: EtcdStore,
     /// The live copy.
     pub live: watch::Receiver<Arc<Snapshot>>,
-    /// Hosts suspected by the heartbeats.
-    pub suspected: watch::Receiver<BTreeSet<Name>>,
+    /// What the heartbeats say.
+    pub heard: Heard,
     /// This host's session.
     pub session: watch::Receiver<Option<Session>>,
     /// Runs VMs.

@@ -234,6 +234,10 @@ impl HaproxyDriver {
                 MemberState::Down => "maint",
             };
             let _ = write!(commands, "set server {server} state {state};");
+            if state == "maint" {
+                // Who waits for an answer that cannot come is told now.
+                let _ = write!(commands, "shutdown sessions server {server};");
+            }
         }
         if commands.is_empty() {
             return Ok(());

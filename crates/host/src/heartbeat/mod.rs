@@ -118,38 +118,65 @@ pub struct HeartbeatConfig {
     pub clock: Clock,
 }
 
+/// What the heartbeats tell.
+pub struct Told {
+    suspected: watch::Sender<BTreeSet<Name>>,
+    reunions: watch::Sender<u64>,
+}
+
+/// What is heard of them.
+#[derive(Clone)]
+pub struct Heard {
+    /// Whom this host suspects.
+    pub suspected: watch::Receiver<BTreeSet<Name>>,
+    /// Grows when this host and another hear each other again after a silence of either.
+    pub reunions: watch::Receiver<u64>,
+}
+
+/// From [`run`] to those who want to know.
+#[must_use]
+pub fn channels() -> (Told, Heard) {
+    let (suspected, suspected_in) = watch::channel(BTreeSet::new());
+    let (reunions, reunions_in) = watch::channel(0);
+    (Told { suspected, reunions }, Heard { suspected: suspected_in, reunions: reunions_in })
+}
+
 /// Sends and listens until `cancel`; tells whom this host suspects.
 pub async fn run(
     config: HeartbeatConfig,
     wire: Arc<dyn Wire>,
-    suspected: watch::Sender<BTreeSet<Name>>,
+    told: Told,
     cancel: CancellationToken,
 ) {
     let (every, silence) = config.timers;
     let mut watchers = Watchers::new(config.me.clone(), silence);
     let mut number = config.start;
     let mut next = config.clock.now();
+    let mut said = BTreeSet::new();
     loop {
+        // Also when a host has just become unheard: its other watchers wait for this one's voice.
+        let wake = watchers.next_unheard(config.clock.now()).map_or(next, |at| at.min(next));
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
             packet = wire.receive() => {
-                if let Some(beat) = unpack(&config.key, &packet) {
-                    watchers.heard(&beat, config.clock.now());
-                }
-                if config.clock.now() < next {
+                let beat = unpack(&config.key, &packet);
+                let news = beat.is_some_and(|beat| watchers.heard(&beat, config.clock.now()));
+                // Most datagrams say what the last one said, and a cluster sends hundreds a second.
+                if !news && config.clock.now() < next {
                     continue;
                 }
             }
-            () = config.clock.sleep_until(next) => {}
+            () = config.clock.sleep_until(wake) => {}
         }
         let now = config.clock.now();
-        next = next.plus(every).max(now);
         let hosts = config.hosts.borrow().clone();
         watchers.members(hosts.keys(), now);
         let unheard = watchers.unheard(now);
         let found = watchers.suspected(now);
-        suspected.send_if_modified(|shown| {
+        let reunions = watchers.reunions();
+        told.reunions.send_if_modified(|shown| std::mem::replace(shown, reunions) != reunions);
+        told.suspected.send_if_modified(|shown| {
             let differs = *shown != found;
             if differs {
                 tracing::info!(suspected = ?found, "suspicion changed");
@@ -157,6 +184,13 @@ pub async fn run(
             }
             differs
         });
+        if now < next && unheard == said {
+            continue;
+        }
+        if now >= next {
+            next = next.plus(every).max(now);
+        }
+        said.clone_from(&unheard);
         number += 1;
         let packet = pack(&config.key, &Beat { from: config.me.clone(), number, unheard });
         for (host, address) in &hosts {

@@ -19,13 +19,14 @@ pub struct Watchers {
     me: Name,
     silence: Duration,
     peers: BTreeMap<Name, Peer>,
+    reunions: u64,
 }
 
 impl Watchers {
     /// `silence`: a host is unheard after so long.
     #[must_use]
     pub fn new(me: Name, silence: Duration) -> Self {
-        Self { me, silence, peers: BTreeMap::new() }
+        Self { me, silence, peers: BTreeMap::new(), reunions: 0 }
     }
 
     /// These are the hosts of the cluster; a new one counts as heard just now.
@@ -41,15 +42,21 @@ impl Watchers {
         }
     }
 
-    /// A datagram came. One that is not newer than the last of its sender is ignored.
-    pub fn heard(&mut self, beat: &Beat, now: Mono) {
-        if let Some(peer) = self.peers.get_mut(&beat.from)
-            && beat.number > peer.number
-        {
-            peer.heard = now;
-            peer.number = beat.number;
-            peer.unheard.clone_from(&beat.unheard);
-        }
+    /// A datagram came; true when its sender hears others than before. One that is not newer than the last of its
+    /// sender is ignored.
+    pub fn heard(&mut self, beat: &Beat, now: Mono) -> bool {
+        let Some(peer) = self.peers.get_mut(&beat.from).filter(|peer| beat.number > peer.number)
+        else {
+            return false;
+        };
+        let returned = now.since(peer.heard) > self.silence;
+        peer.heard = now;
+        peer.number = beat.number;
+        let differs = peer.unheard != beat.unheard;
+        let hears_me = peer.unheard.contains(&self.me) && !beat.unheard.contains(&self.me);
+        self.reunions += u64::from(returned || hears_me);
+        peer.unheard.clone_from(&beat.unheard);
+        differs || returned
     }
 
     /// Whom this host does not hear.
@@ -60,6 +67,20 @@ impl Watchers {
             .filter(|(_, peer)| now.since(peer.heard) > self.silence)
             .map(|(host, _)| host.clone())
             .collect()
+    }
+
+    /// How often another host was heard again, or heard this one again.
+    #[must_use]
+    pub fn reunions(&self) -> u64 {
+        self.reunions
+    }
+
+    /// When the next host becomes unheard if nothing is heard until then.
+    #[must_use]
+    pub fn next_unheard(&self, now: Mono) -> Option<Mono> {
+        let ends = self.peers.values().map(|peer| peer.heard.plus(self.silence));
+        // `unheard` asks for more than the silence.
+        ends.filter(|end| *end >= now).min().map(|end| end.plus(Duration::from_millis(1)))
     }
 
     /// Whom a majority of its watchers does not hear, as far as this host can tell. A host that hears less than half

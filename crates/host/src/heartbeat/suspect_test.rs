@@ -67,3 +67,39 @@ fn a_datagram_with_a_wrong_seal_is_nothing() {
         assert_eq!(unpack(&key, &bad), None);
     }
 }
+
+#[test]
+fn the_moment_of_the_next_silence_is_known() {
+    let mut watchers = three();
+    watchers.heard(&beat("host2", 1, &[]), at(500));
+    // host3 counts as heard at 0.
+    let next = watchers.next_unheard(at(600)).unwrap();
+    assert!(!watchers.unheard(at(1000)).contains(&name("host3")));
+    assert_eq!(watchers.unheard(next), BTreeSet::from([name("host3")]));
+    assert_eq!(watchers.next_unheard(next), Some(at(1501)));
+    assert_eq!(watchers.next_unheard(at(2000)), None);
+}
+
+#[test]
+fn hosts_that_hear_each_other_again_are_counted() {
+    let mut watchers = three();
+    watchers.heard(&beat("host2", 1, &[]), at(500));
+    assert_eq!(watchers.reunions(), 0);
+    // host2 did not hear this host, then does.
+    watchers.heard(&beat("host2", 2, &["host1"]), at(1000));
+    assert_eq!(watchers.reunions(), 0);
+    watchers.heard(&beat("host2", 3, &[]), at(1200));
+    assert_eq!(watchers.reunions(), 1);
+    // This host did not hear host2, as after a pause.
+    watchers.heard(&beat("host2", 4, &[]), at(9000));
+    assert_eq!(watchers.reunions(), 2);
+}
+
+#[test]
+fn only_a_datagram_that_says_something_new_is_news() {
+    let mut watchers = three();
+    assert!(!watchers.heard(&beat("host2", 1, &[]), at(200)));
+    assert!(watchers.heard(&beat("host2", 2, &["host3"]), at(400)));
+    assert!(!watchers.heard(&beat("host2", 3, &["host3"]), at(600)));
+    assert!(watchers.heard(&beat("host2", 4, &["host3"]), at(5000)), "it was silent");
+}

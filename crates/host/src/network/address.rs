@@ -25,6 +25,8 @@ pub trait AddressDriver: Send + Sync {
     async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError>;
     /// Holds exactly these; announces those that are new.
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError>;
+    /// Announces again all that are held.
+    async fn announce(&self) -> Result<(), NetworkError>;
 }
 
 /// Addresses of this machine.
@@ -140,6 +142,14 @@ impl AddressDriver for LinuxAddress {
         let text = serde_json::to_vec(wanted).expect("addresses are plain data");
         std::fs::write(&self.file, text)
             .map_err(failed(format!("{} cannot be written", self.file.display())))
+    }
+
+    async fn announce(&self) -> Result<(), NetworkError> {
+        let held = self.held.lock().await.clone().unwrap_or_default();
+        for ip in held {
+            announce(self.uplink(ip).await?, ip);
+        }
+        Ok(())
     }
 }
 

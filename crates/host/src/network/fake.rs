@@ -73,6 +73,10 @@ impl AddressDriver for FakeAddress {
         };
         Ok(self.segment.holders(ip).iter().any(answers).then_some([2; 6]))
     }
+    async fn announce(&self) -> Result<(), NetworkError> {
+        self.clock.pass().await;
+        Ok(())
+    }
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
         self.clock.pass().await;
         let mut held = self.segment.held.lock().unwrap_or_else(PoisonError::into_inner);
