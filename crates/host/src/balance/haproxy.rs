@@ -7,7 +7,14 @@ use super::driver::{
     BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState,
 };
 use async_trait::async_trait;
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -15,6 +22,9 @@ use tokio::{
     sync::Mutex,
 };
 
+/// A connection that a lost member does not take is tried elsewhere within this: three times `timeout connect`, and
+/// some. What still hangs on the member after it waits for an answer that cannot come.
+const ELSEWHERE: Duration = Duration::from_millis(800);
 /// Slots come in such steps.
 const STEP: usize = 16;
 
@@ -33,7 +43,7 @@ struct Told {
 pub struct HaproxyDriver {
     /// `RUN/haproxy`.
     directory: PathBuf,
-    told: Mutex<Option<Told>>,
+    told: Arc<Mutex<Option<Told>>>,
 }
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> BalanceError {
@@ -66,7 +76,7 @@ pub fn assign(before: &[Option<Member>], members: &[Member]) -> Slots {
 /// The configuration file; without `slots` only its structure.
 #[must_use]
 pub fn config(
-    directory: &std::path::Path,
+    directory: &Path,
     wanted: &[FrontendWanted],
     slots: Option<&BTreeMap<String, Slots>>,
 ) -> String {
@@ -140,11 +150,27 @@ fn check_lines(text: &mut String, check: Option<&Check>) -> String {
     )
 }
 
+/// One command of the runtime API of the HAProxy whose files stand in `directory`, and its answer.
+async fn ask(directory: &Path, command: &str) -> Result<String, BalanceError> {
+    let what = || format!("HAProxy was asked `{}`", command.lines().next().unwrap_or_default());
+    let talk = async {
+        let mut stream = UnixStream::connect(directory.join("admin.sock")).await?;
+        stream.write_all(command.as_bytes()).await?;
+        stream.write_all(b"\n").await?;
+        stream.shutdown().await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(1), talk).await;
+    answer.map_err(failed(what()))?.map_err(failed(what()))
+}
+
 impl HaproxyDriver {
     /// A driver whose files stand in `directory`, on a tmpfs.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, told: Mutex::default() }
+        Self { directory, told: Arc::default() }
     }
 
     fn pid(&self) -> Option<i32> {
@@ -156,18 +182,34 @@ impl HaproxyDriver {
 
     /// One command of the runtime API, and its answer.
     async fn ask(&self, command: &str) -> Result<String, BalanceError> {
-        let what = || format!("HAProxy was asked `{}`", command.lines().next().unwrap_or_default());
-        let talk = async {
-            let mut stream = UnixStream::connect(self.directory.join("admin.sock")).await?;
-            stream.write_all(command.as_bytes()).await?;
-            stream.write_all(b"\n").await?;
-            stream.shutdown().await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        let answer = tokio::time::timeout(Duration::from_secs(1), talk).await;
-        answer.map_err(failed(what()))?.map_err(failed(what()))
+        ask(&self.directory, command).await
+    }
+
+    /// Ends, after [`ELSEWHERE`], what still hangs on members that have gone down, so that who waits for them is told.
+    fn end_sessions(&self, service: &str, before: &Slots, slots: &Slots) {
+        let down =
+            |slot: &Option<Member>| slot.as_ref().map(|m| m.state) == Some(MemberState::Down);
+        let gone: Vec<usize> = (0..slots.len().min(before.len()))
+            .filter(|i| down(&slots[*i]) && !down(&before[*i]))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let (told, directory, service) =
+            (Arc::clone(&self.told), self.directory.clone(), service.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(ELSEWHERE).await;
+            let told = told.lock().await;
+            let Some(slots) = told.as_ref().and_then(|told| told.slots.get(&service)) else {
+                return;
+            };
+            for i in gone.into_iter().filter(|i| slots.get(*i).is_some_and(down)) {
+                let command = format!("shutdown sessions server b_{service}/m{}", i + 1);
+                if let Err(error) = ask(&directory, &command).await {
+                    tracing::debug!(%error, "sessions of a lost member could not be ended");
+                }
+            }
+        });
     }
 
     /// Writes the configuration, has it checked, and starts or reloads.
@@ -234,10 +276,6 @@ impl HaproxyDriver {
                 MemberState::Down => "maint",
             };
             let _ = write!(commands, "set server {server} state {state};");
-            if state == "maint" {
-                // Who waits for an answer that cannot come is told now.
-                let _ = write!(commands, "shutdown sessions server {server};");
-            }
         }
         if commands.is_empty() {
             return Ok(());
@@ -280,6 +318,7 @@ impl BalanceDriver for HaproxyDriver {
         if same {
             for (service, slots) in &slots {
                 self.move_members(service, &old(service), slots).await?;
+                self.end_sessions(service, &old(service), slots);
             }
         } else {
             self.reload(&config(&self.directory, wanted, Some(&slots))).await?;
