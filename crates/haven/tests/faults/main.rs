@@ -5,6 +5,7 @@ mod lab;
 mod witness;
 
 use anyhow::{Result, bail};
+use haven_lab::asking::{Asked, Asking, failures};
 use lab::Lab;
 use nix::sys::signal::Signal;
 use std::{
@@ -22,7 +23,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: guard_frozen },
@@ -32,6 +33,7 @@ const CASES: [Case; 10] = [
     Case { name: "a_host_that_is_cut_off_loses_its_vms_and_never_twice", run: cut_off },
     Case { name: "a_paused_host_is_reset_by_its_watchdog", run: paused_with_watchdog },
     Case { name: "a_paused_host_without_watchdog_ends_its_old_copies", run: paused_without },
+    Case { name: "an_address_serves_without_a_member_beside_it_and_moves", run: address_moves },
     Case { name: "a_store_frozen_for_long_ends_all_and_all_come_back", run: store_frozen_for_long },
 ];
 
@@ -108,6 +110,43 @@ fn undisturbed(witness: &Witness, span: Duration) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A service whose only member cannot be where its address is.
+const FAR: &str = "kind: Service\nname: far\nreplicas: 1\ntemplate:\n  spec:\n    image: tiny\n    memory: 128MiB\n    networks:\n    - network: front\n    affinity:\n      hosts:\n        guests: \"yes\"\ncheck:\n  mode: http\n  port: 80\nfrontend:\n  address: 10.88.0.100\n  port: 80\n  mode: http\n";
+
+fn address_moves(lab: &mut Lab, _: &Witness) -> Result<()> {
+    lab.label("host3", "guests", "yes")?;
+    lab.apply(FAR, &["--wait", "--timeout", "120"])?;
+    let holder = lab.overview()?.services.first().map(|s| s.holder.clone()).unwrap_or_default();
+    if holder == "host3" || holder.is_empty() {
+        bail!("the address should be on a host without the member, and is on `{holder}`");
+    }
+    let asking = Asking::start(lab, "10.88.0.100:80")?;
+    std::thread::sleep(Duration::from_secs(1));
+    let killed = Instant::now();
+    lab.haven(&["lab", "kill", &holder])?;
+    std::thread::sleep(Duration::from_secs(6));
+    let asked = asking.end()?;
+    lab.haven(&["lab", "start", &holder])?;
+    let (before, after): (Vec<Asked>, Vec<Asked>) = asked.iter().partition(|a| a.begin < killed);
+    if let Some(bad) = before.iter().find(|a| !a.good && a.end < killed) {
+        bail!(
+            "a member on another host must be reached as well as one beside the address: {bad:?}"
+        );
+    }
+    // The figure (benches/figures/address.rs) says how long it takes; here it must only come back and stay.
+    let settled = killed + Duration::from_secs(4);
+    if !after.iter().any(|a| a.good) || after.iter().any(|a| a.begin > settled && !a.good) {
+        bail!(
+            "4 s after the holder's power cut not every question is answered: {}",
+            failures(&asked)
+        );
+    }
+    lab.haven(&["delete", "service/far"])?;
+    lab.wait("the service is gone", Duration::from_secs(60), |lab| {
+        lab.overview().is_ok_and(|overview| overview.services.is_empty())
+    })
 }
 
 fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
