@@ -1,0 +1,177 @@
+//! Who may run a VM when processes die, freeze and wake, and when hosts and the store are cut off.
+
+use crate::{
+    lab::{HOSTS, Lab},
+    witness::Witness,
+};
+use anyhow::{Result, bail};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+/// A copy on a host without a watchdog may show signs of life for so long after waking: the guard's 50 ms and one
+/// look of the witness.
+const GRACE: Duration = Duration::from_millis(70);
+
+/// VMs run on as they were: no copy ended and none began.
+fn undisturbed(witness: &Witness, span: Duration) -> Result<()> {
+    let before = witness.newest();
+    std::thread::sleep(span);
+    let after = witness.newest();
+    if before.len() != 2 {
+        bail!("two VMs should count, and these do: {before:?}");
+    }
+    for (vm, copy) in &before {
+        let now = &after[vm];
+        if now.boot != copy.boot {
+            bail!("{vm} was disturbed: another copy counts now");
+        }
+        if now.count <= copy.count {
+            bail!("{vm} does not count any more");
+        }
+    }
+    Ok(())
+}
+
+pub fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    lab.signal(&host, "haven daemon", Signal::SIGKILL)?;
+    undisturbed(witness, Duration::from_secs(9))?;
+    lab.online(&host)?;
+    // The new daemon has it in its hands: the reset button works, and the guest boots anew on the same host.
+    let before = witness.newest()["tick-1"].boot.clone();
+    lab.haven(&["vm", "reset", "tick-1"])?;
+    witness.until(Duration::from_secs(60), "tick-1 boots anew", |newest| {
+        newest.get("tick-1").is_some_and(|copy| copy.boot != before && copy.host == host)
+    })?;
+    Ok(())
+}
+
+pub fn guard_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    let old = lab.signal(&host, "haven guard", Signal::SIGKILL)?;
+    undisturbed(witness, Duration::from_secs(8))?;
+    replaced(lab, &host, &old)
+}
+
+pub fn guard_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    let old = lab.signal(&host, "haven guard", Signal::SIGSTOP)?;
+    undisturbed(witness, Duration::from_secs(8))?;
+    replaced(lab, &host, &old)
+}
+
+fn replaced(lab: &Lab, host: &str, old: &[i32]) -> Result<()> {
+    let now = lab.pids(host, "haven guard");
+    if now.is_empty() || now.iter().any(|pid| old.contains(pid)) {
+        bail!("the guard {old:?} was not replaced: {now:?}");
+    }
+    Ok(())
+}
+
+pub fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    for host in HOSTS {
+        lab.signal(host, "etcd --name", Signal::SIGSTOP)?;
+    }
+    let result = undisturbed(witness, Duration::from_secs(2));
+    for host in HOSTS {
+        lab.signal(host, "etcd --name", Signal::SIGCONT)?;
+    }
+    result?;
+    undisturbed(witness, Duration::from_secs(6))
+}
+
+pub fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    lab.signal(&host, "etcd --name", Signal::SIGSTOP)?;
+    let result = undisturbed(witness, Duration::from_secs(8));
+    lab.signal(&host, "etcd --name", Signal::SIGCONT)?;
+    result?;
+    undisturbed(witness, Duration::from_secs(4))
+}
+
+/// The VM runs on another host; how long after `since`.
+fn moved(witness: &Witness, from: &str, since: Instant) -> Result<()> {
+    let old = from.to_owned();
+    witness.until(Duration::from_secs(90), "tick-1 runs elsewhere", move |newest| {
+        newest.get("tick-1").is_some_and(|copy| copy.host != old)
+    })?;
+    let last = witness
+        .last_of("tick-1", from)
+        .map_or(0.0, |at| at.saturating_duration_since(since).as_secs_f64());
+    let first = witness.newest()["tick-1"].first.saturating_duration_since(since).as_secs_f64();
+    println!(
+        "  old copy: last sign {last:.2} s after the fault; new copy: first {first:.2} s after"
+    );
+    Ok(())
+}
+
+pub fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    let begin = Instant::now();
+    lab.signal(&host, "haven daemon", Signal::SIGSTOP)?;
+    let result = moved(witness, &host, begin);
+    lab.signal(&host, "haven daemon", Signal::SIGCONT)?;
+    result
+}
+
+pub fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    let begin = Instant::now();
+    lab.haven(&["lab", "cut", &host])?;
+    let result = moved(witness, &host, begin);
+    lab.haven(&["lab", "heal"])?;
+    result
+}
+
+pub fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    let old = lab.pids(&host, "host-init");
+    let boot = witness.newest()["tick-1"].boot.clone();
+    lab.haven(&["lab", "pause", &host])?;
+    // The host may be back before its lease expires, and then runs the VM anew itself.
+    witness.until(Duration::from_secs(90), "tick-1 runs anew", move |newest| {
+        newest.get("tick-1").is_some_and(|copy| copy.boot != boot)
+    })?;
+    let now = lab.pids(&host, "host-init");
+    if now.is_empty() || now == old {
+        bail!("the watchdog did not reset {host}: {old:?}, {now:?}");
+    }
+    Ok(())
+}
+
+pub fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    lab.haven(&["lab", "watchdog", "off"])?;
+    let begin = Instant::now();
+    lab.haven(&["lab", "pause", &host])?;
+    let result = moved(witness, &host, begin);
+    // From here on the old copy may be seen, for a moment.
+    let woken = lab.resume(&host);
+    witness.woken(woken, GRACE);
+    result?;
+    std::thread::sleep(Duration::from_secs(2));
+    if let Some(last) = witness.last_of("tick-1", &host) {
+        let after = last.checked_duration_since(woken);
+        println!("  last sign of the old copy after waking: {after:?} (grace {GRACE:?})");
+    }
+    lab.haven(&["lab", "watchdog", "on"])?;
+    Ok(())
+}
+
+pub fn store_frozen_for_long(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let before = witness.newest();
+    for host in HOSTS {
+        lab.signal(host, "etcd --name", Signal::SIGSTOP)?;
+    }
+    std::thread::sleep(Duration::from_secs(10));
+    let running = witness.running();
+    for host in HOSTS {
+        lab.signal(host, "etcd --name", Signal::SIGCONT)?;
+    }
+    if running != 0 {
+        bail!("{running} VMs run on although no lease can be renewed");
+    }
+    witness.until(Duration::from_secs(90), "both VMs count again", move |newest| {
+        newest.iter().all(|(vm, copy)| before.get(vm).is_none_or(|old| old.boot != copy.boot))
+    })
+}
