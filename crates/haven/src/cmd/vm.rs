@@ -5,7 +5,6 @@ use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Args, Subcommand};
 use haven_model::{
     Bytes, ModelError, Name, Object, ObjectRef, VmSpec,
-    
     object::Kind,
     units::Millis,
     vm::{AffinitySpec, DiskSpec, NicSpec, RestartPolicy},
@@ -184,7 +183,6 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
             if vm.wait {
                 let asked = (item.object.reference(), item.object.meta().generation);
                 wait::ready(&client, &[asked], Duration::from_secs(vm.timeout)).await?;
-                    .await?;
             }
         }
         VmCommand::Ls(how) => list(Kind::Vm, how.output).await?,
