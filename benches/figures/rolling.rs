@@ -3,7 +3,7 @@
 use crate::address::{ADDRESS, SERVICE, well};
 use anyhow::Result;
 use haven_lab::{
-    asking::{Asking, longest_gap},
+    asking::{Asking, OFTEN, longest_gap},
     drive::Driver,
 };
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     for run in 0..runs {
         well(lab)?;
         let before = lab.haven(&["vm", "ls"])?;
-        let asking = Asking::start(lab, ADDRESS)?;
+        let asking = Asking::start(lab, ADDRESS, OFTEN)?;
         lab.haven(&["service", "restart", "hello"])?;
         // Both members are new and ready, and the old ones gone.
         let new = |lab: &Driver| {
