@@ -10,6 +10,8 @@
 pub mod local;
 pub mod members;
 pub mod setup;
+#[cfg(test)]
+mod setup_test;
 mod start;
 #[cfg(test)]
 mod start_test;

@@ -3,10 +3,9 @@
 use anyhow::Context;
 use haven_host::agent::{HostFacts, lease::Session};
 use haven_model::Snapshot;
+use haven_store::file;
 use std::{
-    fs::File,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -64,12 +63,6 @@ pub fn next(path: &Path, clock: u64) -> io::Result<u64> {
         Err(error) => return Err(error),
     };
     let number = clock.max(kept.saturating_add(STEP));
-    let new = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(number.to_string().as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    file::write_whole(path, number.to_string().as_bytes())?;
     Ok(number)
 }
