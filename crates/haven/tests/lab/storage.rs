@@ -43,7 +43,7 @@ pub fn examples(lab: &mut Lab, _: &Witness) -> Result<()> {
 fn outlives(lab: &Lab) -> Result<()> {
     let counted = |lab: &haven_lab::drive::Driver, boots: u32| {
         let text = lab.haven(&["vm", "log", "keeper"]).unwrap_or_default();
-        text.lines().any(|line| line.trim() == format!("boots {boots}"))
+        text.lines().any(|line| line.trim().ends_with(&format!("boots {boots}")))
     };
     lab.wait("the keeper counts its first boot", PATIENCE, |lab| counted(lab, 1))?;
     let host = lab.host_of("keeper")?;
