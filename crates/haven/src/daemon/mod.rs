@@ -176,10 +176,11 @@ impl Daemon {
                 problems,
             )
             .await?;
+        let timers = agent::timers::follow(state.clone());
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(self.heartbeat(state.clone(), told).await?);
+        tasks.spawn(self.heartbeat(state.clone(), timers.clone(), told).await?);
         tasks.spawn(lease::run(
-            self.lease(&store, &state, &guard, &vms),
+            self.lease(&store, timers, &guard, &vms),
             session_out,
             self.cancel.clone(),
         ));
@@ -281,6 +282,7 @@ impl Daemon {
     async fn heartbeat(
         &self,
         mut live: watch::Receiver<Arc<Snapshot>>,
+        timers: watch::Receiver<Timers>,
         told: heartbeat::Told,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
         let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
@@ -293,12 +295,11 @@ impl Daemon {
                 hosts_out.send_if_modified(|shown| std::mem::replace(shown, now.clone()) != now);
             }
         });
-        let timers = Timers::default();
         let config = HeartbeatConfig {
             me: self.host.name.clone(),
             key: self.host.heartbeat_key()?,
             hosts,
-            timers: (timers.heartbeat.duration(), timers.suspect.duration()),
+            timers,
             start: u64::try_from(wall_ms()).unwrap_or(0) << 16,
             clock: self.clock.clone(),
         };
@@ -315,12 +316,10 @@ impl Daemon {
     fn lease(
         &self,
         store: &EtcdStore,
-        live: &watch::Receiver<Arc<Snapshot>>,
+        timers: watch::Receiver<Timers>,
         guard: &Arc<dyn Guard>,
         vms: &Arc<dyn VmDriver>,
     ) -> lease::LeaseConfig {
-        let timers = live.borrow().cluster_spec().timers.clone();
-        let (_, timers) = watch::channel(timers);
         lease::LeaseConfig {
             me: self.host.name.clone(),
             store: store.clone(),

@@ -121,10 +121,16 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
 }
 
 fn by_lease(work: &mut Work<'_>, host: &Name, session: u64) {
-    let Some(age) = work.seen.leases.get(host).copied() else {
+    let (Some(age), Some(lease)) =
+        (work.seen.leases.get(host).copied(), work.snapshot.leases.get(host))
+    else {
         return;
     };
-    let lease_ms = work.timers.lease.0;
+    if age.revision != lease.revision {
+        // The age is of a renewal that this snapshot does not show yet, and each states its own `T`.
+        return work.wake(5);
+    }
+    let lease_ms = lease.ttl_ms;
     if age.unchanged_ms < lease_ms {
         // Only a record that misses renewals is worth waking for; a live one changes long before.
         if age.unchanged_ms >= 2 * work.timers.renew.0 {
