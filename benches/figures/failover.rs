@@ -88,14 +88,9 @@ fn vms(lab: &Driver) -> Result<BTreeMap<String, (String, i64)>> {
 
 fn with_role(lab: &Driver, role: &str) -> Result<Option<String>> {
     let overview = lab.overview()?;
-    let leader = store_leader(lab).unwrap_or_default();
     let roles = |host: &str| {
         let line = overview.hosts.iter().find(|line| line.name == host);
-        let mut roles: Vec<String> = line.map(|line| line.roles.clone()).unwrap_or_default();
-        if host == leader {
-            roles.push("store leader".into());
-        }
-        roles
+        line.map(|line| line.roles.clone()).unwrap_or_default()
     };
     let has = |host: &str, role: &str| {
         let word = if role == "address holder" { "holds" } else { role };
@@ -108,29 +103,6 @@ fn with_role(lab: &Driver, role: &str) -> Result<Option<String>> {
         role => has(host, role),
     });
     Ok(found.cloned())
-}
-
-/// Who leads the store, as its members log it.
-fn store_leader(lab: &Driver) -> Result<String> {
-    let mut newest: Option<(u64, String)> = None;
-    let mut ids = BTreeMap::new();
-    for host in &lab.hosts {
-        let path = lab.dir.join("hosts").join(host).join("upper/var/log/haven/etcd.log");
-        let log = std::fs::read_to_string(path).unwrap_or_default();
-        for line in log.lines().filter(|line| line.contains(" elected leader ")) {
-            // raft.node: OWN elected leader OTHER at term N
-            let words: Vec<&str> = line.split([' ', '"']).collect();
-            let Some(i) = words.iter().position(|word| *word == "elected") else { continue };
-            let (own, other) = (words[i - 1], words[i + 2]);
-            let term: u64 = words.get(i + 5).and_then(|t| t.parse().ok()).unwrap_or(0);
-            ids.insert(own.to_owned(), host.clone());
-            if newest.as_ref().is_none_or(|(known, _)| term >= *known) {
-                newest = Some((term, other.to_owned()));
-            }
-        }
-    }
-    let (_, leader) = newest.context("the members log who leads")?;
-    ids.get(&leader).cloned().context("the leader is one of the hosts")
 }
 
 /// Cuts the power; seconds until the last of its VMs was started elsewhere.

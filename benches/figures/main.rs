@@ -2,7 +2,6 @@
 //! `cargo test -p haven --test figures -- NAME [RUNS]`
 
 mod address;
-mod client;
 mod create;
 mod failover;
 mod idle;

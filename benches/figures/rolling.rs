@@ -1,11 +1,11 @@
 //! A rolling restart of a service under load: no request may fail.
 
-use crate::{
-    address::{ADDRESS, SERVICE, well},
-    client::{Asking, longest_gap},
-};
+use crate::address::{ADDRESS, SERVICE, well};
 use anyhow::Result;
-use haven_lab::drive::Driver;
+use haven_lab::{
+    asking::{Asking, longest_gap},
+    drive::Driver,
+};
 use std::time::Duration;
 
 pub fn run(lab: &Driver, runs: usize) -> Result<()> {

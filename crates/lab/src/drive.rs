@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use haven_client::{Client, ClientError};
-use haven_model::{api::Overview, object::Kind};
+use haven_model::{api::Overview, manifest::to_yaml, object::Kind};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -97,6 +97,18 @@ impl Driver {
     /// When no host answers.
     pub fn overview(&self) -> Result<Overview> {
         self.ask(|client| async move { client.status().await })
+    }
+
+    /// Gives a host a label.
+    ///
+    /// # Errors
+    /// When the host is not known, or the cluster refuses.
+    pub fn label(&self, host: &str, key: &str, value: &str) -> Result<()> {
+        let list = self.ask(|client| async move { client.list(Kind::Host).await })?;
+        let item = list.iter().find(|item| item.object.meta().name.as_str() == host);
+        let mut object = item.with_context(|| format!("{host} is no host"))?.object.clone();
+        object.meta_mut().labels.insert(key.into(), value.into());
+        self.apply(&to_yaml(&object), &[])
     }
 
     /// The host on which a VM is placed.

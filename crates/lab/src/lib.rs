@@ -10,6 +10,7 @@
 //! Killing a host's first process is a power cut; taking its veth off the bridge is a network failure. Nothing is
 //! attached to the machine's own network.
 
+pub mod asking;
 pub mod command;
 pub mod drive;
 pub mod host_init;

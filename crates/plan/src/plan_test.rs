@@ -115,10 +115,10 @@ fn suspicion_moves_nothing_but_switches_the_power_off() {
     host.spec.power =
         Some(PowerSpec { url: "http://x".into(), user: String::new(), password: String::new() });
     world.snapshot.hosts.insert(name("host1"), at(1, host));
-    // One that still renews is only unreachable from here: its power stays on.
-    world.silent("host1", 600, false);
+    // One that renews is only unreachable from here, and one whose daemon restarts is back in time: its power stays on.
+    world.silent("host1", 2400, false);
     assert!(planned(&world).actions.is_empty());
-    world.silent("host1", 1600, false);
+    world.silent("host1", 2600, false);
     assert!(matches!(planned(&world).actions[0].action, Action::PowerOff { session: 1, .. }));
     world.seen.powered_off.insert(name("host1"), 1);
     assert!(matches!(&planned(&world).actions[0].action, Action::CloseSession { lost, .. }

@@ -157,6 +157,8 @@ pub struct Member {
     pub learner: bool,
 }
 
+/// A person who looks at the cluster waits for this, and would rather see the rest.
+const LEADER_DEADLINE: Duration = Duration::from_millis(300);
 /// Calls that change members may wait for an election.
 const MEMBER_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -239,6 +241,19 @@ impl EtcdStore {
             client.compact(revision, Some(CompactionOptions::new())).await.map(|_| ())
         })
         .await
+    }
+
+    /// The member that leads, as the member in use knows it; none during an election.
+    ///
+    /// # Errors
+    /// As [`EtcdStore::get`].
+    pub async fn leader(&self) -> Result<Option<u64>, StoreError> {
+        let (_, mut client) = self.client();
+        match tokio::time::timeout(LEADER_DEADLINE, client.status()).await {
+            Ok(Ok(status)) => Ok(Some(status.leader()).filter(|id| *id != 0)),
+            Ok(Err(error)) => Err(StoreError::Refused { source: Box::new(error) }),
+            Err(_) => Err(StoreError::Unknown(LEADER_DEADLINE)),
+        }
     }
 
     /// Gives the space of forgotten revisions back to the file system, on one member after another, where at least

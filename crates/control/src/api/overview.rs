@@ -8,9 +8,9 @@ use haven_model::{
 use haven_plan::{HostState, placement::capacity::Room};
 use std::collections::BTreeMap;
 
-/// Composes it from the live copy.
+/// Composes it from the live copy; `leader` is the store's leading member, where one is known.
 #[must_use]
-pub fn overview(state: &ApiState) -> Overview {
+pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     let (snapshot, seen) = (state.snapshot(), (state.seen)());
     let states = haven_plan::host_states(&snapshot, &seen);
     let mut overview = Overview {
@@ -18,7 +18,7 @@ pub fn overview(state: &ApiState) -> Overview {
         survivable: haven_plan::losses_survivable(&snapshot, &seen),
         ..Overview::default()
     };
-    hosts(&snapshot, &states, &mut overview);
+    hosts(&snapshot, &states, leader, &mut overview);
     services(&snapshot, &mut overview);
     vms(&snapshot, &mut overview);
     let plan = haven_plan::plan(&snapshot, &seen);
@@ -40,7 +40,12 @@ pub fn overview(state: &ApiState) -> Overview {
     overview
 }
 
-fn hosts(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>, overview: &mut Overview) {
+fn hosts(
+    snapshot: &Snapshot,
+    states: &BTreeMap<Name, HostState>,
+    leader: Option<u64>,
+    overview: &mut Overview,
+) {
     let room = Room::of(snapshot, states);
     for (name, host) in &snapshot.hosts {
         let state = states.get(name).copied().unwrap_or(HostState::Joining);
@@ -48,8 +53,11 @@ fn hosts(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>, overview: &mut
         if snapshot.manager.as_ref().is_some_and(|m| m.holder == *name) {
             roles.push("manager".to_owned());
         }
-        let votes = snapshot.host_status.get(name).is_some_and(|s| s.etcd_member.is_some());
-        if votes {
+        let member = snapshot.host_status.get(name).and_then(|s| s.etcd_member);
+        if member.is_some() && member == leader {
+            roles.push("store leader".into());
+        }
+        if member.is_some() {
             roles.push("voter".into());
             overview.voters.1 += 1;
             overview.voters.0 +=

@@ -116,7 +116,8 @@ pub(super) async fn version() -> Json<Version> {
 }
 
 pub(super) async fn status(State(state): Api) -> Json<Overview> {
-    Json(overview::overview(&state))
+    let leader = state.store.leader().await.ok().flatten();
+    Json(overview::overview(&state, leader))
 }
 
 /// How much of a log is wanted.

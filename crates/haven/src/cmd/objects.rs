@@ -96,7 +96,7 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
                 out::line(format_args!("{:<24} {}{note}", one.object, one.outcome));
             }
             if wait && !dry_run {
-                wait::ready(&client, &applied, Duration::from_secs(timeout)).await?;
+                wait::ready(&client, &wait::asked(&applied)?, Duration::from_secs(timeout)).await?;
             }
         }
         ObjectsCommand::Diff { file } => {

@@ -5,7 +5,6 @@ use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Args, Subcommand};
 use haven_model::{
     Bytes, ModelError, Name, Object, ObjectRef, VmSpec,
-    api::Applied,
     object::Kind,
     units::Millis,
     vm::{AffinitySpec, DiskSpec, NicSpec, RestartPolicy},
@@ -182,14 +181,8 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
             let client = connect().await?;
             let item = create(&client, object).await?;
             if vm.wait {
-                let applied = Applied {
-                    object: item.object.reference().to_string(),
-                    outcome: "created".into(),
-                    before: String::new(),
-                    after: String::new(),
-                    generation: item.object.meta().generation,
-                };
-                wait::ready(&client, &[applied], Duration::from_secs(vm.timeout)).await?;
+                let asked = (item.object.reference(), item.object.meta().generation);
+                wait::ready(&client, &[asked], Duration::from_secs(vm.timeout)).await?;
             }
         }
         VmCommand::Ls(how) => list(Kind::Vm, how.output).await?,

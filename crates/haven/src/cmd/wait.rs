@@ -42,16 +42,21 @@ fn at(item: &Item, generation: u64) -> String {
     }
 }
 
+/// What was applied, and the generation of each that is wanted.
+pub fn asked(applied: &[Applied]) -> Result<Vec<(ObjectRef, u64)>, Failure> {
+    applied.iter().map(|one| Ok((one.object.parse()?, one.generation))).collect()
+}
+
 /// Waits until VMs are ready and services have all their members from the current template.
 pub async fn ready(
     client: &Client,
-    applied: &[Applied],
+    asked: &[(ObjectRef, u64)],
     patience: Duration,
 ) -> Result<(), Failure> {
     let begin = Instant::now();
     let mut said = String::new();
     loop {
-        let Some((what, state)) = first_missing(client, applied).await? else {
+        let Some((what, state)) = first_missing(client, asked).await? else {
             out::line(format_args!("all of it runs after {:.1} s", begin.elapsed().as_secs_f64()));
             return Ok(());
         };
@@ -74,20 +79,19 @@ pub async fn ready(
 /// The last of the objects that is not done.
 async fn first_missing(
     client: &Client,
-    applied: &[Applied],
+    asked: &[(ObjectRef, u64)],
 ) -> Result<Option<(ObjectRef, String)>, Failure> {
     let mut missing = None;
-    for one in applied {
-        let what: ObjectRef = one.object.parse()?;
+    for (what, generation) in asked {
         if !matches!(what.kind, Kind::Vm | Kind::Service) {
             continue;
         }
-        match client.object(&what).await {
-            Ok(item) if done(&item, one.generation) => {}
-            Ok(item) => missing = Some((what, at(&item, one.generation))),
+        match client.object(what).await {
+            Ok(item) if done(&item, *generation) => {}
+            Ok(item) => missing = Some((what.clone(), at(&item, *generation))),
             // The live copy of that daemon may lag behind what was just written.
             Err(ClientError::Refused(body)) if body.status == 404 => {
-                missing = Some((what, "not seen yet".into()));
+                missing = Some((what.clone(), "not seen yet".into()));
             }
             Err(error) => return Err(error.into()),
         }

@@ -188,6 +188,7 @@ pub fn frontends(
                         ip: IpAddr::V4(ip),
                         port,
                         state,
+                        healthy: snapshot.vm_status.get(vm).is_some_and(|s| s.ready == Some(true)),
                         weight: 100,
                     })
                 })

@@ -34,6 +34,9 @@ pub struct Member {
     pub port: u16,
     /// What it gets.
     pub state: MemberState,
+    /// Its own host has found it healthy. HAProxy then need not wait for its own next check to send to it; whether it
+    /// stays healthy is for that check to say.
+    pub healthy: bool,
     /// Its share, 1 to 256.
     pub weight: u32,
 }

@@ -99,7 +99,8 @@ pub fn config(
             frontend.source
         );
         if frontend.mode == FrontendMode::Http {
-            text.push_str("  retry-on conn-failure empty-response response-timeout\n  option http-server-close\n");
+            // What was sent may have been done: only what changes nothing is sent twice.
+            text.push_str("  retry-on conn-failure empty-response response-timeout\n  http-request disable-l7-retry unless METH_GET\n  option http-server-close\n");
         }
         let check = check_lines(&mut text, frontend.check.as_ref());
         let count = slots
@@ -276,6 +277,10 @@ impl HaproxyDriver {
                 MemberState::Down => "maint",
             };
             let _ = write!(commands, "set server {server} state {state};");
+            let was = old.as_ref().is_some_and(|o| o.healthy && moved.is_none());
+            if new.as_ref().is_some_and(|n| n.healthy && n.state != MemberState::Down) && !was {
+                let _ = write!(commands, "set server {server} health up;");
+            }
         }
         if commands.is_empty() {
             return Ok(());

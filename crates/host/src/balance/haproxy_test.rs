@@ -11,6 +11,7 @@ fn member(name: &str) -> Member {
         ip: [10, 0, 0, 1].into(),
         port: 80,
         state: MemberState::Ready,
+        healthy: false,
         weight: 100,
     }
 }

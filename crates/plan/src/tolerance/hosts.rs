@@ -107,9 +107,11 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
     }
     let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
     if has_power && work.seen.suspected.contains(host) {
-        // A host that renews lives, whatever its heartbeats say: one that has just come back is not heard yet.
+        // A host that renews lives, whatever its heartbeats say: one that has just come back is not heard yet. And a
+        // daemon that is being restarted, by an upgrade say, is neither heard nor renews, and has done nothing wrong:
+        // it is given half of the lease's time before its whole host goes down for it.
         let unchanged_ms = work.seen.leases.get(host).map_or(0, |age| age.unchanged_ms);
-        let missed_ms = 2 * work.timers.renew.0;
+        let missed_ms = work.timers.lease.0 / 2;
         if unchanged_ms < missed_ms {
             work.wake(missed_ms - unchanged_ms);
             return false;

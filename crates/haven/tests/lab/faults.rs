@@ -1,94 +1,16 @@
-//! What a host must survive, on a real lab: three hosts, real etcd, real QEMU, guests that count. A witness outside
-//! judges: after the first sign of life of a newer copy of a VM there is none of an older one.
+//! Who may run a VM when processes die, freeze and wake, and when hosts and the store are cut off.
 
-mod lab;
-mod witness;
-
-use anyhow::{Result, bail};
-use lab::Lab;
-use nix::sys::signal::Signal;
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
+use crate::{
+    lab::{HOSTS, Lab},
+    witness::Witness,
 };
-use witness::Witness;
+use anyhow::{Result, bail};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
 
 /// A copy on a host without a watchdog may show signs of life for so long after waking: the guard's 50 ms and one
 /// look of the witness.
 const GRACE: Duration = Duration::from_millis(70);
-
-struct Case {
-    name: &'static str,
-    run: fn(&mut Lab, &Witness) -> Result<()>,
-}
-
-const CASES: [Case; 10] = [
-    Case { name: "a_killed_daemon_adopts_its_vms", run: daemon_killed },
-    Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: guard_killed },
-    Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: guard_frozen },
-    Case { name: "a_store_frozen_for_two_seconds_disturbs_no_vm", run: store_frozen_briefly },
-    Case { name: "one_frozen_member_of_the_store_disturbs_no_vm", run: member_frozen },
-    Case { name: "a_stopped_daemon_loses_its_vms_and_never_twice", run: daemon_stopped },
-    Case { name: "a_host_that_is_cut_off_loses_its_vms_and_never_twice", run: cut_off },
-    Case { name: "a_paused_host_is_reset_by_its_watchdog", run: paused_with_watchdog },
-    Case { name: "a_paused_host_without_watchdog_ends_its_old_copies", run: paused_without },
-    Case { name: "a_store_frozen_for_long_ends_all_and_all_come_back", run: store_frozen_for_long },
-];
-
-fn main() -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root, to make network namespaces");
-        return Ok(());
-    }
-    let dir = std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/tmp/haven-faults-lab".into());
-    let mut lab = Lab::new(PathBuf::from(&dir))?;
-    let cases: Vec<&Case> = CASES
-        .iter()
-        .filter(|case| wanted.is_empty() || wanted.iter().any(|w| case.name.contains(w.as_str())))
-        .collect();
-    println!("running {} tests", cases.len());
-    let (mut passed, mut failed) = (0, 0);
-    match lab.up() {
-        Err(why) => {
-            println!("the lab does not come up: {why:#}");
-            failed = cases.len();
-        }
-        Ok(()) => {
-            let witness = Witness::start(lab.dir.clone());
-            for case in cases {
-                let begin = Instant::now();
-                let result = play(case, &mut lab, &witness);
-                let took = begin.elapsed().as_secs_f64();
-                match result {
-                    Ok(()) => {
-                        passed += 1;
-                        println!("test {} ... ok ({took:.1} s)", case.name);
-                    }
-                    Err(why) => {
-                        failed += 1;
-                        println!("test {} ... FAILED ({took:.1} s): {why:#}", case.name);
-                        println!("{}", lab.report());
-                        break;
-                    }
-                }
-            }
-        }
-    }
-    if std::env::var_os("HAVEN_LAB_KEEP").is_none() {
-        lab.haven(&["lab", "down"])?;
-    }
-    println!("test result: {passed} passed; {failed} failed");
-    std::process::exit(i32::from(failed > 0));
-}
-
-fn play(case: &Case, lab: &mut Lab, witness: &Witness) -> Result<()> {
-    lab.all_well(witness)?;
-    witness.forget();
-    (case.run)(lab, witness)?;
-    lab.all_well(witness)?;
-    witness.verdict()
-}
 
 /// VMs run on as they were: no copy ended and none began.
 fn undisturbed(witness: &Witness, span: Duration) -> Result<()> {
@@ -110,7 +32,7 @@ fn undisturbed(witness: &Witness, span: Duration) -> Result<()> {
     Ok(())
 }
 
-fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     lab.signal(&host, "haven daemon", Signal::SIGKILL)?;
     undisturbed(witness, Duration::from_secs(9))?;
@@ -124,14 +46,14 @@ fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
     Ok(())
 }
 
-fn guard_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn guard_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let old = lab.signal(&host, "haven guard", Signal::SIGKILL)?;
     undisturbed(witness, Duration::from_secs(8))?;
     replaced(lab, &host, &old)
 }
 
-fn guard_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn guard_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let old = lab.signal(&host, "haven guard", Signal::SIGSTOP)?;
     undisturbed(witness, Duration::from_secs(8))?;
@@ -146,19 +68,19 @@ fn replaced(lab: &Lab, host: &str, old: &[i32]) -> Result<()> {
     Ok(())
 }
 
-fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<()> {
-    for host in lab::HOSTS {
+pub fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    for host in HOSTS {
         lab.signal(host, "etcd --name", Signal::SIGSTOP)?;
     }
     let result = undisturbed(witness, Duration::from_secs(2));
-    for host in lab::HOSTS {
+    for host in HOSTS {
         lab.signal(host, "etcd --name", Signal::SIGCONT)?;
     }
     result?;
     undisturbed(witness, Duration::from_secs(6))
 }
 
-fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     lab.signal(&host, "etcd --name", Signal::SIGSTOP)?;
     let result = undisturbed(witness, Duration::from_secs(8));
@@ -183,7 +105,7 @@ fn moved(witness: &Witness, from: &str, since: Instant) -> Result<()> {
     Ok(())
 }
 
-fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let begin = Instant::now();
     lab.signal(&host, "haven daemon", Signal::SIGSTOP)?;
@@ -192,7 +114,7 @@ fn daemon_stopped(lab: &mut Lab, witness: &Witness) -> Result<()> {
     result
 }
 
-fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let begin = Instant::now();
     lab.haven(&["lab", "cut", &host])?;
@@ -201,7 +123,7 @@ fn cut_off(lab: &mut Lab, witness: &Witness) -> Result<()> {
     result
 }
 
-fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     let old = lab.pids(&host, "host-init");
     let boot = witness.newest()["tick-1"].boot.clone();
@@ -217,7 +139,7 @@ fn paused_with_watchdog(lab: &mut Lab, witness: &Witness) -> Result<()> {
     Ok(())
 }
 
-fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
     lab.haven(&["lab", "watchdog", "off"])?;
     let begin = Instant::now();
@@ -236,14 +158,14 @@ fn paused_without(lab: &mut Lab, witness: &Witness) -> Result<()> {
     Ok(())
 }
 
-fn store_frozen_for_long(lab: &mut Lab, witness: &Witness) -> Result<()> {
+pub fn store_frozen_for_long(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let before = witness.newest();
-    for host in lab::HOSTS {
+    for host in HOSTS {
         lab.signal(host, "etcd --name", Signal::SIGSTOP)?;
     }
     std::thread::sleep(Duration::from_secs(10));
     let running = witness.running();
-    for host in lab::HOSTS {
+    for host in HOSTS {
         lab.signal(host, "etcd --name", Signal::SIGCONT)?;
     }
     if running != 0 {

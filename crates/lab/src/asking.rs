@@ -1,7 +1,7 @@
 //! A client outside the cluster that asks all the time, each time with a new connection.
 
+use crate::drive::Driver;
 use anyhow::{Context, Result};
-use haven_lab::drive::Driver;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -41,6 +41,7 @@ pub enum Failure {
 }
 
 /// How often each failure came.
+#[must_use]
 pub fn failures(asked: &[Asked]) -> String {
     let mut counts = std::collections::BTreeMap::new();
     for how in asked.iter().filter_map(|a| a.how) {
@@ -57,7 +58,10 @@ pub struct Asking {
 }
 
 impl Asking {
-    /// Begins, in the client's network namespace of the lab.
+    /// Begins, in the client's network namespace of the lab. `address` with its port.
+    ///
+    /// # Errors
+    /// When the lab is not up, or the address is none.
     pub fn start(lab: &Driver, address: &str) -> Result<Self> {
         let id = lab.haven(&["lab", "id"])?;
         let namespace = format!("/var/run/netns/{id}-client");
@@ -83,6 +87,9 @@ impl Asking {
     }
 
     /// Ends; everything that was asked.
+    ///
+    /// # Errors
+    /// When the namespace could not be entered.
     pub fn end(self) -> Result<Vec<Asked>> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
@@ -112,6 +119,7 @@ fn ask(address: SocketAddr) -> std::io::Result<u16> {
 }
 
 /// The longest time without a good answer, also at the end.
+#[must_use]
 pub fn longest_gap(asked: &[Asked]) -> f64 {
     let good = asked.iter().filter(|a| a.good).map(|a| a.end);
     let mut marks: Vec<Instant> = good.chain(asked.iter().map(|a| a.begin).max()).collect();

@@ -1,0 +1,99 @@
+//! What users are promised, on a real lab: three hosts, real etcd, real QEMU, real HAProxy, guests that count. A
+//! witness outside judges throughout: after the first sign of life of a newer copy of a VM there is none of an older.
+
+mod faults;
+mod lab;
+mod service;
+mod witness;
+
+use anyhow::Result;
+use lab::Lab;
+use std::{path::PathBuf, time::Instant};
+use witness::Witness;
+
+struct Case {
+    name: &'static str,
+    run: fn(&mut Lab, &Witness) -> Result<()>,
+}
+
+const CASES: [Case; 12] = [
+    Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
+    Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
+    Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
+    Case {
+        name: "a_store_frozen_for_two_seconds_disturbs_no_vm",
+        run: faults::store_frozen_briefly,
+    },
+    Case { name: "one_frozen_member_of_the_store_disturbs_no_vm", run: faults::member_frozen },
+    Case { name: "a_stopped_daemon_loses_its_vms_and_never_twice", run: faults::daemon_stopped },
+    Case { name: "a_host_that_is_cut_off_loses_its_vms_and_never_twice", run: faults::cut_off },
+    Case { name: "a_paused_host_is_reset_by_its_watchdog", run: faults::paused_with_watchdog },
+    Case {
+        name: "a_paused_host_without_watchdog_ends_its_old_copies",
+        run: faults::paused_without,
+    },
+    Case {
+        name: "an_address_serves_without_a_member_beside_it_and_moves",
+        run: service::address_moves,
+    },
+    Case { name: "a_service_is_replaced_under_load_and_no_question_fails", run: service::rolls },
+    Case {
+        name: "a_store_frozen_for_long_ends_all_and_all_come_back",
+        run: faults::store_frozen_for_long,
+    },
+];
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root, to make network namespaces");
+        return Ok(());
+    }
+    let dir = std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/tmp/haven-test-lab".into());
+    let mut lab = Lab::new(PathBuf::from(&dir))?;
+    let cases: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| wanted.is_empty() || wanted.iter().any(|w| case.name.contains(w.as_str())))
+        .collect();
+    println!("running {} tests", cases.len());
+    let (mut passed, mut failed) = (0, 0);
+    match lab.up() {
+        Err(why) => {
+            println!("the lab does not come up: {why:#}");
+            failed = cases.len();
+        }
+        Ok(()) => {
+            let witness = Witness::start(lab.dir.clone());
+            for case in cases {
+                let begin = Instant::now();
+                let result = play(case, &mut lab, &witness);
+                let took = begin.elapsed().as_secs_f64();
+                match result {
+                    Ok(()) => {
+                        passed += 1;
+                        println!("test {} ... ok ({took:.1} s)", case.name);
+                    }
+                    Err(why) => {
+                        failed += 1;
+                        println!("test {} ... FAILED ({took:.1} s): {why:#}", case.name);
+                        println!("{}", lab.report());
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    if std::env::var_os("HAVEN_LAB_KEEP").is_none() {
+        lab.haven(&["lab", "down"])?;
+    }
+    println!("test result: {passed} passed; {failed} failed");
+    std::process::exit(i32::from(failed > 0));
+}
+
+fn play(case: &Case, lab: &mut Lab, witness: &Witness) -> Result<()> {
+    lab.all_well(witness)?;
+    witness.forget();
+    (case.run)(lab, witness)?;
+    lab.all_well(witness)?;
+    witness.verdict()
+}

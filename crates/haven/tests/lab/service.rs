@@ -1,0 +1,63 @@
+//! Services and their addresses.
+
+use crate::{lab::Lab, witness::Witness};
+use anyhow::{Result, bail};
+use haven_lab::asking::{Asked, Asking, failures};
+use std::time::{Duration, Instant};
+
+/// A service whose only member cannot be where its address is.
+const FAR: &str = "kind: Service\nname: far\nreplicas: 1\ntemplate:\n  spec:\n    image: tiny\n    memory: 128MiB\n    networks:\n    - network: front\n    affinity:\n      hosts:\n        guests: \"yes\"\ncheck:\n  mode: http\n  port: 80\nfrontend:\n  address: 10.88.0.100\n  port: 80\n  mode: http\n";
+
+pub fn address_moves(lab: &mut Lab, _: &Witness) -> Result<()> {
+    lab.label("host3", "guests", "yes")?;
+    lab.apply(FAR, &["--wait", "--timeout", "120"])?;
+    let holder = lab.overview()?.services.first().map(|s| s.holder.clone()).unwrap_or_default();
+    if holder == "host3" || holder.is_empty() {
+        bail!("the address should be on a host without the member, and is on `{holder}`");
+    }
+    let asking = Asking::start(lab, "10.88.0.100:80")?;
+    std::thread::sleep(Duration::from_secs(1));
+    let killed = Instant::now();
+    lab.haven(&["lab", "kill", &holder])?;
+    std::thread::sleep(Duration::from_secs(6));
+    let asked = asking.end()?;
+    lab.haven(&["lab", "start", &holder])?;
+    let (before, after): (Vec<Asked>, Vec<Asked>) = asked.iter().partition(|a| a.begin < killed);
+    if let Some(bad) = before.iter().find(|a| !a.good && a.end < killed) {
+        bail!(
+            "a member on another host must be reached as well as one beside the address: {bad:?}"
+        );
+    }
+    // The figure (benches/figures/address.rs) says how long it takes; here it must only come back and stay.
+    let settled = killed + Duration::from_secs(4);
+    if !after.iter().any(|a| a.good) || after.iter().any(|a| a.begin > settled && !a.good) {
+        bail!(
+            "4 s after the holder's power cut not every question is answered: {}",
+            failures(&asked)
+        );
+    }
+    lab.haven(&["delete", "service/far"])?;
+    lab.wait("the service is gone", Duration::from_secs(60), |lab| {
+        lab.overview().is_ok_and(|overview| overview.services.is_empty())
+    })
+}
+
+/// Two members, replaced one after the other under load.
+const PAIR: &str = "kind: Service\nname: pair\nreplicas: 2\ntemplate:\n  spec:\n    image: tiny\n    memory: 128MiB\n    networks:\n    - network: front\ncheck:\n  mode: http\n  port: 80\nfrontend:\n  address: 10.88.0.101\n  port: 80\n  mode: http\n";
+
+pub fn rolls(lab: &mut Lab, _: &Witness) -> Result<()> {
+    lab.apply(PAIR, &["--wait", "--timeout", "120"])?;
+    let before = lab.haven(&["vm", "ls"])?;
+    let asking = Asking::start(lab, "10.88.0.101:80")?;
+    lab.haven(&["service", "restart", "pair", "--wait"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = asking.end()?;
+    let after = lab.haven(&["vm", "ls"])?;
+    let bad = asked.iter().filter(|a| !a.good).count();
+    println!("  {} questions during the update, {bad} failed", asked.len());
+    if bad > 0 {
+        bail!("an update under load lost questions: {}\n{before}\n{after}", failures(&asked));
+    }
+    lab.haven(&["delete", "service/pair", "--wait"])?;
+    Ok(())
+}

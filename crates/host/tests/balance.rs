@@ -1,0 +1,268 @@
+//! The balancer's driver with a real HAProxy on loopback.
+
+use haven_host::balance::{
+    driver::{BalanceDriver, Check, FrontendMode, FrontendWanted, Member, MemberState},
+    haproxy::HaproxyDriver,
+};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A HAProxy with a directory and a port of its own; ended with the test.
+struct Balancer {
+    driver: HaproxyDriver,
+    directory: tempfile::TempDir,
+    port: u16,
+}
+
+impl Balancer {
+    /// None, with a word about it, where there is no HAProxy.
+    fn new() -> Option<Self> {
+        if std::process::Command::new("haproxy").arg("-v").output().is_err() {
+            println!("skipped: needs haproxy");
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let driver = HaproxyDriver::new(directory.path().to_owned());
+        Some(Self { driver, directory, port: free_port() })
+    }
+
+    fn wanted(&self, members: &[Member]) -> FrontendWanted {
+        FrontendWanted {
+            source: LOOPBACK,
+            service: "web".into(),
+            address: LOOPBACK,
+            port: self.port,
+            mode: FrontendMode::Http,
+            members: members.to_vec(),
+            check: Some(Check {
+                mode: FrontendMode::Http,
+                port: members.first().map_or(9, |m| m.port),
+                path: "/".into(),
+                interval_ms: 500,
+                timeout_ms: 500,
+            }),
+        }
+    }
+
+    async fn apply(&self, members: &[Member]) {
+        self.driver.apply(&[self.wanted(members)]).await.expect("HAProxy takes it");
+    }
+
+    /// Who answered, or how it failed.
+    fn ask(&self) -> String {
+        ask(SocketAddr::new(LOOPBACK, self.port)).unwrap_or_else(|error| error.to_string())
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&str) -> bool) {
+        let begin = Instant::now();
+        loop {
+            let said = self.ask();
+            if holds(&said) {
+                return;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(10), "{what}; the last answer: {said}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(self.directory.path().join("pid")).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse() {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((LOOPBACK, 0)).expect("a port is free");
+    listener.local_addr().expect("it has an address").port()
+}
+
+/// The body of a good answer; otherwise its first line.
+fn ask(address: SocketAddr) -> std::io::Result<String> {
+    request(address, "GET")
+}
+
+fn request(address: SocketAddr, method: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(format!("{method} /page HTTP/1.0\r\nContent-Length: 0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let first = head.lines().next().unwrap_or_default();
+    Ok(if first.contains(" 200 ") { body.into() } else { first.into() })
+}
+
+/// A guest's web server, on an address of its own. All guests of a service have the same port.
+struct Guest {
+    member: Member,
+    open: Arc<AtomicBool>,
+}
+
+impl Guest {
+    /// It answers its name.
+    fn start(number: u8, port: u16, hangs: bool) -> Self {
+        let ip = Ipv4Addr::new(127, 0, 0, number);
+        let listener = TcpListener::bind((ip, port)).expect("the port is free");
+        let open = Arc::new(AtomicBool::new(true));
+        let (name, told) = (format!("web-{number}"), Arc::clone(&open));
+        std::thread::spawn(move || {
+            let mut held = Vec::new();
+            for stream in listener.incoming() {
+                if !told.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(mut stream) = stream else { return };
+                let mut request = [0; 512];
+                let length = stream.read(&mut request).unwrap_or(0);
+                let check = !request[..length].windows(5).any(|at| at == b"/page");
+                if hangs && !check {
+                    held.push(stream);
+                    continue;
+                }
+                let answer = format!("HTTP/1.0 200 OK\r\nconnection: close\r\n\r\nweb-{number}");
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        Self { member: member(&name, ip, port), open }
+    }
+
+    fn in_state(&self, state: MemberState) -> Member {
+        Member { state, ..self.member.clone() }
+    }
+
+    /// Its port is closed, as of a guest that boots.
+    fn close(self) -> Member {
+        self.open.store(false, Ordering::Relaxed);
+        let _ = TcpStream::connect((self.member.ip, self.member.port));
+        self.member
+    }
+}
+
+fn member(name: &str, ip: Ipv4Addr, port: u16) -> Member {
+    Member {
+        name: name.into(),
+        ip: ip.into(),
+        port,
+        state: MemberState::Ready,
+        healthy: false,
+        weight: 100,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_member_gets_its_share_and_one_that_is_down_or_drains_nothing() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let (a, b) = (Guest::start(2, port, false), Guest::start(3, port, false));
+    let said = |n: usize| (0..n).map(|_| balancer.ask()).collect::<Vec<_>>();
+    balancer.apply(&[a.member.clone(), b.member.clone()]).await;
+    let both = said(20);
+    assert_eq!(both.iter().filter(|name| *name == "web-2").count(), 10, "{both:?}");
+    assert_eq!(both.iter().filter(|name| *name == "web-3").count(), 10, "{both:?}");
+    for state in [MemberState::Down, MemberState::Drain] {
+        balancer.apply(&[a.in_state(state), b.member.clone()]).await;
+        assert_eq!(said(10), vec!["web-3"; 10], "{state:?}");
+    }
+    balancer.apply(&[a.member.clone(), b.in_state(MemberState::Down)]).await;
+    assert_eq!(said(10), vec!["web-2"; 10]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_own_host_found_healthy_is_used_at_once() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let booting = Guest::start(4, port, false).close();
+    balancer.apply(std::slice::from_ref(&booting)).await;
+    balancer.until("HAProxy's own checks take it out", |said| said.contains("503")).await;
+    // Right after one of HAProxy's checks has failed, so that its next is as far away as it can be.
+    let guest = Guest::start(4, port, false);
+    let healthy = Member { healthy: true, ..guest.member.clone() };
+    balancer.apply(&[healthy]).await;
+    assert_eq!(balancer.ask(), "web-4");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_lost_member_is_told_and_nothing_is_done_twice() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let (lost, other) = (Guest::start(5, port, true), Guest::start(6, port, false));
+    balancer.apply(&[lost.member.clone(), other.in_state(MemberState::Down)]).await;
+    let address = SocketAddr::new(LOOPBACK, balancer.port);
+    let waiting = ["GET", "POST"]
+        .map(|method| std::thread::spawn(move || (request(address, method), Instant::now())));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.iter().any(std::thread::JoinHandle::is_finished), "the member hangs");
+    let begin = Instant::now();
+    balancer.apply(&[lost.in_state(MemberState::Down), other.member.clone()]).await;
+    assert_eq!(balancer.ask(), "web-6", "the next goes to the other at once");
+    let ended = tokio::task::spawn_blocking(|| waiting.map(|one| one.join().unwrap()));
+    let [(get, got), (post, posted)] = ended.await.unwrap();
+    for end in [got, posted] {
+        assert!(end - begin < Duration::from_secs(2), "told after {:?}", end - begin);
+    }
+    assert_eq!(get.unwrap(), "web-6", "a page is fetched elsewhere");
+    let post = post.unwrap_or_else(|error| error.to_string());
+    assert!(!post.contains("web"), "a change may have been made, so it is not made again: {post}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_configuration_drops_no_question() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let guest = Guest::start(7, port, false);
+    balancer.apply(std::slice::from_ref(&guest.member)).await;
+    let (address, stop) =
+        (SocketAddr::new(LOOPBACK, balancer.port), Arc::new(AtomicBool::new(false)));
+    let told = Arc::clone(&stop);
+    let asking = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        while !told.load(Ordering::Relaxed) {
+            said.push(ask(address).unwrap_or_else(|error| error.to_string()));
+        }
+        said
+    });
+    for more in 0..4 {
+        let mut wanted = vec![balancer.wanted(std::slice::from_ref(&guest.member))];
+        for _ in 0..more {
+            let mut other = balancer.wanted(std::slice::from_ref(&guest.member));
+            other.port = free_port();
+            other.service = format!("other-{}", wanted.len());
+            wanted.push(other);
+        }
+        balancer.driver.apply(&wanted).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let said = tokio::task::spawn_blocking(|| asking.join().unwrap()).await.unwrap();
+    let bad: Vec<&String> = said.iter().filter(|answer| *answer != "web-7").collect();
+    assert!(said.len() > 50 && bad.is_empty(), "{} of {}: {bad:?}", bad.len(), said.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_configuration_says_why() {
+    let Some(balancer) = Balancer::new() else { return };
+    let mut wanted = balancer.wanted(&[]);
+    // An address that this machine does not have; hosts of a cluster may bind such ones, this namespace may not.
+    wanted.address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let nonlocal = std::fs::read_to_string("/proc/sys/net/ipv4/ip_nonlocal_bind");
+    if nonlocal.is_ok_and(|value| value.trim() == "1") {
+        println!("skipped: needs net.ipv4.ip_nonlocal_bind = 0");
+        return;
+    }
+    let error = balancer.driver.apply(&[wanted]).await.unwrap_err();
+    assert!(error.why.contains("192.0.2.1"), "{error}");
+}
