@@ -4,7 +4,7 @@
 use crate::sample::Sample;
 use anyhow::{Context, Result};
 use haven_lab::{
-    asking::{Asking, failures, longest_gap},
+    asking::{Asking, OFTEN, failures, longest_gap},
     drive::Driver,
 };
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ fn has_member(lab: &Driver, host: &str) -> Result<bool> {
 
 /// Cuts a host's power while a client asks; the longest gap, and how many questions failed.
 fn kill(lab: &Driver, host: &str) -> Result<(f64, String)> {
-    let asking = Asking::start(lab, ADDRESS)?;
+    let asking = Asking::start(lab, ADDRESS, OFTEN)?;
     std::thread::sleep(Duration::from_secs(1));
     lab.haven(&["lab", "kill", host])?;
     let dead = Instant::now();

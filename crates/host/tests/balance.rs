@@ -106,6 +106,16 @@ fn request(address: SocketAddr, method: &str) -> std::io::Result<String> {
     Ok(if first.contains(" 200 ") { body.into() } else { first.into() })
 }
 
+/// What a guest does with its work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Answers,
+    /// It takes questions, passes checks, and never answers.
+    Hangs,
+    /// It answers questions, and no check finds it well.
+    FailsChecks,
+}
+
 /// A guest's web server, on an address of its own. All guests of a service have the same port.
 struct Guest {
     member: Member,
@@ -114,7 +124,7 @@ struct Guest {
 
 impl Guest {
     /// It answers its name.
-    fn start(number: u8, port: u16, hangs: bool) -> Self {
+    fn start(number: u8, port: u16, manner: Manner) -> Self {
         let ip = Ipv4Addr::new(127, 0, 0, number);
         let listener = TcpListener::bind((ip, port)).expect("the port is free");
         let open = Arc::new(AtomicBool::new(true));
@@ -129,11 +139,13 @@ impl Guest {
                 let mut request = [0; 512];
                 let length = stream.read(&mut request).unwrap_or(0);
                 let check = !request[..length].windows(5).any(|at| at == b"/page");
-                if hangs && !check {
+                if manner == Manner::Hangs && !check {
                     held.push(stream);
                     continue;
                 }
-                let answer = format!("HTTP/1.0 200 OK\r\nconnection: close\r\n\r\nweb-{number}");
+                let ill = manner == Manner::FailsChecks && check;
+                let status = if ill { "503 Busy" } else { "200 OK" };
+                let answer = format!("HTTP/1.0 {status}\r\nconnection: close\r\n\r\nweb-{number}");
                 let _ = stream.write_all(answer.as_bytes());
             }
         });
@@ -167,7 +179,7 @@ fn member(name: &str, ip: Ipv4Addr, port: u16) -> Member {
 async fn each_member_gets_its_share_and_one_that_is_down_or_drains_nothing() {
     let Some(balancer) = Balancer::new() else { return };
     let port = free_port();
-    let (a, b) = (Guest::start(2, port, false), Guest::start(3, port, false));
+    let (a, b) = (Guest::start(2, port, Manner::Answers), Guest::start(3, port, Manner::Answers));
     let said = |n: usize| (0..n).map(|_| balancer.ask()).collect::<Vec<_>>();
     balancer.apply(&[a.member.clone(), b.member.clone()]).await;
     let both = said(20);
@@ -185,11 +197,11 @@ async fn each_member_gets_its_share_and_one_that_is_down_or_drains_nothing() {
 async fn what_its_own_host_found_healthy_is_used_at_once() {
     let Some(balancer) = Balancer::new() else { return };
     let port = free_port();
-    let booting = Guest::start(4, port, false).close();
+    let booting = Guest::start(4, port, Manner::Answers).close();
     balancer.apply(std::slice::from_ref(&booting)).await;
     balancer.until("HAProxy's own checks take it out", |said| said.contains("503")).await;
     // Right after one of HAProxy's checks has failed, so that its next is as far away as it can be.
-    let guest = Guest::start(4, port, false);
+    let guest = Guest::start(4, port, Manner::Answers);
     let healthy = Member { healthy: true, ..guest.member.clone() };
     balancer.apply(&[healthy]).await;
     assert_eq!(balancer.ask(), "web-4");
@@ -199,7 +211,8 @@ async fn what_its_own_host_found_healthy_is_used_at_once() {
 async fn who_waits_for_a_lost_member_is_told_and_nothing_is_done_twice() {
     let Some(balancer) = Balancer::new() else { return };
     let port = free_port();
-    let (lost, other) = (Guest::start(5, port, true), Guest::start(6, port, false));
+    let (lost, other) =
+        (Guest::start(5, port, Manner::Hangs), Guest::start(6, port, Manner::Answers));
     balancer.apply(&[lost.member.clone(), other.in_state(MemberState::Down)]).await;
     let address = SocketAddr::new(LOOPBACK, balancer.port);
     let waiting = ["GET", "POST"]
@@ -220,10 +233,33 @@ async fn who_waits_for_a_lost_member_is_told_and_nothing_is_done_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn members_that_no_check_finds_well_are_asked_rather_than_none() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let ill = Guest::start(9, port, Manner::FailsChecks);
+    let well = Guest::start(10, port, Manner::Answers);
+    balancer.apply(&[ill.member.clone(), well.member.clone()]).await;
+    // Beside one that is well it gets nothing, once it was checked.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for _ in 0..10 {
+        assert_eq!(balancer.ask(), "web-10");
+    }
+    let lost = Member { state: MemberState::Down, ..well.member.clone() };
+    balancer.apply(&[ill.member.clone(), lost.clone()]).await;
+    for _ in 0..10 {
+        assert_eq!(balancer.ask(), "web-9", "it is the only one that is left");
+    }
+    // What Haven knows to be down is never asked, nor what drains.
+    let drained = Member { state: MemberState::Drain, ..ill.member.clone() };
+    balancer.apply(&[drained, lost]).await;
+    assert!(balancer.ask().contains("503"), "{}", balancer.ask());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_changed_configuration_drops_no_question() {
     let Some(balancer) = Balancer::new() else { return };
     let port = free_port();
-    let guest = Guest::start(7, port, false);
+    let guest = Guest::start(7, port, Manner::Answers);
     balancer.apply(std::slice::from_ref(&guest.member)).await;
     let (address, stop) =
         (SocketAddr::new(LOOPBACK, balancer.port), Arc::new(AtomicBool::new(false)));

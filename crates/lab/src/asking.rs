@@ -13,8 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often it asks.
-const EVERY: Duration = Duration::from_millis(10);
+/// How often a client of the figures asks.
+pub const OFTEN: Duration = Duration::from_millis(10);
+/// How often a client of tests asks that run beside other work: an emulated guest of a busy machine answers some dozen
+/// questions per second, and no more.
+pub const STEADILY: Duration = Duration::from_millis(100);
 /// How long it waits for a connection, and for an answer on one.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 
@@ -58,11 +61,11 @@ pub struct Asking {
 }
 
 impl Asking {
-    /// Begins, in the client's network namespace of the lab. `address` with its port.
+    /// Begins, in the client's network namespace of the lab, asking at this pace. `address` with its port.
     ///
     /// # Errors
     /// When the lab is not up, or the address is none.
-    pub fn start(lab: &Driver, address: &str) -> Result<Self> {
+    pub fn start(lab: &Driver, address: &str, every: Duration) -> Result<Self> {
         let id = lab.haven(&["lab", "id"])?;
         let namespace = format!("/var/run/netns/{id}-client");
         let address: SocketAddr = address.parse()?;
@@ -77,7 +80,7 @@ impl Asking {
             let mut next = Instant::now();
             while !told.load(Ordering::Relaxed) {
                 asked.push(std::thread::spawn(move || question(address)));
-                next = (next + EVERY).max(Instant::now());
+                next = (next + every).max(Instant::now());
                 std::thread::sleep(next - Instant::now().min(next));
             }
             let ended = asked.into_iter().map(JoinHandle::join);

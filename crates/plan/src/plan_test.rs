@@ -105,6 +105,24 @@ fn a_record_is_judged_by_the_time_that_it_states_itself() {
 }
 
 #[test]
+fn power_goes_off_after_half_of_the_time_that_the_record_states_itself() {
+    let mut world = World::new(3, Bytes::gib(8));
+    let mut host = (*world.snapshot.hosts["host1"].value).clone();
+    host.spec.power =
+        Some(PowerSpec { url: "http://x".into(), user: String::new(), password: String::new() });
+    world.snapshot.hosts.insert(name("host1"), at(1, host));
+    let longer = Lease { ttl_ms: 20_000, ..lease(false) };
+    world.snapshot.leases.insert(name("host1"), at(900, longer));
+    world.seen.suspected.insert(name("host1"));
+    world.silent("host1", 9_000, false);
+    assert!(planned(&world).actions.is_empty(), "a daemon that lives by longer timers restarts");
+    world.silent("host1", 10_000, false);
+    assert!(matches!(planned(&world).actions[0].action, Action::PowerOff { .. }));
+    world.snapshot.leases.insert(name("host1"), at(901, lease(false)));
+    assert!(planned(&world).actions.is_empty(), "it has renewed since");
+}
+
+#[test]
 fn suspicion_moves_nothing_but_switches_the_power_off() {
     let mut world = World::new(3, Bytes::gib(8));
     world.vm("web", vm_spec(Bytes::gib(1)));

@@ -2,7 +2,9 @@
 //! witness outside judges throughout: after the first sign of life of a newer copy of a VM there is none of an older.
 
 mod faults;
+mod input;
 mod lab;
+mod network;
 mod service;
 mod witness;
 
@@ -16,7 +18,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 14] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -37,6 +39,8 @@ const CASES: [Case; 12] = [
         run: service::address_moves,
     },
     Case { name: "a_service_is_replaced_under_load_and_no_question_fails", run: service::rolls },
+    Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
+    Case { name: "a_vm_waits_for_a_missing_qemu_and_says_so", run: input::no_qemu },
     Case {
         name: "a_store_frozen_for_long_ends_all_and_all_come_back",
         run: faults::store_frozen_for_long,

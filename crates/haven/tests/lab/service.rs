@@ -2,7 +2,7 @@
 
 use crate::{lab::Lab, witness::Witness};
 use anyhow::{Result, bail};
-use haven_lab::asking::{Asked, Asking, failures};
+use haven_lab::asking::{Asked, Asking, STEADILY, failures};
 use std::time::{Duration, Instant};
 
 /// A service whose only member cannot be where its address is.
@@ -15,7 +15,7 @@ pub fn address_moves(lab: &mut Lab, _: &Witness) -> Result<()> {
     if holder == "host3" || holder.is_empty() {
         bail!("the address should be on a host without the member, and is on `{holder}`");
     }
-    let asking = Asking::start(lab, "10.88.0.100:80")?;
+    let asking = Asking::start(lab, "10.88.0.100:80", STEADILY)?;
     std::thread::sleep(Duration::from_secs(1));
     let killed = Instant::now();
     lab.haven(&["lab", "kill", &holder])?;
@@ -48,7 +48,7 @@ const PAIR: &str = "kind: Service\nname: pair\nreplicas: 2\ntemplate:\n  spec:\n
 pub fn rolls(lab: &mut Lab, _: &Witness) -> Result<()> {
     lab.apply(PAIR, &["--wait", "--timeout", "120"])?;
     let before = lab.haven(&["vm", "ls"])?;
-    let asking = Asking::start(lab, "10.88.0.101:80")?;
+    let asking = Asking::start(lab, "10.88.0.101:80", STEADILY)?;
     lab.haven(&["service", "restart", "pair", "--wait"])?;
     std::thread::sleep(Duration::from_secs(1));
     let asked = asking.end()?;

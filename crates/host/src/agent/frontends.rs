@@ -109,7 +109,12 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
         inputs.taken.insert(claim.address);
         held.insert(claim.address);
         hold(parts, &held).await;
-        write(parts, &claim).await;
+        // Cut off from the store too, this host must not wait for it with the address in its hands.
+        tokio::select! {
+            biased;
+            () = write(parts, &claim) => {}
+            _ = inputs.session.wait_for(Option::is_none) => {}
+        }
     }
     pause
 }

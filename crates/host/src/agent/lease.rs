@@ -8,8 +8,10 @@
 //! ```
 //!
 //! The guard is the first line. The second is here: when the last deadline that the guard accepted passes, this task
-//! ends the VMs too, so that a frozen guard (which accepts none) lets nothing run past its deadline. A guard that is
-//! silent is ended before that, and its supervisor starts it again.
+//! ends the VMs too, so that a frozen guard (which accepts none) lets nothing run past its deadline, and closes the
+//! session to the rest of the agent: nothing is started, and service addresses are let go. A guard that is silent is
+//! ended before that, and its supervisor starts it again. A host whose deadline has passed renews again only once
+//! nothing is left and its guard answers: one that renews and can run nothing would keep its VMs from everybody.
 //!
 //! Why it is safe: a recovery commits only if the record still has the revision that stood unchanged for `T`. If it
 //! commits, no later renewal was or will be acknowledged, so the last deadline given to the guard was noted before
@@ -125,8 +127,12 @@ pub async fn run(
     });
     let found_ns = found_deadline(&config).await;
     let accepted_ns = Arc::new(AtomicU64::new(found_ns));
-    let second =
-        second_line(config.clock.clone(), Arc::clone(&config.remains), Arc::clone(&accepted_ns));
+    let second = second_line(
+        config.clock.clone(),
+        Arc::clone(&config.remains),
+        Arc::clone(&accepted_ns),
+        out.clone(),
+    );
     let task = LeaseTask {
         config,
         out,
@@ -164,17 +170,19 @@ async fn found_deadline(config: &LeaseConfig) -> u64 {
     }
 }
 
-/// Ends what the guard should have ended.
+/// Ends what the guard should have ended, and the session with it.
 pub(super) async fn second_line(
     clock: Clock,
     remains: Arc<dyn Remains>,
     accepted_ns: Arc<AtomicU64>,
+    out: watch::Sender<Option<Session>>,
 ) {
     let slack_ns = u64::try_from(SECOND_LINE.as_nanos()).unwrap_or(0);
     loop {
         let due_ns = accepted_ns.load(Ordering::Acquire).saturating_add(slack_ns);
         match due_ns.saturating_sub(clock.boottime_ns()) {
             0 => {
+                out.send_if_modified(|session| session.take().is_some());
                 // With nothing left here there is nothing to do until the deadline moves on again.
                 let pause = if remains.cleared().await { 25 } else { 1 };
                 clock.sleep(SECOND_LINE * pause).await;
@@ -216,6 +224,12 @@ impl LeaseTask {
         let timers = self.config.timers.borrow().clone();
         let result = match (self.held, self.doubt) {
             (Some(_), true) => self.resolve_doubt().await,
+            (Some(_), false) if self.expired() && !self.config.remains.cleared().await => {
+                tracing::error!(
+                    "the guard's deadline has passed; nothing is renewed until all VMs have ended and the guard answers"
+                );
+                Ok(())
+            }
             (Some(held), false) => self.renew(held, &timers).await,
             (None, _) => self.open(&timers).await,
         };
@@ -229,6 +243,24 @@ impl LeaseTask {
                 Duration::from_millis(100)
             }
         }
+    }
+
+    /// Whether the last deadline that the guard accepted has passed.
+    fn expired(&self) -> bool {
+        self.config.clock.boottime_ns() >= self.accepted_ns.load(Ordering::Acquire)
+    }
+
+    /// Tells the session that is held, unless the guard did not accept its deadline. A session that was told before is
+    /// not told again.
+    fn tell(&self) {
+        let Some(held) = self.held.filter(|_| !self.expired()) else { return };
+        self.out.send_if_modified(|told| {
+            let news = told.is_none_or(|told| told.number != held.session);
+            if news {
+                *told = Some(Session { number: held.session, since_revision: held.revision });
+            }
+            news
+        });
     }
 
     fn key(&self) -> String {
@@ -298,7 +330,10 @@ impl LeaseTask {
     async fn renew(&mut self, held: Held, timers: &Timers) -> Result<(), StoreError> {
         let compare = Compare::ModRevision(self.key(), held.revision);
         match self.write((held.session, held.count + 1), compare, timers).await? {
-            Some(now) => self.held = Some(now),
+            Some(now) => {
+                self.held = Some(now);
+                self.tell();
+            }
             None => self.doubt = true,
         }
         if self.doubt { self.resolve_doubt().await } else { Ok(()) }
@@ -381,7 +416,6 @@ impl LeaseTask {
         {
             tracing::warn!(%error, path = %path.display(), "the session could not be noted; a restart of the daemon will end the VMs");
         }
-        let session = Session { number: held.session, since_revision: held.revision };
-        self.out.send_replace(Some(session));
+        self.tell();
     }
 }

@@ -3,7 +3,11 @@
 use super::lease::Remains;
 use crate::{guard::Guard, vm::driver::VmDriver};
 use async_trait::async_trait;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// A process that was signalled is mostly gone within milliseconds. So long, and so often, this waits for it; what
+/// takes longer is asked for again.
+const GOING: (Duration, u32) = (Duration::from_millis(5), 20);
 
 /// The VMs of this host, as its driver and its guard see them.
 pub struct HostRemains {
@@ -16,18 +20,19 @@ pub struct HostRemains {
 #[async_trait]
 impl Remains for HostRemains {
     async fn cleared(&self) -> bool {
-        let Ok(list) = self.vms.list().await else {
-            return false;
-        };
-        for vm in list {
-            if let Err(error) = self.vms.kill(&vm.vm).await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a VM of an earlier session does not end"
-                );
-                return false;
+        for _ in 0..GOING.1 {
+            match self.vms.kill_all() {
+                Ok(0) => return self.guard.status().await.is_ok_and(|status| status.live == 0),
+                Ok(_) => tokio::time::sleep(GOING.0).await,
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "what an earlier session left may not have ended"
+                    );
+                    return false;
+                }
             }
         }
-        self.guard.status().await.is_ok_and(|status| status.live == 0)
+        false
     }
 }

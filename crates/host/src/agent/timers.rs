@@ -42,3 +42,35 @@ pub fn follow(mut live: watch::Receiver<Arc<Snapshot>>) -> watch::Receiver<Timer
     });
     timers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::follow;
+    use haven_model::{ClusterSpec, Snapshot, Timers, snapshot::Versioned, units::Millis};
+    use std::sync::Arc;
+    use tokio::sync::watch;
+
+    fn with(revision: i64, timers: Timers) -> Arc<Snapshot> {
+        let spec = ClusterSpec { timers, ..ClusterSpec::default() };
+        let cluster = Some(Versioned { revision, value: Arc::new(spec) });
+        Arc::new(Snapshot { cluster, ..Snapshot::default() })
+    }
+
+    #[tokio::test]
+    async fn a_change_is_followed_and_an_unsafe_one_or_a_lost_spec_is_not() {
+        let (copy, live) = watch::channel(Arc::new(Snapshot::default()));
+        let mut timers = follow(live);
+        assert_eq!(*timers.borrow_and_update(), Timers::default());
+        let longer = Timers { lease: Millis(6000), ..Timers::default() };
+        copy.send_replace(with(1, longer.clone()));
+        timers.changed().await.unwrap();
+        assert_eq!(*timers.borrow_and_update(), longer);
+        copy.send_replace(with(2, Timers { lease: Millis(4500), ..Timers::default() }));
+        tokio::task::yield_now().await;
+        copy.send_replace(Arc::new(Snapshot::default()));
+        tokio::task::yield_now().await;
+        drop(copy);
+        assert!(timers.changed().await.is_err(), "nothing was told until the live copy ended");
+        assert_eq!(*timers.borrow(), longer);
+    }
+}

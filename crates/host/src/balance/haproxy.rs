@@ -2,6 +2,10 @@
 //!
 //! Every backend has a fixed number of slots (`m1`…), a multiple of 16. A member is put into a slot by the runtime
 //! API; the configuration file holds the same assignment, so that a reload changes nothing.
+//!
+//! Every slot has a second server (`p1`…), a backup without a check: when the checks find no member up at all, which is
+//! what members look like that have more to do than they can, those that Haven knows to run are asked all the same. An
+//! answer that comes late is better than none.
 
 use super::driver::{
     BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState,
@@ -22,9 +26,10 @@ use tokio::{
     sync::Mutex,
 };
 
-/// A connection that a lost member does not take is tried elsewhere within this: three times `timeout connect`, and
-/// some. What still hangs on the member after it waits for an answer that cannot come.
+/// A connection that a lost member does not take is tried elsewhere within this: twice `timeout connect`. What still hangs on the member after it waits for an answer that cannot come.
 const ELSEWHERE: Duration = Duration::from_millis(800);
+/// The servers of a slot: the one that is checked, and its backup.
+const KINDS: [&str; 2] = ["m", "p"];
 /// Slots come in such steps.
 const STEP: usize = 16;
 
@@ -83,7 +88,7 @@ pub fn config(
     let socket = directory.join("admin.sock");
     let mut text = format!(
         "global\n  stats socket {} mode 600 level admin expose-fd listeners\n  stats timeout 1m\n  maxconn 4000\n  hard-stop-after 30s\n\n\
-         defaults\n  timeout connect 200ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries 3\n  option redispatch 1\n  option dontlognull\n\n",
+         defaults\n  timeout connect 400ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries 3\n  option redispatch 1\n  option dontlognull\n\n",
         socket.display()
     );
     for frontend in wanted {
@@ -95,7 +100,7 @@ pub fn config(
         );
         let _ = writeln!(
             text,
-            "backend b_{name}\n  mode {mode}\n  balance roundrobin\n  source {}",
+            "backend b_{name}\n  mode {mode}\n  balance roundrobin\n  option allbackups\n  source {}",
             frontend.source
         );
         if frontend.mode == FrontendMode::Http {
@@ -117,11 +122,13 @@ pub fn config(
                 } else {
                     " disabled"
                 };
-                let _ = writeln!(
-                    text,
-                    "  server m{} {address}:{port} weight {weight}{check}{down}",
-                    i + 1
-                );
+                for (kind, more) in KINDS.into_iter().zip([check.as_str(), " backup"]) {
+                    let _ = writeln!(
+                        text,
+                        "  server {kind}{} {address}:{port} weight {weight}{more}{down}",
+                        i + 1
+                    );
+                }
             }
         }
         text.push('\n');
@@ -205,8 +212,9 @@ impl HaproxyDriver {
                 return;
             };
             for i in gone.into_iter().filter(|i| slots.get(*i).is_some_and(down)) {
-                let command = format!("shutdown sessions server b_{service}/m{}", i + 1);
-                if let Err(error) = ask(&directory, &command).await {
+                let servers = KINDS.map(|kind| format!("b_{service}/{kind}{}", i + 1));
+                let commands = servers.map(|server| format!("shutdown sessions server {server}"));
+                if let Err(error) = ask(&directory, &commands.join(";")).await {
                     tracing::debug!(%error, "sessions of a lost member could not be ended");
                 }
             }
@@ -259,27 +267,25 @@ impl HaproxyDriver {
             if old == new {
                 continue;
             }
-            let server = format!("b_{service}/m{}", i + 1);
             let moved = new
                 .as_ref()
                 .filter(|n| old.as_ref().is_none_or(|o| (o.ip, o.port) != (n.ip, n.port)));
-            if let Some(member) = moved {
-                let _ = write!(commands, "set server {server} state maint;");
-                let _ = write!(
-                    commands,
-                    "set server {server} addr {} port {};",
-                    member.ip, member.port
-                );
-            }
             let state = match new.as_ref().map_or(MemberState::Down, |m| m.state) {
                 MemberState::Ready => "ready",
                 MemberState::Drain => "drain",
                 MemberState::Down => "maint",
             };
-            let _ = write!(commands, "set server {server} state {state};");
+            for kind in KINDS {
+                let server = format!("b_{service}/{kind}{}", i + 1);
+                if let Some(Member { ip, port, .. }) = moved {
+                    let _ = write!(commands, "set server {server} state maint;");
+                    let _ = write!(commands, "set server {server} addr {ip} port {port};");
+                }
+                let _ = write!(commands, "set server {server} state {state};");
+            }
             let was = old.as_ref().is_some_and(|o| o.healthy && moved.is_none());
             if new.as_ref().is_some_and(|n| n.healthy && n.state != MemberState::Down) && !was {
-                let _ = write!(commands, "set server {server} health up;");
+                let _ = write!(commands, "set server b_{service}/m{} health up;", i + 1);
             }
         }
         if commands.is_empty() {

@@ -211,6 +211,10 @@ pub trait VmDriver: Send + Sync {
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError>;
     /// Ends it at once; returns when its process is gone. Fine when it does not run.
     async fn kill(&self, vm: &str) -> Result<(), VmError>;
+    /// Signals the end to every VM of this host, also to those that an earlier daemon started and to those that are
+    /// just being started, and waits for none, so that one that hangs in the kernel does not keep the others running.
+    /// Returns how many processes are still there.
+    fn kill_all(&self) -> Result<usize, VmError>;
     /// Presses its reset button.
     async fn reset(&self, vm: &str) -> Result<(), VmError>;
     /// What its guest does. After a restart of the daemon a VM that is [`GuestState::NotStarted`] must be killed and

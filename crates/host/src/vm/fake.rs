@@ -157,6 +157,10 @@ impl VmDriver for FakeVmDriver {
         self.world.end(&self.host, vm, Exit::Killed);
         Ok(())
     }
+    fn kill_all(&self) -> Result<usize, VmError> {
+        self.world.kill_all(&self.host);
+        Ok(0)
+    }
     async fn reset(&self, _vm: &str) -> Result<(), VmError> {
         Ok(())
     }

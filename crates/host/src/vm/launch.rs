@@ -15,7 +15,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -37,6 +37,18 @@ struct Opened {
 pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> VmError {
     let what = what.into();
     move |source| VmError::System { what, source }
+}
+
+/// A program as the daemon finds it in its own `PATH`. Left to the start itself, it would be looked for as the VM's
+/// user, and a directory that only root may enter would make a missing program a forbidden one.
+fn find(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.exists().then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
 }
 
 /// Starts `program` and writes its launch record. What fails on the way leaves no process.
@@ -63,7 +75,7 @@ pub fn spawn(
         taps: opened.taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
     let inherited = fds.all();
-    let mut command = Command::new(program);
+    let mut command = Command::new(find(program).ok_or(VmError::NoQemu)?);
     command
         .args(arguments(launch, &fds))
         // Nothing of the daemon's environment is QEMU's business.
@@ -89,13 +101,8 @@ pub fn spawn(
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(|source| {
-        if source.kind() == io::ErrorKind::NotFound {
-            VmError::NoQemu
-        } else {
-            VmError::System { what: format!("QEMU of {} cannot be started", launch.vm), source }
-        }
-    })?;
+    let mut child =
+        command.spawn().map_err(system(format!("QEMU of {} cannot be started", launch.vm)))?;
     let held = i32::try_from(child.id())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
         .and_then(Process::of_child)

@@ -81,6 +81,10 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after the end of a process its last events may come.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
+/// The records of what runs cannot be read.
+const UNTOLD: &str =
+    "what runs on this host cannot be told; look at /run/haven/vms and the limit of open files";
+
 fn lock(table: &Table) -> MutexGuard<'_, BTreeMap<String, Live>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -312,9 +316,7 @@ impl VmDriver for QemuDriver {
     }
 
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
-        let adopted = self.adopt().map_err(system(
-            "what runs on this host cannot be told; look at /run/haven/vms and the limit of open files",
-        ))?;
+        let adopted = self.adopt().map_err(system(UNTOLD))?;
         for vm in adopted {
             // Without it the end of the guest is still noticed, but not whether it was a power-off.
             if let Err(error) = self.qmp(&vm, DEADLINE).await {
@@ -352,6 +354,21 @@ impl VmDriver for QemuDriver {
             return Ok(());
         }
         Err(unkillable(process.pid(), vm))
+    }
+
+    fn kill_all(&self) -> Result<usize, VmError> {
+        let signal = |live: &Table| {
+            let mut table = lock(live);
+            for entry in table.values_mut() {
+                entry.killed = true;
+                entry.process.kill();
+            }
+            table.len()
+        };
+        // Those that are known first: what an earlier daemon recorded is read from files.
+        signal(&self.live);
+        self.adopt().map_err(system(UNTOLD))?;
+        Ok(signal(&self.live))
     }
 
     async fn reset(&self, vm: &str) -> Result<(), VmError> {
