@@ -123,6 +123,16 @@ fn log() {
         .init();
 }
 
+/// How long the end of the process waits for what it began.
+const SHUTDOWN: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Runs it to its end. Input and output that hang, as on a pool that does not answer, keep nobody waiting.
+fn finish<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> T {
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(SHUTDOWN);
+    result
+}
+
 fn run(command: Command) -> Result<(), Failure> {
     // The guard is a process of its own kind: no runtime, no allocation after its start.
     if matches!(command, Command::Guard) {
@@ -139,7 +149,7 @@ fn run(command: Command) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::other(error.into()))?;
-    runtime.block_on(dispatch(command))
+    finish(runtime, dispatch(command))
 }
 
 async fn dispatch(command: Command) -> Result<(), Failure> {

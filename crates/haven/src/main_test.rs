@@ -1,6 +1,6 @@
 //! The command line as a whole: every command has its place, its example, its completion and its man page.
 
-use super::{Cli, command, completions, help::PILLARS, man};
+use super::{Cli, command, completions, finish, help::PILLARS, man};
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use std::collections::BTreeSet;
@@ -114,4 +114,18 @@ fn every_command_has_a_man_page_with_its_example() {
     // A file in the way is said so.
     std::fs::write(directory.path().join("file"), "").unwrap();
     assert_eq!(man(&directory.path().join("file/x")).unwrap_err().code, 2);
+}
+
+#[test]
+fn input_that_hangs_does_not_keep_the_process_from_ending() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (finished, hangs) = std::sync::mpsc::channel::<()>();
+    let began = std::time::Instant::now();
+    finish(runtime, async {
+        tokio::task::spawn_blocking(move || hangs.recv_timeout(std::time::Duration::from_secs(5)));
+        // It has begun; one that has not is dropped without waiting.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    });
+    assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+    drop(finished);
 }

@@ -301,7 +301,12 @@ impl SimHost {
                 judge: Arc::clone(&shared.judge),
                 clock: clock.clone(),
             }),
-            facts: HostFacts { cpus: 8, memory_bytes: MEMORY, ..HostFacts::default() },
+            facts: watch::channel(Some(HostFacts {
+                cpus: 8,
+                memory_bytes: MEMORY,
+                ..HostFacts::default()
+            }))
+            .1,
             clock: clock.clone(),
             wall_ms: shared.wall(),
             problems: Problems::default(),

@@ -5,6 +5,7 @@
 //! is used here.
 
 pub mod clock;
+pub mod file;
 pub mod live;
 pub mod memory;
 pub mod pki;

@@ -3,7 +3,7 @@
 //! Everything between hosts is mutual TLS under this authority. A person's client pins the authority by its
 //! fingerprint, which stands in the join token and in the context file.
 
-use crate::raw::Identity;
+use crate::{file, raw::Identity};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -12,9 +12,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVeri
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use std::{
-    io::Write,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -248,12 +246,6 @@ fn read(path: &Path) -> Result<String, PkiError> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), PkiError> {
-    let result = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
+    let result = file::write_whole(path, text.as_bytes());
     result.map_err(|source| PkiError::File { path: path.to_owned(), source })
 }

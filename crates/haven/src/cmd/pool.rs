@@ -1,8 +1,9 @@
 //! `haven pool …`.
 
 use super::{Removal, create, list, new, reference, remove, show};
-use crate::{connect::connect, failure::Failure, render::How};
+use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Subcommand, ValueEnum};
+use haven_host::storage::pool::create_shared;
 use haven_model::{
     Object,
     object::Kind,
@@ -35,6 +36,15 @@ pub enum PoolCommand {
         #[arg(long)]
         path: String,
     },
+    /// Mark an empty directory, mounted here, as the shared pool of that path: once, on one host
+    ///
+    /// Haven writes nothing into a shared pool without its mark, so that a host on which the file system is not mounted
+    /// never begins new, empty disks on its own.
+    #[command(after_help = "Examples:\n  haven pool mark /mnt/filer/haven")]
+    Mark {
+        /// The pool's directory
+        path: String,
+    },
     /// List pools
     #[command(after_help = "Examples:\n  haven pool ls\n  haven pool ls -o json")]
     Ls(How),
@@ -61,6 +71,12 @@ pub async fn run(command: PoolCommand) -> Result<(), Failure> {
             };
             let object = Object::Pool(new(&name, PoolSpec { driver, path })?);
             create(&connect().await?, object).await.map(drop)
+        }
+        PoolCommand::Mark { path } => {
+            let pool = PoolSpec { driver: PoolDriverKind::Shared, path };
+            create_shared(&pool).map_err(|error| Failure::other(error.into()))?;
+            out::line(format_args!("{} is marked as a shared pool", pool.path));
+            Ok(())
         }
         PoolCommand::Ls(how) => list(Kind::Pool, how.output).await,
         PoolCommand::Show { name, how } => show(&reference(Kind::Pool, &name)?, how.output).await,

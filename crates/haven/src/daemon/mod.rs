@@ -10,6 +10,11 @@
 pub mod local;
 pub mod members;
 pub mod setup;
+#[cfg(test)]
+mod setup_test;
+mod start;
+#[cfg(test)]
+mod start_test;
 
 use crate::paths::Paths;
 use anyhow::Context;
@@ -53,6 +58,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Port of the API.
 pub const API_PORT: u16 = 7443;
+/// How long the end of the daemon waits for its parts. With `SHUTDOWN` in `main.rs` it stays under 2 s.
+const END: Duration = Duration::from_millis(1_200);
 
 /// Switches off hosts through their power controllers.
 struct PowerOff;
@@ -116,6 +123,7 @@ pub async fn run() -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     };
+    let began = std::time::Instant::now();
     let cancel = CancellationToken::new();
     let stop = cancel.clone();
     tokio::spawn(async move {
@@ -131,7 +139,7 @@ pub async fn run() -> anyhow::Result<()> {
         }
         stop.cancel();
     });
-    Daemon { paths, host, cancel, clock: Clock::real() }.run().await
+    Daemon { paths, host, cancel, clock: Clock::real(), began }.run().await
 }
 
 struct Daemon {
@@ -139,6 +147,7 @@ struct Daemon {
     host: HostFile,
     cancel: CancellationToken,
     clock: Clock,
+    began: std::time::Instant,
 }
 
 impl Daemon {
@@ -159,12 +168,24 @@ impl Daemon {
         let observer =
             Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
         let state = live.state();
-        members::register(&store, &self.host).await?;
+        if !self.reached(&store, &state).await? {
+            return Ok(());
+        }
         let (told, heard) = heartbeat::channels();
         let (session_out, session) = watch::channel(None);
         let (member_out, etcd_member) = watch::channel(None);
         let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
         let vms = self.vms(&guard);
+        let mut tasks = tokio::task::JoinSet::new();
+        // First of all: the VMs of this host live by it.
+        let timers = agent::timers::follow(state.clone());
+        tasks.spawn(lease::run(
+            self.lease(&store, timers.clone(), &guard, &vms),
+            session_out,
+            self.cancel.clone(),
+        ));
+        tokio::spawn(start::tell_first(session.clone(), self.began));
+        tasks.spawn(self.heartbeat(state.clone(), timers, told).await?);
         let parts = self
             .parts(
                 store.clone(),
@@ -176,14 +197,6 @@ impl Daemon {
                 problems,
             )
             .await?;
-        let timers = agent::timers::follow(state.clone());
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(self.heartbeat(state.clone(), timers.clone(), told).await?);
-        tasks.spawn(lease::run(
-            self.lease(&store, timers, &guard, &vms),
-            session_out,
-            self.cancel.clone(),
-        ));
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
         tasks.spawn(manager::run(
             self.manager(&store, &state, &observer, &heard.suspected, &session),
@@ -200,12 +213,26 @@ impl Daemon {
         self.serve(api, &identity, &mut tasks)?;
         self.cancel.cancelled().await;
         tracing::info!("the daemon ends; the VMs run on under the guard");
-        tokio::time::timeout(Duration::from_secs(2), async {
-            while tasks.join_next().await.is_some() {}
-        })
-        .await
-        .ok();
+        tokio::time::timeout(END, async { while tasks.join_next().await.is_some() {} }).await.ok();
         Ok(())
+    }
+
+    /// Waits until the store answers and the live copy shows it; false if the daemon is to end before.
+    async fn reached(
+        &self,
+        store: &EtcdStore,
+        state: &watch::Receiver<Arc<Snapshot>>,
+    ) -> anyhow::Result<bool> {
+        let reached = async {
+            members::register(store, &self.host).await?;
+            // The timers that the lease lives by stand in the live copy; with others a VM could run twice.
+            start::loaded(state.clone()).await
+        };
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Ok(false),
+            done = reached => done.map(|()| true),
+        }
     }
 
     /// The API, to root of this host and to everybody else.
@@ -271,7 +298,10 @@ impl Daemon {
                 peers: Arc::new(peers),
             }),
             prober: Arc::new(NetProber),
-            facts: facts(&self.paths.state),
+            facts: {
+                let state = self.paths.state.clone();
+                start::in_background(move || facts(&state))
+            },
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),
             problems: Problems::default(),
@@ -300,7 +330,7 @@ impl Daemon {
             key: self.host.heartbeat_key()?,
             hosts,
             timers,
-            start: u64::try_from(wall_ms()).unwrap_or(0) << 16,
+            start: start::number(self.paths.state.clone(), wall_ms()).await,
             clock: self.clock.clone(),
         };
         let wire = UdpWire::bind(self.host.address).await.with_context(|| {

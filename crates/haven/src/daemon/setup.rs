@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use haven_client::{Client, Pin};
 use haven_model::{Name, api::JoinRequest, host::PowerSpec};
 use haven_store::{
+    file,
     pki::{self, Authority, PkiDir},
     raw::Identity,
     server,
@@ -49,14 +50,11 @@ impl HostFile {
         }
     }
 
-    /// Writes it at once and whole.
+    /// Writes it at once and whole; it is on the disk when this returns.
     pub fn save(&self, paths: &Paths) -> anyhow::Result<()> {
         let path = Self::path(paths);
-        let new = path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec_pretty(self)?)?;
-        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::rename(&new, &path)?;
-        Ok(())
+        file::write_whole(&path, &serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("{} cannot be written", path.display()))
     }
 
     /// Where the store is reached, this host's own member first.
@@ -66,6 +64,28 @@ impl HostFile {
         } else {
             self.voters.iter().map(|ip| server::client_url(*ip)).collect()
         }
+    }
+
+    /// Notes where the voters are now, so that the next daemon finds the store also when this host's own member is
+    /// broken or was replaced. Writes only what differs.
+    pub fn remember(&mut self, paths: &Paths, voters: &[Ipv4Addr]) -> anyhow::Result<()> {
+        let mut voters = voters.to_vec();
+        voters.sort_unstable();
+        if voters.is_empty() || voters == self.voters {
+            return Ok(());
+        }
+        let now = Self { voters, ..self.clone() };
+        now.save(paths)?;
+        *self = now;
+        Ok(())
+    }
+
+    /// Whether the member here may begin a store of its own: only the one that `haven init` made, and never once
+    /// others have voted, or a host that lost its data would be a second cluster.
+    pub fn begins_a_cluster(&self) -> bool {
+        let alone = self.voters.iter().all(|voter| *voter == self.address);
+        let first = self.initial_cluster.as_ref().is_some_and(|all| !all.contains(','));
+        self.cluster.is_some() && first && alone
     }
 
     /// The key of the heartbeats.

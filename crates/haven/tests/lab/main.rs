@@ -6,6 +6,7 @@ mod input;
 mod lab;
 mod network;
 mod service;
+mod storage;
 mod witness;
 
 use anyhow::Result;
@@ -18,7 +19,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 15] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -40,6 +41,10 @@ const CASES: [Case; 14] = [
     },
     Case { name: "a_service_is_replaced_under_load_and_no_question_fails", run: service::rolls },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
+    Case {
+        name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",
+        run: storage::examples,
+    },
     Case { name: "a_vm_waits_for_a_missing_qemu_and_says_so", run: input::no_qemu },
     Case {
         name: "a_store_frozen_for_long_ends_all_and_all_come_back",

@@ -100,8 +100,8 @@ pub struct AgentParts {
     pub storage: Arc<dyn Storage>,
     /// Asks guests for their health.
     pub prober: Arc<dyn Prober>,
-    /// What this host is.
-    pub facts: HostFacts,
+    /// What this host is; nothing until it is known. No VM is started and no status is written before.
+    pub facts: watch::Receiver<Option<HostFacts>>,
     /// This daemon's clock.
     pub clock: Clock,
     /// Wall clock, milliseconds since 1970, for what people read.

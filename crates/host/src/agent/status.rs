@@ -1,6 +1,6 @@
 //! What this host is and what is wrong with it, written when it changes.
 
-use super::AgentParts;
+use super::{AgentParts, HostFacts};
 use haven_model::{Bytes, HostStatus, keys};
 use haven_store::raw::Op;
 use std::{sync::Arc, time::Duration};
@@ -13,6 +13,15 @@ const RETRY: Duration = Duration::from_millis(300);
 
 /// Writes until `cancel`.
 pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
+    let mut known = parts.facts.clone();
+    let facts = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return,
+        facts = known.wait_for(Option::is_some) => match facts {
+            Ok(facts) => facts.clone().unwrap_or_default(),
+            Err(_) => return,
+        },
+    };
     let mut session = parts.session.clone();
     let mut member = parts.etcd_member.clone();
     let mut written: Option<HostStatus> = None;
@@ -22,7 +31,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         let etcd_member = *member.borrow_and_update();
         let mut pause = LOOK;
         if let Some(open) = open {
-            let status = compose(&parts, open.number, etcd_member).await;
+            let status = compose(&parts, &facts, open.number, etcd_member).await;
             if written.as_ref() != Some(&status) {
                 let value = serde_json::to_vec(&status).expect("a status is plain data");
                 match parts.store.txn(vec![], vec![Op::Put(key.clone(), value.into())]).await {
@@ -47,8 +56,12 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
     }
 }
 
-async fn compose(parts: &AgentParts, session: u64, etcd_member: Option<u64>) -> HostStatus {
-    let facts = &parts.facts;
+async fn compose(
+    parts: &AgentParts,
+    facts: &HostFacts,
+    session: u64,
+    etcd_member: Option<u64>,
+) -> HostStatus {
     let mut problems = facts.problems.clone();
     problems.extend(parts.problems.list());
     HostStatus {

@@ -287,6 +287,10 @@ impl VmTask {
     async fn start(&mut self, snapshot: &Snapshot) {
         // The whole start belongs to this session; the guard refuses it when another one is open at its end.
         let Some(session) = self.parts.current_session() else { return };
+        // Before the transaction, so that nothing of the wait lies between it and the start.
+        let Some(kvm) = self.parts.facts.borrow().as_ref().map(|facts| facts.kvm) else {
+            return self.retry_in(Duration::from_millis(200));
+        };
         // The transaction behind this status is what makes a start and a change of owner exclude each other.
         if !self.publish(snapshot, VmPhase::Starting, "").await {
             self.retry_in(Duration::from_millis(100));
@@ -295,7 +299,7 @@ impl VmTask {
         let Some((object, placement)) = self.last.clone() else {
             return;
         };
-        match self.launch(snapshot, &object, &placement, session.number).await {
+        match self.launch(snapshot, &object, &placement, session.number, kvm).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
                 self.ended = None;
@@ -320,6 +324,7 @@ impl VmTask {
         object: &Stored<VmSpec>,
         placement: &Placement,
         session: u64,
+        kvm: bool,
     ) -> Result<RunningVm, StartFailure> {
         let disks = self.disks(snapshot, &object.spec, placement).await?;
         let direct_boot = self.direct_boot(snapshot, &object.spec).await?;
@@ -347,7 +352,7 @@ impl VmTask {
             direct_boot,
             seed: Some(seed),
             nics,
-            accel: if self.parts.facts.kvm { Accel::Kvm } else { Accel::Tcg },
+            accel: if kvm { Accel::Kvm } else { Accel::Tcg },
             uuid: object.meta.uid.clone(),
         };
         self.parts.vms.start(&launch).await.map_err(|error| StartFailure::of(&error))

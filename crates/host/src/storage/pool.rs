@@ -21,9 +21,9 @@ pub const MARK: &str = ".haven-pool";
 /// What a volume needs beside its content at least, bytes: QEMU's tables.
 const OVERHEAD_BYTES: u64 = 1 << 20;
 
-/// The command that marks a directory by hand.
+/// The command that marks a directory.
 fn by_hand(pool: &PoolSpec) -> String {
-    format!("`echo {} > {}/{MARK}` on one host", pool.path, pool.path)
+    format!("`haven pool mark {}` on one host", pool.path)
 }
 
 /// Makes a shared pool of an empty directory, which must be mounted. Fine when it is this pool already.

@@ -230,7 +230,10 @@ async fn a_shared_pool_is_used_only_under_its_own_mark() {
     // An empty directory: perhaps a mount point on which nothing is mounted.
     std::fs::create_dir(&directory).unwrap();
     let said = refused().await;
-    assert!(said.contains("not mounted there, or is new") && said.contains("`echo"), "{said}");
+    assert!(
+        said.contains("not mounted there, or is new") && said.contains("`haven pool mark "),
+        "{said}"
+    );
     assert_eq!(names(&directory), [""; 0]);
     // The command in that sentence does what it says.
     let command = said.split('`').nth(1).unwrap();

@@ -5,7 +5,6 @@ use super::{
     Own,
     rules::{self, Seen, Step},
 };
-use crate::daemon::setup::HostFile;
 use haven_model::Snapshot;
 use haven_store::{
     raw::EtcdStore,
@@ -68,7 +67,7 @@ impl Keeper {
             let next = mine.filter(|member| !member.learner).map(|member| member.id);
             std::mem::replace(now, next) != next
         });
-        endpoints(&self.store, &members, &self.own.host).await;
+        self.endpoints(&members).await;
         let snapshot = Arc::clone(&self.live.borrow());
         if snapshot.revision == 0 {
             return LOOK.0;
@@ -148,24 +147,33 @@ impl Keeper {
             tracing::warn!(%error, "a member's file could not be defragmented");
         }
     }
+
+    /// The store is reached over its voters, this host's own first; they are remembered for the next daemon.
+    async fn endpoints(&mut self, members: &[Member]) {
+        let voters = voters(members);
+        if voters.is_empty() {
+            return;
+        }
+        let host = &mut self.own.host;
+        if let Err(error) = host.remember(&self.own.paths, &voters) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the store's voters cannot be noted; free some space in the state directory"
+            );
+        }
+        let all = if voters.contains(&host.address) {
+            crate::daemon::endpoints(host.address, &voters)
+        } else {
+            voters.iter().map(|ip| server::client_url(*ip)).collect()
+        };
+        if let Err(error) = self.store.set_endpoints(all).await {
+            tracing::warn!(%error, "the members' addresses cannot be used");
+        }
+    }
 }
 
-/// The store is reached over its voters, this host's own first.
-async fn endpoints(store: &EtcdStore, members: &[server::Member], host: &HostFile) {
-    let ip = |url: &str| -> Option<std::net::Ipv4Addr> {
-        url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok()
-    };
-    let voters: Vec<_> =
-        members.iter().filter(|m| !m.learner).filter_map(|m| ip(&m.peer_url)).collect();
-    if voters.is_empty() {
-        return;
-    }
-    let all = if voters.contains(&host.address) {
-        crate::daemon::endpoints(host.address, &voters)
-    } else {
-        voters.iter().map(|ip| server::client_url(*ip)).collect()
-    };
-    if let Err(error) = store.set_endpoints(all).await {
-        tracing::warn!(%error, "the members' addresses cannot be used");
-    }
+/// The addresses of the members that vote.
+fn voters(members: &[Member]) -> Vec<std::net::Ipv4Addr> {
+    let ip = |url: &str| url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok();
+    members.iter().filter(|m| !m.learner).filter_map(|m| ip(&m.peer_url)).collect()
 }

@@ -52,8 +52,7 @@ impl Own {
             data: self.data(),
             log: self.paths.log.join("etcd.log"),
             pki: self.pki.clone(),
-            // Only the member that `haven init` made begins a cluster.
-            existing: self.host.cluster.is_none() || initial_cluster.contains(','),
+            existing: !self.host.begins_a_cluster(),
             initial_cluster,
         };
         let stop = self.cancel.child_token();

@@ -1,0 +1,68 @@
+//! What a daemon does at its start without keeping the lease waiting, and what it remembers from start to start.
+
+use anyhow::Context;
+use haven_host::agent::{HostFacts, lease::Session};
+use haven_model::Snapshot;
+use haven_store::file;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+use tokio::sync::watch;
+
+/// The file in the state directory that keeps the number of the last start.
+const KEPT: &str = "heartbeat.start";
+/// More beats than a daemon sends between two starts: 100 a second for 20 years.
+const STEP: u64 = 1 << 36;
+
+/// Looks on a thread of its own; what was found is shown once it is known. A look that panics shows nothing.
+pub fn in_background(
+    look: impl FnOnce() -> HostFacts + Send + 'static,
+) -> watch::Receiver<Option<HostFacts>> {
+    let (out, facts) = watch::channel(None);
+    tokio::task::spawn_blocking(move || out.send_replace(Some(look())));
+    facts
+}
+
+/// Resolves once the live copy shows the store's contents.
+pub async fn loaded(mut live: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<()> {
+    live.wait_for(|snapshot| snapshot.revision > 0).await.context("the live copy has ended")?;
+    Ok(())
+}
+
+/// Logs how long this host was without a daemon that renews its lease.
+pub async fn tell_first(mut session: watch::Receiver<Option<Session>>, began: Instant) {
+    if session.wait_for(Option::is_some).await.is_ok() {
+        let ms = began.elapsed().as_millis();
+        tracing::info!("the lease was renewed first {ms} ms after the daemon's start");
+    }
+}
+
+/// The number of this daemon's first heartbeat: larger than all that a daemon of this host sent before, also when the
+/// clock went back over a reboot.
+pub async fn number(state: PathBuf, wall_ms: i64) -> u64 {
+    let clock = u64::try_from(wall_ms).unwrap_or(0) << 16;
+    let kept = tokio::task::spawn_blocking(move || next(&state.join(KEPT), clock)).await;
+    match kept {
+        Ok(Ok(number)) => number,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "{KEPT} in the state directory cannot be read or written; if the clock goes back, other hosts suspect this one until it has caught up");
+            clock
+        }
+        Err(_) => clock,
+    }
+}
+
+/// The number after the kept one, or the clock's if that is larger; it is on the disk before it is used.
+pub fn next(path: &Path, clock: u64) -> io::Result<u64> {
+    let kept: u64 = match std::fs::read_to_string(path) {
+        Ok(text) => text.trim().parse().unwrap_or(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    let number = clock.max(kept.saturating_add(STEP));
+    file::write_whole(path, number.to_string().as_bytes())?;
+    Ok(number)
+}
