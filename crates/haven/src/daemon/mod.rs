@@ -154,7 +154,6 @@ impl Daemon {
     async fn run(self) -> anyhow::Result<()> {
         let pki = PkiDir(self.paths.state.join("pki"));
         let identity = pki.load()?;
-        let problems = Arc::new(Problems::default());
         let own = members::Own::start(&self.paths, &self.host, pki.clone(), self.cancel.clone());
         let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
         let store = EtcdStore::connect(config).await?;
@@ -194,7 +193,6 @@ impl Daemon {
                 session.clone(),
                 etcd_member,
                 Arc::clone(&vms),
-                problems,
             )
             .await?;
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
@@ -269,7 +267,6 @@ impl Daemon {
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "it gathers what the daemon made, once")]
     async fn parts(
         &self,
         store: EtcdStore,
@@ -278,7 +275,6 @@ impl Daemon {
         session: watch::Receiver<Option<lease::Session>>,
         etcd_member: watch::Receiver<Option<u64>>,
         vms: Arc<dyn VmDriver>,
-        _problems: Arc<Problems>,
     ) -> anyhow::Result<Arc<AgentParts>> {
         let images = ImageStore::new(self.paths.state.join("images"));
         let peers = local::Peers::new(&self.paths, self.host.name.clone(), live.clone())?;
