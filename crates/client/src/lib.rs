@@ -13,8 +13,8 @@ pub use tls::Pin;
 use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
-        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, ManifestFile, Overview,
-        ProblemBody, Secret, TokenLine,
+        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, List, ManifestFile,
+        Overview, ProblemBody, Secret, TokenLine,
     },
     event::AuditEntry,
     object::Kind,
@@ -264,6 +264,18 @@ impl Client {
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn status(&self) -> Result<Overview, ClientError> {
         self.get("/v1/status").await
+    }
+
+    /// The cluster's own spec.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn cluster(&self) -> Result<ClusterItem, ClientError> {
+        self.get("/v1/cluster").await
+    }
+
+    /// Writes the cluster's own spec over the version that was read.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn replace_cluster(&self, item: &ClusterItem) -> Result<ClusterItem, ClientError> {
+        self.call("PUT", "/v1/cluster", serde_json::to_vec(item).unwrap_or_default()).await
     }
 
     /// All objects of a kind.

@@ -1,6 +1,6 @@
 //! What goes over the API, beside the objects themselves.
 
-use crate::{manifest::Problem, name::Name, object::Object};
+use crate::{cluster::ClusterSpec, manifest::Problem, name::Name, object::Object};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,16 @@ pub struct List {
     /// Ask for the next page with this name; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+}
+
+/// The cluster's own spec with the revision of its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ClusterItem {
+    /// The store's revision of the last write.
+    pub resource_version: i64,
+    /// What is wanted of the cluster as a whole.
+    pub spec: ClusterSpec,
 }
 
 /// An error (RFC 9457).

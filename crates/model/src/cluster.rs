@@ -61,6 +61,10 @@ impl Default for Timers {
 
 /// The longest election of etcd with the settings Haven gives it, milliseconds.
 pub const ETCD_WORST_ELECTION_MS: u64 = 2000;
+/// The longest lease that is taken: a host that dies is missed for so long.
+pub const LONGEST_LEASE: Millis = Millis(600_000);
+/// The shortest time between heartbeats.
+pub const SHORTEST_HEARTBEAT: Millis = Millis(20);
 
 impl Timers {
     /// Checks the rules of DESIGN.md section 4.
@@ -68,43 +72,84 @@ impl Timers {
     /// # Errors
     /// [`ModelError::UnsafeTimers`] names the broken rule and the figures.
     pub fn check(&self) -> Result<(), ModelError> {
-        let unsafe_because = |why: String| Err(ModelError::UnsafeTimers { why });
-        if self.guard.0 + self.margin.0 > self.lease.0 {
-            return unsafe_because(format!(
+        let broken = self.lease_rules().or_else(|| self.suspicion_rules());
+        broken.map_or(Ok(()), |why| Err(ModelError::UnsafeTimers { why }))
+    }
+
+    /// The rules on which it rests that no VM runs twice.
+    fn lease_rules(&self) -> Option<String> {
+        if self.lease > LONGEST_LEASE {
+            return Some(format!(
+                "lease ({}) must not exceed {LONGEST_LEASE}: no VM of a dead host starts elsewhere before it has passed",
+                self.lease
+            ));
+        }
+        if self.guard.0.saturating_add(self.margin.0) > self.lease.0 {
+            return Some(format!(
                 "guard ({}) + margin ({}) must not exceed lease ({})",
                 self.guard, self.margin, self.lease
             ));
         }
         if self.margin.0 * 20 < self.lease.0 {
-            return unsafe_because(format!(
+            return Some(format!(
                 "margin ({}) must be at least a twentieth of lease ({}), for clocks that run unevenly",
                 self.margin, self.lease
             ));
         }
-        if self.renew.0 == 0 || self.renew.0 * 5 > self.guard.0 {
-            return unsafe_because(format!(
+        if self.renew.0 == 0 || self.renew.0.saturating_mul(5) > self.guard.0 {
+            return Some(format!(
                 "renew ({}) must happen at least 5 times within guard ({})",
                 self.renew, self.guard
             ));
         }
         if self.guard.0 < 2 * ETCD_WORST_ELECTION_MS {
-            return unsafe_because(format!(
+            return Some(format!(
                 "guard ({}) must be at least twice the store's worst election ({ETCD_WORST_ELECTION_MS}ms)",
                 self.guard
             ));
         }
-        if self.manager.0 < 2 * self.renew.0 || self.suspect.0 < 3 * self.heartbeat.0 {
-            return unsafe_because(
-                "manager must be at least 2 renewals and suspect at least 3 heartbeats".into(),
-            );
+        None
+    }
+
+    /// The rules for what notices sooner than the lease and proves nothing.
+    fn suspicion_rules(&self) -> Option<String> {
+        let (renew, lease) = (self.renew, self.lease);
+        if self.manager.0 < 2 * renew.0 || self.manager > lease {
+            return Some(format!(
+                "manager ({}) must be at least 2 renewals (renew is {renew}) and at most lease ({lease})",
+                self.manager
+            ));
         }
-        Ok(())
+        if self.heartbeat < SHORTEST_HEARTBEAT {
+            return Some(format!(
+                "heartbeat ({}) must be at least {SHORTEST_HEARTBEAT}",
+                self.heartbeat
+            ));
+        }
+        if self.suspect.0 < self.heartbeat.0.saturating_mul(3) || self.suspect > lease {
+            return Some(format!(
+                "suspect ({}) must be at least 3 heartbeats (heartbeat is {}) and at most lease ({lease})",
+                self.suspect, self.heartbeat
+            ));
+        }
+        None
+    }
+
+    /// The `T` that a renewal record must carry when its host's guard may hold out for `left_ms` more: `lease`, or
+    /// longer while an older, longer deadline is left. What it exceeds the deadline by keeps the proportion of these
+    /// timers, and is never less than their margin.
+    #[must_use]
+    pub fn ttl_ms(&self, left_ms: u64) -> u64 {
+        let (lease, guard) = (self.lease.0.min(LONGEST_LEASE.0), self.guard.0.max(1));
+        let in_proportion = left_ms.saturating_mul(lease.saturating_sub(guard)).div_ceil(guard);
+        let margin = self.margin.0.max(in_proportion).max(left_ms.div_ceil(19));
+        lease.max(left_ms.saturating_add(margin))
     }
 }
 
 /// What is wanted of the cluster as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterSpec {
     /// Its name.
     pub name: String,
@@ -144,6 +189,35 @@ impl Default for ClusterSpec {
     }
 }
 
+impl ClusterSpec {
+    /// Everything that is wrong with it, one sentence each.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> =
+            self.timers.check().err().map(|error| error.to_string()).into_iter().collect();
+        if self.name.trim().is_empty() {
+            problems.push("`name` is empty: give the cluster one".into());
+        }
+        if self.fencing.is_empty() {
+            problems.push(
+                "`fencing` is empty, so that no VM of a lost host would ever start elsewhere: \
+                 write lease-expired, powered-off or both"
+                    .into(),
+            );
+        }
+        if ![1, 3, 5].contains(&self.voters) {
+            problems.push(format!("`voters` is {}: write 1, 3 or 5", self.voters));
+        }
+        if self.replace_voter_after.0 < 10_000 {
+            problems.push(format!(
+                "`replaceVoterAfter` is {}: a host that only restarts must not lose its place, so write at least 10s",
+                self.replace_voter_after
+            ));
+        }
+        problems
+    }
+}
+
 /// Who manages. Every commit of a manager compares the revision of this record, so a replaced one commits nothing.
 /// Whether its holder lives is judged by the holder's own renewal record, with the shorter `timers.manager`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -154,4 +228,52 @@ pub struct ManagerRecord {
     pub holder: Name,
     /// The session of that host in which it took the lease.
     pub session: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ClusterSpec, Millis, Timers};
+
+    fn refused(change: impl Fn(&mut Timers)) -> String {
+        let mut timers = Timers::default();
+        change(&mut timers);
+        timers.check().map_or_else(|error| error.to_string(), |()| "taken".into())
+    }
+
+    #[test]
+    fn timers_that_contradict_each_other_are_refused_with_the_rule_and_the_figures() {
+        assert_eq!(refused(|_| ()), "taken");
+        assert!(refused(|t| t.lease = Millis(4700)).contains("guard (4400ms) + margin (400ms)"));
+        assert!(refused(|t| t.margin = Millis(100)).contains("a twentieth of lease (5s)"));
+        assert!(refused(|t| t.renew = Millis(2000)).contains("at least 5 times within guard"));
+        assert!(refused(|t| t.renew = Millis(0)).contains("at least 5 times within guard"));
+        assert!(refused(|t| t.guard = Millis(3000)).contains("worst election"));
+        assert!(refused(|t| t.suspect = Millis(6000)).contains("at most lease (5s)"));
+        assert!(refused(|t| t.suspect = Millis(500)).contains("at least 3 heartbeats"));
+        assert!(refused(|t| t.heartbeat = Millis(1)).contains("at least 20ms"));
+        assert!(refused(|t| t.manager = Millis(900)).contains("at least 2 renewals"));
+        assert!(refused(|t| t.manager = Millis(9000)).contains("at most lease (5s)"));
+        assert!(refused(|t| t.lease = Millis(u64::MAX)).contains("must not exceed 10m"));
+        assert!(refused(|t| t.guard = Millis(u64::MAX)).contains("must not exceed lease"));
+    }
+
+    #[test]
+    fn a_record_outlasts_every_deadline_that_is_left() {
+        let timers = Timers::default();
+        assert_eq!(timers.ttl_ms(timers.guard.0), timers.lease.0, "its own deadline costs nothing");
+        assert_eq!(timers.ttl_ms(0), timers.lease.0);
+        for left in [4_500, 10_000, 60_000, 600_000] {
+            let ttl = timers.ttl_ms(left);
+            assert!(ttl * 44 >= left * 50, "{left} ms left, {ttl} ms stated");
+        }
+        assert!(timers.ttl_ms(u64::MAX) == u64::MAX);
+    }
+
+    #[test]
+    fn a_spec_that_would_never_recover_anything_is_refused() {
+        assert!(ClusterSpec::default().problems().is_empty());
+        let spec = ClusterSpec { fencing: vec![], voters: 2, ..ClusterSpec::default() };
+        let problems = spec.problems().join("\n");
+        assert!(problems.contains("`fencing` is empty") && problems.contains("`voters` is 2"));
+    }
 }

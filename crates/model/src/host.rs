@@ -53,6 +53,16 @@ pub struct Lease {
     /// Set by the recovery of the host. A closed session is never opened again.
     #[serde(default)]
     pub closed: bool,
+    /// The record's own `T`, milliseconds: whoever sees it unchanged for so long may take every deadline that the
+    /// host's guard was ever told as passed. Each renewal states it anew, so a shorter `T` in the cluster's spec
+    /// counts only once the host has renewed under it and no longer deadline of before is left.
+    #[serde(default = "default_ttl_ms")]
+    pub ttl_ms: u64,
+}
+
+/// What the hosts lived by that did not state it.
+fn default_ttl_ms() -> u64 {
+    crate::cluster::Timers::default().lease.0
 }
 
 /// The proof under which a session was closed.

@@ -29,7 +29,7 @@ pub mod snapshot;
 pub mod units;
 pub mod vm;
 
-pub use cluster::{ClusterSpec, ManagerRecord, ProofKind, Timers};
+pub use cluster::{ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};
 pub use error::ModelError;
 pub use event::{Event, Incident, IncidentStep, Severity};
 pub use host::{HostSpec, HostStatus, Lease, LostSession};

@@ -119,6 +119,14 @@ fn documents(text: &str) -> Vec<(u64, String)> {
     documents
 }
 
+/// Reads a text that is one value and no object, for example the cluster's own spec.
+///
+/// # Errors
+/// What is wrong, with its place.
+pub fn value<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, Problem> {
+    yaml(file, 1, text)
+}
+
 fn yaml<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> Result<T, Problem> {
     serde_saphyr::from_str(text).map_err(|error| {
         let place = error.location();

@@ -2,10 +2,10 @@
 
 use crate::{
     check, plan,
-    testing::{World, at, name, stored, vm_spec},
+    testing::{World, at, lease, name, stored, vm_spec},
 };
 use haven_model::{
-    Action, Bytes, Plan, PoolDriverKind, PoolSpec, ProofKind, VmPhase, host::PowerSpec,
+    Action, Bytes, Lease, Plan, PoolDriverKind, PoolSpec, ProofKind, VmPhase, host::PowerSpec,
     vm::DiskSpec,
 };
 
@@ -84,6 +84,42 @@ fn a_silent_host_is_confirmed_then_closed_then_its_vms_move_under_the_next_epoch
     assert!(placed(&plan).is_empty(), "no VM moves before the session is closed");
     world.lost("host1", ProofKind::LeaseExpired);
     assert_eq!(placed(&planned(&world)), [("web".into(), "host2".into(), 2)]);
+}
+
+#[test]
+fn a_record_is_judged_by_the_time_that_it_states_itself() {
+    let mut world = World::new(3, Bytes::gib(8));
+    let longer = Lease { ttl_ms: 20_000, ..lease(false) };
+    world.snapshot.leases.insert(name("host1"), at(900, longer));
+    world.silent("host1", 19_000, true);
+    let plan = planned(&world);
+    assert!(plan.actions.is_empty(), "the cluster's 5 s do not count for it: {:?}", plan.actions);
+    assert_eq!(plan.wake_after_ms, Some(1000));
+    world.silent("host1", 20_000, true);
+    assert!(matches!(planned(&world).actions[0].action, Action::CloseSession { .. }));
+    // The age of another renewal says nothing of this one.
+    world.snapshot.leases.insert(name("host1"), at(901, lease(false)));
+    let plan = planned(&world);
+    assert!(plan.actions.is_empty(), "{:?}", plan.actions);
+    assert!(plan.wake_after_ms.is_some());
+}
+
+#[test]
+fn power_goes_off_after_half_of_the_time_that_the_record_states_itself() {
+    let mut world = World::new(3, Bytes::gib(8));
+    let mut host = (*world.snapshot.hosts["host1"].value).clone();
+    host.spec.power =
+        Some(PowerSpec { url: "http://x".into(), user: String::new(), password: String::new() });
+    world.snapshot.hosts.insert(name("host1"), at(1, host));
+    let longer = Lease { ttl_ms: 20_000, ..lease(false) };
+    world.snapshot.leases.insert(name("host1"), at(900, longer));
+    world.seen.suspected.insert(name("host1"));
+    world.silent("host1", 9_000, false);
+    assert!(planned(&world).actions.is_empty(), "a daemon that lives by longer timers restarts");
+    world.silent("host1", 10_000, false);
+    assert!(matches!(planned(&world).actions[0].action, Action::PowerOff { .. }));
+    world.snapshot.leases.insert(name("host1"), at(901, lease(false)));
+    assert!(planned(&world).actions.is_empty(), "it has renewed since");
 }
 
 #[test]

@@ -30,6 +30,12 @@ pub fn stored<T>(of: &str, spec: T) -> Stored<T> {
     Stored { meta: Meta::new(name(of), format!("uid-{of}"), 0), spec }
 }
 
+/// A renewal record of session 1 under the default timers.
+#[must_use]
+pub fn lease(closed: bool) -> Lease {
+    Lease { session: 1, count: 9, closed, ttl_ms: haven_model::Timers::default().lease.0 }
+}
+
 /// A VM of so much memory.
 #[must_use]
 pub fn vm_spec(memory: Bytes) -> VmSpec {
@@ -63,9 +69,7 @@ impl World {
         let address = std::net::Ipv4Addr::from(0x0a58_0000 + self.snapshot.hosts.len() as u32 + 1);
         let spec = HostSpec { address, power: None, cordoned: false, reserved_memory: Bytes(0) };
         self.snapshot.hosts.insert(name(host), at(1, stored(host, spec)));
-        self.snapshot
-            .leases
-            .insert(name(host), at(900, Lease { session: 1, count: 9, closed: false }));
+        self.snapshot.leases.insert(name(host), at(900, lease(false)));
         let status = HostStatus { session: 1, cpus: 8, memory, ..HostStatus::default() };
         self.snapshot.host_status.insert(name(host), at(2, status));
         self.seen
@@ -143,9 +147,7 @@ impl World {
 
     /// A host's session was closed.
     pub fn lost(&mut self, host: &str, proof: ProofKind) {
-        self.snapshot
-            .leases
-            .insert(name(host), at(950, Lease { session: 1, count: 9, closed: true }));
+        self.snapshot.leases.insert(name(host), at(950, lease(true)));
         let lost =
             LostSession { session: 1, proof, at_ms: 900_000, last_heard_ms: 895_000, incident: 1 };
         self.snapshot.lost.insert(name(host), at(950, lost));

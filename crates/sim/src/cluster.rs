@@ -8,7 +8,7 @@ use crate::{
     wire,
 };
 use haven_host::{network::fake::Segment, vm::fake::World};
-use haven_model::{ClusterSpec, Name, keys, manifest, object::Object};
+use haven_model::{ClusterSpec, Name, Timers, keys, manifest, object::Object};
 use haven_store::{
     memory::{Direct, MemoryEtcd},
     raw::{Compare, EtcdStore, Op},
@@ -85,8 +85,10 @@ pub struct Setup {
 /// Parts that a test breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Broken {
-    /// The guards' deadlines come long after the lease has expired.
+    /// Managers wait for only a third of a record's time, so that the guards' deadlines come too late.
     Deadlines,
+    /// Managers judge records by the cluster's timers of the moment, and not by the time that each record states.
+    Timers,
     /// The guards take starts that began in an earlier session.
     Sessions,
 }
@@ -231,6 +233,23 @@ impl Cluster {
             value["meta"]["generation"] = generation.into();
             let compare = vec![Compare::ModRevision(key.into(), kv.mod_revision)];
             let ops = vec![Op::Put(key.into(), value.to_string().into_bytes().into())];
+            if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
+                return;
+            }
+        }
+    }
+
+    /// Changes the cluster's timers as a person does with `haven edit cluster`.
+    pub async fn set_timers(&self, timers: &Timers) {
+        if let Err(error) = timers.check() {
+            self.shared.judge.accuse(format!("the scenario is wrong: {error}"));
+        }
+        while let Ok(Some(kv)) = self.person.get(keys::CLUSTER).await {
+            let Ok(spec) = serde_json::from_slice::<ClusterSpec>(&kv.value) else { return };
+            let spec = ClusterSpec { timers: timers.clone(), ..spec };
+            let Ok(value) = serde_json::to_vec(&spec) else { return };
+            let compare = vec![Compare::ModRevision(keys::CLUSTER.into(), kv.mod_revision)];
+            let ops = vec![Op::Put(keys::CLUSTER.into(), value.into())];
             if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
                 return;
             }

@@ -1,7 +1,7 @@
 //! What can go wrong, and what people do meanwhile.
 
 use crate::cluster::Cluster;
-use haven_model::{keys, object::Kind};
+use haven_model::{Timers, keys, object::Kind, units::Millis};
 use rand::{Rng, rngs::StdRng};
 use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
@@ -48,6 +48,8 @@ pub enum Fault {
     Scale(String, u32),
     /// A person restarts a service, one member after another.
     Restart(String),
+    /// A person changes the cluster's timers; those not given become the defaults.
+    Timers(Timers),
 }
 
 impl Fault {
@@ -99,6 +101,7 @@ impl Fault {
                 };
                 cluster.change(&service(name), more).await;
             }
+            Fault::Timers(timers) => cluster.set_timers(timers).await,
             _ => {}
         }
     }
@@ -118,6 +121,18 @@ impl Fault {
             _ => vec![],
         }
     }
+}
+
+/// Some sets of timers: the shortest that are allowed, the defaults, and longer ones.
+fn timers(which: u8) -> Timers {
+    let [lease, guard, renew, manager, heartbeat, suspect, margin] = match which {
+        0 => [4600, 4000, 400, 1000, 100, 500, 300],
+        1 => return Timers::default(),
+        2 => [9000, 7800, 1000, 2500, 400, 1600, 800],
+        _ => [20_000, 17_000, 2000, 5000, 1000, 4000, 2000],
+    }
+    .map(Millis);
+    Timers { lease, guard, renew, manager, heartbeat, suspect, margin }
 }
 
 /// A random fault for hosts `host1`… and the content that [`crate::run::random_manifest`] makes.
@@ -143,7 +158,8 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         88..91 => Fault::StopVm(vm),
         91..93 => Fault::StartVm(vm),
         93..95 => Fault::DeleteVm(vm),
-        95..98 => Fault::Scale("web".into(), random.random_range(0..6)),
-        _ => Fault::Restart("web".into()),
+        95..97 => Fault::Scale("web".into(), random.random_range(0..6)),
+        97 => Fault::Restart("web".into()),
+        _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

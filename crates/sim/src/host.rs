@@ -7,7 +7,10 @@ use crate::{
     surroundings::{PowerSwitch, SimPower, SimProber, SimStorage},
     wire::SimWire,
 };
-use haven_control::manager::{self, ManagerConfig, observe::Observer};
+use haven_control::manager::{
+    self, ManagerConfig,
+    observe::{ObservedSince, Observer},
+};
 use haven_host::{
     agent::{self, AgentParts, HostFacts, Problems, lease, remains::HostRemains},
     balance::fake::FakeBalance,
@@ -16,9 +19,9 @@ use haven_host::{
     network::fake::{FakeAddress, FakeNetwork},
     vm::{driver::VmDriver, fake::FakeVmDriver},
 };
-use haven_model::{Name, Snapshot, keys};
+use haven_model::{Name, Snapshot, Timers, keys};
 use haven_store::{
-    clock::{Clock, Run},
+    clock::{Clock, Mono, Run},
     live::{LiveConfig, LiveCopy},
     raw::EtcdStore,
 };
@@ -194,19 +197,16 @@ impl SimHost {
         let (told, heard) = heartbeat::channels();
         let (session_out, session) = watch::channel(None);
         let (member_out, member) = watch::channel(None);
-        let mut timers = haven_model::Timers::default();
-        if self.shared.broken == Some(Broken::Deadlines) {
-            timers.guard.0 *= 3;
-        }
+        let timers = agent::timers::follow(live.state());
         let vms = self.vms(&clock, &guard);
-        self.heartbeat(&live, told, &clock, &cancel);
+        self.heartbeat(&live, timers.clone(), told, &clock, &cancel);
         tokio::spawn(lease::run(
             lease::LeaseConfig {
                 me: self.name.clone(),
                 store: store.clone(),
                 guard: Arc::clone(&guard),
                 remains: Arc::new(HostRemains { guard, vms: Arc::clone(&vms) }),
-                timers: watch::channel(timers).1,
+                timers,
                 session_file: Some(self.dir.join("session")),
                 clock: clock.clone(),
             },
@@ -238,6 +238,7 @@ impl SimHost {
     fn heartbeat(
         &self,
         live: &LiveCopy<Snapshot>,
+        timers: watch::Receiver<Timers>,
         told: heartbeat::Told,
         clock: &Clock,
         cancel: &CancellationToken,
@@ -257,12 +258,11 @@ impl SimHost {
                 }
             }
         });
-        let timers = haven_model::Timers::default();
         let config = HeartbeatConfig {
             me: self.name.clone(),
             key: [7; 32],
             hosts,
-            timers: (timers.heartbeat.duration(), timers.suspect.duration()),
+            timers,
             start: (shared.incarnation() << 32) | 1,
             clock: clock.clone(),
         };
@@ -314,6 +314,29 @@ impl SimHost {
         }
     }
 
+    /// Since when each renewal record has stood unchanged; a broken manager takes it for longer.
+    fn observed(&self, live: &LiveCopy<Snapshot>, clock: &Clock) -> ObservedSince {
+        let (copy, clock, state) = (live.clone(), clock.clone(), live.state());
+        let Some(broken) = self.shared.broken else {
+            return Arc::new(move |key| copy.observed(key));
+        };
+        Arc::new(move |key| {
+            let (revision, at) = copy.observed(key)?;
+            let age = clock.now().0.saturating_sub(at.0);
+            let snapshot = state.borrow();
+            let lease = key.strip_prefix(keys::LEASES).and_then(|host| snapshot.leases.get(host));
+            let times = match (broken, lease) {
+                (Broken::Deadlines, _) => 3.0,
+                (Broken::Timers, Some(lease)) => {
+                    lease.ttl_ms as f64 / snapshot.cluster_spec().timers.lease.0 as f64
+                }
+                _ => 1.0,
+            };
+            let longer = (age as f64 * times) as u64;
+            Some((revision, Mono(clock.now().0.saturating_sub(longer))))
+        })
+    }
+
     fn manager(
         &self,
         store: EtcdStore,
@@ -331,7 +354,7 @@ impl SimHost {
                 }
             }
         });
-        let copy = live.clone();
+        let observer = Observer::new(self.observed(live, clock), clock.clone());
         let switch: Weak<dyn PowerSwitch> =
             self.shared.switch.get().cloned().unwrap_or_else(|| {
                 let none: Weak<NoSwitch> = Weak::new();
@@ -341,7 +364,7 @@ impl SimHost {
             me: self.name.clone(),
             store,
             live: live.state(),
-            observer: Observer::new(Arc::new(move |key| copy.observed(key)), clock.clone()),
+            observer,
             suspected,
             session: number,
             power: Arc::new(SimPower {

@@ -44,6 +44,18 @@ fn deadlines_that_come_too_late_are_found() {
     assert!(found >= 3, "found in {found} of 40 seeds");
 }
 
+/// The same scenario that holds with records that state their own time.
+#[test]
+fn records_judged_by_the_timers_of_the_moment_are_found() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/timers-shortened.yaml");
+    let scenario = scenario::read(Path::new(file)).unwrap();
+    let broken = (0..scenario.seeds).filter(|seed| {
+        let verdict = run::scenario(&scenario, *seed, Some(Broken::Timers)).unwrap();
+        verdict.violations.iter().any(|what| what.starts_with("proof"))
+    });
+    assert!(broken.count() > 0);
+}
+
 #[test]
 fn every_scenario_holds() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");

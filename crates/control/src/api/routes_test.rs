@@ -95,6 +95,7 @@ async fn furnish(world: &World) {
         "waiting_for": ["alone"], "steps": [step], "closed_ms": null});
     let put = |key: String, value: Value| Op::Put(key, value.to_string().into());
     let ops = vec![
+        put(keys::CLUSTER.into(), json!({"name": "tests"})),
         put(keys::object(&ObjectRef::new(Kind::Host, name("host1"))), host),
         put(keys::placement(&name("alone")), placement),
         put(keys::incident(1), incident),
@@ -113,6 +114,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     let join = json!({"secret": join.0, "host": "host2", "address": "10.0.0.2", "request": "PEM"});
     let files = json!({"files": [{"name": "a", "text": vm("new")}], "dryRun": true});
     let item = world.ask(admin, "GET", "/v1/objects/vm/alone", "").await.ok();
+    let cluster = world.ask(admin, "GET", "/v1/cluster", "").await.ok();
     let mut missed = Vec::new();
     for route in TABLE {
         let path = match route.id {
@@ -129,6 +131,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "apply" => files.to_string(),
             "importImage" => "a disk".into(),
             "replaceObject" => item.to_string(),
+            "replaceCluster" => cluster.to_string(),
             _ => String::new(),
         };
         let answer = world.ask(admin, route.method, &path, body).await;
@@ -181,6 +184,54 @@ async fn a_write_that_rests_on_an_old_version_is_refused_with_both_versions() {
     let won = [&one, &other].iter().filter(|a| a.status == StatusCode::OK).count();
     let lost = [&one, &other].iter().filter(|a| a.status == StatusCode::CONFLICT).count();
     assert_eq!((won, lost), (1, 1), "{one:?} {other:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clusters_spec_changes_whole_at_a_version_and_only_into_a_safe_one() {
+    let Some(world) = World::start().await else { return };
+    let admin = world.token(Role::Admin);
+    let put = async |body: &Value| world.ask(admin, "PUT", "/v1/cluster", body.to_string()).await;
+    let absent = world.ask(admin, "GET", "/v1/cluster", "").await;
+    assert_eq!(absent.status, StatusCode::NOT_FOUND);
+    furnish(&world).await;
+    let seen = world.ask(admin, "GET", "/v1/cluster", "").await.ok();
+    assert_eq!(seen["spec"]["timers"]["lease"], "5s");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut body = seen.clone();
+        change(&mut body["spec"]);
+        body
+    };
+    for (wrong, word) in [
+        (with(&|spec| spec["timers"]["lease"] = json!("4500ms")), "margin (400ms) must not exceed"),
+        (with(&|spec| spec["timers"]["guard"] = json!("3s")), "worst election"),
+        (with(&|spec| spec["fencing"] = json!([])), "`fencing` is empty"),
+        (with(&|spec| spec["voters"] = json!(2)), "write 1, 3 or 5"),
+        (with(&|spec| spec["replaceVoterAfter"] = json!("1s")), "at least 10s"),
+        (with(&|spec| spec["timres"] = json!({})), "timres"),
+    ] {
+        let answer = put(&wrong).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:?}");
+        assert!(answer.body.to_string().contains(word), "{word}: {answer:?}");
+    }
+    let now = world.ask(admin, "GET", "/v1/cluster", "").await.ok();
+    assert_eq!(now, seen, "what was refused has changed nothing");
+    let longer = with(&|spec| {
+        spec["timers"]["lease"] = json!("10s");
+        spec["timers"]["margin"] = json!("1s");
+        spec["timers"]["guard"] = json!("9s");
+        spec["fencing"] = json!(["lease-expired"]);
+    });
+    let changed = put(&longer).await.ok();
+    let copy = world.state.current().await.unwrap();
+    assert_eq!(copy.cluster_spec().timers.lease.0, 10_000);
+    assert_eq!(
+        copy.cluster.as_ref().map(|spec| json!(spec.revision)).as_ref(),
+        Some(&changed["resourceVersion"])
+    );
+    let late = put(&longer).await;
+    assert_eq!(late.status, StatusCode::CONFLICT);
+    let (old, new) = (&seen["resourceVersion"], &changed["resourceVersion"]);
+    assert_eq!(late.body["conflict"], json!({"object": "cluster", "given": old, "now": new}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,15 +4,15 @@
 use super::{
     ApiState,
     auth::Role,
-    routes,
+    cluster, routes,
     routes::{ImportQuery, Limit, NewToken, Page},
 };
 use axum::routing::{MethodRouter, delete, get, post, put};
 use haven_model::{
     Event, Incident,
     api::{
-        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine,
-        Version,
+        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, List, Overview, Secret,
+        TokenLine, Version,
     },
     event::AuditEntry,
 };
@@ -112,6 +112,28 @@ pub const TABLE: &[Route] = &[
         takes: Takes::Nothing,
         gives: Gives::Json(of::<Overview>),
         handler: || get(routes::status),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/cluster",
+        role: Role::Viewer,
+        id: "getCluster",
+        summary: "the cluster's own spec: timers, fencing, voters",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<ClusterItem>),
+        handler: || get(cluster::get),
+    },
+    Route {
+        method: "PUT",
+        path: "/v1/cluster",
+        role: Role::Admin,
+        id: "replaceCluster",
+        summary: "replace the cluster's own spec at a version; new timers count without a restart",
+        query: None,
+        takes: Takes::Json(of::<ClusterItem>),
+        gives: Gives::Json(of::<ClusterItem>),
+        handler: || put(cluster::replace),
     },
     Route {
         method: "GET",

@@ -54,7 +54,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::ConfirmLease { .. } | Action::PowerOff { .. } => return None,
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
-            let closed = Lease { session: lost.session, count: lease.count, closed: true };
+            let closed = Lease { session: lost.session, closed: true, ..(*lease.value).clone() };
             (
                 vec![Compare::ModRevision(keys::lease(host), *lease_revision)],
                 vec![put(keys::lease(host), &closed), put(keys::lost(host), lost)],

@@ -10,7 +10,7 @@ fn name(text: &str) -> Name {
 
 fn world(session: u64, closed: bool) -> Snapshot {
     let mut snapshot = Snapshot { revision: 9, ..Snapshot::default() };
-    let lease = Lease { session, count: 5, closed };
+    let lease = Lease { session, count: 5, closed, ttl_ms: 5000 };
     snapshot.leases.insert(name("host1"), Versioned { revision: 8, value: Arc::new(lease) });
     let record = ManagerRecord { term: 4, holder: name("host1"), session: 2 };
     snapshot.manager = Some(Versioned { revision: 3, value: Arc::new(record) });

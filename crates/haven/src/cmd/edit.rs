@@ -4,12 +4,11 @@
 //! lost: it stays in that file, whose name is printed.
 
 use super::{files, objects::unified};
-use crate::{connect::connect, failure::Failure, out};
+use crate::{connect::connect, failure::Failure, out, render::yaml};
 use haven_client::Client;
 use haven_model::{
-    ObjectRef,
-    api::{Item, ManifestFile},
-    manifest::to_yaml,
+    api::{ClusterItem, Item, ManifestFile},
+    manifest::{to_yaml, value},
 };
 use std::{
     io::{IsTerminal, Write},
@@ -100,11 +99,67 @@ impl Draft {
     }
 }
 
+/// What the cluster's own spec is called.
+pub const CLUSTER: &str = "cluster";
+
+/// What is edited, as it was read.
+enum Thing {
+    /// An object.
+    Object(Box<Item>),
+    /// The cluster's own spec.
+    Cluster(Box<ClusterItem>),
+}
+
+impl Thing {
+    async fn read(client: &Client, what: &str) -> Result<Self, Failure> {
+        if what == CLUSTER {
+            return Ok(Self::Cluster(Box::new(client.cluster().await?)));
+        }
+        Ok(Self::Object(Box::new(client.object(&what.parse()?).await?)))
+    }
+
+    fn version(&self) -> i64 {
+        match self {
+            Self::Object(item) => item.resource_version,
+            Self::Cluster(item) => item.resource_version,
+        }
+    }
+
+    fn yaml(&self) -> String {
+        match self {
+            Self::Object(item) => to_yaml(&item.object),
+            Self::Cluster(item) => yaml(&item.spec),
+        }
+    }
+
+    /// Writes the text over the version that was read.
+    async fn save(&self, client: &Client, text: &str, path: &Path) -> Result<(), Failure> {
+        match self {
+            Self::Object(item) => save(client, item, text, path).await,
+            Self::Cluster(item) => {
+                let name = path.display().to_string();
+                let spec = value(&name, text).map_err(|wrong| Failure::manifests(vec![wrong]))?;
+                client.replace_cluster(&ClusterItem { spec, ..(**item).clone() }).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// How a kept text is used when it is right.
+    fn again(&self, path: &Path) -> String {
+        let path = path.display();
+        match self {
+            Self::Object(_) => format!("when it is right: haven apply -f {path}"),
+            Self::Cluster(_) => format!("when it is right: EDITOR='cp {path}' haven edit cluster"),
+        }
+    }
+}
+
 /// Runs it.
-pub async fn run(what: &ObjectRef) -> Result<(), Failure> {
+pub async fn run(what: &str) -> Result<(), Failure> {
     let client = connect().await?;
-    let item = client.object(what).await?;
-    let before = to_yaml(&item.object);
+    let thing = Thing::read(&client, what).await?;
+    let before = thing.yaml();
     let head = format!("Change {what} and save. Leave it as it is to change nothing.");
     let draft = Draft::new(&with_notes(&before, &head))?;
     let editor = editor();
@@ -113,7 +168,7 @@ pub async fn run(what: &ObjectRef) -> Result<(), Failure> {
         let opened = open(&editor, draft.file.path());
         let text = draft.text()?;
         if let Err(failure) = opened {
-            return if text == before { Err(failure) } else { kept(draft, &text, failure) };
+            return if text == before { Err(failure) } else { kept(&thing, draft, &text, failure) };
         }
         if text == before {
             out::line(format_args!("{what} unchanged"));
@@ -121,18 +176,20 @@ pub async fn run(what: &ObjectRef) -> Result<(), Failure> {
         }
         // Saved once more as it was refused: the person gives up.
         if let Some((last, failure)) = refused.take_if(|(last, _)| *last == text) {
-            return kept(draft, &last, failure);
+            return kept(&thing, draft, &last, failure);
         }
-        match save(&client, &item, &text, draft.file.path()).await {
+        match thing.save(&client, &text, draft.file.path()).await {
             Ok(()) => {
                 out::line(format_args!("{what} changed"));
                 return Ok(());
             }
             Err(failure) if failure.code == 4 => {
-                show_both(&client, &item, &before, &text).await;
-                return kept(draft, &text, failure);
+                show_both(&client, what, &thing, &text).await;
+                return kept(&thing, draft, &text, failure);
             }
-            Err(failure) if !std::io::stdin().is_terminal() => return kept(draft, &text, failure),
+            Err(failure) if !std::io::stdin().is_terminal() => {
+                return kept(&thing, draft, &text, failure);
+            }
             Err(failure) => {
                 draft.write(&with_notes(&text, &failure.to_string()))?;
                 refused = Some((text, failure));
@@ -166,22 +223,20 @@ async fn save(client: &Client, item: &Item, text: &str, path: &Path) -> Result<(
 }
 
 /// Shows what somebody else changed meanwhile and what this person wanted.
-async fn show_both(client: &Client, item: &Item, before: &str, text: &str) {
-    let what = item.object.reference();
-    let version = item.resource_version;
+async fn show_both(client: &Client, what: &str, thing: &Thing, text: &str) {
+    let (before, version) = (thing.yaml(), thing.version());
     let read = format!("{what} as you read it (version {version})");
-    if let Ok(now) = client.object(&what).await {
-        let theirs = format!("{what} in the cluster (version {})", now.resource_version);
-        eprint!("{}", unified(before, &to_yaml(&now.object), &read, &theirs));
+    if let Ok(now) = Thing::read(client, what).await {
+        let theirs = format!("{what} in the cluster (version {})", now.version());
+        eprint!("{}", unified(&before, &now.yaml(), &read, &theirs));
     }
-    eprint!("{}", unified(before, text, &read, &format!("{what} as you wrote it")));
+    eprint!("{}", unified(&before, text, &read, &format!("{what} as you wrote it")));
 }
 
 /// Fails, and says where the text is.
-fn kept(draft: Draft, text: &str, failure: Failure) -> Result<(), Failure> {
+fn kept(thing: &Thing, draft: Draft, text: &str, failure: Failure) -> Result<(), Failure> {
     let path = draft.keep(text)?;
-    let path = path.display();
-    let hint = format!("your text is kept in {path}; when it is right: haven apply -f {path}");
+    let hint = format!("your text is kept in {}; {}", path.display(), thing.again(&path));
     Err(failure.hint(hint))
 }
 

@@ -5,7 +5,7 @@ use crate::{
     connect::connect,
     failure::Failure,
     out,
-    render::{self, How},
+    render::{self, How, Output},
 };
 use clap::{Args, Subcommand};
 use haven_client::ClientError;
@@ -60,9 +60,11 @@ pub enum ObjectsCommand {
         file: Vec<PathBuf>,
     },
     /// List objects of a kind, or show one
-    #[command(after_help = "Examples:\n  haven get vms\n  haven get service/hello -o yaml")]
+    #[command(
+        after_help = "Examples:\n  haven get vms\n  haven get service/hello -o yaml\n  haven get cluster"
+    )]
     Get {
-        /// KIND or KIND/NAME
+        /// KIND or KIND/NAME, or `cluster` for the cluster's own spec
         what: String,
         #[command(flatten)]
         how: How,
@@ -74,10 +76,10 @@ pub enum ObjectsCommand {
     Delete(Deletion),
     /// Change an object in an editor (VISUAL or EDITOR)
     #[command(
-        after_help = "Examples:\n  haven edit service/hello\n  EDITOR=nano haven edit vm/web-1"
+        after_help = "Examples:\n  haven edit service/hello\n  EDITOR=nano haven edit vm/web-1\n  haven edit cluster"
     )]
     Edit {
-        /// KIND/NAME
+        /// KIND/NAME, or `cluster` for the cluster's own spec: timers, fencing, voters
         what: String,
     },
 }
@@ -109,13 +111,20 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
         ObjectsCommand::Get { what, how } if what.contains('/') => {
             super::show(&what.parse()?, how.output).await?;
         }
+        ObjectsCommand::Get { what, how } if what == edit::CLUSTER => {
+            let item = connect().await?.cluster().await?;
+            match how.output {
+                Output::Json => out::print(&render::json(&item)),
+                _ => out::print(&render::yaml(&item.spec)),
+            }
+        }
         ObjectsCommand::Get { what, how } => {
             let kind: Kind = what.parse()?;
             let items = connect().await?.list(kind).await?;
             out::print(&render::items(&items, how.output));
         }
         ObjectsCommand::Delete(deletion) => delete(&deletion).await?,
-        ObjectsCommand::Edit { what } => edit::run(&what.parse()?).await?,
+        ObjectsCommand::Edit { what } => edit::run(&what).await?,
     }
     Ok(())
 }

@@ -154,7 +154,6 @@ impl Daemon {
     async fn run(self) -> anyhow::Result<()> {
         let pki = PkiDir(self.paths.state.join("pki"));
         let identity = pki.load()?;
-        let problems = Arc::new(Problems::default());
         let own = members::Own::start(&self.paths, &self.host, pki.clone(), self.cancel.clone());
         let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
         let store = EtcdStore::connect(config).await?;
@@ -178,13 +177,14 @@ impl Daemon {
         let vms = self.vms(&guard);
         let mut tasks = tokio::task::JoinSet::new();
         // First of all: the VMs of this host live by it.
+        let timers = agent::timers::follow(state.clone());
         tasks.spawn(lease::run(
-            self.lease(&store, &state, &guard, &vms),
+            self.lease(&store, timers.clone(), &guard, &vms),
             session_out,
             self.cancel.clone(),
         ));
         tokio::spawn(start::tell_first(session.clone(), self.began));
-        tasks.spawn(self.heartbeat(state.clone(), told).await?);
+        tasks.spawn(self.heartbeat(state.clone(), timers, told).await?);
         let parts = self
             .parts(
                 store.clone(),
@@ -193,7 +193,6 @@ impl Daemon {
                 session.clone(),
                 etcd_member,
                 Arc::clone(&vms),
-                problems,
             )
             .await?;
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
@@ -268,7 +267,6 @@ impl Daemon {
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "it gathers what the daemon made, once")]
     async fn parts(
         &self,
         store: EtcdStore,
@@ -277,7 +275,6 @@ impl Daemon {
         session: watch::Receiver<Option<lease::Session>>,
         etcd_member: watch::Receiver<Option<u64>>,
         vms: Arc<dyn VmDriver>,
-        _problems: Arc<Problems>,
     ) -> anyhow::Result<Arc<AgentParts>> {
         let images = ImageStore::new(self.paths.state.join("images"));
         let peers = local::Peers::new(&self.paths, self.host.name.clone(), live.clone())?;
@@ -311,6 +308,7 @@ impl Daemon {
     async fn heartbeat(
         &self,
         mut live: watch::Receiver<Arc<Snapshot>>,
+        timers: watch::Receiver<Timers>,
         told: heartbeat::Told,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
         let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
@@ -323,12 +321,11 @@ impl Daemon {
                 hosts_out.send_if_modified(|shown| std::mem::replace(shown, now.clone()) != now);
             }
         });
-        let timers = Timers::default();
         let config = HeartbeatConfig {
             me: self.host.name.clone(),
             key: self.host.heartbeat_key()?,
             hosts,
-            timers: (timers.heartbeat.duration(), timers.suspect.duration()),
+            timers,
             start: start::number(self.paths.state.clone(), wall_ms()).await,
             clock: self.clock.clone(),
         };
@@ -345,12 +342,10 @@ impl Daemon {
     fn lease(
         &self,
         store: &EtcdStore,
-        live: &watch::Receiver<Arc<Snapshot>>,
+        timers: watch::Receiver<Timers>,
         guard: &Arc<dyn Guard>,
         vms: &Arc<dyn VmDriver>,
     ) -> lease::LeaseConfig {
-        let timers = live.borrow().cluster_spec().timers.clone();
-        let (_, timers) = watch::channel(timers);
         lease::LeaseConfig {
             me: self.host.name.clone(),
             store: store.clone(),

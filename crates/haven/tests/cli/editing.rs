@@ -90,3 +90,45 @@ fn another_name_and_a_broken_editor_are_refused() {
     insta::assert_snapshot!(steady(&format!("{}{}", other.err, broken.err)));
     assert!(fake.lines().iter().all(|line| line.starts_with("GET")));
 }
+
+fn cluster(version: i64) -> serde_json::Value {
+    let spec = haven_model::ClusterSpec::default();
+    serde_json::json!({"resourceVersion": version, "spec": spec})
+}
+
+#[test]
+fn the_clusters_own_spec_is_shown_and_edited_like_an_object() {
+    let fake = Fake::new(|_, _| ok(&cluster(42)));
+    let person = Person::at(&fake.socket).with("EDITOR", "sed -i 's/voters: 3/voters: 5/'");
+    let shown = person.run(&["get", "cluster", "-o", "yaml"]);
+    assert!(shown.out.contains("lease: 5s") && shown.out.contains("voters: 3"), "{}", shown.out);
+    let ended = person.run(&["edit", "cluster"]);
+    assert_eq!((ended.code, ended.out.as_str()), (0, "cluster changed\n"), "{}", ended.err);
+    let asked = fake.asked.lock().unwrap();
+    assert_eq!(asked[2].line(), "PUT /v1/cluster");
+    assert_eq!(asked[2].body["resourceVersion"], 42);
+    assert_eq!(asked[2].body["spec"]["voters"], 5);
+    assert!(drafts(&person).is_empty());
+}
+
+#[test]
+fn a_clusters_spec_that_is_refused_is_kept_and_goes_out_again_from_where_it_lies() {
+    let fake = Fake::new(|asked, before| match (asked.method.as_str(), before) {
+        ("PUT", 0) => no(422, "guard (4400ms) + margin (400ms) must not exceed lease (4s)", ""),
+        _ => ok(&cluster(42)),
+    });
+    let person = Person::at(&fake.socket).with("EDITOR", "sed -i 's/lease: 5s/lease: 4s/'");
+    let ended = person.run(&["edit", "cluster"]);
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    assert!(ended.err.contains("must not exceed lease"), "{}", ended.err);
+    let kept = drafts(&person).pop().unwrap();
+    let again = format!("cp {}", kept.display());
+    let file = kept.file_name().unwrap().display();
+    let way = format!("EDITOR='cp HOME/{file}' haven edit cluster");
+    assert!(ended.err.contains(&way), "{}", ended.err);
+    let person = person.with("EDITOR", &again);
+    let ended = person.run(&["edit", "cluster"]);
+    assert_eq!((ended.code, ended.out.as_str()), (0, "cluster changed\n"), "{}", ended.err);
+    let asked = fake.asked.lock().unwrap();
+    assert_eq!(asked.last().unwrap().body["spec"]["timers"]["lease"], "4s");
+}

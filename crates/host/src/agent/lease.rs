@@ -16,6 +16,17 @@
 //! Why it is safe: a recovery commits only if the record still has the revision that stood unchanged for `T`. If it
 //! commits, no later renewal was or will be acknowledged, so the last deadline given to the guard was noted before
 //! that revision was seen, plus `D`, which is less than seen plus `T`.
+//!
+//! The timers may change at any time, and hosts learn of it at different moments. So `T` is no constant that both
+//! sides look up: every renewal states in its record the `T` that it is to be judged by. It is the `T` of the timers
+//! that the host lives by, or longer, as long as the guard may still hold a deadline that longer timers gave it (the
+//! guard's deadline never moves back, and a daemon that resumes a session takes the last record's `T` for that
+//! deadline). So a longer `T` is waited out from the first renewal under it, before the guard is told the longer
+//! deadline; a shorter one counts once nothing of the longer one is left.
+//!
+//! Rejected: judging by the cluster's spec (a host that has not seen a change yet, or a guard that was told a longer
+//! deadline before it, would be taken for dead while its VMs run), and moving the guard's deadline back (a guard that
+//! hangs in that moment would keep the old one).
 
 use crate::guard::{Guard, GuardError};
 use haven_model::{Lease, Name, Timers, keys};
@@ -83,6 +94,8 @@ struct Held {
 const SILENT: Duration = Duration::from_millis(400);
 /// A daemon that starts asks for the guard's deadline; so long may the guard take to be there.
 const GUARD_PATIENCE: Duration = Duration::from_secs(2);
+/// Nanoseconds of a millisecond.
+const MS: u64 = 1_000_000;
 /// The second line acts so long after the guard should have, and again after as long.
 const SECOND_LINE: Duration = Duration::from_millis(20);
 
@@ -94,6 +107,8 @@ struct LeaseTask {
     doubt: bool,
     /// The last deadline that the guard accepted, `CLOCK_BOOTTIME` ns.
     accepted_ns: Arc<AtomicU64>,
+    /// No deadline that the guard was ever told is later, whether it answered or not, `CLOCK_BOOTTIME` ns.
+    told_ns: u64,
     /// Since when the guard does not answer.
     unguarded: Option<haven_store::clock::Mono>,
     /// The session that a former daemon of this boot left in the run directory.
@@ -110,7 +125,8 @@ pub async fn run(
     let remembered = config.session_file.as_ref().and_then(|path| {
         std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
     });
-    let accepted_ns = Arc::new(AtomicU64::new(found_deadline(&config).await));
+    let found_ns = found_deadline(&config).await;
+    let accepted_ns = Arc::new(AtomicU64::new(found_ns));
     let second = second_line(
         config.clock.clone(),
         Arc::clone(&config.remains),
@@ -123,6 +139,7 @@ pub async fn run(
         held: None,
         doubt: false,
         accepted_ns,
+        told_ns: found_ns,
         unguarded: None,
         remembered,
     };
@@ -175,9 +192,17 @@ pub(super) async fn second_line(
     }
 }
 
+/// Resolves when the timers were changed; never once nobody can change them any more.
+async fn changed(timers: &mut watch::Receiver<Timers>) {
+    if timers.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 impl LeaseTask {
     async fn keep(mut self, cancel: CancellationToken) {
         let task = &mut self;
+        let mut timers = task.config.timers.clone();
         let mut next = task.config.clock.now();
         while !cancel.is_cancelled() {
             let pause = task.beat().await;
@@ -187,6 +212,8 @@ impl LeaseTask {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
+                // At once, so that all hosts live by new timers at about the same time.
+                () = changed(&mut timers) => next = task.config.clock.now(),
                 () = task.config.clock.sleep_until(next) => {}
             }
         }
@@ -245,14 +272,19 @@ impl LeaseTask {
         Ok(record.and_then(|kv| Some((serde_json::from_slice(&kv.value).ok()?, kv.mod_revision))))
     }
 
+    /// Writes a renewal of these numbers; what then stands in the store, unless the comparison failed.
     async fn write(
         &mut self,
-        lease: &Lease,
+        (session, count): (u64, u64),
         compare: Compare,
         timers: &Timers,
-    ) -> Result<Option<i64>, StoreError> {
+    ) -> Result<Option<Held>, StoreError> {
         let sent_ns = self.config.clock.boottime_ns();
-        let value = serde_json::to_vec(lease).expect("a lease is plain data");
+        let deadline_ns = sent_ns.saturating_add(timers.guard.0.saturating_mul(MS));
+        let latest_ns = deadline_ns.max(self.told_ns);
+        let ttl_ms = timers.ttl_ms(latest_ns.saturating_sub(sent_ns).div_ceil(MS));
+        let lease = Lease { session, count, closed: false, ttl_ms };
+        let value = serde_json::to_vec(&lease).expect("a lease is plain data");
         let result =
             self.config.store.txn(vec![compare], vec![Op::Put(self.key(), value.into())]).await;
         let outcome = match result {
@@ -265,9 +297,9 @@ impl LeaseTask {
         if !outcome.succeeded {
             return Ok(None);
         }
-        let deadline_ns = sent_ns + timers.guard.0 * 1_000_000;
-        self.extend(lease.session, deadline_ns).await;
-        Ok(Some(outcome.revision))
+        self.told_ns = latest_ns;
+        self.extend(session, deadline_ns).await;
+        Ok(Some(Held { session, count, revision: outcome.revision }))
     }
 
     /// Moves the guard's deadline on. A guard that does not answer for a while is ended, to be started again; until
@@ -296,11 +328,10 @@ impl LeaseTask {
     }
 
     async fn renew(&mut self, held: Held, timers: &Timers) -> Result<(), StoreError> {
-        let lease = Lease { session: held.session, count: held.count + 1, closed: false };
         let compare = Compare::ModRevision(self.key(), held.revision);
-        match self.write(&lease, compare, timers).await? {
-            Some(revision) => {
-                self.held = Some(Held { count: lease.count, revision, ..held });
+        match self.write((held.session, held.count + 1), compare, timers).await? {
+            Some(now) => {
+                self.held = Some(now);
                 self.tell();
             }
             None => self.doubt = true,
@@ -336,14 +367,17 @@ impl LeaseTask {
     async fn open(&mut self, timers: &Timers) -> Result<(), StoreError> {
         self.doubt = false;
         let record = self.read().await?;
+        if let Some((lease, _)) = record.as_ref().filter(|(lease, _)| !lease.closed) {
+            self.may_be_told(lease);
+        }
         if let Some((lease, revision)) = &record
             && !lease.closed
             && self.remembered == Some(lease.session)
         {
-            let resumed = Lease { count: lease.count + 1, ..lease.clone() };
             let compare = Compare::ModRevision(self.key(), *revision);
-            if let Some(revision) = self.write(&resumed, compare, timers).await? {
-                self.opened(&resumed, revision, "resumed");
+            let numbers = (lease.session, lease.count + 1);
+            if let Some(held) = self.write(numbers, compare, timers).await? {
+                self.opened(held, "resumed");
             }
             return Ok(());
         }
@@ -359,19 +393,26 @@ impl LeaseTask {
             }
             None => (1, Compare::Absent(self.key())),
         };
-        let lease = Lease { session, count: 0, closed: false };
-        if let Some(revision) = self.write(&lease, compare, timers).await? {
-            self.opened(&lease, revision, "opened");
+        if let Some(held) = self.write((session, 0), compare, timers).await? {
+            self.opened(held, "opened");
         }
         Ok(())
     }
 
-    fn opened(&mut self, lease: &Lease, revision: i64, how: &str) {
-        tracing::info!(session = lease.session, "session {how}");
-        self.held = Some(Held { session: lease.session, count: lease.count, revision });
-        self.remembered = Some(lease.session);
+    /// A former daemon wrote this record. What it told the guard is known only by what the record states: no later
+    /// than its `T` from now, less the margin, which is at least a twentieth of it.
+    fn may_be_told(&mut self, lease: &Lease) {
+        let left_ns = (lease.ttl_ms - lease.ttl_ms / 20).saturating_mul(MS);
+        let latest_ns = self.config.clock.boottime_ns().saturating_add(left_ns);
+        self.told_ns = self.told_ns.max(latest_ns);
+    }
+
+    fn opened(&mut self, held: Held, how: &str) {
+        tracing::info!(session = held.session, "session {how}");
+        self.held = Some(held);
+        self.remembered = Some(held.session);
         if let Some(path) = &self.config.session_file
-            && let Err(error) = std::fs::write(path, lease.session.to_string())
+            && let Err(error) = std::fs::write(path, held.session.to_string())
         {
             tracing::warn!(%error, path = %path.display(), "the session could not be noted; a restart of the daemon will end the VMs");
         }

@@ -152,3 +152,109 @@ async fn a_host_whose_guard_is_gone_renews_no_longer_than_its_last_deadline() {
     );
     task.abort();
 }
+
+/// A lease task over a store in memory, and the other ends of what it stands on.
+struct Kept {
+    clock: Clock,
+    etcd: MemoryEtcd,
+    guard: Arc<Sick>,
+    timers: watch::Sender<Timers>,
+    directory: tempfile::TempDir,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let clock = Clock::simulated(1.0);
+        let guard = Arc::new(Sick {
+            clock: clock.clone(),
+            gone: AtomicBool::new(false),
+            deadline_ns: AtomicU64::new(0),
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let timers = watch::channel(Timers::default()).0;
+        Self { clock, etcd: MemoryEtcd::default(), guard, timers, directory }
+    }
+
+    /// A daemon's task.
+    async fn daemon(&self) -> tokio::task::JoinHandle<()> {
+        let config = LeaseConfig {
+            me: Name::new("host1").unwrap(),
+            store: EtcdStore::over(self.etcd.channel(Arc::new(Direct))).await.unwrap(),
+            guard: Arc::clone(&self.guard) as _,
+            remains: Arc::clone(&self.guard) as _,
+            timers: self.timers.subscribe(),
+            session_file: Some(self.directory.path().join("session")),
+            clock: self.clock.clone(),
+        };
+        tokio::spawn(run(config, watch::channel(None).0, CancellationToken::new()))
+    }
+
+    fn lease(&self) -> Lease {
+        let value = self.etcd.peek(&keys::lease(&Name::new("host1").unwrap())).unwrap();
+        serde_json::from_slice(&value).unwrap()
+    }
+
+    /// What the record leaves beyond the guard's deadline, and that deadline from now, milliseconds. Every renewal is
+    /// at most as old as the last look, so the record runs out no earlier than its `T` from then.
+    fn spare_ms(&self, seen_ns: u64) -> (i64, u64) {
+        let deadline_ns = self.guard.deadline_ns.load(Ordering::Acquire);
+        let left_ms = deadline_ns.saturating_sub(seen_ns) / MS;
+        (self.lease().ttl_ms as i64 - left_ms as i64, left_ms)
+    }
+}
+
+fn long() -> Timers {
+    let [lease, guard, renew, margin] =
+        [20_000, 17_000, 1000, 2000].map(haven_model::units::Millis);
+    Timers { lease, guard, renew, margin, ..Timers::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_every_instant_of_a_change_the_record_outlasts_the_guards_deadline() {
+    let kept = Kept::new();
+    let task = kept.daemon().await;
+    kept.clock.sleep(Duration::from_secs(2)).await;
+    assert_eq!(kept.lease().ttl_ms, 5000);
+    let (mut longest, mut shortened_at) = (0, None);
+    for step in 0..4_000u64 {
+        match step {
+            500 => drop(kept.timers.send_replace(long())),
+            1_500 => drop(kept.timers.send_replace(Timers::default())),
+            _ => {}
+        }
+        kept.clock.sleep(Duration::from_millis(10)).await;
+        let now_ns = kept.clock.boottime_ns();
+        let (spare, left) = kept.spare_ms(now_ns);
+        assert!(spare >= 400, "step {step}: {left} ms left, {:?}", kept.lease());
+        longest = longest.max(kept.lease().ttl_ms);
+        if step > 1_500 && shortened_at.is_none() && kept.lease().ttl_ms == 5000 {
+            shortened_at = Some(step);
+        }
+    }
+    assert_eq!(longest, 20_000, "the longer timers counted without a restart");
+    let waited = shortened_at.expect("and the shorter ones in the end") - 1_500;
+    assert!(
+        (1_000..1_400).contains(&waited),
+        "they count once no longer deadline is left: {waited}"
+    );
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_resumes_under_shorter_timers_waits_for_the_longer_deadline_of_the_last() {
+    let kept = Kept::new();
+    kept.timers.send_replace(long());
+    let first = kept.daemon().await;
+    kept.clock.sleep(Duration::from_secs(3)).await;
+    first.abort();
+    kept.timers.send_replace(Timers::default());
+    // The guard does not tell the new daemon which deadline it was given.
+    kept.guard.gone.store(true, Ordering::Release);
+    let before = kept.lease().count;
+    let second = kept.daemon().await;
+    kept.clock.sleep(Duration::from_millis(2_500)).await;
+    assert!(kept.lease().count > before, "it has resumed the session");
+    let (spare, left) = kept.spare_ms(kept.clock.boottime_ns());
+    assert!(left > 10_000 && spare >= 400, "{left} ms left, {:?}", kept.lease());
+    second.abort();
+}

@@ -25,6 +25,7 @@ pub mod networks;
 pub mod remains;
 pub mod status;
 pub mod storage;
+pub mod timers;
 pub mod vm_step;
 pub mod vm_task;
 pub mod vms;

@@ -8,7 +8,7 @@ pub mod suspect;
 mod suspect_test;
 
 use async_trait::async_trait;
-use haven_model::Name;
+use haven_model::{Name, Timers};
 use haven_store::clock::Clock;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -34,6 +34,10 @@ pub struct Beat {
     pub number: u64,
     /// Whom the sender does not hear.
     pub unheard: BTreeSet<Name>,
+    /// The sender's next beat comes well before so many milliseconds have passed: hosts that live by shorter timers,
+    /// because they have not heard of a change yet, do not suspect it sooner.
+    #[serde(default)]
+    pub silence_ms: u64,
 }
 
 /// Carries datagrams.
@@ -110,8 +114,8 @@ pub struct HeartbeatConfig {
     pub key: [u8; 32],
     /// All hosts with their addresses.
     pub hosts: watch::Receiver<BTreeMap<Name, Ipv4Addr>>,
-    /// How often, and after how long a host is not heard.
-    pub timers: (Duration, Duration),
+    /// The cluster's timers: how often, and after how long a host is not heard.
+    pub timers: watch::Receiver<Timers>,
     /// A number larger than that of any daemon of this host before.
     pub start: u64,
     /// This daemon's clock.
@@ -141,15 +145,22 @@ pub fn channels() -> (Told, Heard) {
     (Told { suspected, reunions }, Heard { suspected: suspected_in, reunions: reunions_in })
 }
 
+/// Resolves when the timers were changed; never once nobody can change them any more.
+async fn changed(timers: &mut watch::Receiver<Timers>) {
+    if timers.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Sends and listens until `cancel`; tells whom this host suspects.
 pub async fn run(
-    config: HeartbeatConfig,
+    mut config: HeartbeatConfig,
     wire: Arc<dyn Wire>,
     told: Told,
     cancel: CancellationToken,
 ) {
-    let (every, silence) = config.timers;
-    let mut watchers = Watchers::new(config.me.clone(), silence);
+    let mut timers = config.timers.borrow_and_update().clone();
+    let mut watchers = Watchers::new(config.me.clone(), timers.suspect.duration());
     let mut number = config.start;
     let mut next = config.clock.now();
     let mut said = BTreeSet::new();
@@ -166,6 +177,12 @@ pub async fn run(
                 if !news && config.clock.now() < next {
                     continue;
                 }
+            }
+            () = changed(&mut config.timers) => {
+                timers = config.timers.borrow_and_update().clone();
+                watchers.set_silence(timers.suspect.duration());
+                // At once, so that the others hear of it.
+                next = config.clock.now();
             }
             () = config.clock.sleep_until(wake) => {}
         }
@@ -188,11 +205,13 @@ pub async fn run(
             continue;
         }
         if now >= next {
-            next = next.plus(every).max(now);
+            next = next.plus(timers.heartbeat.duration()).max(now);
         }
         said.clone_from(&unheard);
         number += 1;
-        let packet = pack(&config.key, &Beat { from: config.me.clone(), number, unheard });
+        let silence_ms = timers.suspect.0;
+        let beat = Beat { from: config.me.clone(), number, unheard, silence_ms };
+        let packet = pack(&config.key, &beat);
         for (host, address) in &hosts {
             if *host != config.me {
                 wire.send(*address, &packet).await;

@@ -1,7 +1,7 @@
 //! Who hears whom, and who is therefore suspected. Synchronous; time is passed in.
 
 use super::Beat;
-use haven_model::Name;
+use haven_model::{LONGEST_LEASE, Name};
 use haven_store::clock::Mono;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +12,8 @@ struct Peer {
     heard: Mono,
     number: u64,
     unheard: BTreeSet<Name>,
+    /// How long it may be silent by its own timers.
+    silence: Duration,
 }
 
 /// What one host knows of all hosts' hearing.
@@ -29,6 +31,16 @@ impl Watchers {
         Self { me, silence, peers: BTreeMap::new(), reunions: 0 }
     }
 
+    /// The timers were changed.
+    pub fn set_silence(&mut self, silence: Duration) {
+        self.silence = silence;
+    }
+
+    /// How long a host may be silent: by this host's timers or by its own, whichever is longer.
+    fn patience(&self, peer: &Peer) -> Duration {
+        self.silence.max(peer.silence)
+    }
+
     /// These are the hosts of the cluster; a new one counts as heard just now.
     pub fn members<'a>(&mut self, hosts: impl Iterator<Item = &'a Name>, now: Mono) {
         let hosts: BTreeSet<&Name> = hosts.filter(|host| **host != self.me).collect();
@@ -38,6 +50,7 @@ impl Watchers {
                 heard: now,
                 number: 0,
                 unheard: BTreeSet::new(),
+                silence: Duration::ZERO,
             });
         }
     }
@@ -45,11 +58,13 @@ impl Watchers {
     /// A datagram came; true when its sender hears others than before. One that is not newer than the last of its
     /// sender is ignored.
     pub fn heard(&mut self, beat: &Beat, now: Mono) -> bool {
+        let own = self.silence;
         let Some(peer) = self.peers.get_mut(&beat.from).filter(|peer| beat.number > peer.number)
         else {
             return false;
         };
-        let returned = now.since(peer.heard) > self.silence;
+        let returned = now.since(peer.heard) > own.max(peer.silence);
+        peer.silence = Duration::from_millis(beat.silence_ms.min(LONGEST_LEASE.0));
         peer.heard = now;
         peer.number = beat.number;
         let differs = peer.unheard != beat.unheard;
@@ -64,7 +79,7 @@ impl Watchers {
     pub fn unheard(&self, now: Mono) -> BTreeSet<Name> {
         self.peers
             .iter()
-            .filter(|(_, peer)| now.since(peer.heard) > self.silence)
+            .filter(|(_, peer)| now.since(peer.heard) > self.patience(peer))
             .map(|(host, _)| host.clone())
             .collect()
     }
@@ -78,7 +93,7 @@ impl Watchers {
     /// When the next host becomes unheard if nothing is heard until then.
     #[must_use]
     pub fn next_unheard(&self, now: Mono) -> Option<Mono> {
-        let ends = self.peers.values().map(|peer| peer.heard.plus(self.silence));
+        let ends = self.peers.values().map(|peer| peer.heard.plus(self.patience(peer)));
         // `unheard` asks for more than the silence.
         ends.filter(|end| *end >= now).min().map(|end| end.plus(Duration::from_millis(1)))
     }

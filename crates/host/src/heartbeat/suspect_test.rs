@@ -12,7 +12,12 @@ fn at(ms: u64) -> Mono {
     Mono(ms * 1_000_000)
 }
 fn beat(from: &str, number: u64, unheard: &[&str]) -> Beat {
-    Beat { from: name(from), number, unheard: unheard.iter().map(|n| name(n)).collect() }
+    Beat {
+        from: name(from),
+        number,
+        unheard: unheard.iter().map(|n| name(n)).collect(),
+        silence_ms: 0,
+    }
 }
 fn three() -> Watchers {
     let mut watchers = Watchers::new(name("host1"), Duration::from_secs(1));

@@ -110,8 +110,10 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
         // A host that renews lives, whatever its heartbeats say: one that has just come back is not heard yet. And a
         // daemon that is being restarted, by an upgrade say, is neither heard nor renews, and has done nothing wrong:
         // it is given half of the lease's time before its whole host goes down for it.
-        let unchanged_ms = work.seen.leases.get(host).map_or(0, |age| age.unchanged_ms);
-        let missed_ms = work.timers.lease.0 / 2;
+        // Its own record says how long that is, as for the proof: it may not live by a change of the timers yet.
+        let age = work.seen.leases.get(host).filter(|age| age.revision == revision);
+        let unchanged_ms = age.map_or(0, |age| age.unchanged_ms);
+        let missed_ms = work.snapshot.leases.get(host).map_or(0, |lease| lease.ttl_ms) / 2;
         if unchanged_ms < missed_ms {
             work.wake(missed_ms - unchanged_ms);
             return false;
@@ -123,10 +125,16 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
 }
 
 fn by_lease(work: &mut Work<'_>, host: &Name, session: u64) {
-    let Some(age) = work.seen.leases.get(host).copied() else {
+    let (Some(age), Some(lease)) =
+        (work.seen.leases.get(host).copied(), work.snapshot.leases.get(host))
+    else {
         return;
     };
-    let lease_ms = work.timers.lease.0;
+    if age.revision != lease.revision {
+        // The age is of a renewal that this snapshot does not show yet, and each states its own `T`.
+        return work.wake(5);
+    }
+    let lease_ms = lease.ttl_ms;
     if age.unchanged_ms < lease_ms {
         // Only a record that misses renewals is worth waking for; a live one changes long before.
         if age.unchanged_ms >= 2 * work.timers.renew.0 {

@@ -1,8 +1,8 @@
 //! Tests of [`super::rules`].
 
 use super::rules::{Seen, Step, next};
-use haven_model::{Bytes, Lease, LostSession, ManagerRecord, ProofKind, Snapshot};
-use haven_plan::testing::{World, at, name};
+use haven_model::{Bytes, LostSession, ManagerRecord, ProofKind, Snapshot};
+use haven_plan::testing::{World, at, lease, name};
 use haven_store::server::{Member, peer_url};
 
 fn member(id: u64, learner: bool) -> Member {
@@ -19,7 +19,7 @@ fn snapshot() -> Snapshot {
 }
 
 fn lose(snapshot: &mut Snapshot, host: &str, at_ms: i64) {
-    snapshot.leases.insert(name(host), at(901, Lease { session: 1, count: 9, closed: true }));
+    snapshot.leases.insert(name(host), at(901, lease(true)));
     let proof = ProofKind::LeaseExpired;
     let lost = LostSession { session: 1, proof, at_ms, last_heard_ms: at_ms, incident: 1 };
     snapshot.lost.insert(name(host), at(901, lost));
