@@ -170,8 +170,6 @@ pub struct JoinAnswer {
     pub heartbeat_key: String,
     /// Where the store's members are reached.
     pub endpoints: Vec<String>,
-    /// When this host shall run a member too: `name=url,…` of all members.
-    pub initial_cluster: Option<String>,
 }
 
 /// A host on the overview.

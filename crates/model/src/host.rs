@@ -102,6 +102,8 @@ pub struct HostStatus {
     pub images: BTreeSet<String>,
     /// Whether it runs a member of the store, and its id.
     pub etcd_member: Option<u64>,
+    /// That member does not answer, or the one that was here before did not.
+    pub etcd_silent: bool,
     /// Labels that the host found out about itself.
     pub facts: BTreeMap<String, String>,
     /// What is wrong there, one sentence each.

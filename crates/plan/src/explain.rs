@@ -125,7 +125,8 @@ fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
 /// How many hosts can be lost, the largest first, with memory left on the others for all that runs.
 #[must_use]
 pub fn losses_survivable(snapshot: &Snapshot, seen: &Observations) -> usize {
-    let room = Room::of(snapshot, &host_states(snapshot, seen));
+    let states = host_states(snapshot, seen);
+    let room = Room::of(snapshot, &states);
     let mut memory: Vec<u64> = room.hosts().map(|(_, host)| host.memory).collect();
     memory.sort_unstable();
     let wanted: u64 = snapshot
@@ -134,8 +135,13 @@ pub fn losses_survivable(snapshot: &Snapshot, seen: &Observations) -> usize {
         .filter(|vm| vm.spec.running && !vm.meta.deleting && bound_by(snapshot, vm).is_none())
         .map(|vm| cost(&vm.spec).memory)
         .sum();
-    let voters = snapshot.host_status.values().filter(|s| s.etcd_member.is_some()).count();
-    let quorum = voters.saturating_sub(1) / 2;
+    let voters = snapshot.host_status.iter().filter(|(_, status)| status.etcd_member.is_some());
+    let (all, answer) = voters.fold((0, 0), |(all, answer), (name, status)| {
+        let up = matches!(states.get(name), Some(HostState::Online | HostState::Cordoned));
+        let up = up && !status.etcd_silent;
+        (all + 1, answer + usize::from(up))
+    });
+    let quorum = usize::saturating_sub(answer, all / 2 + 1);
     let mut losses = 0;
     while memory.pop().is_some() && memory.iter().sum::<u64>() >= wanted && !memory.is_empty() {
         losses += 1;

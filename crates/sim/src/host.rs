@@ -12,7 +12,7 @@ use haven_control::manager::{
     observe::{ObservedSince, Observer},
 };
 use haven_host::{
-    agent::{self, AgentParts, HostFacts, Problems, lease, remains::HostRemains},
+    agent::{self, AgentParts, HostFacts, StoreMember, lease, remains::HostRemains},
     balance::fake::FakeBalance,
     guard::fake::{FakeGuard, Rules},
     heartbeat::{self, HeartbeatConfig},
@@ -57,7 +57,7 @@ struct Daemon {
     run: watch::Sender<Run>,
     cancel: CancellationToken,
     /// A daemon with a member of the store tells its id here; kept, since an ended channel means an ended daemon.
-    _member: watch::Sender<Option<u64>>,
+    _member: watch::Sender<StoreMember>,
 }
 
 /// A host.
@@ -196,7 +196,7 @@ impl SimHost {
         );
         let (told, heard) = heartbeat::channels();
         let (session_out, session) = watch::channel(None);
-        let (member_out, member) = watch::channel(None);
+        let (member_out, member) = watch::channel(StoreMember::default());
         let timers = agent::timers::follow(live.state());
         let vms = self.vms(&clock, &guard);
         self.heartbeat(&live, timers.clone(), told, &clock, &cancel);
@@ -214,7 +214,7 @@ impl SimHost {
             cancel.clone(),
         ));
         let mut parts = self.parts(&store, &live, &heard, &session, vms, &clock);
-        parts.etcd_member = member;
+        parts.store_member = member;
         tokio::spawn(agent::run(Arc::new(parts), cancel.clone()));
         tokio::spawn(manager::run(
             self.manager(store, &live, heard.suspected, session, &clock),
@@ -309,8 +309,8 @@ impl SimHost {
             .1,
             clock: clock.clone(),
             wall_ms: shared.wall(),
-            problems: Problems::default(),
-            etcd_member: watch::channel(None).1,
+            problems: Arc::default(),
+            store_member: watch::channel(StoreMember::default()).1,
         }
     }
 

@@ -12,7 +12,7 @@ use etcd_client::{
 use std::{
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -185,6 +185,8 @@ pub struct EtcdStore {
     /// Calls in a row that the member in use did not answer.
     unanswered: Arc<AtomicUsize>,
     tls: Arc<Option<Identity>>,
+    /// A member said that the store is nearly full.
+    pub(crate) nearly_full: Arc<AtomicBool>,
 }
 
 fn options(tls: Option<&Identity>) -> ConnectOptions {
@@ -225,6 +227,7 @@ impl EtcdStore {
             current: Arc::default(),
             unanswered: Arc::default(),
             tls: Arc::new(config.tls),
+            nearly_full: Arc::default(),
         })
     }
 
@@ -243,6 +246,7 @@ impl EtcdStore {
             current: Arc::default(),
             unanswered: Arc::default(),
             tls: Arc::new(None),
+            nearly_full: Arc::default(),
         })
     }
 
@@ -269,6 +273,13 @@ impl EtcdStore {
     /// The clients of all members.
     pub(crate) fn clients(&self) -> Vec<Client> {
         self.members.read().unwrap_or_else(PoisonError::into_inner).clients.clone()
+    }
+
+    /// The client of the member at an endpoint.
+    pub(crate) fn client_of(&self, endpoint: &str) -> Option<Client> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let index = members.endpoints.iter().position(|one| one == endpoint)?;
+        members.clients.get(index).cloned()
     }
 
     /// The client of the member in use, with its number.

@@ -7,8 +7,10 @@ use crate::{
     pki::PkiDir,
     raw::{EtcdStore, StoreError},
 };
-use etcd_client::{Client, CompactionOptions, MemberAddOptions};
-use std::{net::Ipv4Addr, path::PathBuf, process::Stdio, time::Duration};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, MemberAddOptions,
+};
+use std::{net::Ipv4Addr, path::PathBuf, process::Stdio, sync::atomic::Ordering, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Port on which clients reach a member.
@@ -38,6 +40,11 @@ pub struct MemberConfig {
     /// Whether that cluster exists already.
     pub existing: bool,
 }
+
+/// The size of a member's file at which etcd takes no more writes, bytes: renewals neither, so that every VM would end.
+pub const QUOTA: u64 = 2 << 30;
+/// At so much in use, bytes, only what makes room is still taken, so that the renewals never meet the quota.
+pub const NEARLY_FULL: u64 = QUOTA / 4 * 3;
 
 /// Address at which clients reach the member of a host.
 #[must_use]
@@ -82,7 +89,7 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
         // An apply is one transaction, so that it happens whole or not at all.
         .arg(flag("max-txn-ops", MAX_TXN_OPS.to_string()))
         .arg(flag("max-request-bytes", MAX_REQUEST_BYTES.to_string()))
-        .arg("--quota-backend-bytes=2147483648")
+        .arg(flag("quota-backend-bytes", QUOTA.to_string()))
         .arg("--snapshot-count=10000")
         .arg("--logger=zap")
         .arg("--log-level=warn")
@@ -102,7 +109,7 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
 /// Keeps the member running until `cancel`. `failed` is told, in words, each time it ends by itself.
 pub async fn supervise(
     config: MemberConfig,
-    failed: impl Fn(Option<String>) + Send,
+    failed: impl Fn(String) + Send,
     cancel: CancellationToken,
 ) {
     let mut pause = Duration::from_millis(200);
@@ -125,12 +132,12 @@ pub async fn supervise(
                 }
                 ended = child.wait() => {
                     let how = ended.map_or_else(|e| e.to_string(), |s| s.to_string());
-                    failed(Some(format!("etcd ended ({how}); its log is {}", config.log.display())));
+                    failed(format!("etcd ended ({how}); its log is {}", config.log.display()));
                 }
             },
-            Err(error) => failed(Some(format!(
-                "etcd cannot be started ({error}); install the package etcd-server"
-            ))),
+            Err(error) => {
+                failed(format!("etcd cannot be started ({error}); install the package etcd-server"))
+            }
         }
         if started.elapsed() > Duration::from_secs(30) {
             pause = Duration::from_millis(200);
@@ -157,6 +164,21 @@ pub struct Member {
     pub learner: bool,
 }
 
+/// What a member says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberState {
+    /// It leads.
+    pub leads: bool,
+    /// Bytes of its file that hold something.
+    pub used: u64,
+    /// The store is over its quota and takes no writes.
+    pub full: bool,
+    /// Its data differ from the other members'.
+    pub corrupt: bool,
+}
+
+/// A member that runs answers at once, with or without a quorum.
+const STATE_DEADLINE: Duration = Duration::from_secs(1);
 /// A person who looks at the cluster waits for this, and would rather see the rest.
 const LEADER_DEADLINE: Duration = Duration::from_millis(300);
 /// Calls that change members may wait for an election.
@@ -256,17 +278,77 @@ impl EtcdStore {
         }
     }
 
+    /// What the member at this endpoint says of itself; nothing when this handle does not use that endpoint.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it does not answer within a second, [`StoreError::Refused`] when it cannot be
+    /// reached.
+    pub async fn state_of(&self, endpoint: &str) -> Result<Option<MemberState>, StoreError> {
+        let Some(mut client) = self.client_of(endpoint) else { return Ok(None) };
+        let status = match tokio::time::timeout(STATE_DEADLINE, client.status()).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(error)) => return Err(StoreError::Refused { source: Box::new(error) }),
+            Err(_) => return Err(StoreError::Unknown(STATE_DEADLINE)),
+        };
+        let alarm = |name: &str| status.errors().iter().any(|error| error.contains(name));
+        let used = u64::try_from(status.raft_used_db_size()).unwrap_or(0);
+        self.nearly_full.store(used > NEARLY_FULL, Ordering::Relaxed);
+        Ok(Some(MemberState {
+            leads: status.header().is_some_and(|h| h.member_id() == status.leader()),
+            used,
+            full: alarm("alarm:NOSPACE"),
+            corrupt: alarm("alarm:CORRUPT"),
+        }))
+    }
+
+    /// Whether a member said last that the store is nearly full: then nothing more may be added to it.
+    #[must_use]
+    pub fn nearly_full(&self) -> bool {
+        self.nearly_full.load(Ordering::Relaxed)
+    }
+
+    /// Lets a store that is over its quota take writes again, if forgetting what is older than `revision` makes enough
+    /// room; if not, etcd raises its alarm again at the next write.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] with what a member said.
+    pub async fn make_room(&self, revision: i64) -> Result<(), StoreError> {
+        let forgotten = call(self, async move |mut client: Client| {
+            let wait = CompactionOptions::new().with_physical();
+            client.compact(revision, Some(wait)).await.map(|_| ())
+        });
+        if let Err(error) = forgotten.await {
+            tracing::debug!(%error, "perhaps compacted already");
+        }
+        // What is in use is counted late, so that nothing is asked before.
+        self.defragment_each(None).await?;
+        call(self, async |mut client: Client| {
+            // An alarm is of one member, and only that one's id takes it back.
+            let alarms = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await?;
+            for member in alarms.alarms().iter().map(|alarm| alarm.member_id()) {
+                let mut of = AlarmOptions::new();
+                of.with_member(member);
+                client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of)).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Gives the space of forgotten revisions back to the file system, on one member after another, where at least
-    /// `wasted` bytes and half of the file are unused. A member answers nobody meanwhile.
+    /// `wasted` bytes are unused and the file is twice as large as it must be, or near the quota: that counts what is
+    /// unused as well. With `None` it is done always. A member answers nobody meanwhile.
     ///
     /// # Errors
     /// [`StoreError::Refused`] with what a member said; those after it are left as they are.
-    pub async fn defragment_each(&self, wasted: i64) -> Result<(), StoreError> {
+    pub async fn defragment_each(&self, wasted: Option<i64>) -> Result<(), StoreError> {
         for mut client in self.clients() {
             let work = async {
                 let status = client.status().await?;
                 let (size, used) = (status.db_size(), status.raft_used_db_size());
-                if size - used > wasted && size > 2 * used {
+                let near = u64::try_from(size).is_ok_and(|size| size > NEARLY_FULL);
+                let worth = |wasted| size - used > wasted && (near || size > 2 * used);
+                if wasted.is_none_or(worth) {
                     client.defragment().await?;
                 }
                 Ok(())

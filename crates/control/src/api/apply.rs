@@ -52,6 +52,13 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
             manifests.len()
         )));
     }
+    if state.store.nearly_full() {
+        return Err(ApiError::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "the store is nearly full, and its last quarter is kept for what keeps the VMs running; nothing was changed",
+            "delete objects that nobody needs; `haven get KIND` lists them",
+        ));
+    }
     let snapshot = state.current().await?;
     let problems = validate(&manifests, &snapshot);
     if !problems.is_empty() {

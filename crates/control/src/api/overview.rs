@@ -53,15 +53,17 @@ fn hosts(
         if snapshot.manager.as_ref().is_some_and(|m| m.holder == *name) {
             roles.push("manager".to_owned());
         }
-        let member = snapshot.host_status.get(name).and_then(|s| s.etcd_member);
+        let status = snapshot.host_status.get(name);
+        let member = status.and_then(|s| s.etcd_member);
+        let answers = status.is_some_and(|s| !s.etcd_silent);
         if member.is_some() && member == leader {
             roles.push("store leader".into());
         }
         if member.is_some() {
             roles.push("voter".into());
             overview.voters.1 += 1;
-            overview.voters.0 +=
-                usize::from(matches!(state, HostState::Online | HostState::Cordoned));
+            let online = matches!(state, HostState::Online | HostState::Cordoned);
+            overview.voters.0 += usize::from(online && answers);
         }
         for (service, frontend) in snapshot.frontends.iter().filter(|(_, f)| f.holder == *name) {
             let address = snapshot.services.get(service).and_then(|s| s.spec.frontend.as_ref());

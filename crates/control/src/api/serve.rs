@@ -3,13 +3,16 @@
 use super::{
     ApiState,
     auth::{Caller, Role, caller},
+    error::ApiError,
     routes::router,
 };
 use axum::{
     Router,
     extract::Request,
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
+use haven_model::Name;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -21,6 +24,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -109,6 +113,31 @@ pub async fn serve_unix(
             tokio::spawn(serve_connection(stream, app.clone(), MakeCaller::Local(root.clone())));
         }
     }
+}
+
+/// Tells root of this host why the API is not there yet, until `cancel`: the store has no quorum, say.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub async fn serve_waiting(
+    path: &Path,
+    me: &Name,
+    why: watch::Receiver<Option<String>>,
+    cancel: CancellationToken,
+) -> std::io::Result<()> {
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let me = me.clone();
+    let app = Router::new().fallback(move || {
+        let why = why.borrow().clone().unwrap_or_else(|| "it has only begun".into());
+        let detail = format!(
+            "{me} waits for the store, of which more than half of the voters must run: {why}"
+        );
+        let hint = "start the other hosts; the daemon's log and etcd.log of this host say more";
+        async move { ApiError::new(StatusCode::SERVICE_UNAVAILABLE, detail, hint) }
+    });
+    axum::serve(listener, app).with_graceful_shutdown(cancel.cancelled_owned()).await
 }
 
 /// Serves everybody else until `cancel`.

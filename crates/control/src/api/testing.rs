@@ -163,7 +163,6 @@ impl LocalHost for Nothing {
             ca_key: "PEM".into(),
             heartbeat_key: "00".into(),
             endpoints: vec!["https://10.0.0.1:7379".into()],
-            initial_cluster: None,
         })
     }
     async fn relay(&self, _: Ipv4Addr, _: &str) -> Result<Box<dyn Duplex>, String> {

@@ -107,40 +107,15 @@ impl Local {
         })
     }
 
-    /// Adds a member for the new host when the cluster wants more voters.
-    async fn new_member(
-        &self,
-        request: &JoinRequest,
-    ) -> Result<(Vec<String>, Option<String>), String> {
-        let text = |error: haven_store::raw::StoreError| haven_host::agent::chain(&error);
-        let members = self.store.members().await.map_err(text)?;
+    /// Where the store is reached.
+    async fn endpoints(&self) -> Result<Vec<String>, String> {
+        let members = self.store.members().await;
+        let members = members.map_err(|error| haven_host::agent::chain(&error))?;
         let ip = |url: &str| -> Option<Ipv4Addr> {
             url.strip_prefix("https://")?.rsplit_once(':')?.0.parse().ok()
         };
-        let endpoints: Vec<String> = members
-            .iter()
-            .filter(|m| !m.learner)
-            .filter_map(|m| ip(&m.peer_url))
-            .map(server::client_url)
-            .collect();
-        let wanted = self.peers.live.borrow().cluster_spec().voters as usize;
-        if members.len() >= wanted {
-            return Ok((endpoints, None));
-        }
-        let url = server::peer_url(request.address);
-        self.store.add_learner(url.clone()).await.map_err(|error| {
-            format!(
-                "the new host's member cannot be added ({}); wait until the last one votes",
-                text(error)
-            )
-        })?;
-        let mut cluster: Vec<String> = members
-            .iter()
-            .filter(|m| !m.name.is_empty())
-            .map(|m| format!("{}={}", m.name, m.peer_url))
-            .collect();
-        cluster.push(format!("{}={url}", request.host));
-        Ok((endpoints, Some(cluster.join(","))))
+        let voters = members.iter().filter(|member| !member.learner);
+        Ok(voters.filter_map(|member| ip(&member.peer_url)).map(server::client_url).collect())
     }
 }
 
@@ -193,7 +168,7 @@ impl LocalHost for Local {
         let certificate = authority
             .sign(&request.request, request.host.as_str(), &[request.address.into()])
             .map_err(|error| error.to_string())?;
-        let (endpoints, initial_cluster) = self.new_member(request).await?;
+        let endpoints = self.endpoints().await?;
         let record = members::host_record(&request.host, request.address, request.power.clone());
         self.store.txn(vec![], vec![record]).await.map_err(|error| error.to_string())?;
         Ok(JoinAnswer {
@@ -202,7 +177,6 @@ impl LocalHost for Local {
             ca_key: authority.key,
             heartbeat_key: self.host.heartbeat.clone(),
             endpoints,
-            initial_cluster,
         })
     }
 

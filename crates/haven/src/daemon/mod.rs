@@ -24,7 +24,7 @@ use haven_control::{
     manager::{self, ManagerConfig, effects::Power, observe::Observer},
 };
 use haven_host::{
-    agent::{self, AgentParts, HostFacts, Problems, lease},
+    agent::{self, AgentParts, HostFacts, Problems, StoreMember, lease},
     balance::haproxy::HaproxyDriver,
     fence::{LabPower, PowerConfig, PowerDriver},
     guard::{Guard, client::GuardClient},
@@ -172,7 +172,8 @@ impl Daemon {
         }
         let (told, heard) = heartbeat::channels();
         let (session_out, session) = watch::channel(None);
-        let (member_out, etcd_member) = watch::channel(None);
+        let (member_out, store_member) = watch::channel(StoreMember::default());
+        let problems = Arc::new(Problems::default());
         let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
         let vms = self.vms(&guard);
         let mut tasks = tokio::task::JoinSet::new();
@@ -191,8 +192,9 @@ impl Daemon {
                 state.clone(),
                 heard.clone(),
                 session.clone(),
-                etcd_member,
+                store_member,
                 Arc::clone(&vms),
+                Arc::clone(&problems),
             )
             .await?;
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
@@ -205,6 +207,7 @@ impl Daemon {
             state.clone(),
             own,
             member_out,
+            problems,
             self.cancel.clone(),
         ));
         let api = self.api(&store, &state, observer, heard.suspected, &vms, &identity)?;
@@ -221,15 +224,21 @@ impl Daemon {
         store: &EtcdStore,
         state: &watch::Receiver<Arc<Snapshot>>,
     ) -> anyhow::Result<bool> {
+        let (waiting_out, waiting) = watch::channel(None);
         let reached = async {
-            members::register(store, &self.host).await?;
+            members::register(store, &self.host, &waiting_out).await?;
             // The timers that the lease lives by stand in the live copy; with others a VM could run twice.
             start::loaded(state.clone()).await
         };
+        let socket = self.paths.run.join("api.sock");
+        let telling = serve::serve_waiting(&socket, &self.host.name, waiting, self.cancel.clone());
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Ok(false),
             done = reached => done.map(|()| true),
+            Err(error) = telling => {
+                Err(anyhow::Error::from(error).context(format!("{} cannot be made", socket.display())))
+            }
         }
     }
 
@@ -267,14 +276,16 @@ impl Daemon {
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "it gathers what the daemon made, once")]
     async fn parts(
         &self,
         store: EtcdStore,
         live: watch::Receiver<Arc<Snapshot>>,
         heard: heartbeat::Heard,
         session: watch::Receiver<Option<lease::Session>>,
-        etcd_member: watch::Receiver<Option<u64>>,
+        store_member: watch::Receiver<StoreMember>,
         vms: Arc<dyn VmDriver>,
+        problems: Arc<Problems>,
     ) -> anyhow::Result<Arc<AgentParts>> {
         let images = ImageStore::new(self.paths.state.join("images"));
         let peers = local::Peers::new(&self.paths, self.host.name.clone(), live.clone())?;
@@ -300,8 +311,8 @@ impl Daemon {
             },
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),
-            problems: Problems::default(),
-            etcd_member,
+            problems,
+            store_member,
         }))
     }
 

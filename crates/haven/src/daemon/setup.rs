@@ -177,7 +177,8 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
         power: this.power.clone(),
         heartbeat: answer.heartbeat_key,
         voters: answer.endpoints.iter().filter_map(host).collect(),
-        initial_cluster: answer.initial_cluster,
+        // Its daemon adds a member of the store once it runs, if the cluster wants another.
+        initial_cluster: None,
     }
     .save(&paths)
 }

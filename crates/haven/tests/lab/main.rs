@@ -7,6 +7,7 @@ mod lab;
 mod network;
 mod service;
 mod storage;
+mod store;
 mod witness;
 
 use anyhow::Result;
@@ -19,7 +20,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -44,6 +45,10 @@ const CASES: [Case; 15] = [
     Case {
         name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",
         run: storage::examples,
+    },
+    Case {
+        name: "a_broken_member_of_the_store_is_told_and_begins_anew",
+        run: store::member_broken,
     },
     Case { name: "a_vm_waits_for_a_missing_qemu_and_says_so", run: input::no_qemu },
     Case {

@@ -107,9 +107,18 @@ pub struct AgentParts {
     /// Wall clock, milliseconds since 1970, for what people read.
     pub wall_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// What is wrong now, by part.
-    pub problems: Problems,
-    /// The id of the store's member here, if there is one.
-    pub etcd_member: watch::Receiver<Option<u64>>,
+    pub problems: Arc<Problems>,
+    /// The store's member here.
+    pub store_member: watch::Receiver<StoreMember>,
+}
+
+/// The store's member on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreMember {
+    /// Its id, if there is one that votes.
+    pub id: Option<u64>,
+    /// It does not answer, or the one that was here before did not.
+    pub silent: bool,
 }
 
 /// What is wrong now, by part; a change wakes the status.
@@ -120,7 +129,8 @@ pub struct Problems {
 }
 
 impl Problems {
-    fn set(&self, part: &str, what: Option<String>) -> bool {
+    /// Says what is wrong with a part, or that nothing is; whether that is news.
+    pub fn set(&self, part: &str, what: Option<String>) -> bool {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         let differs = now.get(part) != what.as_ref();
         if differs {

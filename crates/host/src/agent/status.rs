@@ -1,6 +1,6 @@
 //! What this host is and what is wrong with it, written when it changes.
 
-use super::{AgentParts, HostFacts};
+use super::{AgentParts, HostFacts, StoreMember};
 use haven_model::{Bytes, HostStatus, keys};
 use haven_store::raw::Op;
 use std::{sync::Arc, time::Duration};
@@ -23,15 +23,15 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         },
     };
     let mut session = parts.session.clone();
-    let mut member = parts.etcd_member.clone();
+    let mut member = parts.store_member.clone();
     let mut written: Option<HostStatus> = None;
     let key = keys::host_status(&parts.me);
     while !cancel.is_cancelled() {
         let open = *session.borrow_and_update();
-        let etcd_member = *member.borrow_and_update();
+        let here = *member.borrow_and_update();
         let mut pause = LOOK;
         if let Some(open) = open {
-            let status = compose(&parts, &facts, open.number, etcd_member).await;
+            let status = compose(&parts, &facts, open.number, here).await;
             if written.as_ref() != Some(&status) {
                 let value = serde_json::to_vec(&status).expect("a status is plain data");
                 match parts.store.txn(vec![], vec![Op::Put(key.clone(), value.into())]).await {
@@ -60,7 +60,7 @@ async fn compose(
     parts: &AgentParts,
     facts: &HostFacts,
     session: u64,
-    etcd_member: Option<u64>,
+    here: StoreMember,
 ) -> HostStatus {
     let mut problems = facts.problems.clone();
     problems.extend(parts.problems.list());
@@ -73,7 +73,8 @@ async fn compose(
         qemu: facts.qemu.clone(),
         boot_id: facts.boot_id.clone(),
         images: parts.storage.images().await,
-        etcd_member,
+        etcd_member: here.id,
+        etcd_silent: here.silent,
         facts: std::collections::BTreeMap::new(),
         problems,
     }

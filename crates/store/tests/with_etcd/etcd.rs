@@ -27,8 +27,17 @@ impl Etcd {
         Self::cluster(name, 1)?.pop()
     }
 
+    /// One member that takes so many bytes; nothing when etcd is not installed.
+    pub fn limited(name: &str, quota: u64) -> Option<Self> {
+        Self::members(name, 1, &[format!("--quota-backend-bytes={quota}")])?.pop()
+    }
+
     /// Several members; nothing when etcd is not installed.
     pub fn cluster(name: &str, count: usize) -> Option<Vec<Self>> {
+        Self::members(name, count, &[])
+    }
+
+    fn members(name: &str, count: usize, flags: &[String]) -> Option<Vec<Self>> {
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (port(), port())).collect();
         let all = |i: usize| format!("m{i}=http://127.0.0.1:{}", ports[i].1);
         let initial = (0..count).map(all).collect::<Vec<_>>().join(",");
@@ -43,6 +52,7 @@ impl Etcd {
                 .arg(format!("--listen-peer-urls=http://127.0.0.1:{peer}"))
                 .arg(format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"))
                 .arg(format!("--initial-cluster={initial}"))
+                .args(flags)
                 .args(["--heartbeat-interval=100", "--election-timeout=1000"])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())

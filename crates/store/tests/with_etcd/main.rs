@@ -3,3 +3,4 @@
 mod conformance;
 mod etcd;
 mod live_copy;
+mod room;

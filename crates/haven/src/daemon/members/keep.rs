@@ -1,21 +1,32 @@
-//! Keeps the store's members in order: carries out what [`super::rules`] decides, keeps the endpoints current,
-//! compacts, and gives space back on every member in turn.
+//! Keeps the store's members in order: carries out what [`super::rules`] decides, keeps the endpoints current, asks
+//! this host's own member how it is, compacts, and gives space back on every member in turn.
 
 use super::{
     Own,
     rules::{self, Seen, Step},
 };
+use haven_host::agent::{Problems, StoreMember, chain};
 use haven_model::Snapshot;
 use haven_store::{
     raw::EtcdStore,
-    server::{self, Member},
+    server::{self, Member, MemberState},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How often a learner is looked after, and the members when nothing is under way.
 const LOOK: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(10));
+/// The same while the cluster wants another voter, or this host's member does not answer.
+const WANTING: Duration = Duration::from_secs(1);
+/// Questions in a row that a member must have left without an answer: one may meet a moment of defragmentation.
+const SILENT: u32 = 3;
+/// Revisions that are kept when the store is full.
+const KEPT_WHEN_FULL: i64 = 500;
 /// Revisions that stay readable behind the newest.
 const KEPT_REVISIONS: i64 = 10_000;
 /// A member's file is defragmented when so much of it, in bytes, and more than half of it is unused.
@@ -27,9 +38,18 @@ struct Keeper {
     store: EtcdStore,
     live: watch::Receiver<Arc<Snapshot>>,
     own: Own,
-    member: watch::Sender<Option<u64>>,
+    member: watch::Sender<StoreMember>,
+    problems: Arc<Problems>,
     missed: u32,
     compacted: i64,
+    /// Questions in a row that this host's member did not answer.
+    unanswered: u32,
+    /// A member failed here and no other has answered since.
+    failed: bool,
+    /// Since when the members of hosts that are there do not answer, by id.
+    silent: BTreeMap<u64, Instant>,
+    /// The store could not be reached at the last look.
+    unreachable: bool,
 }
 
 /// Runs until `cancel`.
@@ -37,10 +57,23 @@ pub async fn keep(
     store: EtcdStore,
     live: watch::Receiver<Arc<Snapshot>>,
     own: Own,
-    member: watch::Sender<Option<u64>>,
+    member: watch::Sender<StoreMember>,
+    problems: Arc<Problems>,
     cancel: CancellationToken,
 ) {
-    let mut keeper = Keeper { store, live, own, member, missed: 0, compacted: 0 };
+    let mut keeper = Keeper {
+        store,
+        live,
+        own,
+        member,
+        problems,
+        missed: 0,
+        compacted: 0,
+        unanswered: 0,
+        failed: false,
+        silent: BTreeMap::new(),
+        unreachable: false,
+    };
     while !cancel.is_cancelled() {
         let pause = keeper.look().await;
         keeper.compact().await;
@@ -57,31 +90,40 @@ impl Keeper {
         let members = match self.store.members().await {
             Ok(members) => members,
             Err(error) => {
-                tracing::debug!(%error, "the members cannot be listed");
+                if !std::mem::replace(&mut self.unreachable, true) {
+                    let why = chain(&error);
+                    tracing::warn!(
+                        "the store does not answer; more than half of its voters must run: {why}"
+                    );
+                }
                 return LOOK.0;
             }
         };
+        if std::mem::take(&mut self.unreachable) {
+            tracing::info!("the store answers again");
+        }
         let my_url = server::peer_url(self.own.host.address);
-        let mine = members.iter().find(|member| member.peer_url == my_url);
-        self.member.send_if_modified(|now| {
-            let next = mine.filter(|member| !member.learner).map(|member| member.id);
-            std::mem::replace(now, next) != next
-        });
         self.endpoints(&members).await;
+        self.judge_own(members.iter().find(|member| member.peer_url == my_url)).await;
         let snapshot = Arc::clone(&self.live.borrow());
         if snapshot.revision == 0 {
             return LOOK.0;
         }
+        let silent_ms = self.silent_ms(&members, &snapshot);
         let step = rules::next(&Seen {
             me: &self.own.host.name,
             my_url: &my_url,
             runs_one: self.own.host.initial_cluster.is_some(),
             members: &members,
+            silent_ms: &silent_ms,
             snapshot: &snapshot,
             now_ms: crate::daemon::wall_ms(),
         });
         self.missed = if step == Step::Forget { self.missed + 1 } else { 0 };
+        let fewer =
+            members.len() < snapshot.hosts.len().min(snapshot.cluster_spec().voters as usize);
         match self.carry_out(step, &members).await {
+            Ok(pause) if fewer || self.unanswered > 0 => pause.min(WANTING),
             Ok(pause) => pause,
             Err(error) => {
                 tracing::warn!(
@@ -97,11 +139,16 @@ impl Keeper {
     async fn carry_out(&mut self, step: Step, members: &[Member]) -> anyhow::Result<Duration> {
         match step {
             Step::Rest => Ok(LOOK.1),
+            Step::Begin => {
+                tracing::warn!("this host runs the member that was added for it");
+                self.begin(members)?;
+                Ok(LOOK.0)
+            }
             Step::Promote(id) => {
                 match self.store.promote(id).await {
                     Ok(()) => tracing::info!("this host's member of the store votes now"),
                     Err(error) => {
-                        tracing::debug!(error = %haven_host::agent::chain(&error), "not yet a voter");
+                        tracing::debug!(error = %chain(&error), "not yet a voter");
                     }
                 }
                 Ok(LOOK.0)
@@ -113,12 +160,9 @@ impl Keeper {
             }
             Step::Add => {
                 let url = server::peer_url(self.own.host.address);
-                self.store.add_learner(url.clone()).await?;
-                let others = members.iter().map(|m| format!("{}={}", m.name, m.peer_url));
-                let mine = format!("{}={url}", self.own.host.name);
-                let all: Vec<String> = others.chain([mine]).collect();
-                tracing::warn!("this host runs a member of the store from now on");
-                self.own.begin(all.join(","))?;
+                self.store.add_learner(url).await?;
+                tracing::info!("this host runs a member of the store from now on");
+                self.begin(members)?;
                 Ok(LOOK.0)
             }
             Step::Forget if self.missed < MISSED => Ok(LOOK.0 * 5),
@@ -128,6 +172,71 @@ impl Keeper {
                 Ok(LOOK.0)
             }
         }
+    }
+
+    /// Runs this host's member beside these, of which its own may be one.
+    fn begin(&mut self, members: &[Member]) -> anyhow::Result<()> {
+        let url = server::peer_url(self.own.host.address);
+        let others = members.iter().filter(|m| m.peer_url != url && !m.name.is_empty());
+        let others = others.map(|m| format!("{}={}", m.name, m.peer_url));
+        let mine = format!("{}={url}", self.own.host.name);
+        self.own.begin(others.chain([mine]).collect::<Vec<_>>().join(","))
+    }
+
+    /// Asks this host's member how it is, tells a person what is wrong with it, and makes room when it is full.
+    async fn judge_own(&mut self, mine: Option<&Member>) {
+        let voter = mine.filter(|member| !member.learner);
+        let url = server::client_url(self.own.host.address);
+        let mut problem = None;
+        match self.store.state_of(&url).await {
+            Ok(Some(state)) if voter.is_some() => {
+                (self.unanswered, self.failed) = (0, false);
+                problem = said(&state);
+                if state.full && state.leads {
+                    let until = self.live.borrow().revision - KEPT_WHEN_FULL;
+                    tracing::error!(
+                        "the store is full and takes no writes; old revisions are forgotten now"
+                    );
+                    if let Err(error) = self.store.make_room(until).await {
+                        tracing::error!(error = %chain(&error), "no room could be made in the store");
+                    }
+                }
+            }
+            Ok(_) => self.unanswered = 0,
+            Err(error) if voter.is_some() => {
+                self.unanswered += 1;
+                self.failed |= self.unanswered >= SILENT;
+                let how = self.own.ended().unwrap_or_else(|| chain(&error));
+                problem = self.failed.then(|| {
+                    format!("its member does not answer ({how}); while it does not, fewer hosts can be lost")
+                });
+            }
+            Err(_) => {}
+        }
+        self.problems.set("store", problem);
+        let now = StoreMember { id: voter.map(|member| member.id), silent: self.failed };
+        self.member.send_if_modified(|shown| std::mem::replace(shown, now) != now);
+    }
+
+    /// How long members do not answer whose hosts are there and say so, milliseconds.
+    fn silent_ms(&mut self, members: &[Member], snapshot: &Snapshot) -> BTreeMap<u64, i64> {
+        let silent = |member: &Member| {
+            let of = snapshot
+                .hosts
+                .iter()
+                .find(|(_, h)| server::peer_url(h.spec.address) == member.peer_url);
+            of.is_some_and(|(name, _)| {
+                let status = snapshot.host_status.get(name);
+                snapshot.session_open(name) && status.is_some_and(|s| s.etcd_silent)
+            })
+        };
+        let ids: BTreeSet<u64> = members.iter().filter(|m| silent(m)).map(|m| m.id).collect();
+        self.silent.retain(|id, _| ids.contains(id));
+        for id in ids {
+            self.silent.entry(id).or_insert_with(Instant::now);
+        }
+        let ms = |since: &Instant| i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.silent.iter().map(|(id, since)| (*id, ms(since))).collect()
     }
 
     /// The manager forgets old revisions, and gives their space back on one member after another.
@@ -143,7 +252,7 @@ impl Keeper {
             Ok(()) => self.compacted = until,
             Err(error) => return tracing::debug!(%error, "the store could not be compacted"),
         }
-        if let Err(error) = self.store.defragment_each(FRAGMENTED).await {
+        if let Err(error) = self.store.defragment_each(Some(FRAGMENTED)).await {
             tracing::warn!(%error, "a member's file could not be defragmented");
         }
     }
@@ -170,6 +279,23 @@ impl Keeper {
             tracing::warn!(%error, "the members' addresses cannot be used");
         }
     }
+}
+
+/// What is wrong with a member that answers.
+fn said(state: &MemberState) -> Option<String> {
+    let mib = state.used >> 20;
+    if state.corrupt {
+        return Some("its data differ from the other members' (etcd's alarm CORRUPT): take this host out with `haven host remove` and join it again".into());
+    }
+    if state.full {
+        return Some("the store is full: nothing can be written, and VMs end when their leases run out; delete objects that nobody needs".into());
+    }
+    (state.used > server::NEARLY_FULL).then(|| {
+        format!(
+            "the store holds {mib} MiB of {} MiB: delete objects that nobody needs",
+            server::QUOTA >> 20
+        )
+    })
 }
 
 /// The addresses of the members that vote.

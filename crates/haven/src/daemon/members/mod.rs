@@ -18,7 +18,11 @@ use haven_store::{
     raw::{Compare, EtcdStore, Op},
     server::{self, MemberConfig},
 };
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// This host's member as its daemon runs it.
@@ -27,13 +31,22 @@ pub struct Own {
     pki: PkiDir,
     host: HostFile,
     running: Option<CancellationToken>,
+    /// How the member ended last, in words, if it did by itself.
+    ended: Arc<Mutex<Option<String>>>,
     cancel: CancellationToken,
 }
 
 impl Own {
     /// Starts the member if this host runs one.
     pub fn start(paths: &Paths, host: &HostFile, pki: PkiDir, cancel: CancellationToken) -> Self {
-        let mut own = Self { paths: paths.clone(), pki, host: host.clone(), running: None, cancel };
+        let mut own = Self {
+            paths: paths.clone(),
+            pki,
+            host: host.clone(),
+            running: None,
+            ended: Arc::default(),
+            cancel,
+        };
         own.run();
         own
     }
@@ -57,19 +70,22 @@ impl Own {
         };
         let stop = self.cancel.child_token();
         self.running = Some(stop.clone());
-        tokio::spawn(server::supervise(
-            config,
-            |problem| {
-                if let Some(problem) = problem {
-                    tracing::error!("{problem}");
-                }
-            },
-            stop,
-        ));
+        let ended = Arc::clone(&self.ended);
+        let note = move |how: String| {
+            tracing::error!("{how}");
+            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
+        };
+        tokio::spawn(server::supervise(config, note, stop));
     }
 
-    /// Begins a member that joins these others.
+    /// How the member ended last, if it did by itself.
+    fn ended(&self) -> Option<String> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Begins a member that joins these others, with nothing of an older one.
     fn begin(&mut self, initial_cluster: String) -> anyhow::Result<()> {
+        self.put_aside()?;
         self.host.initial_cluster = Some(initial_cluster);
         self.host.save(&self.paths)?;
         self.run();
@@ -85,6 +101,11 @@ impl Own {
         }
         self.host.initial_cluster = None;
         self.host.save(&self.paths)?;
+        self.put_aside()
+    }
+
+    /// Moves the data of a member that is no more out of the way.
+    fn put_aside(&self) -> anyhow::Result<()> {
         let old = self.paths.state.join("etcd.removed");
         if old.exists() {
             std::fs::remove_dir_all(&old)?;
@@ -96,8 +117,16 @@ impl Own {
     }
 }
 
-/// Writes what `haven init` decided, once; asks until the store answers.
-pub async fn register(store: &EtcdStore, host: &HostFile) -> anyhow::Result<()> {
+/// Questions in vain after which a person is told.
+const PATIENCE: u32 = 10;
+
+/// Writes what `haven init` decided, once; asks until the store answers, and tells `waiting` why it does not.
+pub async fn register(
+    store: &EtcdStore,
+    host: &HostFile,
+    waiting: &watch::Sender<Option<String>>,
+) -> anyhow::Result<()> {
+    let (mut asked, mut told) = (0u32, String::new());
     loop {
         let result = match &host.cluster {
             Some(cluster) => first(store, host, cluster).await,
@@ -105,7 +134,18 @@ pub async fn register(store: &EtcdStore, host: &HostFile) -> anyhow::Result<()> 
         };
         match result {
             Ok(()) => return Ok(()),
-            Err(error) => tracing::debug!(%error, "the store is not there yet"),
+            Err(error) => {
+                asked += 1;
+                let why = haven_host::agent::chain(&error);
+                waiting.send_replace(Some(why.clone()));
+                // A cluster that starts as a whole has no quorum for some seconds.
+                if asked >= PATIENCE && why != told {
+                    tracing::warn!(
+                        "this host waits for the store, of which more than half of the voters must run: {why}"
+                    );
+                    told = why;
+                }
+            }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

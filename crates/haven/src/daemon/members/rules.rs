@@ -1,17 +1,20 @@
 //! What to do about the store's members next. Pure, so that every host finds the same answer.
 //!
 //! A cluster wants 1, 3 or 5 voters. The manager removes the member of a host that is lost for long, or that is no
-//! host of the cluster any more; the first host without a member then adds its own; a host whose member was removed
-//! while it was away forgets its data.
+//! host of the cluster any more, and one that has not answered for long though its host is there; the first host
+//! without a member then adds its own; a host whose member was removed while it was away forgets its data.
 
 use haven_model::{HostSpec, Name, Snapshot, Versioned, object::Stored};
 use haven_store::server::{self, Member};
+use std::collections::BTreeMap;
 
 /// What this host should do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing.
     Rest,
+    /// Run the learner that was added for this host: its daemon ended before it had noted that.
+    Begin,
     /// Let this host's learner vote.
     Promote(u64),
     /// Take a member out, for the reason given.
@@ -38,6 +41,8 @@ pub struct Seen<'a> {
     pub runs_one: bool,
     /// The store's members.
     pub members: &'a [Member],
+    /// How long members have not answered though their hosts are there, by id, milliseconds.
+    pub silent_ms: &'a BTreeMap<u64, i64>,
     /// The cluster.
     pub snapshot: &'a Snapshot,
     /// Wall clock, milliseconds since 1970.
@@ -49,6 +54,7 @@ pub struct Seen<'a> {
 pub fn next(seen: &Seen<'_>) -> Step {
     let mine = seen.members.iter().find(|member| member.peer_url == seen.my_url);
     match mine {
+        Some(member) if member.learner && !seen.runs_one => return Step::Begin,
         Some(member) if member.learner => return Step::Promote(member.id),
         None if seen.runs_one => return Step::Forget,
         _ => {}
@@ -70,7 +76,7 @@ fn url_of(host: &Versioned<Stored<HostSpec>>) -> String {
     server::peer_url(host.spec.address)
 }
 
-/// The first host by name that could run another member.
+/// The first host by name that could run another member; one on which a member failed only if there is no other.
 fn candidate<'a>(seen: &Seen<'a>) -> Option<&'a Name> {
     let snapshot = seen.snapshot;
     let able = |(name, host): &(&'a Name, &Versioned<Stored<HostSpec>>)| {
@@ -81,7 +87,9 @@ fn candidate<'a>(seen: &Seen<'a>) -> Option<&'a Name> {
         });
         !has_one && online && !host.spec.cordoned && !host.meta.deleting
     };
-    snapshot.hosts.iter().find(able).map(|(name, _)| name)
+    let failed = |name: &Name| snapshot.host_status.get(name).is_some_and(|s| s.etcd_silent);
+    let able = snapshot.hosts.iter().filter(able).map(|(name, _)| name);
+    able.min_by_key(|name| (failed(name), *name))
 }
 
 fn removal(seen: &Seen<'_>, candidate: Option<&Name>) -> Option<Step> {
@@ -90,8 +98,6 @@ fn removal(seen: &Seen<'_>, candidate: Option<&Name>) -> Option<Step> {
     for member in seen.members {
         let host = snapshot.hosts.iter().find(|(_, host)| url_of(host) == member.peer_url);
         let why = match host {
-            // A learner may be of a host that is just joining and not written yet.
-            None if member.learner => continue,
             None => format!("{} is no host of this cluster any more", member.name),
             Some((name, _)) => {
                 let lost = snapshot.lost.get(name).filter(|lost| {
@@ -99,6 +105,20 @@ fn removal(seen: &Seen<'_>, candidate: Option<&Name>) -> Option<Step> {
                     lease.is_some_and(|l| l.closed && l.session == lost.session)
                 });
                 let gone_ms = lost.map_or(0, |lost| seen.now_ms - lost.at_ms);
+                let silent_ms = seen.silent_ms.get(&member.id).copied().unwrap_or(0);
+                if member.learner && lost.is_some() {
+                    // It has no vote yet, and as long as it learns nobody else can begin.
+                    let why = format!("{name} was lost before its member could vote");
+                    return Some(Step::Remove { id: member.id, why });
+                }
+                if silent_ms > patience_ms {
+                    let next = candidate.unwrap_or(name);
+                    let why = format!(
+                        "the member on {name} has not answered for {} s; one on {next} begins anew",
+                        silent_ms / 1000
+                    );
+                    return Some(Step::Remove { id: member.id, why });
+                }
                 if gone_ms <= patience_ms {
                     continue;
                 }

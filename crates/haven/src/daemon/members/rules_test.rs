@@ -4,6 +4,7 @@ use super::rules::{Seen, Step, next};
 use haven_model::{Bytes, LostSession, ManagerRecord, ProofKind, Snapshot};
 use haven_plan::testing::{World, at, lease, name};
 use haven_store::server::{Member, peer_url};
+use std::collections::BTreeMap;
 
 fn member(id: u64, learner: bool) -> Member {
     let address = std::net::Ipv4Addr::from(0x0a58_0000 + u32::try_from(id).unwrap());
@@ -26,10 +27,21 @@ fn lose(snapshot: &mut Snapshot, host: &str, at_ms: i64) {
 }
 
 fn step(snapshot: &Snapshot, me: &str, members: &[Member], runs_one: bool, now_ms: i64) -> Step {
+    judged(snapshot, me, members, runs_one, now_ms, &BTreeMap::new())
+}
+
+fn judged(
+    snapshot: &Snapshot,
+    me: &str,
+    members: &[Member],
+    runs_one: bool,
+    now_ms: i64,
+    silent_ms: &BTreeMap<u64, i64>,
+) -> Step {
     let number: u64 = me.trim_start_matches("host").parse().unwrap();
     let my_url = member(number, false).peer_url;
     let me = name(me);
-    next(&Seen { me: &me, my_url: &my_url, runs_one, members, snapshot, now_ms })
+    next(&Seen { me: &me, my_url: &my_url, runs_one, members, silent_ms, snapshot, now_ms })
 }
 
 const THREE: [u64; 3] = [1, 2, 3];
@@ -77,7 +89,54 @@ fn the_member_of_a_removed_host_is_taken_out() {
     snapshot.hosts.remove("host3");
     let removed = step(&snapshot, "host1", &THREE.map(|id| member(id, false)), true, 0);
     assert!(matches!(removed, Step::Remove { id: 3, .. }), "{removed:?}");
-    // A learner of a host that is just joining is left alone.
-    let joining = [member(1, false), member(2, false), member(9, true)];
-    assert_eq!(step(&snapshot, "host1", &joining, true, 0), Step::Rest);
+    // Also one that was never seen to vote: a host is written before its member is added.
+    let learner = [member(1, false), member(2, false), member(9, true)];
+    let removed = step(&snapshot, "host1", &learner, true, 0);
+    assert!(matches!(removed, Step::Remove { id: 9, .. }), "{removed:?}");
+}
+
+#[test]
+fn a_learner_whose_daemon_ended_before_it_ran_is_run() {
+    let members = [member(1, false), member(2, false), member(3, true)];
+    assert_eq!(step(&snapshot(), "host3", &members, false, 0), Step::Begin);
+    assert_eq!(step(&snapshot(), "host3", &members, true, 0), Step::Promote(3));
+}
+
+#[test]
+fn a_learner_of_a_lost_host_makes_room_at_once() {
+    let mut snapshot = snapshot();
+    lose(&mut snapshot, "host3", 1_000_000);
+    let members = [member(1, false), member(2, false), member(3, true)];
+    let removed = step(&snapshot, "host1", &members, true, 1_000_001);
+    assert!(matches!(removed, Step::Remove { id: 3, .. }), "{removed:?}");
+    assert_eq!(step(&snapshot, "host4", &members[..2], false, 1_000_001), Step::Add);
+}
+
+#[test]
+fn a_member_that_does_not_answer_for_long_is_replaced_elsewhere_or_begins_anew() {
+    let mut snapshot = snapshot();
+    let patience = i64::try_from(snapshot.cluster_spec().replace_voter_after.0).unwrap();
+    let members = THREE.map(|id| member(id, false));
+    let now = |snapshot: &Snapshot, silent| {
+        judged(snapshot, "host1", &members, true, 0, &BTreeMap::from([(2, silent)]))
+    };
+    assert_eq!(now(&snapshot, patience), Step::Rest);
+    let removed = now(&snapshot, patience + 1);
+    assert!(
+        matches!(&removed, Step::Remove { id: 2, why } if why.contains("host4")),
+        "{removed:?}"
+    );
+    let mut status = (*snapshot.host_status["host2"].value).clone();
+    status.etcd_silent = true;
+    snapshot.host_status.insert(name("host2"), at(8, status));
+    let left = [member(1, false), member(3, false)];
+    assert_eq!(step(&snapshot, "host2", &left, false, 0), Step::Rest, "a sound host comes first");
+    assert_eq!(step(&snapshot, "host4", &left, false, 0), Step::Add);
+    snapshot.hosts.remove("host4");
+    let removed = now(&snapshot, patience + 1);
+    assert!(
+        matches!(&removed, Step::Remove { id: 2, why } if why.contains("host2 begins anew")),
+        "{removed:?}"
+    );
+    assert_eq!(step(&snapshot, "host2", &left, false, 0), Step::Add);
 }
