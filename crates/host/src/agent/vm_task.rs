@@ -5,8 +5,9 @@
 
 use super::{
     AgentParts,
-    storage::{SeedNic, SeedWanted, VolumeWanted},
+    storage::{SeedNic, SeedWanted, StorageFailure, VolumeName, VolumeWanted},
     vm_step::{Seen, Step, Wanted, backoff_ms, next},
+    volumes::{self, Known},
     wanted,
 };
 use crate::{
@@ -14,8 +15,8 @@ use crate::{
     vm::driver::{Accel, DirectBoot, DiskLaunch, Exit, NicLaunch, RunningVm, VmEvent, VmLaunch},
 };
 use haven_model::{
-    ImageSpec, Name, ObjectRef, Placement, PoolSpec, Severity, Snapshot, VmPhase, VmSpec, VmStatus,
-    keys,
+    ImageSpec, Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase,
+    VmSpec, VmStatus, keys,
     object::{Kind, Stored},
     service::Protocol,
     vm::{DiskSpec, RestartPolicy},
@@ -177,7 +178,7 @@ impl VmTask {
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
             Step::Reset => self.reset(snapshot).await,
-            Step::Clean => self.clean(snapshot, wanted).await,
+            Step::Clean => self.clean(snapshot).await,
             Step::LeaveEnded => {
                 self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it")
                     .await
@@ -326,7 +327,7 @@ impl VmTask {
         session: u64,
         kvm: bool,
     ) -> Result<RunningVm, StartFailure> {
-        let disks = self.disks(snapshot, &object.spec, placement).await?;
+        let disks = self.disks(snapshot, &object.meta.uid, &object.spec, placement).await?;
         let direct_boot = self.direct_boot(snapshot, &object.spec).await?;
         let seed = self.seed(snapshot, object, placement).await?;
         self.wait_for_network(snapshot).await?;
@@ -361,6 +362,7 @@ impl VmTask {
     async fn disks(
         &self,
         snapshot: &Snapshot,
+        uid: &str,
         spec: &VmSpec,
         placement: &Placement,
     ) -> Result<Vec<DiskLaunch>, StartFailure> {
@@ -381,7 +383,11 @@ impl VmTask {
                 }
             };
             let wanted = VolumeWanted {
-                name: format!("{}.{}", self.vm, disk.name),
+                name: VolumeName {
+                    vm: self.vm.clone(),
+                    disk: disk.name.clone(),
+                    vm_uid: uid.to_owned(),
+                },
                 size_bytes: disk.size.0,
                 image,
                 owner_uid: placement.unix_uid(),
@@ -519,28 +525,54 @@ impl VmTask {
         }
     }
 
-    /// Removes what this host has of it. Volumes of a pool that all hosts share stay unless the VM is deleted.
-    async fn clean(&mut self, snapshot: &Snapshot, wanted: Wanted) {
-        if let Some((object, _)) = self.last.clone() {
-            for disk in &object.spec.disks {
-                let Ok(pool) = pool_of(snapshot, disk) else {
-                    continue;
-                };
-                let everywhere = pool.driver == haven_model::PoolDriverKind::Shared;
-                if everywhere && !matches!(wanted, Wanted::Delete) {
-                    continue;
-                }
-                let name = format!("{}.{}", self.vm, disk.name);
-                if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
-                    return self.failed("remove a volume of", &error);
+    /// Removes what this host has of it, as far as the store lets go of it.
+    async fn clean(&mut self, snapshot: &Snapshot) {
+        let known = match Known::ask(&self.parts, &self.vm).await {
+            Ok(known) => known,
+            Err(error) => return self.failed("ask the store for", &error),
+        };
+        match self.volumes(snapshot).await {
+            Ok(volumes) => {
+                for (pool, name) in volumes {
+                    let everywhere = pool.driver == PoolDriverKind::Shared;
+                    if !known.lets_go(&self.parts.me, &name.vm_uid, everywhere) {
+                        continue;
+                    }
+                    if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
+                        return self.failed("remove a volume of", &error);
+                    }
                 }
             }
+            Err(error) => return self.failed("look for volumes of", &error),
         }
         if let Err(error) = self.parts.storage.forget(self.vm.as_str()).await {
             return self.failed("clean up after", &error);
         }
         self.deleted = true;
         self.retry_in(Duration::from_millis(1));
+    }
+
+    /// All its volumes that this host can reach: those in local pools, of whatever VM of its name, and the shared ones.
+    async fn volumes(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<(PoolSpec, VolumeName)>, StorageFailure> {
+        let mut all = Vec::new();
+        for pool in volumes::local_pools(snapshot) {
+            let here = self.parts.storage.volumes(pool).await?;
+            let its = here.into_iter().filter(|name| name.vm == self.vm);
+            all.extend(its.map(|name| (pool.clone(), name)));
+        }
+        let Some((object, _)) = &self.last else { return Ok(all) };
+        for disk in &object.spec.disks {
+            let pool = snapshot.pools.get(&disk.pool).map(|pool| &pool.spec);
+            let Some(pool) = pool.filter(|pool| pool.driver == PoolDriverKind::Shared) else {
+                continue;
+            };
+            let (vm, disk) = (self.vm.clone(), disk.name.clone());
+            all.push((pool.clone(), VolumeName { vm, disk, vm_uid: object.meta.uid.clone() }));
+        }
+        Ok(all)
     }
 
     async fn event(&mut self, event: Result<VmEvent, broadcast::error::RecvError>) {

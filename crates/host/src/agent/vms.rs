@@ -18,6 +18,7 @@ const NET: Duration = Duration::from_secs(10);
 pub async fn run(
     parts: Arc<AgentParts>,
     networks: watch::Receiver<i64>,
+    mut leftovers: watch::Receiver<BTreeSet<Name>>,
     cancel: CancellationToken,
 ) {
     let mut found = adopt(&parts, &cancel).await;
@@ -45,6 +46,9 @@ pub async fn run(
             biased;
             () = cancel.cancelled() => {}
             _ = live.changed() => {}
+            Ok(()) = leftovers.changed() => {
+                found.extend(leftovers.borrow_and_update().iter().cloned());
+            }
             () = parts.clock.sleep(NET) => {}
         }
     }

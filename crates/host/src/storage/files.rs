@@ -1,18 +1,25 @@
 //! Volumes as files of a directory: the pools `local` and `shared`.
 
-use super::{images::ImageStore, pool, says, seed};
+use super::{
+    aside,
+    images::ImageStore,
+    in_words, pool,
+    qemu_img::{self, Failure},
+    says, seed,
+};
 use crate::{
-    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted},
+    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     vm::run_dir,
 };
 use async_trait::async_trait;
 use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile};
 use std::{
     collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
-use tokio::process::Command;
 
 /// Fetches the content of an image from another host into the store.
 #[async_trait]
@@ -31,24 +38,6 @@ pub struct FileStorage {
     pub peers: Arc<dyn Fetch>,
 }
 
-async fn qemu_img(args: &[&str]) -> Result<(), StorageFailure> {
-    let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
-    let output = output.map_err(|error| {
-        says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    let hint =
-        if said.contains("No space left") { "; the pool is full, free some space" } else { "" };
-    Err(says(format!("the volume cannot be made: {said}{hint}")))
-}
-
-fn path_text(path: &Path) -> Result<&str, StorageFailure> {
-    path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
-}
-
 impl FileStorage {
     /// Makes the content of a volume that is not there, under a name that says that it is not finished.
     async fn make(
@@ -56,21 +45,53 @@ impl FileStorage {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
         part: &Path,
-    ) -> Result<(), StorageFailure> {
-        let (part, size) = (path_text(part)?, wanted.size_bytes.to_string());
+    ) -> Result<(), Failure> {
+        let (part, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
         let Some((file, format)) = &wanted.image else {
-            return qemu_img(&["create", "-q", "-f", "qcow2", part, &size]).await;
+            return qemu_img::make(&["create", "-q", "-f", "qcow2", part, &size]).await;
         };
-        let image = self.image_file(file).await?;
-        let image = path_text(&image)?;
+        let path = self.image_file(file).await?;
+        let holds = qemu_img::size_of(&path, format).await?;
+        if holds > wanted.size_bytes {
+            return Err(too_small(wanted, holds).into());
+        }
+        let image = qemu_img::text(&path)?;
         if pool.driver == PoolDriverKind::Local {
             let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
-            return qemu_img(&args).await;
+            return qemu_img::make(&args).await;
         }
         // A shared volume must not lean on a file that only this host has.
-        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
-        qemu_img(&["resize", "-q", part, &size]).await
+        qemu_img::make(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
+        qemu_img::make(&["resize", "-q", part, &size]).await
     }
+
+    /// Makes a volume whole: its content, its owner, its name.
+    async fn finish(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+        path: &Path,
+        part: &Path,
+    ) -> Result<(), Failure> {
+        self.make(pool, wanted, part).await?;
+        let (path, part, owner) = (path.to_owned(), part.to_owned(), wanted.owner_uid);
+        let put =
+            blocking(move || Ok(pool::put(&part, &path, owner).map_err(|e| (path, e)))).await?;
+        put.map_err(|(path, error)| match error.kind() {
+            io::ErrorKind::StorageFull => Failure::Full,
+            _ => unwritable(&path)(error).into(),
+        })
+    }
+}
+
+/// The guest would find its file systems cut off.
+fn too_small(wanted: &VolumeWanted, holds: u64) -> StorageFailure {
+    let VolumeName { vm, disk, .. } = &wanted.name;
+    says(format!(
+        "the disk `{disk}` of {vm} is {} and its image holds {}; make the disk at least that large",
+        in_words(wanted.size_bytes),
+        in_words(holds)
+    ))
 }
 
 /// What a failed step leaves goes with it; the failure itself is what is told.
@@ -109,6 +130,15 @@ fn find(
         pool::own(&path, wanted.owner_uid).map_err(unwritable(&path))?;
         return Ok((path, None));
     }
+    let VolumeName { vm, disk, .. } = &wanted.name;
+    let nameless = directory.join(format!("{vm}.{disk}.qcow2"));
+    if nameless.try_exists().map_err(unwritable(&nameless))? {
+        return Err(says(format!(
+            "{} was made by an earlier build of Haven and does not tell whose it is; if it is this VM's, rename it to {}, else remove it",
+            nameless.display(),
+            path.display()
+        )));
+    }
     pool::has_room(pool, &directory, &wanted.name, wanted.size_bytes)?;
     let part = directory.join(format!("{}.part", wanted.name));
     // Left by a daemon that was killed; QEMU would write through a link.
@@ -127,21 +157,23 @@ impl Storage for FileStorage {
         let (path, part) = blocking(move || find(&asked, &of)).await?;
         let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
         let Some(part) = part else { return Ok(ready) };
-        let made = match self.make(pool, wanted, &part).await {
-            Ok(()) => {
-                let (part, owner) = (part.clone(), wanted.owner_uid);
-                blocking(move || pool::put(&part, &path, owner).map_err(unwritable(&path))).await
+        let Err(failure) = self.finish(pool, wanted, &path, &part).await else { return Ok(ready) };
+        discard(part).await;
+        Err(match failure {
+            Failure::Other(failure) => failure,
+            Failure::Full => {
+                let (pool, of) = (pool.clone(), wanted.clone());
+                blocking(move || Ok(pool::full(&pool, &of.name, of.size_bytes))).await?
             }
-            failed => failed,
-        };
-        if made.is_err() {
-            discard(part).await;
-        }
-        made.map(|()| ready)
+        })
     }
 
-    async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
-        let (pool, name) = (pool.clone(), name.to_owned());
+    async fn delete_volume(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<(), StorageFailure> {
+        let (pool, name) = (pool.clone(), name.clone());
         blocking(move || {
             let directory = pool::ready(&pool)?;
             for ending in ["qcow2", "part"] {
@@ -155,6 +187,16 @@ impl Storage for FileStorage {
                 .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
         })
         .await
+    }
+
+    async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+        let pool = pool.clone();
+        blocking(move || aside::volumes(&pool)).await
+    }
+
+    async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
+        let (pool, names) = (pool.clone(), names.to_vec());
+        blocking(move || aside::put(&pool, &names, SystemTime::now())).await
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {
