@@ -3,7 +3,8 @@
 //! ```text
 //!             live copy ──┬──► lease.rs       renews, moves the guard's deadline, tells the session
 //!                         ├──► networks.rs    bridges, tunnels, taps, firewall
-//!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure)
+//!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure;
+//!                         │                   what a start needs: vm_start.rs)
 //!                         ├──► volumes.rs     volumes that are nobody's
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         └──► status.rs      what this host is and what is wrong with it
@@ -26,6 +27,7 @@ pub mod networks;
 pub mod remains;
 pub mod status;
 pub mod storage;
+pub mod vm_start;
 pub mod vm_step;
 pub mod vm_task;
 pub mod vms;
@@ -198,7 +200,7 @@ impl AgentParts {
 
 /// Runs all parts until `cancel`; the lease is run by the caller, beside it.
 pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
-    let (applied, networks) = watch::channel(0);
+    let (applied, networks) = watch::channel(networks::Networks::default());
     let (left, leftovers) = watch::channel(BTreeSet::new());
     tokio::join!(
         networks::run(Arc::clone(&parts), applied, cancel.clone()),

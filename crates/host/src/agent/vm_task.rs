@@ -5,50 +5,52 @@
 
 use super::{
     AgentParts,
-    storage::{SeedNic, SeedWanted, StorageFailure, VolumeName, VolumeWanted},
+    lease::Session,
+    networks::Networks,
+    storage::{StorageFailure, VolumeName},
+    vm_start::{Preparation, StartFailure},
     vm_step::{Seen, Step, Wanted, backoff_ms, next},
     volumes::{self, Known},
     wanted,
 };
 use crate::{
     health::Target,
-    vm::driver::{Accel, DirectBoot, DiskLaunch, Exit, NicLaunch, RunningVm, VmEvent, VmLaunch},
+    vm::driver::{Exit, VmEvent, VmLaunch},
 };
 use haven_model::{
-    ImageSpec, Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase,
-    VmSpec, VmStatus, keys,
+    Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase, VmSpec,
+    VmStatus, keys,
     object::{Kind, Stored},
     service::Protocol,
-    vm::{DiskSpec, RestartPolicy},
+    vm::RestartPolicy,
 };
 use haven_store::{
     clock::Mono,
     raw::{Compare, Op},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The net under lost wake-ups.
 const NET: Duration = Duration::from_secs(10);
-/// How long a start waits for its network.
-const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
+/// A step of a start that takes longer is told, and so often again.
+const SLOW: Duration = Duration::from_secs(5);
+/// How old the transaction before a start may be.
+const FRESH: Duration = Duration::from_secs(1);
 
-/// Why a VM could not be started, in words.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct StartFailure(String);
-
-impl StartFailure {
-    fn of(error: &dyn std::error::Error) -> Self {
-        Self(super::chain(error))
+/// Whether a start that began for `then` is still wanted.
+fn same(then: Wanted, now: Wanted) -> bool {
+    match (then, now) {
+        (Wanted::Run { epoch: then, .. }, Wanted::Run { epoch: now, .. }) => then == now,
+        _ => false,
     }
 }
 
 struct VmTask {
     parts: Arc<AgentParts>,
     vm: Name,
-    networks: watch::Receiver<i64>,
+    networks: watch::Receiver<Networks>,
     running: Option<u64>,
     ended: Option<Exit>,
     deleted: bool,
@@ -71,7 +73,7 @@ struct VmTask {
 pub async fn run(
     parts: Arc<AgentParts>,
     vm: Name,
-    networks: watch::Receiver<i64>,
+    networks: watch::Receiver<Networks>,
     cancel: CancellationToken,
 ) {
     let now = parts.clock.now();
@@ -252,6 +254,8 @@ impl VmTask {
         }
         let bare = status.clone();
         status.since_ms = (self.parts.wall_ms)();
+        // Until it is known what the store has: this may be given up half-way.
+        self.written = None;
         let compare = vec![Compare::ModRevision(keys::placement(&self.vm), placement.revision)];
         let value = serde_json::to_vec(&status).expect("a status is plain data");
         match self
@@ -264,13 +268,9 @@ impl VmTask {
                 self.written = Some(bare);
                 true
             }
-            Ok(_) => {
-                self.written = None;
-                false
-            }
+            Ok(_) => false,
             Err(error) => {
                 tracing::debug!(vm = %self.vm, %error, "its status could not be written");
-                self.written = None;
                 self.retry_in(Duration::from_millis(200));
                 false
             }
@@ -292,7 +292,9 @@ impl VmTask {
         let Some(kvm) = self.parts.facts.borrow().as_ref().map(|facts| facts.kvm) else {
             return self.retry_in(Duration::from_millis(200));
         };
-        // The transaction behind this status is what makes a start and a change of owner exclude each other.
+        // The transaction behind this status is what makes a start and a change of owner exclude each other. It is
+        // done also when the store has this status already.
+        self.written = None;
         if !self.publish(snapshot, VmPhase::Starting, "").await {
             self.retry_in(Duration::from_millis(100));
             return;
@@ -300,7 +302,30 @@ impl VmTask {
         let Some((object, placement)) = self.last.clone() else {
             return;
         };
-        match self.launch(snapshot, &object, &placement, session.number, kvm).await {
+        let begun = self.parts.clock.now();
+        let preparation = Preparation {
+            parts: Arc::clone(&self.parts),
+            vm: self.vm.clone(),
+            snapshot,
+            object: Arc::clone(&object),
+            placement: Arc::clone(&placement),
+            session: session.number,
+            kvm,
+            networks: self.networks.clone(),
+        };
+        let launch = match self.prepare(snapshot, preparation, session).await {
+            Some(Ok(launch)) => launch,
+            Some(Err(failure)) => return self.not_started(snapshot, &failure).await,
+            None => return,
+        };
+        if self.parts.clock.now().since(begun) > FRESH {
+            // The owner may have changed while the disks were made.
+            self.written = None;
+            if !self.publish(snapshot, VmPhase::Starting, "").await {
+                return self.retry_in(Duration::from_millis(100));
+            }
+        }
+        match self.parts.vms.start(&launch).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
                 self.ended = None;
@@ -310,172 +335,54 @@ impl VmTask {
                 self.resets = object.spec.resets;
                 self.report(snapshot, VmPhase::Running, "").await;
             }
-            Err(failure) => {
-                tracing::warn!(vm = %self.vm, why = %failure, "it could not be started");
-                self.failures += 1;
-                self.retry_in(Duration::from_millis(backoff_ms(self.failures)));
-                self.report(snapshot, VmPhase::Failed, &failure.0).await;
-            }
+            Err(error) => self.not_started(snapshot, &StartFailure::of(&error)).await,
         }
     }
 
-    async fn launch(
+    async fn not_started(&mut self, snapshot: &Snapshot, failure: &StartFailure) {
+        tracing::warn!(vm = %self.vm, why = %failure, "it could not be started");
+        self.failures += 1;
+        self.retry_in(Duration::from_millis(backoff_ms(self.failures)));
+        self.report(snapshot, VmPhase::Failed, &failure.0).await;
+    }
+
+    /// Makes ready what it needs, for as long as that takes, and says what it is waiting for. Nothing when it shall
+    /// not start any more: it was deleted or placed elsewhere, or the session ended.
+    async fn prepare(
         &mut self,
         snapshot: &Snapshot,
-        object: &Stored<VmSpec>,
-        placement: &Placement,
-        session: u64,
-        kvm: bool,
-    ) -> Result<RunningVm, StartFailure> {
-        let disks = self.disks(snapshot, &object.meta.uid, &object.spec, placement).await?;
-        let direct_boot = self.direct_boot(snapshot, &object.spec).await?;
-        let seed = self.seed(snapshot, object, placement).await?;
-        self.wait_for_network(snapshot).await?;
-        let mtu = |network: &Name| snapshot.networks.get(network).map_or(1450, |n| n.spec.mtu);
-        let nics = placement
-            .nics
-            .iter()
-            .enumerate()
-            .map(|(i, nic)| NicLaunch {
-                tap: placement.tap(i),
-                mac: nic.mac.clone(),
-                mtu: mtu(&nic.network),
-            })
-            .collect();
-        let launch = VmLaunch {
-            vm: self.vm.to_string(),
-            uid: placement.unix_uid(),
-            epoch: placement.epoch,
-            session,
-            cpus: object.spec.cpus,
-            memory_bytes: object.spec.memory.0,
-            disks,
-            direct_boot,
-            seed: Some(seed),
-            nics,
-            accel: if kvm { Accel::Kvm } else { Accel::Tcg },
-            uuid: object.meta.uid.clone(),
+        preparation: Preparation<'_>,
+        session: Session,
+    ) -> Option<Result<VmLaunch, StartFailure>> {
+        let (step, mut now) = watch::channel(String::new());
+        let (mut live, mut sessions) = (self.parts.live.clone(), self.parts.session.clone());
+        let wanted = wanted::vm(snapshot, &self.parts.me, &self.vm);
+        let (me, vm, clock) = (self.parts.me.clone(), self.vm.clone(), self.parts.clock.clone());
+        let changed = async {
+            tokio::select! {
+                _ = live.wait_for(|live| !same(wanted, wanted::vm(live, &me, &vm))) => {}
+                _ = sessions.wait_for(|now| *now != Some(session)) => {}
+            }
         };
-        self.parts.vms.start(&launch).await.map_err(|error| StartFailure::of(&error))
-    }
-
-    async fn disks(
-        &self,
-        snapshot: &Snapshot,
-        uid: &str,
-        spec: &VmSpec,
-        placement: &Placement,
-    ) -> Result<Vec<DiskLaunch>, StartFailure> {
-        let mut disks = Vec::new();
-        for disk in &spec.disks {
-            let pool = pool_of(snapshot, disk)?;
-            let image = match &disk.image {
-                None => None,
-                Some(name) => {
-                    let image = image_of(snapshot, name)?;
-                    let file = image.disk.clone().ok_or_else(|| {
-                        StartFailure(format!(
-                            "image `{name}` has no disk; disk `{}` cannot be made from it",
-                            disk.name
-                        ))
-                    })?;
-                    Some((file, image.format.clone().unwrap_or_else(|| "raw".into())))
+        let made = preparation.run(&step);
+        tokio::pin!(made, changed);
+        let mut since = clock.now();
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut made => return Some(made),
+                () = &mut changed => {
+                    tracing::info!(vm = %self.vm, step = *now.borrow(), "its start is given up: it is not wanted here any more");
+                    return None;
                 }
-            };
-            let wanted = VolumeWanted {
-                name: VolumeName {
-                    vm: self.vm.clone(),
-                    disk: disk.name.clone(),
-                    vm_uid: uid.to_owned(),
-                },
-                size_bytes: disk.size.0,
-                image,
-                owner_uid: placement.unix_uid(),
-            };
-            let ready = self
-                .parts
-                .storage
-                .volume(&pool, &wanted)
-                .await
-                .map_err(|e| StartFailure::of(&e))?;
-            disks.push(DiskLaunch {
-                name: disk.name.to_string(),
-                path: ready.path,
-                format: ready.format,
-                read_only: false,
-                size_bytes: disk.size.0,
-            });
-        }
-        Ok(disks)
-    }
-
-    async fn direct_boot(
-        &self,
-        snapshot: &Snapshot,
-        spec: &VmSpec,
-    ) -> Result<Option<DirectBoot>, StartFailure> {
-        let Some(name) = &spec.image else {
-            return Ok(None);
-        };
-        let image = image_of(snapshot, name)?;
-        let Some(kernel) = &image.kernel else {
-            return Ok(None);
-        };
-        let kernel = self.image_file(kernel).await?;
-        let initrd = match &image.initrd {
-            Some(file) => Some(self.image_file(file).await?),
-            None => None,
-        };
-        Ok(Some(DirectBoot { kernel, initrd, cmdline: image.cmdline.clone() }))
-    }
-
-    async fn image_file(
-        &self,
-        file: &haven_model::image::ImageFile,
-    ) -> Result<PathBuf, StartFailure> {
-        self.parts.storage.image_file(file).await.map_err(|e| StartFailure::of(&e))
-    }
-
-    async fn seed(
-        &self,
-        snapshot: &Snapshot,
-        object: &Stored<VmSpec>,
-        placement: &Placement,
-    ) -> Result<PathBuf, StartFailure> {
-        let nics = placement
-            .nics
-            .iter()
-            .filter_map(|nic| {
-                let network = &snapshot.networks.get(&nic.network)?.spec;
-                Some(SeedNic {
-                    mac: nic.mac.clone(),
-                    address: ipnet::Ipv4Net::new(nic.ip, network.subnet.prefix_len()).ok()?,
-                    gateway: network.gateway(),
-                    nameservers: network.nameservers.clone(),
-                })
-            })
-            .collect();
-        let wanted = SeedWanted {
-            vm: self.vm.to_string(),
-            instance_id: object.meta.uid.clone(),
-            user_data: object.spec.user_data.clone().unwrap_or_default(),
-            nics,
-            owner_uid: placement.unix_uid(),
-        };
-        self.parts.storage.seed(&wanted).await.map_err(|e| StartFailure::of(&e))
-    }
-
-    async fn wait_for_network(&mut self, snapshot: &Snapshot) -> Result<(), StartFailure> {
-        let Some(revision) = snapshot.placements.get(&self.vm).map(|p| p.revision) else {
-            return Ok(());
-        };
-        let ready = self.networks.wait_for(|applied| *applied >= revision);
-        tokio::select! {
-            biased;
-            _ = ready => Ok(()),
-            () = self.parts.clock.sleep(NETWORK_PATIENCE) => Err(StartFailure(
-                "the network of this host is not ready; `haven host show` tells what is wrong with it".into(),
-            )),
+                _ = now.changed() => since = clock.now(),
+                () = clock.sleep(SLOW) => {
+                    let what = now.borrow().clone();
+                    let waits = clock.now().since(since).as_secs();
+                    let message = format!("waiting for {waits} s: {what}");
+                    self.report(snapshot, VmPhase::Starting, &message).await;
+                }
+            }
         }
     }
 
@@ -655,23 +562,4 @@ impl VmTask {
             self.ready_ms.get_or_insert((self.parts.wall_ms)());
         }
     }
-}
-
-fn pool_of(snapshot: &Snapshot, disk: &DiskSpec) -> Result<PoolSpec, StartFailure> {
-    let pool = snapshot.pools.get(&disk.pool);
-    pool.map(|pool| pool.spec.clone()).ok_or_else(|| {
-        StartFailure(format!(
-            "pool `{}` of disk `{}` does not exist; apply it first",
-            disk.pool, disk.name
-        ))
-    })
-}
-
-fn image_of(snapshot: &Snapshot, name: &Name) -> Result<ImageSpec, StartFailure> {
-    let image = snapshot.images.get(name);
-    image.map(|image| image.spec.clone()).ok_or_else(|| {
-        StartFailure(format!(
-            "image `{name}` does not exist; import it with `haven image import {name} FILE`"
-        ))
-    })
 }

@@ -1,6 +1,6 @@
 //! One task per VM: this part makes and ends those tasks, and nothing else.
 
-use super::{AgentParts, vm_task, wanted};
+use super::{AgentParts, networks::Networks, vm_task, wanted};
 use crate::vm::driver::{GuestState, RunningVm, VmError};
 use haven_model::Name;
 use std::{
@@ -17,7 +17,7 @@ const NET: Duration = Duration::from_secs(10);
 /// Runs until `cancel`. VMs that run already (left by an earlier daemon) are adopted first.
 pub async fn run(
     parts: Arc<AgentParts>,
-    networks: watch::Receiver<i64>,
+    networks: watch::Receiver<Networks>,
     mut leftovers: watch::Receiver<BTreeSet<Name>>,
     cancel: CancellationToken,
 ) {
