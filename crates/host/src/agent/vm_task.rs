@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     health::Target,
-    vm::driver::{Exit, VmEvent, VmLaunch},
+    vm::driver::{Exit, GuestState, VmEvent, VmLaunch},
 };
 use haven_model::{
     Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase, VmSpec,
@@ -34,6 +34,10 @@ use tokio_util::sync::CancellationToken;
 
 /// The net under lost wake-ups.
 const NET: Duration = Duration::from_secs(10);
+/// The pause before the driver is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a process that an earlier daemon left, and that may never have run, may be silent.
+const SILENCE: Duration = Duration::from_secs(10);
 /// A step of a start that takes longer is told, and so often again.
 const SLOW: Duration = Duration::from_secs(5);
 /// How old the transaction before a start may be.
@@ -53,6 +57,10 @@ struct VmTask {
     networks: watch::Receiver<Networks>,
     running: Option<u64>,
     ended: Option<Exit>,
+    /// It ran under this session and epoch when the daemon before this one ended, and runs no more.
+    ended_unseen: Option<(u64, u64)>,
+    /// What people are told of it while it runs.
+    note: String,
     deleted: bool,
     /// The epoch that `ended`, `restarts` and the pauses are about.
     epoch: u64,
@@ -84,6 +92,8 @@ pub async fn run(
         vm,
         networks,
         ended: None,
+        ended_unseen: None,
+        note: String::new(),
         deleted: false,
         epoch: 0,
         restarts: 0,
@@ -98,8 +108,12 @@ pub async fn run(
     };
     task.look(&cancel).await;
     task.remember();
+    let now = Arc::clone(&task.parts.live.borrow());
+    if task.health_target(&now).is_none() {
+        (task.ready, task.ready_ms) = (None, None);
+    }
     let (mut live, mut session) = (task.parts.live.clone(), task.parts.session.clone());
-    let (target, mut health) = super::health_watch::spawn(&task.parts, &cancel);
+    let (target, mut health) = super::health_watch::spawn(&task.parts, task.ready, &cancel);
     while !cancel.is_cancelled() {
         let snapshot = Arc::clone(&live.borrow_and_update());
         session.borrow_and_update();
@@ -126,31 +140,85 @@ impl VmTask {
     /// Finds what runs already. It listens before it looks: an end between the two is seen by one of them.
     async fn look(&mut self, cancel: &CancellationToken) {
         while !cancel.is_cancelled() {
-            match self.parts.vms.list().await {
-                Ok(list) => {
-                    let found = list.iter().find(|vm| vm.vm == self.vm.as_str());
+            match self.parts.vms.find(self.vm.as_str()).await {
+                Ok(found) => {
                     self.running = found.map(|vm| vm.epoch);
-                    return;
+                    break;
                 }
                 Err(error) => self.failed("look for", &error),
             }
-            self.parts.clock.sleep(Duration::from_millis(500)).await;
+            self.parts.clock.sleep(ASK_AGAIN).await;
+        }
+        let until = self.parts.clock.now().plus(SILENCE);
+        while self.running.is_some() && !cancel.is_cancelled() {
+            match self.parts.vms.state(self.vm.as_str()).await {
+                Ok(GuestState::NotStarted) => self.end_unstarted("it was never let run").await,
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(vm = %self.vm, why = super::chain(&error), "it does not tell what it does");
+                    if self.was_let_run() {
+                        self.note =
+                            "its QEMU did not answer when this host's daemon started".into();
+                        return;
+                    }
+                    if self.parts.clock.now() >= until {
+                        self.end_unstarted("it does not answer and may never have run").await;
+                    }
+                }
+            }
+            self.parts.clock.sleep(ASK_AGAIN).await;
         }
     }
 
-    /// Takes over what an earlier daemon wrote of the VM that runs.
-    fn remember(&mut self) {
+    /// Whether an earlier daemon told that its guest runs in the process that is there: it tells so after each start,
+    /// and takes it back before the next.
+    fn was_let_run(&self) -> bool {
         let live = self.parts.live.borrow();
-        let Some(status) = live.vm_status.get(&self.vm) else {
+        live.vm_status.get(&self.vm).is_some_and(|status| {
+            status.host == self.parts.me
+                && self.running == Some(status.epoch)
+                && matches!(status.phase, VmPhase::Running | VmPhase::Stopping)
+        })
+    }
+
+    /// Ends a process whose guest an earlier daemon may not have let run; it is started anew, but only after this one
+    /// is gone.
+    async fn end_unstarted(&mut self, why: &str) {
+        tracing::warn!(vm = %self.vm, "a process that an earlier daemon left is ended: {why}");
+        self.kill().await;
+    }
+
+    /// Takes over what an earlier daemon wrote of the VM that runs, or of the one that ran when it ended.
+    fn remember(&mut self) {
+        let live = Arc::clone(&self.parts.live.borrow());
+        let Some(status) = live.vm_status.get(&self.vm).filter(|s| s.host == self.parts.me) else {
             return;
         };
-        if self.running == Some(status.epoch) && status.host == self.parts.me {
-            self.epoch = status.epoch;
+        let ended = self.running.is_none() && status.phase == VmPhase::Running;
+        if self.running != Some(status.epoch) && !ended {
+            return;
+        }
+        self.epoch = status.epoch;
+        self.restarts = status.restarts;
+        self.resets = status.resets;
+        if ended {
+            self.ended_unseen = Some((status.session, status.epoch));
+        } else {
             self.started_ms = status.started_ms;
-            self.restarts = status.restarts;
-            self.resets = status.resets;
             self.ready = status.ready;
             self.ready_ms = status.ready_ms;
+        }
+    }
+
+    /// A VM that ran when the daemon before this one ended, and runs no more in the same session, ended by itself: its
+    /// restart policy decides. In a later session everything was ended, and it is started as on a new host.
+    async fn judge_unseen_end(&mut self) {
+        let Some(session) = self.parts.current_session() else { return };
+        if let Some((of, epoch)) = self.ended_unseen.take()
+            && of == session.number
+        {
+            let what = "it ended while this host's daemon did not run";
+            self.ended_by_itself(epoch, Exit::Crashed, what).await;
         }
     }
 
@@ -164,6 +232,7 @@ impl VmTask {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
         self.new_epoch(wanted);
+        self.judge_unseen_end().await;
         let policy = snapshot.vms.get(&self.vm).map_or(RestartPolicy::Never, |vm| vm.spec.restart);
         let now = self.parts.clock.now();
         let seen = Seen {
@@ -218,7 +287,10 @@ impl VmTask {
 
     async fn settled(&mut self, snapshot: &Snapshot, wanted: Wanted) {
         match wanted {
-            Wanted::Run { .. } => self.report(snapshot, VmPhase::Running, "").await,
+            Wanted::Run { .. } => {
+                let note = self.note.clone();
+                self.report(snapshot, VmPhase::Running, &note).await;
+            }
             Wanted::Stop => self.report(snapshot, VmPhase::Stopped, "").await,
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
             Wanted::NotMine => {}
@@ -335,7 +407,13 @@ impl VmTask {
                 self.resets = object.spec.resets;
                 self.report(snapshot, VmPhase::Running, "").await;
             }
-            Err(error) => self.not_started(snapshot, &StartFailure::of(&error)).await,
+            Err(error) => {
+                // Its process may be there yet, killed and hanging in the kernel.
+                if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+                    self.running = found.map(|vm| vm.epoch);
+                }
+                self.not_started(snapshot, &StartFailure::of(&error)).await;
+            }
         }
     }
 
@@ -403,6 +481,7 @@ impl VmTask {
             Ok(()) => {
                 self.running = None;
                 self.written = None;
+                self.note.clear();
             }
             Err(error) => self.failed("kill", &error),
         }
@@ -494,12 +573,11 @@ impl VmTask {
 
     /// Events were lost: asks the driver what runs.
     async fn resync(&mut self) {
-        if let Ok(list) = self.parts.vms.list().await {
-            let running = list.iter().find(|vm| vm.vm == self.vm.as_str()).map(|vm| vm.epoch);
-            if self.running.is_some() && running.is_none() {
-                self.exited(self.epoch, Exit::Crashed).await;
+        if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+            if let (Some(epoch), None) = (self.running, &found) {
+                self.exited(epoch, Exit::Crashed).await;
             }
-            self.running = running;
+            self.running = found.map(|vm| vm.epoch);
         }
         self.parts.clock.sleep(Duration::from_millis(50)).await;
     }
@@ -508,10 +586,25 @@ impl VmTask {
         if self.running != Some(epoch) {
             return;
         }
+        // What is told may be the end of a process before the one that runs now.
+        if matches!(self.parts.vms.find(self.vm.as_str()).await, Ok(Some(now)) if now.epoch == epoch)
+        {
+            return;
+        }
+        let what = match how {
+            Exit::PoweredOff => "the guest powered itself off",
+            Exit::Crashed => "its process ended unexpectedly",
+            Exit::Killed => "its process was killed",
+        };
+        self.ended_by_itself(epoch, how, what).await;
+    }
+
+    async fn ended_by_itself(&mut self, epoch: u64, how: Exit, what: &str) {
         self.running = None;
         self.ready = None;
         self.ready_ms = None;
         self.written = None;
+        self.note.clear();
         let live = Arc::clone(&self.parts.live.borrow());
         let wanted = wanted::vm(&live, &self.parts.me, &self.vm);
         if !matches!(wanted, Wanted::Run { epoch: wanted, .. } if wanted == epoch) {
@@ -521,11 +614,6 @@ impl VmTask {
         self.restarts += 1;
         self.failures += 1;
         self.retry_in(Duration::from_millis(backoff_ms(self.failures - 1)));
-        let what = match how {
-            Exit::PoweredOff => "the guest powered itself off",
-            Exit::Crashed => "its process ended unexpectedly",
-            Exit::Killed => "its process was killed",
-        };
         let event = self.parts.event(
             &ObjectRef::new(Kind::Vm, self.vm.clone()),
             Severity::Warning,

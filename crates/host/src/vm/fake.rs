@@ -148,6 +148,9 @@ impl VmDriver for FakeVmDriver {
         let on = self.world.running_on(&self.host);
         Ok(on.into_iter().map(|(vm, epoch)| RunningVm { vm, epoch, pid: 1 }).collect())
     }
+    async fn find(&self, vm: &str) -> Result<Option<RunningVm>, VmError> {
+        Ok(self.list().await?.into_iter().find(|running| running.vm == vm))
+    }
     async fn stop(&self, vm: &str, _grace: Duration) -> Result<(), VmError> {
         self.clock.sleep(Duration::from_millis(50)).await;
         self.kill(vm).await
