@@ -35,6 +35,10 @@ pub mod volumes;
 pub mod wanted;
 
 #[cfg(test)]
+mod agent_test;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod lease_test;
 #[cfg(test)]
 mod vm_step_test;
