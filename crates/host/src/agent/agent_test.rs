@@ -73,13 +73,14 @@ async fn a_network_that_cannot_be_made_holds_up_only_its_own_vms() {
     fixture.pass(8).await;
     assert!(fixture.runs("web") && !fixture.runs("db"));
     let said = fixture.status("db").unwrap().message;
-    assert_eq!(said, "the network `bad` cannot be made on this host: it needs br9: no such bridge");
+    let why = "the network `bad` cannot be made on this host: it needs br9: no such bridge";
+    assert_eq!(said, format!("waiting for 5 s: {why}"));
     assert_eq!(parts.problems.list(), ["network bad: it needs br9: no such bridge"]);
     fixture.pass(60).await;
     let tries = *fixture.wires.tries.lock().unwrap();
     assert!((8..30).contains(&tries), "tried {tries} times in 68 s");
     fixture.wires.bad.lock().unwrap().clear();
-    fixture.pass(40).await;
+    fixture.pass(11).await;
     assert!(fixture.runs("db"));
     assert_eq!(parts.problems.list(), [""; 0]);
 }
@@ -93,7 +94,7 @@ async fn a_start_on_a_hanging_disk_says_so_and_can_be_given_up() {
     fixture.pass(12).await;
     let status = fixture.status("web").unwrap();
     assert_eq!(status.phase, VmPhase::Starting);
-    assert_eq!(status.message, "waiting for 10 s: the disk `root` in the pool `fast`");
+    assert_eq!(status.message, "waiting for 5 s: the disk `root` in the pool `fast`");
     // The session ends and another begins: the start begins anew, within the new one.
     fixture.session.send_modify(|session| session.as_mut().unwrap().number = 2);
     fixture.pass(1).await;

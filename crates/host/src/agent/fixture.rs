@@ -3,7 +3,6 @@
 use super::{
     AgentParts, HostFacts, Problems,
     lease::Session,
-    networks::Networks,
     storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
 };
 use crate::{
@@ -166,6 +165,9 @@ pub struct Fixture {
     pub session: watch::Sender<Option<Session>>,
     clock: Clock,
     daemon: Option<CancellationToken>,
+    heard: (heartbeat::Told, heartbeat::Heard),
+    /// The id of its member of the store: none.
+    member: watch::Sender<Option<u64>>,
 }
 
 impl Fixture {
@@ -193,6 +195,8 @@ impl Fixture {
             session,
             clock,
             daemon: None,
+            heard: heartbeat::channels(),
+            member: watch::channel(None).0,
         };
         fixture.object(Kind::Pool, "fast", json!({"driver": "local", "path": "/pools/fast"})).await;
         for (network, subnet) in [("good", "10.1.0.0/24"), ("bad", "10.2.0.0/24")] {
@@ -276,7 +280,7 @@ impl Fixture {
             me: name("host1"),
             store: self.store.clone(),
             live: live.state(),
-            heard: heartbeat::channels().1,
+            heard: self.heard.1.clone(),
             session: self.session.subscribe(),
             vms: Arc::new(vms),
             network: Arc::clone(&self.wires) as _,
@@ -293,7 +297,7 @@ impl Fixture {
             clock: self.clock.clone(),
             wall_ms: Arc::new(|| 1),
             problems: Problems::default(),
-            etcd_member: watch::channel(None).1,
+            etcd_member: self.member.subscribe(),
         });
         tokio::spawn(super::run(Arc::clone(&parts), cancel.clone()));
         self.daemon = Some(cancel);
@@ -312,9 +316,4 @@ impl Fixture {
     pub async fn pass(&self, seconds: u64) {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
-}
-
-/// Networks that are in place at every revision.
-pub fn all_in_place() -> Networks {
-    Networks { revision: i64::MAX, ..Networks::default() }
 }

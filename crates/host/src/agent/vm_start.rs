@@ -13,11 +13,8 @@ use haven_model::{
     ImageSpec, Name, Placement, PoolSpec, Snapshot, VmSpec, image::ImageFile, object::Stored,
     vm::DiskSpec,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
-
-/// How long a start waits for its networks.
-const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a VM could not be started, in words.
 #[derive(Debug, thiserror::Error)]
@@ -192,27 +189,23 @@ impl Preparation<'_> {
         self.parts.storage.seed(&wanted).await.map_err(|e| StartFailure::of(&e))
     }
 
-    /// Networks that it has no card in do not matter to it.
+    /// Waits for its networks and says what they lack. Networks that it has no card in do not matter to it.
     async fn wait_for_networks(
         &mut self,
         step: &watch::Sender<String>,
     ) -> Result<(), StartFailure> {
-        step.send_replace("its networks".into());
         let Some(revision) = self.snapshot.placements.get(&self.vm).map(|p| p.revision) else {
             return Ok(());
         };
         let names: Vec<Name> = self.placement.nics.iter().map(|nic| nic.network.clone()).collect();
-        let ready = self.networks.wait_for(|now| now.lacks(revision, &names).is_none());
-        let waited = tokio::select! {
-            biased;
-            ready = ready => ready.map(drop).map_err(|_| ()),
-            () = self.parts.clock.sleep(NETWORK_PATIENCE) => Err(()),
-        };
-        if waited.is_ok() {
-            return Ok(());
+        loop {
+            let Some(why) = self.networks.borrow_and_update().lacks(revision, &names) else {
+                return Ok(());
+            };
+            step.send_if_modified(|now| std::mem::replace(now, why.clone()) != why);
+            let ended = |_| StartFailure("this host's daemon ends".into());
+            self.networks.changed().await.map_err(ended)?;
         }
-        let why = self.networks.borrow().lacks(revision, &names);
-        why.map_or(Ok(()), |why| Err(StartFailure(why)))
     }
 }
 

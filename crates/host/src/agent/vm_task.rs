@@ -38,8 +38,10 @@ const NET: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a process that an earlier daemon left, and that may never have run, may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
-/// A step of a start that takes longer is told, and so often again.
+/// A step of a start that takes longer is told, and again after twice as long, and so on.
 const SLOW: Duration = Duration::from_secs(5);
+/// The longest pause between two such messages.
+const SLOWEST: Duration = Duration::from_secs(300);
 /// How old the transaction before a start may be.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -249,7 +251,7 @@ impl VmTask {
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
             Step::Reset => self.reset(snapshot).await,
-            Step::Clean => self.clean(snapshot).await,
+            Step::Clean => self.clean(snapshot, wanted).await,
             Step::LeaveEnded => {
                 self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it")
                     .await
@@ -444,7 +446,7 @@ impl VmTask {
         };
         let made = preparation.run(&step);
         tokio::pin!(made, changed);
-        let mut since = clock.now();
+        let (mut since, mut pause) = (clock.now(), SLOW);
         loop {
             tokio::select! {
                 biased;
@@ -453,8 +455,9 @@ impl VmTask {
                     tracing::info!(vm = %self.vm, step = *now.borrow(), "its start is given up: it is not wanted here any more");
                     return None;
                 }
-                _ = now.changed() => since = clock.now(),
-                () = clock.sleep(SLOW) => {
+                Ok(()) = now.changed() => (since, pause) = (clock.now(), SLOW),
+                () = clock.sleep(pause) => {
+                    pause = (pause * 2).min(SLOWEST);
                     let what = now.borrow().clone();
                     let waits = clock.now().since(since).as_secs();
                     let message = format!("waiting for {waits} s: {what}");
@@ -512,7 +515,7 @@ impl VmTask {
     }
 
     /// Removes what this host has of it, as far as the store lets go of it.
-    async fn clean(&mut self, snapshot: &Snapshot) {
+    async fn clean(&mut self, snapshot: &Snapshot, wanted: Wanted) {
         let known = match Known::ask(&self.parts, &self.vm).await {
             Ok(known) => known,
             Err(error) => return self.failed("ask the store for", &error),
@@ -522,6 +525,10 @@ impl VmTask {
                 for (pool, name) in volumes {
                     let everywhere = pool.driver == PoolDriverKind::Shared;
                     if !known.lets_go(&self.parts.me, &name.vm_uid, everywhere) {
+                        if matches!(wanted, Wanted::Delete) {
+                            tracing::warn!(volume = %name, "it is kept: the store does not say clearly that its VM is deleted");
+                            return self.retry_in(NET);
+                        }
                         continue;
                     }
                     if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
