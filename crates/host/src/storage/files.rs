@@ -2,6 +2,7 @@
 
 use super::{
     aside,
+    busy::Busy,
     images::ImageStore,
     in_words, pool,
     qemu_img::{self, Failure},
@@ -17,7 +18,7 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -36,9 +37,19 @@ pub struct FileStorage {
     pub run_dir: PathBuf,
     /// Other hosts.
     pub peers: Arc<dyn Fetch>,
+    /// Steps that wait for a disk.
+    busy: Busy,
+    /// The images that were here when they could last be listed.
+    listed: Mutex<BTreeSet<String>>,
 }
 
 impl FileStorage {
+    /// Puts it together; nothing is asked of any disk.
+    #[must_use]
+    pub fn new(images: ImageStore, run_dir: PathBuf, peers: Arc<dyn Fetch>) -> Self {
+        Self { images, run_dir, peers, busy: Busy::default(), listed: Mutex::default() }
+    }
+
     /// Makes the content of a volume that is not there, under a name that says that it is not finished.
     async fn make(
         &self,
@@ -74,14 +85,21 @@ impl FileStorage {
         part: &Path,
     ) -> Result<(), Failure> {
         self.make(pool, wanted, part).await?;
-        let (path, part, owner) = (path.to_owned(), part.to_owned(), wanted.owner_uid);
-        let put =
-            blocking(move || Ok(pool::put(&part, &path, owner).map_err(|e| (path, e)))).await?;
-        put.map_err(|(path, error)| match error.kind() {
+        let (to, part, owner) = (path.to_owned(), part.to_owned(), wanted.owner_uid);
+        let put = self
+            .busy
+            .run(&key(pool, &wanted.name), move || Ok(pool::put(&part, &to, owner)))
+            .await?;
+        put.map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull => Failure::Full,
-            _ => unwritable(&path)(error).into(),
+            _ => unwritable(path)(error).into(),
         })
     }
+}
+
+/// What a file is called among the steps that wait for a disk; known without asking the disk.
+fn key(pool: &PoolSpec, name: &VolumeName) -> PathBuf {
+    Path::new(&pool.path).join(name.to_string())
 }
 
 /// The guest would find its file systems cut off.
@@ -92,22 +110,6 @@ fn too_small(wanted: &VolumeWanted, holds: u64) -> StorageFailure {
         in_words(wanted.size_bytes),
         in_words(holds)
     ))
-}
-
-/// What a failed step leaves goes with it; the failure itself is what is told.
-async fn discard(part: PathBuf) {
-    let removed = blocking(move || run_dir::remove(&part).map_err(unwritable(&part))).await;
-    if let Err(failure) = removed {
-        tracing::warn!(%failure, "an unfinished volume cannot be removed");
-    }
-}
-
-/// Runs what may wait for a disk or a filer, for long or for ever, where the daemon's other work does not wait for it.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageFailure> + Send + 'static,
-) -> Result<T, StorageFailure> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(says("the daemon ends; the next one tries again")))
 }
 
 fn unwritable(path: &Path) -> impl Fn(std::io::Error) -> StorageFailure {
@@ -154,16 +156,21 @@ impl Storage for FileStorage {
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
         let (asked, of) = (pool.clone(), wanted.clone());
-        let (path, part) = blocking(move || find(&asked, &of)).await?;
+        let key = key(pool, &wanted.name);
+        let (path, part) = self.busy.run(&key, move || find(&asked, &of)).await?;
         let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
         let Some(part) = part else { return Ok(ready) };
         let Err(failure) = self.finish(pool, wanted, &path, &part).await else { return Ok(ready) };
-        discard(part).await;
+        // What a failed step leaves goes with it; the failure itself is what is told.
+        let left = move || run_dir::remove(&part).map_err(unwritable(&part));
+        if let Err(failure) = self.busy.run(&key, left).await {
+            tracing::warn!(%failure, "an unfinished volume cannot be removed");
+        }
         Err(match failure {
             Failure::Other(failure) => failure,
             Failure::Full => {
                 let (pool, of) = (pool.clone(), wanted.clone());
-                blocking(move || Ok(pool::full(&pool, &of.name, of.size_bytes))).await?
+                self.busy.run(&key, move || Ok(pool::full(&pool, &of.name, of.size_bytes))).await?
             }
         })
     }
@@ -173,8 +180,8 @@ impl Storage for FileStorage {
         pool: &PoolSpec,
         name: &VolumeName,
     ) -> Result<(), StorageFailure> {
-        let (pool, name) = (pool.clone(), name.clone());
-        blocking(move || {
+        let (key, pool, name) = (key(pool, name), pool.clone(), name.clone());
+        let remove = move || {
             let directory = pool::ready(&pool)?;
             for ending in ["qcow2", "part"] {
                 let path = directory.join(format!("{name}.{ending}"));
@@ -185,23 +192,25 @@ impl Storage for FileStorage {
             // Before anybody is told: a power cut must not bring back what nothing names any more.
             pool::sync(&directory)
                 .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
-        })
-        .await
+        };
+        self.busy.run(&key, remove).await
     }
 
     async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
-        let pool = pool.clone();
-        blocking(move || aside::volumes(&pool)).await
+        let (key, pool) = (PathBuf::from(&pool.path), pool.clone());
+        self.busy.run(&key, move || aside::volumes(&pool)).await
     }
 
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
-        let (pool, names) = (pool.clone(), names.to_vec());
-        blocking(move || aside::put(&pool, &names, SystemTime::now())).await
+        let (key, pool, names) = (PathBuf::from(&pool.path), pool.clone(), names.to_vec());
+        self.busy.run(&key, move || aside::put(&pool, &names, SystemTime::now())).await
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {
         let path = self.images.path(&file.sha256);
-        if !path.exists() {
+        let asked = path.clone();
+        let here = move || asked.try_exists().map_err(unwritable(&asked));
+        if !self.busy.run(&path, here).await? {
             self.peers.fetch(file, &self.images).await?;
         }
         Ok(path)
@@ -233,6 +242,13 @@ impl Storage for FileStorage {
     }
 
     async fn images(&self) -> BTreeSet<String> {
-        self.images.list()
+        let (images, key) = (self.images.clone(), self.images.path(""));
+        let listed = self.busy.run(&key, move || Ok(images.list())).await;
+        let mut last = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        match listed {
+            Ok(listed) => last.clone_from(&listed),
+            Err(failure) => tracing::warn!(%failure, "the images of this host cannot be listed"),
+        }
+        last.clone()
     }
 }

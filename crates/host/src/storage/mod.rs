@@ -11,6 +11,7 @@
 use crate::agent::storage::StorageFailure;
 
 pub mod aside;
+pub mod busy;
 pub mod files;
 pub mod images;
 pub mod pool;

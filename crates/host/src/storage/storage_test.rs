@@ -71,6 +71,25 @@ async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
     assert_eq!(names(disk.path()), [""; 0]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_import_that_stalls_or_is_given_up_ends_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = ImageStore::new(directory.path().into());
+    let (_open, stalls) = tokio::io::duplex(1);
+    let error = store.import(stalls, None).await.unwrap_err();
+    assert!(error.what.contains("nothing of it came for 60 s"), "{error}");
+    assert_eq!(names(directory.path()), [""; 0]);
+    let (_open, stalls) = tokio::io::duplex(1);
+    let import = tokio::time::timeout(Duration::from_secs(1), store.import(stalls, None));
+    assert!(import.await.is_err());
+    // A thread removes it.
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while !names(directory.path()).is_empty() {
+        assert!(std::time::Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// A file system of a few MiB, only for this thread and those it starts.
 struct SmallDisk {
     at: tempfile::TempDir,
@@ -135,11 +154,8 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let base = tempfile::tempdir().unwrap();
-    let storage = FileStorage {
-        images: ImageStore::new(base.path().join("images")),
-        run_dir: base.path().join("vms"),
-        peers: Arc::new(Nobody),
-    };
+    let images = ImageStore::new(base.path().join("images"));
+    let storage = FileStorage::new(images, base.path().join("vms"), Arc::new(Nobody));
     Fixture { base, storage }
 }
 
