@@ -13,6 +13,8 @@ pub const CLUSTER: &str = "/haven/cluster";
 pub const MANAGER: &str = "/haven/manager";
 /// Prefix of the renewal records.
 pub const LEASES: &str = "/haven/leases/";
+/// Prefix of the owners of VMs.
+pub const PLACEMENTS: &str = "/haven/placement/vm/";
 /// Prefix of events.
 pub const EVENTS: &str = "/haven/events/";
 /// Prefix of the audit log.
@@ -47,7 +49,7 @@ pub fn lost(host: &Name) -> String {
 /// A VM's owner.
 #[must_use]
 pub fn placement(vm: &Name) -> String {
-    format!("/haven/placement/vm/{vm}")
+    format!("{PLACEMENTS}{vm}")
 }
 /// A service address' holder.
 #[must_use]

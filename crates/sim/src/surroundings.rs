@@ -4,7 +4,7 @@ use crate::{judge::Judge, net::Net};
 use async_trait::async_trait;
 use haven_control::manager::effects;
 use haven_host::{
-    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted},
+    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     health::{Prober, Target},
 };
 use haven_model::{Name, PoolSpec, host::PowerSpec, image::ImageFile};
@@ -31,9 +31,23 @@ impl Storage for SimStorage {
         _pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
-        Ok(VolumeReady { path: PathBuf::from(&wanted.name), format: "raw".into() })
+        Ok(VolumeReady { path: PathBuf::from(wanted.name.to_string()), format: "raw".into() })
     }
-    async fn delete_volume(&self, _pool: &PoolSpec, _name: &str) -> Result<(), StorageFailure> {
+    async fn delete_volume(
+        &self,
+        _pool: &PoolSpec,
+        _name: &VolumeName,
+    ) -> Result<(), StorageFailure> {
+        Ok(())
+    }
+    async fn volumes(&self, _pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+        Ok(Vec::new())
+    }
+    async fn put_aside(
+        &self,
+        _pool: &PoolSpec,
+        _names: &[VolumeName],
+    ) -> Result<(), StorageFailure> {
         Ok(())
     }
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {

@@ -299,11 +299,11 @@ impl Daemon {
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
             address: Arc::new(LinuxAddress::new(self.paths.run.join("addresses.json"))?),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
-            storage: Arc::new(FileStorage {
+            storage: Arc::new(FileStorage::new(
                 images,
-                run_dir: self.paths.run.join("vms"),
-                peers: Arc::new(peers),
-            }),
+                self.paths.run.join("vms"),
+                Arc::new(peers),
+            )),
             prober: Arc::new(NetProber),
             facts: {
                 let state = self.paths.state.clone();

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Starts following; send the target, read the health (nothing while unknown).
+/// Starts following; send the target, read the health (nothing while unknown). `before` is what an earlier daemon knew
+/// of the first target: it holds until this one knows better.
 pub fn spawn(
     parts: &Arc<AgentParts>,
+    before: Option<bool>,
     cancel: &CancellationToken,
 ) -> (watch::Sender<Option<Target>>, watch::Receiver<Option<bool>>) {
     let (target, wanted) = watch::channel(None);
-    let (out, health) = watch::channel(None);
+    let (out, health) = watch::channel(before);
     tokio::spawn(follow(Arc::clone(parts), wanted, out, cancel.clone()));
     (target, health)
 }
@@ -25,12 +27,14 @@ async fn follow(
 ) {
     let mut current: Option<Target> = None;
     let mut counter = Counter::default();
+    let mut before = *out.borrow();
     loop {
         let target = wanted.borrow_and_update().clone();
         if target != current {
             current = target;
-            counter = Counter::default();
-            out.send_replace(None);
+            let known = before.take();
+            counter = Counter::of(known);
+            out.send_if_modified(|now| std::mem::replace(now, known) != known);
         }
         let Some(target) = &current else {
             tokio::select! {

@@ -3,7 +3,9 @@
 //! ```text
 //!             live copy ──┬──► lease.rs       renews, moves the guard's deadline, tells the session
 //!                         ├──► networks.rs    bridges, tunnels, taps, firewall
-//!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure)
+//!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure;
+//!                         │                   what a start needs: vm_start.rs)
+//!                         ├──► volumes.rs     volumes that are nobody's
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         └──► status.rs      what this host is and what is wrong with it
 //! ```
@@ -26,11 +28,17 @@ pub mod remains;
 pub mod status;
 pub mod storage;
 pub mod timers;
+pub mod vm_start;
 pub mod vm_step;
 pub mod vm_task;
 pub mod vms;
+pub mod volumes;
 pub mod wanted;
 
+#[cfg(test)]
+mod agent_test;
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod lease_test;
 #[cfg(test)]
@@ -50,7 +58,7 @@ use haven_store::{
 };
 use lease::Session;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 use storage::Storage;
@@ -207,10 +215,12 @@ impl AgentParts {
 
 /// Runs all parts until `cancel`; the lease is run by the caller, beside it.
 pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
-    let (applied, networks) = watch::channel(0);
+    let (applied, networks) = watch::channel(networks::Networks::default());
+    let (left, leftovers) = watch::channel(BTreeSet::new());
     tokio::join!(
         networks::run(Arc::clone(&parts), applied, cancel.clone()),
-        vms::run(Arc::clone(&parts), networks, cancel.clone()),
+        vms::run(Arc::clone(&parts), networks, leftovers, cancel.clone()),
+        volumes::run(Arc::clone(&parts), left, cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         status::run(Arc::clone(&parts), cancel.clone()),
     );

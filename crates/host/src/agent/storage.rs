@@ -1,8 +1,8 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
 use async_trait::async_trait;
-use haven_model::{PoolSpec, image::ImageFile};
-use std::path::PathBuf;
+use haven_model::{Name, PoolSpec, image::ImageFile};
+use std::{fmt, path::PathBuf};
 
 /// Something of a disk, an image or a seed could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -12,11 +12,49 @@ pub struct StorageFailure {
     pub what: String,
 }
 
+/// Which volume: of which disk of which VM. The VM's uid tells it from a VM of the same name that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeName {
+    /// The VM.
+    pub vm: Name,
+    /// Its disk.
+    pub disk: Name,
+    /// The VM's uid.
+    pub vm_uid: String,
+}
+
+impl VolumeName {
+    /// Reads `<vm>.<disk>.<uid>`; nothing when it is something else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        // No name can hold a dot.
+        let mut parts = text.splitn(3, '.');
+        let (vm, disk, vm_uid) = (parts.next()?, parts.next()?, parts.next()?);
+        is_uid(vm_uid).then_some(())?;
+        Some(Self {
+            vm: Name::new(vm).ok()?,
+            disk: Name::new(disk).ok()?,
+            vm_uid: vm_uid.to_owned(),
+        })
+    }
+}
+
+/// Whether this can stand in the name of a file.
+fn is_uid(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}.{}.{}", self.vm, self.disk, self.vm_uid)
+    }
+}
+
 /// A volume that a VM needs.
 #[derive(Clone, Debug)]
 pub struct VolumeWanted {
-    /// `<vm>.<disk>`, unique in its pool: neither name can hold a dot.
-    pub name: String,
+    /// Unique in its pool.
+    pub name: VolumeName,
     /// How large the guest sees it, bytes.
     pub size_bytes: u64,
     /// What it is made from, with the format of the image.
@@ -72,7 +110,13 @@ pub trait Storage: Send + Sync {
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure>;
     /// Removes a volume; fine when it is not there.
-    async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure>;
+    async fn delete_volume(&self, pool: &PoolSpec, name: &VolumeName)
+    -> Result<(), StorageFailure>;
+    /// The volumes that this host has in a local pool. Of a pool whose directory is not there, none.
+    async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure>;
+    /// Puts aside volumes of a local pool that no VM has any more, so that none gets them, and removes those that were
+    /// put aside a day ago. The day is for people: it is how long a disk that was deleted by mistake can be had back.
+    async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure>;
     /// A file of an image, fetched from another host if it is not here.
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure>;
     /// Writes the seed.

@@ -5,51 +5,64 @@
 
 use super::{
     AgentParts,
-    storage::{SeedNic, SeedWanted, VolumeWanted},
+    lease::Session,
+    networks::Networks,
+    storage::{StorageFailure, VolumeName},
+    vm_start::{Preparation, StartFailure},
     vm_step::{Seen, Step, Wanted, backoff_ms, next},
+    volumes::{self, Known},
     wanted,
 };
 use crate::{
     health::Target,
-    vm::driver::{Accel, DirectBoot, DiskLaunch, Exit, NicLaunch, RunningVm, VmEvent, VmLaunch},
+    vm::driver::{Exit, GuestState, VmEvent, VmLaunch},
 };
 use haven_model::{
-    ImageSpec, Name, ObjectRef, Placement, PoolSpec, Severity, Snapshot, VmPhase, VmSpec, VmStatus,
-    keys,
+    Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase, VmSpec,
+    VmStatus, keys,
     object::{Kind, Stored},
     service::Protocol,
-    vm::{DiskSpec, RestartPolicy},
+    vm::RestartPolicy,
 };
 use haven_store::{
     clock::Mono,
     raw::{Compare, Op},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The net under lost wake-ups.
 const NET: Duration = Duration::from_secs(10);
-/// How long a start waits for its network.
-const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
+/// The pause before the driver is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a process that an earlier daemon left, and that may never have run, may be silent.
+const SILENCE: Duration = Duration::from_secs(10);
+/// A step of a start that takes longer is told, and again after twice as long, and so on.
+const SLOW: Duration = Duration::from_secs(5);
+/// The longest pause between two such messages.
+const SLOWEST: Duration = Duration::from_secs(300);
+/// How old the transaction before a start may be.
+const FRESH: Duration = Duration::from_secs(1);
 
-/// Why a VM could not be started, in words.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct StartFailure(String);
-
-impl StartFailure {
-    fn of(error: &dyn std::error::Error) -> Self {
-        Self(super::chain(error))
+/// Whether a start that began for `then` is still wanted.
+fn same(then: Wanted, now: Wanted) -> bool {
+    match (then, now) {
+        (Wanted::Run { epoch: then, .. }, Wanted::Run { epoch: now, .. }) => then == now,
+        _ => false,
     }
 }
 
 struct VmTask {
     parts: Arc<AgentParts>,
     vm: Name,
-    networks: watch::Receiver<i64>,
+    networks: watch::Receiver<Networks>,
     running: Option<u64>,
     ended: Option<Exit>,
+    /// It ran under this session and epoch when the daemon before this one ended, and runs no more.
+    ended_unseen: Option<(u64, u64)>,
+    /// What people are told of it while it runs.
+    note: String,
     deleted: bool,
     /// The epoch that `ended`, `restarts` and the pauses are about.
     epoch: u64,
@@ -70,7 +83,7 @@ struct VmTask {
 pub async fn run(
     parts: Arc<AgentParts>,
     vm: Name,
-    networks: watch::Receiver<i64>,
+    networks: watch::Receiver<Networks>,
     cancel: CancellationToken,
 ) {
     let now = parts.clock.now();
@@ -81,6 +94,8 @@ pub async fn run(
         vm,
         networks,
         ended: None,
+        ended_unseen: None,
+        note: String::new(),
         deleted: false,
         epoch: 0,
         restarts: 0,
@@ -95,8 +110,12 @@ pub async fn run(
     };
     task.look(&cancel).await;
     task.remember();
+    let now = Arc::clone(&task.parts.live.borrow());
+    if task.health_target(&now).is_none() {
+        (task.ready, task.ready_ms) = (None, None);
+    }
     let (mut live, mut session) = (task.parts.live.clone(), task.parts.session.clone());
-    let (target, mut health) = super::health_watch::spawn(&task.parts, &cancel);
+    let (target, mut health) = super::health_watch::spawn(&task.parts, task.ready, &cancel);
     while !cancel.is_cancelled() {
         let snapshot = Arc::clone(&live.borrow_and_update());
         session.borrow_and_update();
@@ -123,31 +142,85 @@ impl VmTask {
     /// Finds what runs already. It listens before it looks: an end between the two is seen by one of them.
     async fn look(&mut self, cancel: &CancellationToken) {
         while !cancel.is_cancelled() {
-            match self.parts.vms.list().await {
-                Ok(list) => {
-                    let found = list.iter().find(|vm| vm.vm == self.vm.as_str());
+            match self.parts.vms.find(self.vm.as_str()).await {
+                Ok(found) => {
                     self.running = found.map(|vm| vm.epoch);
-                    return;
+                    break;
                 }
                 Err(error) => self.failed("look for", &error),
             }
-            self.parts.clock.sleep(Duration::from_millis(500)).await;
+            self.parts.clock.sleep(ASK_AGAIN).await;
+        }
+        let until = self.parts.clock.now().plus(SILENCE);
+        while self.running.is_some() && !cancel.is_cancelled() {
+            match self.parts.vms.state(self.vm.as_str()).await {
+                Ok(GuestState::NotStarted) => self.end_unstarted("it was never let run").await,
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(vm = %self.vm, why = super::chain(&error), "it does not tell what it does");
+                    if self.was_let_run() {
+                        self.note =
+                            "its QEMU did not answer when this host's daemon started".into();
+                        return;
+                    }
+                    if self.parts.clock.now() >= until {
+                        self.end_unstarted("it does not answer and may never have run").await;
+                    }
+                }
+            }
+            self.parts.clock.sleep(ASK_AGAIN).await;
         }
     }
 
-    /// Takes over what an earlier daemon wrote of the VM that runs.
-    fn remember(&mut self) {
+    /// Whether an earlier daemon told that its guest runs in the process that is there: it tells so after each start,
+    /// and takes it back before the next.
+    fn was_let_run(&self) -> bool {
         let live = self.parts.live.borrow();
-        let Some(status) = live.vm_status.get(&self.vm) else {
+        live.vm_status.get(&self.vm).is_some_and(|status| {
+            status.host == self.parts.me
+                && self.running == Some(status.epoch)
+                && matches!(status.phase, VmPhase::Running | VmPhase::Stopping)
+        })
+    }
+
+    /// Ends a process whose guest an earlier daemon may not have let run; it is started anew, but only after this one
+    /// is gone.
+    async fn end_unstarted(&mut self, why: &str) {
+        tracing::warn!(vm = %self.vm, "a process that an earlier daemon left is ended: {why}");
+        self.kill().await;
+    }
+
+    /// Takes over what an earlier daemon wrote of the VM that runs, or of the one that ran when it ended.
+    fn remember(&mut self) {
+        let live = Arc::clone(&self.parts.live.borrow());
+        let Some(status) = live.vm_status.get(&self.vm).filter(|s| s.host == self.parts.me) else {
             return;
         };
-        if self.running == Some(status.epoch) && status.host == self.parts.me {
-            self.epoch = status.epoch;
+        let ended = self.running.is_none() && status.phase == VmPhase::Running;
+        if self.running != Some(status.epoch) && !ended {
+            return;
+        }
+        self.epoch = status.epoch;
+        self.restarts = status.restarts;
+        self.resets = status.resets;
+        if ended {
+            self.ended_unseen = Some((status.session, status.epoch));
+        } else {
             self.started_ms = status.started_ms;
-            self.restarts = status.restarts;
-            self.resets = status.resets;
             self.ready = status.ready;
             self.ready_ms = status.ready_ms;
+        }
+    }
+
+    /// A VM that ran when the daemon before this one ended, and runs no more in the same session, ended by itself: its
+    /// restart policy decides. In a later session everything was ended, and it is started as on a new host.
+    async fn judge_unseen_end(&mut self) {
+        let Some(session) = self.parts.current_session() else { return };
+        if let Some((of, epoch)) = self.ended_unseen.take()
+            && of == session.number
+        {
+            let what = "it ended while this host's daemon did not run";
+            self.ended_by_itself(epoch, Exit::Crashed, what).await;
         }
     }
 
@@ -161,6 +234,7 @@ impl VmTask {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
         self.new_epoch(wanted);
+        self.judge_unseen_end().await;
         let policy = snapshot.vms.get(&self.vm).map_or(RestartPolicy::Never, |vm| vm.spec.restart);
         let now = self.parts.clock.now();
         let seen = Seen {
@@ -215,7 +289,10 @@ impl VmTask {
 
     async fn settled(&mut self, snapshot: &Snapshot, wanted: Wanted) {
         match wanted {
-            Wanted::Run { .. } => self.report(snapshot, VmPhase::Running, "").await,
+            Wanted::Run { .. } => {
+                let note = self.note.clone();
+                self.report(snapshot, VmPhase::Running, &note).await;
+            }
             Wanted::Stop => self.report(snapshot, VmPhase::Stopped, "").await,
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
             Wanted::NotMine => {}
@@ -251,6 +328,8 @@ impl VmTask {
         }
         let bare = status.clone();
         status.since_ms = (self.parts.wall_ms)();
+        // Until it is known what the store has: this may be given up half-way.
+        self.written = None;
         let compare = vec![Compare::ModRevision(keys::placement(&self.vm), placement.revision)];
         let value = serde_json::to_vec(&status).expect("a status is plain data");
         match self
@@ -263,13 +342,9 @@ impl VmTask {
                 self.written = Some(bare);
                 true
             }
-            Ok(_) => {
-                self.written = None;
-                false
-            }
+            Ok(_) => false,
             Err(error) => {
                 tracing::debug!(vm = %self.vm, %error, "its status could not be written");
-                self.written = None;
                 self.retry_in(Duration::from_millis(200));
                 false
             }
@@ -291,7 +366,9 @@ impl VmTask {
         let Some(kvm) = self.parts.facts.borrow().as_ref().map(|facts| facts.kvm) else {
             return self.retry_in(Duration::from_millis(200));
         };
-        // The transaction behind this status is what makes a start and a change of owner exclude each other.
+        // The transaction behind this status is what makes a start and a change of owner exclude each other. It is
+        // done also when the store has this status already.
+        self.written = None;
         if !self.publish(snapshot, VmPhase::Starting, "").await {
             self.retry_in(Duration::from_millis(100));
             return;
@@ -299,7 +376,30 @@ impl VmTask {
         let Some((object, placement)) = self.last.clone() else {
             return;
         };
-        match self.launch(snapshot, &object, &placement, session.number, kvm).await {
+        let begun = self.parts.clock.now();
+        let preparation = Preparation {
+            parts: Arc::clone(&self.parts),
+            vm: self.vm.clone(),
+            snapshot,
+            object: Arc::clone(&object),
+            placement: Arc::clone(&placement),
+            session: session.number,
+            kvm,
+            networks: self.networks.clone(),
+        };
+        let launch = match self.prepare(snapshot, preparation, session).await {
+            Some(Ok(launch)) => launch,
+            Some(Err(failure)) => return self.not_started(snapshot, &failure).await,
+            None => return,
+        };
+        if self.parts.clock.now().since(begun) > FRESH {
+            // The owner may have changed while the disks were made.
+            self.written = None;
+            if !self.publish(snapshot, VmPhase::Starting, "").await {
+                return self.retry_in(Duration::from_millis(100));
+            }
+        }
+        match self.parts.vms.start(&launch).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
                 self.ended = None;
@@ -309,167 +409,61 @@ impl VmTask {
                 self.resets = object.spec.resets;
                 self.report(snapshot, VmPhase::Running, "").await;
             }
-            Err(failure) => {
-                tracing::warn!(vm = %self.vm, why = %failure, "it could not be started");
-                self.failures += 1;
-                self.retry_in(Duration::from_millis(backoff_ms(self.failures)));
-                self.report(snapshot, VmPhase::Failed, &failure.0).await;
+            Err(error) => {
+                // Its process may be there yet, killed and hanging in the kernel.
+                if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+                    self.running = found.map(|vm| vm.epoch);
+                }
+                self.not_started(snapshot, &StartFailure::of(&error)).await;
             }
         }
     }
 
-    async fn launch(
+    async fn not_started(&mut self, snapshot: &Snapshot, failure: &StartFailure) {
+        tracing::warn!(vm = %self.vm, why = %failure, "it could not be started");
+        self.failures += 1;
+        self.retry_in(Duration::from_millis(backoff_ms(self.failures)));
+        self.report(snapshot, VmPhase::Failed, &failure.0).await;
+    }
+
+    /// Makes ready what it needs, for as long as that takes, and says what it is waiting for. Nothing when it shall
+    /// not start any more: it was deleted or placed elsewhere, or the session ended.
+    async fn prepare(
         &mut self,
         snapshot: &Snapshot,
-        object: &Stored<VmSpec>,
-        placement: &Placement,
-        session: u64,
-        kvm: bool,
-    ) -> Result<RunningVm, StartFailure> {
-        let disks = self.disks(snapshot, &object.spec, placement).await?;
-        let direct_boot = self.direct_boot(snapshot, &object.spec).await?;
-        let seed = self.seed(snapshot, object, placement).await?;
-        self.wait_for_network(snapshot).await?;
-        let mtu = |network: &Name| snapshot.networks.get(network).map_or(1450, |n| n.spec.mtu);
-        let nics = placement
-            .nics
-            .iter()
-            .enumerate()
-            .map(|(i, nic)| NicLaunch {
-                tap: placement.tap(i),
-                mac: nic.mac.clone(),
-                mtu: mtu(&nic.network),
-            })
-            .collect();
-        let launch = VmLaunch {
-            vm: self.vm.to_string(),
-            uid: placement.unix_uid(),
-            epoch: placement.epoch,
-            session,
-            cpus: object.spec.cpus,
-            memory_bytes: object.spec.memory.0,
-            disks,
-            direct_boot,
-            seed: Some(seed),
-            nics,
-            accel: if kvm { Accel::Kvm } else { Accel::Tcg },
-            uuid: object.meta.uid.clone(),
+        preparation: Preparation<'_>,
+        session: Session,
+    ) -> Option<Result<VmLaunch, StartFailure>> {
+        let (step, mut now) = watch::channel(String::new());
+        let (mut live, mut sessions) = (self.parts.live.clone(), self.parts.session.clone());
+        let wanted = wanted::vm(snapshot, &self.parts.me, &self.vm);
+        let (me, vm, clock) = (self.parts.me.clone(), self.vm.clone(), self.parts.clock.clone());
+        let changed = async {
+            tokio::select! {
+                _ = live.wait_for(|live| !same(wanted, wanted::vm(live, &me, &vm))) => {}
+                _ = sessions.wait_for(|now| *now != Some(session)) => {}
+            }
         };
-        self.parts.vms.start(&launch).await.map_err(|error| StartFailure::of(&error))
-    }
-
-    async fn disks(
-        &self,
-        snapshot: &Snapshot,
-        spec: &VmSpec,
-        placement: &Placement,
-    ) -> Result<Vec<DiskLaunch>, StartFailure> {
-        let mut disks = Vec::new();
-        for disk in &spec.disks {
-            let pool = pool_of(snapshot, disk)?;
-            let image = match &disk.image {
-                None => None,
-                Some(name) => {
-                    let image = image_of(snapshot, name)?;
-                    let file = image.disk.clone().ok_or_else(|| {
-                        StartFailure(format!(
-                            "image `{name}` has no disk; disk `{}` cannot be made from it",
-                            disk.name
-                        ))
-                    })?;
-                    Some((file, image.format.clone().unwrap_or_else(|| "raw".into())))
+        let made = preparation.run(&step);
+        tokio::pin!(made, changed);
+        let (mut since, mut pause) = (clock.now(), SLOW);
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut made => return Some(made),
+                () = &mut changed => {
+                    tracing::info!(vm = %self.vm, step = *now.borrow(), "its start is given up: it is not wanted here any more");
+                    return None;
                 }
-            };
-            let wanted = VolumeWanted {
-                name: format!("{}.{}", self.vm, disk.name),
-                size_bytes: disk.size.0,
-                image,
-                owner_uid: placement.unix_uid(),
-            };
-            let ready = self
-                .parts
-                .storage
-                .volume(&pool, &wanted)
-                .await
-                .map_err(|e| StartFailure::of(&e))?;
-            disks.push(DiskLaunch {
-                name: disk.name.to_string(),
-                path: ready.path,
-                format: ready.format,
-                read_only: false,
-                size_bytes: disk.size.0,
-            });
-        }
-        Ok(disks)
-    }
-
-    async fn direct_boot(
-        &self,
-        snapshot: &Snapshot,
-        spec: &VmSpec,
-    ) -> Result<Option<DirectBoot>, StartFailure> {
-        let Some(name) = &spec.image else {
-            return Ok(None);
-        };
-        let image = image_of(snapshot, name)?;
-        let Some(kernel) = &image.kernel else {
-            return Ok(None);
-        };
-        let kernel = self.image_file(kernel).await?;
-        let initrd = match &image.initrd {
-            Some(file) => Some(self.image_file(file).await?),
-            None => None,
-        };
-        Ok(Some(DirectBoot { kernel, initrd, cmdline: image.cmdline.clone() }))
-    }
-
-    async fn image_file(
-        &self,
-        file: &haven_model::image::ImageFile,
-    ) -> Result<PathBuf, StartFailure> {
-        self.parts.storage.image_file(file).await.map_err(|e| StartFailure::of(&e))
-    }
-
-    async fn seed(
-        &self,
-        snapshot: &Snapshot,
-        object: &Stored<VmSpec>,
-        placement: &Placement,
-    ) -> Result<PathBuf, StartFailure> {
-        let nics = placement
-            .nics
-            .iter()
-            .filter_map(|nic| {
-                let network = &snapshot.networks.get(&nic.network)?.spec;
-                Some(SeedNic {
-                    mac: nic.mac.clone(),
-                    address: ipnet::Ipv4Net::new(nic.ip, network.subnet.prefix_len()).ok()?,
-                    gateway: network.gateway(),
-                    nameservers: network.nameservers.clone(),
-                })
-            })
-            .collect();
-        let wanted = SeedWanted {
-            vm: self.vm.to_string(),
-            instance_id: object.meta.uid.clone(),
-            user_data: object.spec.user_data.clone().unwrap_or_default(),
-            nics,
-            owner_uid: placement.unix_uid(),
-        };
-        self.parts.storage.seed(&wanted).await.map_err(|e| StartFailure::of(&e))
-    }
-
-    async fn wait_for_network(&mut self, snapshot: &Snapshot) -> Result<(), StartFailure> {
-        let Some(revision) = snapshot.placements.get(&self.vm).map(|p| p.revision) else {
-            return Ok(());
-        };
-        let ready = self.networks.wait_for(|applied| *applied >= revision);
-        tokio::select! {
-            biased;
-            _ = ready => Ok(()),
-            () = self.parts.clock.sleep(NETWORK_PATIENCE) => Err(StartFailure(
-                "the network of this host is not ready; `haven host show` tells what is wrong with it".into(),
-            )),
+                Ok(()) = now.changed() => (since, pause) = (clock.now(), SLOW),
+                () = clock.sleep(pause) => {
+                    pause = (pause * 2).min(SLOWEST);
+                    let what = now.borrow().clone();
+                    let waits = clock.now().since(since).as_secs();
+                    let message = format!("waiting for {waits} s: {what}");
+                    self.report(snapshot, VmPhase::Starting, &message).await;
+                }
+            }
         }
     }
 
@@ -490,6 +484,7 @@ impl VmTask {
             Ok(()) => {
                 self.running = None;
                 self.written = None;
+                self.note.clear();
             }
             Err(error) => self.failed("kill", &error),
         }
@@ -519,28 +514,58 @@ impl VmTask {
         }
     }
 
-    /// Removes what this host has of it. Volumes of a pool that all hosts share stay unless the VM is deleted.
+    /// Removes what this host has of it, as far as the store lets go of it.
     async fn clean(&mut self, snapshot: &Snapshot, wanted: Wanted) {
-        if let Some((object, _)) = self.last.clone() {
-            for disk in &object.spec.disks {
-                let Ok(pool) = pool_of(snapshot, disk) else {
-                    continue;
-                };
-                let everywhere = pool.driver == haven_model::PoolDriverKind::Shared;
-                if everywhere && !matches!(wanted, Wanted::Delete) {
-                    continue;
-                }
-                let name = format!("{}.{}", self.vm, disk.name);
-                if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
-                    return self.failed("remove a volume of", &error);
+        let known = match Known::ask(&self.parts, &self.vm).await {
+            Ok(known) => known,
+            Err(error) => return self.failed("ask the store for", &error),
+        };
+        match self.volumes(snapshot).await {
+            Ok(volumes) => {
+                for (pool, name) in volumes {
+                    let everywhere = pool.driver == PoolDriverKind::Shared;
+                    if !known.lets_go(&self.parts.me, &name.vm_uid, everywhere) {
+                        if matches!(wanted, Wanted::Delete) {
+                            tracing::warn!(volume = %name, "it is kept: the store does not say clearly that its VM is deleted");
+                            return self.retry_in(NET);
+                        }
+                        continue;
+                    }
+                    if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
+                        return self.failed("remove a volume of", &error);
+                    }
                 }
             }
+            Err(error) => return self.failed("look for volumes of", &error),
         }
         if let Err(error) = self.parts.storage.forget(self.vm.as_str()).await {
             return self.failed("clean up after", &error);
         }
         self.deleted = true;
         self.retry_in(Duration::from_millis(1));
+    }
+
+    /// All its volumes that this host can reach: those in local pools, of whatever VM of its name, and the shared ones.
+    async fn volumes(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<(PoolSpec, VolumeName)>, StorageFailure> {
+        let mut all = Vec::new();
+        for pool in volumes::local_pools(snapshot) {
+            let here = self.parts.storage.volumes(pool).await?;
+            let its = here.into_iter().filter(|name| name.vm == self.vm);
+            all.extend(its.map(|name| (pool.clone(), name)));
+        }
+        let Some((object, _)) = &self.last else { return Ok(all) };
+        for disk in &object.spec.disks {
+            let pool = snapshot.pools.get(&disk.pool).map(|pool| &pool.spec);
+            let Some(pool) = pool.filter(|pool| pool.driver == PoolDriverKind::Shared) else {
+                continue;
+            };
+            let (vm, disk) = (self.vm.clone(), disk.name.clone());
+            all.push((pool.clone(), VolumeName { vm, disk, vm_uid: object.meta.uid.clone() }));
+        }
+        Ok(all)
     }
 
     async fn event(&mut self, event: Result<VmEvent, broadcast::error::RecvError>) {
@@ -555,12 +580,11 @@ impl VmTask {
 
     /// Events were lost: asks the driver what runs.
     async fn resync(&mut self) {
-        if let Ok(list) = self.parts.vms.list().await {
-            let running = list.iter().find(|vm| vm.vm == self.vm.as_str()).map(|vm| vm.epoch);
-            if self.running.is_some() && running.is_none() {
-                self.exited(self.epoch, Exit::Crashed).await;
+        if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+            if let (Some(epoch), None) = (self.running, &found) {
+                self.exited(epoch, Exit::Crashed).await;
             }
-            self.running = running;
+            self.running = found.map(|vm| vm.epoch);
         }
         self.parts.clock.sleep(Duration::from_millis(50)).await;
     }
@@ -569,10 +593,25 @@ impl VmTask {
         if self.running != Some(epoch) {
             return;
         }
+        // What is told may be the end of a process before the one that runs now.
+        if matches!(self.parts.vms.find(self.vm.as_str()).await, Ok(Some(now)) if now.epoch == epoch)
+        {
+            return;
+        }
+        let what = match how {
+            Exit::PoweredOff => "the guest powered itself off",
+            Exit::Crashed => "its process ended unexpectedly",
+            Exit::Killed => "its process was killed",
+        };
+        self.ended_by_itself(epoch, how, what).await;
+    }
+
+    async fn ended_by_itself(&mut self, epoch: u64, how: Exit, what: &str) {
         self.running = None;
         self.ready = None;
         self.ready_ms = None;
         self.written = None;
+        self.note.clear();
         let live = Arc::clone(&self.parts.live.borrow());
         let wanted = wanted::vm(&live, &self.parts.me, &self.vm);
         if !matches!(wanted, Wanted::Run { epoch: wanted, .. } if wanted == epoch) {
@@ -582,11 +621,6 @@ impl VmTask {
         self.restarts += 1;
         self.failures += 1;
         self.retry_in(Duration::from_millis(backoff_ms(self.failures - 1)));
-        let what = match how {
-            Exit::PoweredOff => "the guest powered itself off",
-            Exit::Crashed => "its process ended unexpectedly",
-            Exit::Killed => "its process was killed",
-        };
         let event = self.parts.event(
             &ObjectRef::new(Kind::Vm, self.vm.clone()),
             Severity::Warning,
@@ -623,23 +657,4 @@ impl VmTask {
             self.ready_ms.get_or_insert((self.parts.wall_ms)());
         }
     }
-}
-
-fn pool_of(snapshot: &Snapshot, disk: &DiskSpec) -> Result<PoolSpec, StartFailure> {
-    let pool = snapshot.pools.get(&disk.pool);
-    pool.map(|pool| pool.spec.clone()).ok_or_else(|| {
-        StartFailure(format!(
-            "pool `{}` of disk `{}` does not exist; apply it first",
-            disk.pool, disk.name
-        ))
-    })
-}
-
-fn image_of(snapshot: &Snapshot, name: &Name) -> Result<ImageSpec, StartFailure> {
-    let image = snapshot.images.get(name);
-    image.map(|image| image.spec.clone()).ok_or_else(|| {
-        StartFailure(format!(
-            "image `{name}` does not exist; import it with `haven image import {name} FILE`"
-        ))
-    })
 }

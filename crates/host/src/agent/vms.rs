@@ -1,7 +1,7 @@
 //! One task per VM: this part makes and ends those tasks, and nothing else.
 
-use super::{AgentParts, vm_task, wanted};
-use crate::vm::driver::{GuestState, RunningVm, VmError};
+use super::{AgentParts, networks::Networks, vm_task, wanted};
+use crate::vm::driver::{Stray, VmError};
 use haven_model::Name;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -14,10 +14,26 @@ use tokio_util::sync::CancellationToken;
 /// The net under lost wake-ups.
 const NET: Duration = Duration::from_secs(10);
 
-/// Runs until `cancel`. VMs that run already (left by an earlier daemon) are adopted first.
+/// The pause before the driver is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Under which name processes that cannot be ended stand among this host's problems.
+const STRAYS: &str = "processes of VMs";
+
+/// Runs until `cancel`. VMs that run already (left by an earlier daemon) are adopted, each by its own task.
 pub async fn run(
     parts: Arc<AgentParts>,
-    networks: watch::Receiver<i64>,
+    networks: watch::Receiver<Networks>,
+    leftovers: watch::Receiver<BTreeSet<Name>>,
+    cancel: CancellationToken,
+) {
+    let tasks = tasks(Arc::clone(&parts), networks, leftovers, cancel.clone());
+    tokio::join!(end_strays(&parts, &cancel), tasks);
+}
+
+async fn tasks(
+    parts: Arc<AgentParts>,
+    networks: watch::Receiver<Networks>,
+    mut leftovers: watch::Receiver<BTreeSet<Name>>,
     cancel: CancellationToken,
 ) {
     let mut found = adopt(&parts, &cancel).await;
@@ -45,6 +61,9 @@ pub async fn run(
             biased;
             () = cancel.cancelled() => {}
             _ = live.changed() => {}
+            Ok(()) = leftovers.changed() => {
+                found.extend(leftovers.borrow_and_update().iter().cloned());
+            }
             () = parts.clock.sleep(NET) => {}
         }
     }
@@ -53,30 +72,39 @@ pub async fn run(
     }
 }
 
-/// What a daemon before this one left: strays and VMs that it never let run are ended, the others are told.
-async fn left_over(parts: &AgentParts) -> Result<Vec<RunningVm>, VmError> {
-    for stray in parts.vms.strays().await? {
+/// Ends the processes that nothing names, which a daemon left that was killed in the middle of a start. Each is ended
+/// by itself and asked for until none is left; the driver starts no VM beside one of its own.
+async fn end_strays(parts: &AgentParts, cancel: &CancellationToken) {
+    loop {
+        match ended(parts).await {
+            Ok(()) => return parts.solved(STRAYS),
+            Err(error) => parts.problem(STRAYS, &error),
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return,
+            () = parts.clock.sleep(AGAIN) => {}
+        }
+    }
+}
+
+async fn ended(parts: &AgentParts) -> Result<(), VmError> {
+    let strays = parts.vms.strays().await?;
+    let end = async |stray: &Stray| {
         tracing::warn!(
             vm = stray.vm,
             pid = stray.pid,
             "a VM's process that nothing names is ended"
         );
-        parts.vms.end_stray(&stray).await?;
-    }
-    let list = parts.vms.list().await?;
-    for vm in &list {
-        if matches!(parts.vms.state(&vm.vm).await, Ok(GuestState::NotStarted)) {
-            tracing::warn!(vm = vm.vm, pid = vm.pid, "it was started and never let run: ended");
-            parts.vms.kill(&vm.vm).await?;
-        }
-    }
-    parts.vms.list().await
+        parts.vms.end_stray(stray).await
+    };
+    futures::future::join_all(strays.iter().map(end)).await.into_iter().collect()
 }
 
-/// What runs already; asked until the driver answers, since a VM that is overlooked could be started twice.
+/// What runs already; asked until the driver answers.
 async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeSet<Name> {
     loop {
-        match left_over(parts).await {
+        match parts.vms.list().await {
             Ok(list) => {
                 parts.solved("vms");
                 return list.into_iter().filter_map(|vm| Name::new(vm.vm).ok()).collect();
@@ -86,7 +114,7 @@ async fn adopt(parts: &AgentParts, cancel: &CancellationToken) -> BTreeSet<Name>
         tokio::select! {
             biased;
             () = cancel.cancelled() => return BTreeSet::new(),
-            () = parts.clock.sleep(Duration::from_secs(1)) => {}
+            () = parts.clock.sleep(AGAIN) => {}
         }
     }
 }

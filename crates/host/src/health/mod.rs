@@ -38,6 +38,12 @@ pub struct Counter {
 }
 
 impl Counter {
+    /// One that goes on from what was known.
+    #[must_use]
+    pub fn of(state: Option<bool>) -> Self {
+        Self { state, failures: 0 }
+    }
+
     /// Counts one answer; the state, or nothing while the guest never answered and may still be booting.
     pub fn count(&mut self, answered: bool) -> Option<bool> {
         if answered {

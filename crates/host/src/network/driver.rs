@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// How a network is carried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +81,10 @@ pub struct NetworkError {
 /// Makes networks.
 #[async_trait]
 pub trait NetworkDriver: Send + Sync {
-    /// Makes the machine match; cheap when it does already.
-    async fn apply(&self, wanted: &[NetworkWanted]) -> Result<(), NetworkError>;
+    /// Makes the machine match; cheap when it does already. Returns the networks that could not be made; each fails by
+    /// itself. An error means that none was looked at.
+    async fn apply(
+        &self,
+        wanted: &[NetworkWanted],
+    ) -> Result<BTreeMap<String, NetworkError>, NetworkError>;
 }

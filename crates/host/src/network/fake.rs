@@ -17,8 +17,11 @@ pub struct FakeNetwork;
 
 #[async_trait]
 impl NetworkDriver for FakeNetwork {
-    async fn apply(&self, _wanted: &[NetworkWanted]) -> Result<(), NetworkError> {
-        Ok(())
+    async fn apply(
+        &self,
+        _wanted: &[NetworkWanted],
+    ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
+        Ok(BTreeMap::new())
     }
 }
 

@@ -256,13 +256,38 @@ impl LinuxNetwork {
         Ok(())
     }
 
-    /// What carries one of Haven's names and is not wanted goes.
+    async fn network(
+        &self,
+        network: &NetworkWanted,
+        links: &Links,
+        state: &mut State,
+    ) -> Result<(), NetworkError> {
+        match &network.kind {
+            NetworkKind::Overlay { vni, subnet, gateway, gateway_mac, .. } => {
+                let of = (*subnet, *gateway, *gateway_mac);
+                let bridge = self.overlay(network, *vni, of, state, links).await?;
+                self.local(bridge, network.mtu, &network.local, true, links).await?;
+                self.remote(bridge, &tunnel_name(*vni), &network.remote, state).await
+            }
+            NetworkKind::Bridge { uplink_bridge } => {
+                let bridge = links.get(uplink_bridge).map(|(index, _)| *index);
+                let bridge = bridge.ok_or_else(|| NetworkError {
+                    what: format!("it needs the bridge {uplink_bridge}"),
+                    why: "this host has no such bridge; make it or change the network".into(),
+                })?;
+                self.local(bridge, network.mtu, &network.local, false, links).await
+            }
+        }
+    }
+
+    /// What carries one of Haven's names and is not wanted goes; what does not go is told under its own name.
     async fn remove_stale(
         &self,
         wanted: &[NetworkWanted],
         links: &Links,
         state: &mut State,
-    ) -> Result<(), NetworkError> {
+    ) -> BTreeMap<String, NetworkError> {
+        let mut failed = BTreeMap::new();
         let mut keep: BTreeSet<String> = BTreeSet::new();
         for network in wanted {
             if let NetworkKind::Overlay { vni, .. } = network.kind {
@@ -273,11 +298,13 @@ impl LinuxNetwork {
         }
         for (name, (index, _)) in links {
             if is_ours(name) && !keep.contains(name) {
-                self.delete(name, *index).await?;
-                state.tunnels.remove(name);
+                match self.delete(name, *index).await {
+                    Ok(()) => _ = state.tunnels.remove(name),
+                    Err(error) => _ = failed.insert(name.clone(), error),
+                }
             }
         }
-        Ok(())
+        failed
     }
 }
 
@@ -309,14 +336,17 @@ fn sysctls() {
 
 #[async_trait]
 impl NetworkDriver for LinuxNetwork {
-    async fn apply(&self, wanted: &[NetworkWanted]) -> Result<(), NetworkError> {
+    async fn apply(
+        &self,
+        wanted: &[NetworkWanted],
+    ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
         let mut state = self.state.lock().await;
         if !state.prepared {
             sysctls();
             state.prepared = true;
         }
         let links = self.links().await?;
-        self.remove_stale(wanted, &links, &mut state).await?;
+        let mut failed = self.remove_stale(wanted, &links, &mut state).await;
         // The rules come before the ports, so that no guest sends a packet that was not looked at.
         let rules = firewall::ruleset(wanted);
         if rules != state.rules {
@@ -324,23 +354,10 @@ impl NetworkDriver for LinuxNetwork {
             state.rules = rules;
         }
         for network in wanted {
-            match &network.kind {
-                NetworkKind::Overlay { vni, subnet, gateway, gateway_mac, .. } => {
-                    let of = (*subnet, *gateway, *gateway_mac);
-                    let bridge = self.overlay(network, *vni, of, &mut state, &links).await?;
-                    self.local(bridge, network.mtu, &network.local, true, &links).await?;
-                    self.remote(bridge, &tunnel_name(*vni), &network.remote, &mut state).await?;
-                }
-                NetworkKind::Bridge { uplink_bridge } => {
-                    let bridge = links.get(uplink_bridge).map(|(index, _)| *index);
-                    let bridge = bridge.ok_or_else(|| NetworkError {
-                        what: format!("network {} needs the bridge {uplink_bridge}", network.name),
-                        why: "this host has no such bridge; make it or change the network".into(),
-                    })?;
-                    self.local(bridge, network.mtu, &network.local, false, &links).await?;
-                }
+            if let Err(error) = self.network(network, &links, &mut state).await {
+                failed.insert(network.name.clone(), error);
             }
         }
-        Ok(())
+        Ok(failed)
     }
 }

@@ -1,18 +1,26 @@
 //! Volumes as files of a directory: the pools `local` and `shared`.
 
-use super::{images::ImageStore, pool, says, seed};
+use super::{
+    aside,
+    busy::Busy,
+    images::ImageStore,
+    in_words, pool,
+    qemu_img::{self, Failure},
+    says, seed,
+};
 use crate::{
-    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeReady, VolumeWanted},
+    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     vm::run_dir,
 };
 use async_trait::async_trait;
 use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile};
 use std::{
     collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
-use tokio::process::Command;
 
 /// Fetches the content of an image from another host into the store.
 #[async_trait]
@@ -29,64 +37,79 @@ pub struct FileStorage {
     pub run_dir: PathBuf,
     /// Other hosts.
     pub peers: Arc<dyn Fetch>,
-}
-
-async fn qemu_img(args: &[&str]) -> Result<(), StorageFailure> {
-    let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
-    let output = output.map_err(|error| {
-        says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    let hint =
-        if said.contains("No space left") { "; the pool is full, free some space" } else { "" };
-    Err(says(format!("the volume cannot be made: {said}{hint}")))
-}
-
-fn path_text(path: &Path) -> Result<&str, StorageFailure> {
-    path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
+    /// Steps that wait for a disk.
+    busy: Busy,
+    /// The images that were here when they could last be listed.
+    listed: Mutex<BTreeSet<String>>,
 }
 
 impl FileStorage {
+    /// Puts it together; nothing is asked of any disk.
+    #[must_use]
+    pub fn new(images: ImageStore, run_dir: PathBuf, peers: Arc<dyn Fetch>) -> Self {
+        Self { images, run_dir, peers, busy: Busy::default(), listed: Mutex::default() }
+    }
+
     /// Makes the content of a volume that is not there, under a name that says that it is not finished.
     async fn make(
         &self,
         pool: &PoolSpec,
         wanted: &VolumeWanted,
         part: &Path,
-    ) -> Result<(), StorageFailure> {
-        let (part, size) = (path_text(part)?, wanted.size_bytes.to_string());
+    ) -> Result<(), Failure> {
+        let (part, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
         let Some((file, format)) = &wanted.image else {
-            return qemu_img(&["create", "-q", "-f", "qcow2", part, &size]).await;
+            return qemu_img::make(&["create", "-q", "-f", "qcow2", part, &size]).await;
         };
-        let image = self.image_file(file).await?;
-        let image = path_text(&image)?;
+        let path = self.image_file(file).await?;
+        let holds = qemu_img::size_of(&path, format).await?;
+        if holds > wanted.size_bytes {
+            return Err(too_small(wanted, holds).into());
+        }
+        let image = qemu_img::text(&path)?;
         if pool.driver == PoolDriverKind::Local {
             let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
-            return qemu_img(&args).await;
+            return qemu_img::make(&args).await;
         }
         // A shared volume must not lean on a file that only this host has.
-        qemu_img(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
-        qemu_img(&["resize", "-q", part, &size]).await
+        qemu_img::make(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
+        qemu_img::make(&["resize", "-q", part, &size]).await
+    }
+
+    /// Makes a volume whole: its content, its owner, its name.
+    async fn finish(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+        path: &Path,
+        part: &Path,
+    ) -> Result<(), Failure> {
+        self.make(pool, wanted, part).await?;
+        let (to, part, owner) = (path.to_owned(), part.to_owned(), wanted.owner_uid);
+        let put = self
+            .busy
+            .run(&key(pool, &wanted.name), move || Ok(pool::put(&part, &to, owner)))
+            .await?;
+        put.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => Failure::Full,
+            _ => unwritable(path)(error).into(),
+        })
     }
 }
 
-/// What a failed step leaves goes with it; the failure itself is what is told.
-async fn discard(part: PathBuf) {
-    let removed = blocking(move || run_dir::remove(&part).map_err(unwritable(&part))).await;
-    if let Err(failure) = removed {
-        tracing::warn!(%failure, "an unfinished volume cannot be removed");
-    }
+/// What a file is called among the steps that wait for a disk; known without asking the disk.
+fn key(pool: &PoolSpec, name: &VolumeName) -> PathBuf {
+    Path::new(&pool.path).join(name.to_string())
 }
 
-/// Runs what may wait for a disk or a filer, for long or for ever, where the daemon's other work does not wait for it.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageFailure> + Send + 'static,
-) -> Result<T, StorageFailure> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(says("the daemon ends; the next one tries again")))
+/// The guest would find its file systems cut off.
+fn too_small(wanted: &VolumeWanted, holds: u64) -> StorageFailure {
+    let VolumeName { vm, disk, .. } = &wanted.name;
+    says(format!(
+        "the disk `{disk}` of {vm} is {} and its image holds {}; make the disk at least that large",
+        in_words(wanted.size_bytes),
+        in_words(holds)
+    ))
 }
 
 fn unwritable(path: &Path) -> impl Fn(std::io::Error) -> StorageFailure {
@@ -109,6 +132,15 @@ fn find(
         pool::own(&path, wanted.owner_uid).map_err(unwritable(&path))?;
         return Ok((path, None));
     }
+    let VolumeName { vm, disk, .. } = &wanted.name;
+    let nameless = directory.join(format!("{vm}.{disk}.qcow2"));
+    if nameless.try_exists().map_err(unwritable(&nameless))? {
+        return Err(says(format!(
+            "{} was made by an earlier build of Haven and does not tell whose it is; if it is this VM's, rename it to {}, else remove it",
+            nameless.display(),
+            path.display()
+        )));
+    }
     pool::has_room(pool, &directory, &wanted.name, wanted.size_bytes)?;
     let part = directory.join(format!("{}.part", wanted.name));
     // Left by a daemon that was killed; QEMU would write through a link.
@@ -124,25 +156,32 @@ impl Storage for FileStorage {
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
         let (asked, of) = (pool.clone(), wanted.clone());
-        let (path, part) = blocking(move || find(&asked, &of)).await?;
+        let key = key(pool, &wanted.name);
+        let (path, part) = self.busy.run(&key, move || find(&asked, &of)).await?;
         let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
         let Some(part) = part else { return Ok(ready) };
-        let made = match self.make(pool, wanted, &part).await {
-            Ok(()) => {
-                let (part, owner) = (part.clone(), wanted.owner_uid);
-                blocking(move || pool::put(&part, &path, owner).map_err(unwritable(&path))).await
-            }
-            failed => failed,
-        };
-        if made.is_err() {
-            discard(part).await;
+        let Err(failure) = self.finish(pool, wanted, &path, &part).await else { return Ok(ready) };
+        // What a failed step leaves goes with it; the failure itself is what is told.
+        let left = move || run_dir::remove(&part).map_err(unwritable(&part));
+        if let Err(failure) = self.busy.run(&key, left).await {
+            tracing::warn!(%failure, "an unfinished volume cannot be removed");
         }
-        made.map(|()| ready)
+        Err(match failure {
+            Failure::Other(failure) => failure,
+            Failure::Full => {
+                let (pool, of) = (pool.clone(), wanted.clone());
+                self.busy.run(&key, move || Ok(pool::full(&pool, &of.name, of.size_bytes))).await?
+            }
+        })
     }
 
-    async fn delete_volume(&self, pool: &PoolSpec, name: &str) -> Result<(), StorageFailure> {
-        let (pool, name) = (pool.clone(), name.to_owned());
-        blocking(move || {
+    async fn delete_volume(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<(), StorageFailure> {
+        let (key, pool, name) = (key(pool, name), pool.clone(), name.clone());
+        let remove = move || {
             let directory = pool::ready(&pool)?;
             for ending in ["qcow2", "part"] {
                 let path = directory.join(format!("{name}.{ending}"));
@@ -153,13 +192,25 @@ impl Storage for FileStorage {
             // Before anybody is told: a power cut must not bring back what nothing names any more.
             pool::sync(&directory)
                 .map_err(|error| says(format!("{} cannot be written ({error})", pool.path)))
-        })
-        .await
+        };
+        self.busy.run(&key, remove).await
+    }
+
+    async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+        let (key, pool) = (PathBuf::from(&pool.path), pool.clone());
+        self.busy.run(&key, move || aside::volumes(&pool)).await
+    }
+
+    async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
+        let (key, pool, names) = (PathBuf::from(&pool.path), pool.clone(), names.to_vec());
+        self.busy.run(&key, move || aside::put(&pool, &names, SystemTime::now())).await
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {
         let path = self.images.path(&file.sha256);
-        if !path.exists() {
+        let asked = path.clone();
+        let here = move || asked.try_exists().map_err(unwritable(&asked));
+        if !self.busy.run(&path, here).await? {
             self.peers.fetch(file, &self.images).await?;
         }
         Ok(path)
@@ -191,6 +242,13 @@ impl Storage for FileStorage {
     }
 
     async fn images(&self) -> BTreeSet<String> {
-        self.images.list()
+        let (images, key) = (self.images.clone(), self.images.path(""));
+        let listed = self.busy.run(&key, move || Ok(images.list())).await;
+        let mut last = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        match listed {
+            Ok(listed) => last.clone_from(&listed),
+            Err(failure) => tracing::warn!(%failure, "the images of this host cannot be listed"),
+        }
+        last.clone()
     }
 }

@@ -25,14 +25,29 @@ pub struct Imported {
     pub size: u64,
 }
 
+/// How long whoever sends an image may send nothing.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// An unfinished file, which goes when nobody waits for the import any more.
+struct Unfinished(Option<PathBuf>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // A disk that hangs must hold nobody up.
+            std::thread::spawn(move || std::fs::remove_file(path));
+        }
+    }
+}
+
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> StorageFailure {
     let path = path.display().to_string();
     move |error| {
         let full = error.kind() == std::io::ErrorKind::StorageFull;
-        let hint = if full {
-            "the disk is full; remove images (`haven image rm`) or enlarge it"
-        } else {
-            "check its file system"
+        let hint = match error.kind() {
+            std::io::ErrorKind::TimedOut => "check who sends it and the network, and try again",
+            _ if full => "the disk is full; remove images (`haven image rm`) or enlarge it",
+            _ => "check its file system",
         };
         StorageFailure { what: format!("{path} cannot be written ({error}): {hint}") }
     }
@@ -74,7 +89,9 @@ impl ImageStore {
     ) -> Result<Imported, StorageFailure> {
         tokio::fs::create_dir_all(&self.directory).await.map_err(failed(&self.directory))?;
         let part = self.directory.join(format!("{}.part", uuid::Uuid::now_v7()));
+        let mut unfinished = Unfinished(Some(part.clone()));
         let copied = copy(&mut from, &part).await;
+        unfinished.0 = None;
         let imported = match copied {
             Ok(imported) => imported,
             Err(error) => {
@@ -109,13 +126,19 @@ impl ImageStore {
     }
 }
 
+fn silent(_: tokio::time::error::Elapsed) -> std::io::Error {
+    let what = format!("nothing of it came for {} s", SILENCE.as_secs());
+    std::io::Error::new(std::io::ErrorKind::TimedOut, what)
+}
+
 async fn copy(from: &mut (impl AsyncRead + Unpin), to: &Path) -> std::io::Result<Imported> {
     let mut file = tokio::fs::File::create(to).await?;
     let mut sum = Sha256::new();
     let mut size = 0;
     let mut buffer = vec![0; 1 << 18];
     loop {
-        let read = from.read(&mut buffer).await?;
+        let read =
+            tokio::time::timeout(SILENCE, from.read(&mut buffer)).await.map_err(silent)??;
         if read == 0 {
             break;
         }

@@ -5,17 +5,31 @@
 //! when).
 //!
 //! A volume is made under the name `<volume>.part`, brought to the disk, given to its VM and renamed, so that after a
-//! power cut there is a whole volume or none. A step that fails leaves nothing.
+//! power cut there is a whole volume or none. A step that fails leaves nothing. Its file is named after the VM's uid
+//! too, so that no VM gets the volume of an earlier one of its name.
 
 use crate::agent::storage::StorageFailure;
 
+pub mod aside;
+pub mod busy;
 pub mod files;
 pub mod images;
 pub mod pool;
+pub mod qemu_img;
 pub mod seed;
 
 #[cfg(test)]
 mod storage_test;
+
+/// A size in the largest unit in which it has at most one decimal place of error.
+fn in_words(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{bytes} bytes"),
+        _ if bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
+        0x10_0000..0x4000_0000 => format!("{} MiB", bytes.div_ceil(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
 
 /// A failure, as a sentence for people.
 fn says(what: impl Into<String>) -> StorageFailure {

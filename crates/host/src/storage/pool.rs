@@ -6,9 +6,12 @@
 //! mounted. A mark written there would make VMs start on new, empty volumes while theirs are somewhere else. The path
 //! is what names a pool here: within a cluster it is the same on every host and no two pools share one.
 
-use super::says;
-use crate::{agent::storage::StorageFailure, vm::run_dir};
-use haven_model::{Bytes, PoolDriverKind, PoolSpec};
+use super::{in_words, says};
+use crate::{
+    agent::storage::{StorageFailure, VolumeName},
+    vm::run_dir,
+};
+use haven_model::{PoolDriverKind, PoolSpec};
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read},
@@ -137,22 +140,41 @@ fn mark(pool: &PoolSpec) -> Result<Option<String>, StorageFailure> {
 pub fn has_room(
     pool: &PoolSpec,
     directory: &Path,
-    volume: &str,
+    volume: &VolumeName,
     bytes: u64,
 ) -> Result<(), StorageFailure> {
-    let stat = nix::sys::statvfs::statvfs(directory).map_err(|error| {
-        says(format!("the room in the pool {} cannot be told ({error}); is it mounted?", pool.path))
-    })?;
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let free = free(pool, directory)?;
     if bytes.saturating_add(OVERHEAD_BYTES) <= free {
         return Ok(());
     }
-    Err(says(format!(
-        "the pool {} has {} left and the volume {volume} may grow to {}; free some space, enlarge the pool, or ask for a smaller disk",
+    Err(no_room(pool, volume, bytes, free))
+}
+
+/// What to say of a volume for which the file system had no room.
+#[must_use]
+pub fn full(pool: &PoolSpec, volume: &VolumeName, bytes: u64) -> StorageFailure {
+    match free(pool, Path::new(&pool.path)) {
+        Ok(free) => no_room(pool, volume, bytes, free),
+        Err(failure) => failure,
+    }
+}
+
+fn no_room(pool: &PoolSpec, volume: &VolumeName, bytes: u64, free: u64) -> StorageFailure {
+    says(format!(
+        "the pool {} is full ({} free, {} needed for the disk `{}` of {}): free some space, enlarge the pool, or ask for a smaller disk; it is tried again by itself",
         pool.path,
-        Bytes::mib(free >> 20),
-        Bytes(bytes)
-    )))
+        in_words(free),
+        in_words(bytes.saturating_add(OVERHEAD_BYTES)),
+        volume.disk,
+        volume.vm
+    ))
+}
+
+fn free(pool: &PoolSpec, directory: &Path) -> Result<u64, StorageFailure> {
+    let stat = nix::sys::statvfs::statvfs(directory).map_err(|error| {
+        says(format!("the room in the pool {} cannot be told ({error}); is it mounted?", pool.path))
+    })?;
+    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 /// Gives a finished volume to its VM and its name, in this order, each on the disk before the next: after a power cut

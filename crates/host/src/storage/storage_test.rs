@@ -1,12 +1,15 @@
 //! Tests of volumes, pools, images and seeds.
 
 use super::{
+    aside,
     files::{Fetch, FileStorage},
     images::ImageStore,
     pool::{self, MARK},
     says, seed,
 };
-use crate::agent::storage::{SeedNic, SeedWanted, Storage, StorageFailure, VolumeWanted};
+use crate::agent::storage::{
+    SeedNic, SeedWanted, Storage, StorageFailure, VolumeName, VolumeWanted,
+};
 use async_trait::async_trait;
 use haven_model::{Bytes, PoolDriverKind, PoolSpec, image::ImageFile};
 use nix::mount::{MntFlags, MsFlags};
@@ -14,6 +17,7 @@ use std::{
     os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 fn wanted() -> SeedWanted {
@@ -67,6 +71,25 @@ async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
     assert_eq!(names(disk.path()), [""; 0]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_import_that_stalls_or_is_given_up_ends_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = ImageStore::new(directory.path().into());
+    let (_open, stalls) = tokio::io::duplex(1);
+    let error = store.import(stalls, None).await.unwrap_err();
+    assert!(error.what.contains("nothing of it came for 60 s"), "{error}");
+    assert_eq!(names(directory.path()), [""; 0]);
+    let (_open, stalls) = tokio::io::duplex(1);
+    let import = tokio::time::timeout(Duration::from_secs(1), store.import(stalls, None));
+    assert!(import.await.is_err());
+    // A thread removes it.
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while !names(directory.path()).is_empty() {
+        assert!(std::time::Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// A file system of a few MiB, only for this thread and those it starts.
 struct SmallDisk {
     at: tempfile::TempDir,
@@ -110,6 +133,20 @@ impl Fetch for Nobody {
     }
 }
 
+/// A host that has an image; while it sends it, a file grows here.
+struct Slow {
+    content: Vec<u8>,
+    meanwhile: PathBuf,
+}
+
+#[async_trait]
+impl Fetch for Slow {
+    async fn fetch(&self, file: &ImageFile, into: &ImageStore) -> Result<(), StorageFailure> {
+        std::fs::write(&self.meanwhile, vec![0; 5 << 20]).unwrap();
+        into.import(&self.content[..], Some(&file.sha256)).await.map(drop)
+    }
+}
+
 struct Fixture {
     base: tempfile::TempDir,
     storage: FileStorage,
@@ -117,11 +154,8 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let base = tempfile::tempdir().unwrap();
-    let storage = FileStorage {
-        images: ImageStore::new(base.path().join("images")),
-        run_dir: base.path().join("vms"),
-        peers: Arc::new(Nobody),
-    };
+    let images = ImageStore::new(base.path().join("images"));
+    let storage = FileStorage::new(images, base.path().join("vms"), Arc::new(Nobody));
     Fixture { base, storage }
 }
 
@@ -130,7 +164,12 @@ fn pool_at(path: &Path, driver: PoolDriverKind) -> PoolSpec {
 }
 
 fn volume(size_bytes: u64) -> VolumeWanted {
-    VolumeWanted { name: "web-1.root".into(), size_bytes, image: None, owner_uid: me() }
+    VolumeWanted { name: named("u-1"), size_bytes, image: None, owner_uid: me() }
+}
+
+/// The disk `root` of the VM `web-1` with this uid.
+fn named(uid: &str) -> VolumeName {
+    VolumeName::parse(&format!("web-1.root.{uid}")).unwrap()
 }
 
 fn me() -> u32 {
@@ -160,21 +199,21 @@ async fn a_volume_is_whole_and_only_its_vms() {
     let victim = fixture.base.path().join("victim");
     std::fs::write(&victim, "as it was").unwrap();
     std::fs::create_dir_all(&directory).unwrap();
-    symlink(&victim, directory.join("web-1.root.part")).unwrap();
+    symlink(&victim, directory.join("web-1.root.u-1.part")).unwrap();
     let mut wanted = volume(64 << 20);
     wanted.image = Some(with_image(&fixture.storage, 1 << 20).await);
     let ready = fixture.storage.volume(&pool, &wanted).await.unwrap();
     let found = std::fs::symlink_metadata(&ready.path).unwrap();
     assert!(found.is_file());
     assert_eq!((found.mode() & 0o777, found.uid()), (0o600, me()));
-    assert_eq!(names(&directory), ["web-1.root.qcow2"]);
+    assert_eq!(names(&directory), ["web-1.root.u-1.qcow2"]);
     assert_eq!(std::fs::read(&victim).unwrap(), b"as it was");
     // It is kept, not made again.
     let inode = found.ino();
     fixture.storage.volume(&pool, &wanted).await.unwrap();
     assert_eq!(std::fs::metadata(&ready.path).unwrap().ino(), inode);
-    fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap();
-    fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap();
+    fixture.storage.delete_volume(&pool, &named("u-1")).await.unwrap();
+    fixture.storage.delete_volume(&pool, &named("u-1")).await.unwrap();
     assert_eq!(names(&directory), [""; 0]);
 }
 
@@ -189,30 +228,90 @@ async fn a_volume_that_cannot_fit_is_refused_in_both_kinds_of_pool() {
         }
         let before = names(disk.path());
         let said = fixture.storage.volume(&pool, &volume(64 << 20)).await.unwrap_err().what;
-        assert!(said.contains("web-1.root may grow to 64MiB"), "{said}");
-        assert!(said.contains("MiB left") && said.contains("free some space"), "{said}");
+        assert!(said.contains("is full (8 MiB free, 65 MiB needed for the disk `root`"), "{said}");
+        assert!(said.contains("free some space, enlarge the pool, or"), "{said}");
         assert_eq!(names(disk.path()), before);
         fixture.storage.volume(&pool, &volume(2 << 20)).await.unwrap();
-        fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap();
+        fixture.storage.delete_volume(&pool, &named("u-1")).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn a_volume_that_fails_half_way_leaves_nothing() {
     let Some(disk) = SmallDisk::new(8) else { return };
-    let fixture = fixture();
+    let mut fixture = fixture();
     let pool = pool_at(disk.path(), PoolDriverKind::Shared);
     pool::create_shared(&pool).unwrap();
-    // The image is larger than the disk that is asked for, and than what is left.
+    let other = disk.path().join("other");
+    let (content, peer) = (vec![7; 6 << 20], fixture.base.path().join("peer"));
+    let imported = ImageStore::new(peer).import(&content[..], None).await.unwrap();
+    let file = ImageFile { sha256: imported.sha256, size: Bytes(imported.size) };
+    let mut wanted = volume(6 << 20);
+    wanted.image = Some((file, "raw".into()));
+    // There is room when it begins; while its image is fetched somebody else takes it.
+    fixture.storage.peers = Arc::new(Slow { content, meanwhile: other.clone() });
+    let said = fixture.storage.volume(&pool, &wanted).await.unwrap_err().what;
+    assert!(said.contains("is full (") && said.contains("7 MiB needed for the disk"), "{said}");
+    assert_eq!(names(disk.path()), [MARK, "other"]);
+    std::fs::remove_file(&other).unwrap();
+    // As soon as there is room again it goes on by itself.
+    fixture.storage.volume(&pool, &wanted).await.unwrap();
+    assert_eq!(names(disk.path()), [MARK, "web-1.root.u-1.qcow2"]);
+}
+
+#[tokio::test]
+async fn a_disk_smaller_than_its_image_is_refused() {
+    let fixture = fixture();
+    let pool = pool_at(&fixture.base.path().join("pool"), PoolDriverKind::Local);
     let mut wanted = volume(2 << 20);
-    wanted.image = Some(with_image(&fixture.storage, 12 << 20).await);
+    wanted.image = Some(with_image(&fixture.storage, 3 << 20).await);
     let said = fixture.storage.volume(&pool, &wanted).await.unwrap_err().what;
-    assert!(said.contains("the pool is full, free some space"), "{said}");
-    assert_eq!(names(disk.path()), [MARK]);
-    wanted.image = Some(with_image(&fixture.storage, 4 << 20).await);
-    let said = fixture.storage.volume(&pool, &wanted).await.unwrap_err().what;
-    assert!(said.contains("the volume cannot be made"), "{said}");
-    assert_eq!(names(disk.path()), [MARK]);
+    assert!(said.contains("the disk `root` of web-1 is 2 MiB and its image holds 3 MiB"), "{said}");
+    assert_eq!(names(Path::new(&pool.path)), [""; 0]);
+    wanted.size_bytes = 3 << 20;
+    fixture.storage.volume(&pool, &wanted).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_vm_gets_the_volume_of_an_earlier_one_of_its_name() {
+    let fixture = fixture();
+    let pool = pool_at(&fixture.base.path().join("pool"), PoolDriverKind::Local);
+    let first = fixture.storage.volume(&pool, &volume(1 << 20)).await.unwrap();
+    let mut second = volume(1 << 20);
+    second.name = named("u-2");
+    let ready = fixture.storage.volume(&pool, &second).await.unwrap();
+    assert_ne!(ready.path, first.path);
+    assert_eq!(fixture.storage.volumes(&pool).await.unwrap(), [named("u-1"), named("u-2")]);
+    // One of an earlier build tells no uid: it is neither given to anybody nor passed over.
+    let directory = Path::new(&pool.path);
+    std::fs::write(directory.join("web-1.root.qcow2"), "").unwrap();
+    second.name = named("u-3");
+    let said = fixture.storage.volume(&pool, &second).await.unwrap_err().what;
+    assert!(said.contains("rename it to ") && said.contains("web-1.root.u-3.qcow2"), "{said}");
+}
+
+#[tokio::test]
+async fn what_nobody_has_is_put_aside_and_removed_a_day_later() {
+    let fixture = fixture();
+    let pool = pool_at(&fixture.base.path().join("pool"), PoolDriverKind::Local);
+    let directory = Path::new(&pool.path);
+    assert_eq!(fixture.storage.volumes(&pool).await.unwrap(), []);
+    fixture.storage.put_aside(&pool, &[]).await.unwrap();
+    fixture.storage.volume(&pool, &volume(1 << 20)).await.unwrap();
+    for file in ["web-1.root.u-2.part", "notes.txt", "a.b.qcow2", "mine.aside"] {
+        std::fs::write(directory.join(file), "").unwrap();
+    }
+    assert_eq!(fixture.storage.volumes(&pool).await.unwrap(), [named("u-1"), named("u-2")]);
+    fixture.storage.put_aside(&pool, &[named("u-1"), named("u-2")]).await.unwrap();
+    let foreign = ["a.b.qcow2", "mine.aside", "notes.txt"];
+    let with = ["a.b.qcow2", "mine.aside", "notes.txt", "web-1.root.u-1.aside"];
+    assert_eq!(names(directory), with);
+    assert_eq!(fixture.storage.volumes(&pool).await.unwrap(), []);
+    let later = |hours: u64| SystemTime::now() + Duration::from_secs(hours * 3600);
+    aside::put(&pool, &[], later(23)).unwrap();
+    assert_eq!(names(directory), with);
+    aside::put(&pool, &[], later(25)).unwrap();
+    assert_eq!(names(directory), foreign);
 }
 
 #[tokio::test]
@@ -222,7 +321,7 @@ async fn a_shared_pool_is_used_only_under_its_own_mark() {
     let pool = pool_at(&directory, PoolDriverKind::Shared);
     let refused = async || {
         let said = fixture.storage.volume(&pool, &volume(1 << 20)).await.unwrap_err().what;
-        let deleted = fixture.storage.delete_volume(&pool, "web-1.root").await.unwrap_err().what;
+        let deleted = fixture.storage.delete_volume(&pool, &named("u-1")).await.unwrap_err().what;
         assert_eq!(said, deleted);
         said
     };

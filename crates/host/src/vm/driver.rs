@@ -202,11 +202,14 @@ pub enum VmError {
 /// Runs VMs.
 #[async_trait]
 pub trait VmDriver: Send + Sync {
-    /// Starts a VM; when this returns the guest runs.
+    /// Starts a VM; when this returns the guest runs. It must not be dropped before it has returned.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
-    /// What has a process, also what an earlier daemon started and what is just being started. Whether the guest runs
-    /// in it tells [`VmDriver::state`]. An error says nothing about any VM.
+    /// What is known to have a process, also what an earlier daemon started and what is just being started. Whether the
+    /// guest runs in it tells [`VmDriver::state`]. One that cannot be looked at is left out; of it [`VmDriver::find`]
+    /// gives an error. An error says nothing about any VM.
     async fn list(&self) -> Result<Vec<RunningVm>, VmError>;
+    /// Whether one VM has a process. An error says nothing about it.
+    async fn find(&self, vm: &str) -> Result<Option<RunningVm>, VmError>;
     /// Asks the guest to end and ends it after `grace`; returns when its process is gone.
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError>;
     /// Ends it at once; returns when its process is gone. Fine when it does not run.

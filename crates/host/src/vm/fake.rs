@@ -6,7 +6,7 @@ use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -23,6 +23,10 @@ pub struct World {
     running: Mutex<BTreeMap<(String, String), u64>>,
     /// Guests that do not run although their process does.
     states: Mutex<BTreeMap<(String, String), GuestState>>,
+    /// VMs whose QEMU does not answer.
+    silent: Mutex<BTreeSet<(String, String)>>,
+    /// How often each VM was started, anywhere.
+    starts: Mutex<BTreeMap<String, u32>>,
     /// Host to processes that nothing names.
     strays: Mutex<BTreeMap<String, Vec<Stray>>>,
     events: Mutex<BTreeMap<String, broadcast::Sender<VmEvent>>>,
@@ -58,6 +62,18 @@ impl World {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).insert(key, state);
     }
 
+    /// The QEMU of a VM that runs answers no more, until its end.
+    pub fn set_silent(&self, host: &str, vm: &str) {
+        let key = (host.to_owned(), vm.to_owned());
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    /// How often each VM was started, anywhere.
+    #[must_use]
+    pub fn starts(&self) -> BTreeMap<String, u32> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Leaves a process that nothing names, as a daemon does that is killed in the middle of a start.
     pub fn leave_stray(&self, host: &str, stray: Stray) {
         let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,6 +101,7 @@ impl World {
             witness(host, vm, epoch, false);
         }
         self.states.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(epoch), Some(sender)) = (epoch, events.get(host)) {
             let _ = sender.send(VmEvent::Exited { vm: vm.to_owned(), epoch, how });
@@ -94,6 +111,9 @@ impl World {
     fn begin(&self, host: &str, vm: &str, epoch: u64) {
         let key = (host.to_owned(), vm.to_owned());
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, epoch);
+        let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        *starts.entry(vm.to_owned()).or_default() += 1;
+        drop(starts);
         if let Some(witness) = &self.witness {
             witness(host, vm, epoch, true);
         }
@@ -148,6 +168,9 @@ impl VmDriver for FakeVmDriver {
         let on = self.world.running_on(&self.host);
         Ok(on.into_iter().map(|(vm, epoch)| RunningVm { vm, epoch, pid: 1 }).collect())
     }
+    async fn find(&self, vm: &str) -> Result<Option<RunningVm>, VmError> {
+        Ok(self.list().await?.into_iter().find(|running| running.vm == vm))
+    }
     async fn stop(&self, vm: &str, _grace: Duration) -> Result<(), VmError> {
         self.clock.sleep(Duration::from_millis(50)).await;
         self.kill(vm).await
@@ -169,6 +192,10 @@ impl VmDriver for FakeVmDriver {
         let key = (self.host.clone(), vm.to_owned());
         if !self.world.running().contains_key(&key) {
             return Err(VmError::NotHere(vm.into()));
+        }
+        if self.world.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+            let source = super::qmp::QmpError::Closed;
+            return Err(VmError::Qmp { vm: vm.into(), source });
         }
         let states = self.world.states.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(states.get(&key).copied().unwrap_or(GuestState::Running))

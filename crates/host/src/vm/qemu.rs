@@ -85,6 +85,9 @@ const LAST_EVENTS: Duration = Duration::from_secs(1);
 const UNTOLD: &str =
     "what runs on this host cannot be told; look at /run/haven/vms and the limit of open files";
 
+/// Processes cannot be looked at.
+const UNSEEN: &str = "the processes of this host cannot be told; the daemon needs root and /proc";
+
 fn lock(table: &Table) -> MutexGuard<'_, BTreeMap<String, Live>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -109,8 +112,9 @@ impl QemuDriver {
         lock(&self.live).get_mut(vm).map(read)
     }
 
-    /// Refuses a VM that has a process, known or recorded by an earlier daemon.
-    fn runs_not(&self, vm: &str, directory: &Path) -> Result<(), VmError> {
+    /// Refuses a VM that has a process, known, recorded by an earlier daemon, or (asked with `strays`) named by nothing.
+    fn runs_not(&self, vm: &str, strays: bool) -> Result<(), VmError> {
+        let directory = &self.directory(vm);
         let recorded = record::read(directory)
             .and_then(|record| match record {
                 Some(record) => Process::find(record.pid, record.start_time),
@@ -118,7 +122,13 @@ impl QemuDriver {
             })
             .map_err(system(format!("the launch record of {vm} cannot be read")))?;
         let known = self.entry(vm, |entry| entry.process.pid());
-        match known.or(recorded.map(|process| process.pid())) {
+        let mut pid = known.or(recorded.map(|process| process.pid()));
+        if pid.is_none() && strays {
+            let found = scan::processes(Path::new("/proc"), &self.config.run_dir);
+            let found = found.map_err(system(UNSEEN))?;
+            pid = found.iter().find(|one| one.vm == vm).map(|one| one.pid);
+        }
+        match pid {
             Some(pid) => Err(VmError::RunsAlready { vm: vm.into(), pid }),
             None => Ok(()),
         }
@@ -127,8 +137,7 @@ impl QemuDriver {
     /// Starts the process, stopped; from here on the table knows it.
     fn spawn(&self, launch: &VmLaunch, taps: Vec<OwnedFd>) -> Result<Arc<Process>, VmError> {
         let _births = self.births();
-        let directory = self.directory(&launch.vm);
-        self.runs_not(&launch.vm, &directory)?;
+        self.runs_not(&launch.vm, false)?;
         let (program, log) = (&self.config.program, self.log(&launch.vm));
         let process = launch::spawn(program, launch, &self.config.run_dir, &log, taps)?;
         let process = Arc::new(process);
@@ -228,27 +237,61 @@ impl QemuDriver {
         true
     }
 
-    /// Takes over what an earlier daemon recorded; returns the names of what is new.
-    fn adopt(&self) -> io::Result<Vec<String>> {
+    /// Takes over what an earlier daemon recorded, each by itself.
+    fn adopt(&self) -> io::Result<Adopted> {
         let _births = self.births();
-        let mut adopted = Vec::new();
-        for record in record::all(&self.config.run_dir)? {
-            let vm = record.launch.vm;
+        let mut adopted = Adopted::default();
+        for (vm, record) in record::all(&self.config.run_dir)? {
             if lock(&self.live).contains_key(&vm) {
                 continue;
             }
-            let Some(process) = Process::find(record.pid, record.start_time)? else {
-                run_dir::remove(&self.directory(&vm).join(run_dir::RECORD))?;
-                continue;
-            };
-            let process = Arc::new(process);
-            let entry = Live::new(Arc::clone(&process), record.launch.epoch);
-            lock(&self.live).insert(vm.clone(), entry);
-            tracing::info!(vm, pid = process.pid(), "adopted");
-            self.follow(&vm, process);
-            adopted.push(vm);
+            match record.and_then(|record| self.adopt_one(&vm, record)) {
+                Ok(true) => adopted.new.push(vm),
+                Ok(false) => {}
+                Err(error) => _ = adopted.untold.insert(vm, error),
+            }
         }
         Ok(adopted)
+    }
+
+    /// True when its process runs.
+    fn adopt_one(&self, vm: &str, record: Option<record::Launched>) -> io::Result<bool> {
+        let Some(record) = record else { return Ok(false) };
+        let Some(process) = Process::find(record.pid, record.start_time)? else {
+            run_dir::remove(&self.directory(vm).join(run_dir::RECORD))?;
+            return Ok(false);
+        };
+        let process = Arc::new(process);
+        let entry = Live::new(Arc::clone(&process), record.launch.epoch);
+        lock(&self.live).insert(vm.to_owned(), entry);
+        tracing::info!(vm, pid = process.pid(), "adopted");
+        self.follow(vm, process);
+        Ok(true)
+    }
+
+    fn running(&self, vm: &str) -> Option<RunningVm> {
+        let vm = vm.to_owned();
+        self.entry(&vm, |entry| (entry.epoch, entry.process.pid())).map(|(epoch, pid)| RunningVm {
+            vm: vm.clone(),
+            epoch,
+            pid,
+        })
+    }
+}
+
+/// What [`QemuDriver::adopt`] found.
+#[derive(Default)]
+struct Adopted {
+    /// What was not known before.
+    new: Vec<String>,
+    /// VMs of which it cannot be told whether they run.
+    untold: BTreeMap<String, io::Error>,
+}
+
+impl Adopted {
+    /// The first that cannot be told, if there is one.
+    fn all_told(&mut self) -> io::Result<()> {
+        self.untold.pop_first().map_or(Ok(()), |(_, error)| Err(error))
     }
 }
 
@@ -302,11 +345,17 @@ async fn listen(live: Table, vm: String, pid: i32, mut said: broadcast::Receiver
 impl VmDriver for QemuDriver {
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
         // Asked before its taps are, which it would hold, and again with nobody in between.
-        self.runs_not(&launch.vm, &self.directory(&launch.vm))?;
+        self.runs_not(&launch.vm, true)?;
         let process = self.spawn(launch, launch::open_taps(launch).await?)?;
         if let Err(error) = self.bring_up(launch, &process).await {
             process.kill();
-            let _ = process.ended().await;
+            if tokio::time::timeout(KILL_PATIENCE, process.ended()).await.is_err() {
+                // It stays known, so that nothing is started beside it, and is forgotten when it has ended.
+                let pid = process.pid();
+                self.entry(&launch.vm, |entry| entry.killed = true);
+                self.follow(&launch.vm, process);
+                return Err(unkillable(pid, &launch.vm));
+            }
             forget(&launch.vm, &self.directory(&launch.vm), &*self.guard, &self.live).await;
             return Err(error);
         }
@@ -317,7 +366,10 @@ impl VmDriver for QemuDriver {
 
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
         let adopted = self.adopt().map_err(system(UNTOLD))?;
-        for vm in adopted {
+        for (vm, error) in &adopted.untold {
+            tracing::error!(vm, %error, "it cannot be told whether it runs");
+        }
+        for vm in adopted.new {
             // Without it the end of the guest is still noticed, but not whether it was a power-off.
             if let Err(error) = self.qmp(&vm, DEADLINE).await {
                 tracing::warn!(vm, error = &error as &dyn std::error::Error, "it does not answer");
@@ -330,6 +382,17 @@ impl VmDriver for QemuDriver {
             pid: entry.process.pid(),
         });
         Ok(running.collect())
+    }
+
+    async fn find(&self, vm: &str) -> Result<Option<RunningVm>, VmError> {
+        if let Some(running) = self.running(vm) {
+            return Ok(Some(running));
+        }
+        let mut adopted = self.adopt().map_err(system(UNTOLD))?;
+        match adopted.untold.remove(vm) {
+            Some(error) => Err(system(UNTOLD)(error)),
+            None => Ok(self.running(vm)),
+        }
     }
 
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError> {
@@ -367,8 +430,10 @@ impl VmDriver for QemuDriver {
         };
         // Those that are known first: what an earlier daemon recorded is read from files.
         signal(&self.live);
-        self.adopt().map_err(system(UNTOLD))?;
-        Ok(signal(&self.live))
+        let adopted = self.adopt().and_then(|mut adopted| adopted.all_told());
+        let left = signal(&self.live);
+        adopted.map_err(system(UNTOLD))?;
+        Ok(left)
     }
 
     async fn reset(&self, vm: &str) -> Result<(), VmError> {
@@ -385,14 +450,20 @@ impl VmDriver for QemuDriver {
         let _births = self.births();
         let look = || {
             let records = record::all(&self.config.run_dir)?;
-            let named: BTreeSet<_> = records.iter().map(|r| (r.pid, r.start_time)).collect();
+            let named: BTreeSet<_> = records
+                .values()
+                .filter_map(|record| record.as_ref().ok()?.as_ref())
+                .map(|record| (record.pid, record.start_time))
+                .collect();
             let mut found = scan::processes(Path::new("/proc"), &self.config.run_dir)?;
-            found.retain(|one| !named.contains(&(one.pid, one.start_time)));
+            // Whether a record that cannot be read names it is not known.
+            found.retain(|one| {
+                !named.contains(&(one.pid, one.start_time))
+                    && !records.get(&one.vm).is_some_and(io::Result::is_err)
+            });
             Ok(found)
         };
-        let found = look().map_err(system(
-            "the processes of this host cannot be told; the daemon needs root and /proc",
-        ))?;
+        let found = look().map_err(system(UNSEEN))?;
         let stray =
             |one: scan::Found| Stray { vm: one.vm, pid: one.pid, start_time: one.start_time };
         Ok(found.into_iter().map(stray).collect())

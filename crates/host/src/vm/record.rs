@@ -6,7 +6,7 @@ use super::{
     run_dir::{self, RECORD},
 };
 use serde::{Deserialize, Serialize};
-use std::{io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 /// What was started, by which process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,19 +53,23 @@ pub fn read(directory: &Path) -> io::Result<Option<Launched>> {
     }
 }
 
-/// All records of this host, also those whose process has ended.
+/// A record as far as it can be read.
+pub type Read = io::Result<Option<Launched>>;
+
+/// The records of this host by VM, also those whose process has ended. One that cannot be read says so by itself.
 ///
 /// # Errors
-/// When one cannot be read: a VM that is overlooked could be started twice.
-pub fn all(run_dir: &Path) -> io::Result<Vec<Launched>> {
+/// When it cannot be told which there are.
+pub fn all(run_dir: &Path) -> io::Result<BTreeMap<String, Read>> {
     let entries = match std::fs::read_dir(run_dir) {
         Ok(entries) => entries,
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) if is_gone(&error) => return Ok(BTreeMap::new()),
         Err(error) => return Err(error),
     };
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     for entry in entries {
-        found.extend(read(&entry?.path())?);
+        let entry = entry?;
+        found.insert(entry.file_name().to_string_lossy().into_owned(), read(&entry.path()));
     }
     Ok(found)
 }

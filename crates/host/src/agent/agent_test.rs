@@ -1,0 +1,211 @@
+//! The whole agent of one host over fakes, in virtual time.
+
+use super::fixture::{Fixture, name};
+use crate::vm::driver::{Exit, GuestState};
+use haven_model::{ObjectRef, VmPhase, keys, object::Kind};
+use serde_json::json;
+use std::sync::atomic::Ordering;
+
+fn key(vm: &str) -> String {
+    keys::object(&ObjectRef::new(Kind::Vm, name(vm)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_volumes_are_put_aside_and_never_on_a_doubt() {
+    let mut fixture = Fixture::new().await;
+    fixture.vm("web", "good", json!({})).await;
+    // Of a VM that is gone, of an earlier one of the same name, of one that moved away, of one without a host.
+    let [gone, earlier, own] = [
+        Fixture::volume("old", "u-old"),
+        Fixture::volume("web", "u-earlier"),
+        Fixture::volume("web", "u-web"),
+    ];
+    let [moved, waits] = ["moved", "waits"].map(|vm| Fixture::volume(vm, &format!("u-{vm}")));
+    fixture.object(Kind::Vm, "moved", json!({"memory": "64MiB"})).await;
+    fixture.place("moved", "good", "host2", 2).await;
+    fixture.object(Kind::Vm, "waits", json!({"memory": "64MiB"})).await;
+    let all = [&gone, &earlier, &own, &moved, &waits].map(Clone::clone);
+    fixture.disks.here.lock().unwrap().extend(all.iter().cloned());
+    // A record of a newer version: nothing is known of its uid, so nothing is removed at all.
+    fixture.put(&key("newer"), &json!({"version": 2})).await;
+    let parts = fixture.start();
+    fixture.pass(20).await;
+    assert_eq!(*fixture.disks.here.lock().unwrap(), all.iter().cloned().collect());
+    let problems = parts.problems.list();
+    assert!(problems.iter().any(|p| p.contains("/vm/newer cannot be read")), "{problems:?}");
+    fixture.delete(&key("newer")).await;
+    fixture.pass(60).await;
+    assert_eq!(*fixture.disks.aside.lock().unwrap(), [gone, earlier]);
+    assert_eq!(*fixture.disks.here.lock().unwrap(), [own, waits].into_iter().collect());
+    assert!(fixture.runs("web"));
+    assert_eq!(parts.problems.list(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_costs_no_volume() {
+    let mut fixture = Fixture::new().await;
+    fixture.vm("web", "good", json!({})).await;
+    fixture.start();
+    fixture.pass(5).await;
+    let own = Fixture::volume("web", "u-web");
+    // To this version it looks as if the VM were gone.
+    fixture
+        .put(
+            &key("web"),
+            &json!({"meta": {"name": "web", "uid": "u-web", "generation": 2}, "spec": {"new": 1}}),
+        )
+        .await;
+    fixture.pass(30).await;
+    assert!(fixture.disks.here.lock().unwrap().contains(&own));
+    // Only its end in the store is the end of its volume.
+    fixture.put(&key("web"), &json!({"meta": {"name": "web", "uid": "u-web", "generation": 2, "deleting": true}, "spec": {"memory": "64MiB"}})).await;
+    fixture.pass(30).await;
+    assert!(!fixture.disks.here.lock().unwrap().contains(&own));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_cannot_be_made_holds_up_only_its_own_vms() {
+    let mut fixture = Fixture::new().await;
+    fixture.wires.bad.lock().unwrap().insert("bad".into());
+    fixture.vm("web", "good", json!({})).await;
+    fixture.vm("db", "bad", json!({})).await;
+    let parts = fixture.start();
+    fixture.pass(8).await;
+    assert!(fixture.runs("web") && !fixture.runs("db"));
+    let said = fixture.status("db").unwrap().message;
+    let why = "the network `bad` cannot be made on this host: it needs br9: no such bridge";
+    assert_eq!(said, format!("waiting for 5 s: {why}"));
+    assert_eq!(parts.problems.list(), ["network bad: it needs br9: no such bridge"]);
+    fixture.pass(60).await;
+    let tries = *fixture.wires.tries.lock().unwrap();
+    assert!((8..30).contains(&tries), "tried {tries} times in 68 s");
+    fixture.wires.bad.lock().unwrap().clear();
+    fixture.pass(11).await;
+    assert!(fixture.runs("db"));
+    assert_eq!(parts.problems.list(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_on_a_hanging_disk_says_so_and_can_be_given_up() {
+    let mut fixture = Fixture::new().await;
+    fixture.disks.hangs.store(true, Ordering::Release);
+    fixture.vm("web", "good", json!({})).await;
+    fixture.start();
+    fixture.pass(12).await;
+    let status = fixture.status("web").unwrap();
+    assert_eq!(status.phase, VmPhase::Starting);
+    assert_eq!(status.message, "waiting for 5 s: the disk `root` in the pool `fast`");
+    // The session ends and another begins: the start begins anew, within the new one.
+    fixture.session.send_modify(|session| session.as_mut().unwrap().number = 2);
+    fixture.pass(1).await;
+    assert_eq!(fixture.status("web").unwrap().session, 2);
+    fixture.disks.hangs.store(false, Ordering::Release);
+    // Elsewhere it is wanted, and here no more.
+    fixture.place("web", "good", "host2", 2).await;
+    fixture.pass(1).await;
+    assert_eq!(fixture.world.running().len(), 0);
+    // Back here, it starts: nothing of the old start stands in its way.
+    fixture.place("web", "good", "host1", 3).await;
+    fixture.pass(5).await;
+    assert_eq!(fixture.world.running_on("host1"), [("web".to_owned(), 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_waits_for_a_full_pool_and_goes_on_by_itself() {
+    let mut fixture = Fixture::new().await;
+    let full = "the pool /pools/fast is full (1 MiB free, 1 GiB needed)";
+    *fixture.disks.refuses.lock().unwrap() = Some(full.into());
+    fixture.vm("web", "good", json!({})).await;
+    fixture.start();
+    fixture.pass(120).await;
+    let status = fixture.status("web").unwrap();
+    assert_eq!((status.phase, status.message.as_str()), (VmPhase::Failed, full));
+    *fixture.disks.refuses.lock().unwrap() = None;
+    fixture.pass(31).await;
+    assert!(fixture.runs("web"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_daemon_never_let_run_is_started_anew_and_the_others_are_kept() {
+    let mut fixture = Fixture::new().await;
+    for vm in ["half", "mute", "silent", "well"] {
+        fixture.vm(vm, "good", json!({})).await;
+    }
+    fixture.start();
+    fixture.pass(5).await;
+    fixture.end().await;
+    // One was in the middle of a start, one does not answer and was in the middle of a start, one only does not answer.
+    fixture.world.set_state("host1", "half", GuestState::NotStarted);
+    for vm in ["mute", "silent"] {
+        fixture.world.set_silent("host1", vm);
+    }
+    for vm in ["half", "mute"] {
+        let mut status = fixture.status(vm).unwrap();
+        status.phase = VmPhase::Starting;
+        fixture.put(&keys::vm_status(&name(vm)), &serde_json::to_value(status).unwrap()).await;
+    }
+    let before = fixture.world.starts();
+    fixture.start();
+    fixture.pass(5).await;
+    let new = |vm: &str| fixture.world.starts()[vm] - before[vm];
+    assert_eq!(["half", "mute", "silent", "well"].map(new), [1, 0, 0, 0]);
+    fixture.pass(20).await;
+    assert_eq!(["half", "mute", "silent", "well"].map(new), [1, 1, 0, 0]);
+    assert_eq!(fixture.world.running().len(), 4);
+    let said = fixture.status("silent").unwrap().message;
+    assert!(said.contains("did not answer when this host's daemon started"), "{said}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_died_while_no_daemon_looked_is_found_ill() {
+    let mut fixture = Fixture::new().await;
+    let check = json!({"check": {"mode": "tcp", "port": 80}});
+    fixture.vm("web", "good", check).await;
+    fixture.answers.0.store(true, Ordering::Release);
+    fixture.start();
+    fixture.pass(10).await;
+    assert_eq!(fixture.status("web").unwrap().ready, Some(true));
+    fixture.end().await;
+    fixture.start();
+    fixture.pass(1).await;
+    assert_eq!(fixture.status("web").unwrap().ready, Some(true), "a new daemon alone is no reason");
+    fixture.end().await;
+    fixture.answers.0.store(false, Ordering::Release);
+    fixture.start();
+    fixture.pass(60).await;
+    assert_eq!(fixture.status("web").unwrap().ready, Some(false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_ended_while_no_daemon_looked_follows_its_restart_policy() {
+    let mut fixture = Fixture::new().await;
+    for (vm, policy) in [("keep", "always"), ("once", "never")] {
+        fixture.vm(vm, "good", json!({"restart": policy})).await;
+    }
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(fixture.runs("keep") && fixture.runs("once"));
+    fixture.end().await;
+    for vm in ["keep", "once"] {
+        fixture.world.end("host1", vm, Exit::PoweredOff);
+    }
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(fixture.runs("keep") && !fixture.runs("once"));
+    assert_eq!(fixture.status("keep").unwrap().restarts, 1);
+    assert_eq!(fixture.status("once").unwrap().phase, VmPhase::Stopped);
+    // After a new session everything was ended from outside: that is not their own end.
+    fixture.end().await;
+    fixture.world.kill_all("host1");
+    fixture
+        .put(&keys::vm_status(&name("once")), &{
+            let mut status = fixture.status("once").unwrap();
+            status.phase = VmPhase::Running;
+            serde_json::to_value(status).unwrap()
+        })
+        .await;
+    fixture.session.send_modify(|session| session.as_mut().unwrap().number = 2);
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(fixture.runs("once"));
+}

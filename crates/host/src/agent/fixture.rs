@@ -1,0 +1,319 @@
+//! An agent over fakes and a store in memory, for tests in virtual time.
+
+use super::{
+    AgentParts, HostFacts, StoreMember,
+    lease::Session,
+    storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
+};
+use crate::{
+    balance::fake::FakeBalance,
+    guard::fake::{FakeGuard, Rules},
+    health::{Prober, Target},
+    heartbeat,
+    network::{
+        driver::{NetworkDriver, NetworkError, NetworkWanted},
+        fake::{FakeAddress, Segment},
+    },
+    vm::fake::{FakeVmDriver, World},
+};
+use async_trait::async_trait;
+use haven_model::{
+    Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys, object::Kind,
+    placement::NicAddress,
+};
+use haven_store::{
+    clock::Clock,
+    live::{LiveConfig, LiveCopy},
+    memory::{Direct, MemoryEtcd},
+    raw::{EtcdStore, Op},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A name.
+pub fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// Volumes that are names; a step may hang or fail.
+#[derive(Default)]
+pub struct Disks {
+    /// What this host has.
+    pub here: Mutex<BTreeSet<VolumeName>>,
+    /// What was put aside.
+    pub aside: Mutex<Vec<VolumeName>>,
+    /// Volumes are never ready.
+    pub hangs: AtomicBool,
+    /// Why volumes cannot be made.
+    pub refuses: Mutex<Option<String>>,
+}
+
+#[async_trait]
+impl Storage for Disks {
+    async fn volume(
+        &self,
+        _pool: &PoolSpec,
+        wanted: &VolumeWanted,
+    ) -> Result<VolumeReady, StorageFailure> {
+        if self.hangs.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+        if let Some(what) = self.refuses.lock().unwrap().clone() {
+            return Err(StorageFailure { what });
+        }
+        self.here.lock().unwrap().insert(wanted.name.clone());
+        Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into() })
+    }
+    async fn delete_volume(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<(), StorageFailure> {
+        self.here.lock().unwrap().remove(name);
+        Ok(())
+    }
+    async fn volumes(&self, _pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+        Ok(self.here.lock().unwrap().iter().cloned().collect())
+    }
+    async fn put_aside(
+        &self,
+        _pool: &PoolSpec,
+        names: &[VolumeName],
+    ) -> Result<(), StorageFailure> {
+        self.here.lock().unwrap().retain(|name| !names.contains(name));
+        self.aside.lock().unwrap().extend(names.iter().cloned());
+        Ok(())
+    }
+    async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {
+        Ok(PathBuf::from("image"))
+    }
+    async fn seed(&self, _wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
+        Ok(PathBuf::from("seed"))
+    }
+    async fn forget(&self, _vm: &str) -> Result<(), StorageFailure> {
+        Ok(())
+    }
+    async fn images(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+}
+
+/// Networks of which some cannot be made; counts how often each was tried.
+#[derive(Default)]
+pub struct Wires {
+    /// Those that fail.
+    pub bad: Mutex<BTreeSet<String>>,
+    /// How often anything was applied.
+    pub tries: Mutex<u32>,
+}
+
+#[async_trait]
+impl NetworkDriver for Wires {
+    async fn apply(
+        &self,
+        wanted: &[NetworkWanted],
+    ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
+        *self.tries.lock().unwrap() += 1;
+        let bad = self.bad.lock().unwrap();
+        let failed = wanted.iter().filter(|network| bad.contains(&network.name));
+        Ok(failed
+            .map(|network| {
+                let error =
+                    NetworkError { what: "it needs br9".into(), why: "no such bridge".into() };
+                (network.name.clone(), error)
+            })
+            .collect())
+    }
+}
+
+/// Guests that all answer, or none.
+#[derive(Default)]
+pub struct Answers(pub AtomicBool);
+
+#[async_trait]
+impl Prober for Answers {
+    async fn probe(&self, _target: &Target) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// One host with an agent, whose daemon can be ended and started anew.
+pub struct Fixture {
+    etcd: MemoryEtcd,
+    /// The store.
+    pub store: EtcdStore,
+    /// What runs.
+    pub world: Arc<World>,
+    guard: Arc<FakeGuard>,
+    /// Its volumes.
+    pub disks: Arc<Disks>,
+    /// Its networks.
+    pub wires: Arc<Wires>,
+    /// Its guests.
+    pub answers: Arc<Answers>,
+    /// Its session.
+    pub session: watch::Sender<Option<Session>>,
+    clock: Clock,
+    daemon: Option<CancellationToken>,
+    heard: (heartbeat::Told, heartbeat::Heard),
+    /// Its member of the store: none.
+    member: watch::Sender<StoreMember>,
+}
+
+impl Fixture {
+    /// A host with an open session and no daemon; a local pool, and the networks `good` and `bad`.
+    pub async fn new() -> Self {
+        let etcd = MemoryEtcd::default();
+        let store = EtcdStore::over(etcd.channel(Arc::new(Direct))).await.unwrap();
+        let clock = Clock::simulated(1.0);
+        let world = Arc::new(World::default());
+        let rules = Rules { compares_sessions: false };
+        let guard = FakeGuard::spawn("host1", Arc::clone(&world), clock.clone(), rules);
+        let keeper = guard.handle(clock.clone());
+        let (ticks, until) = (clock.clone(), Duration::from_secs(3600));
+        let deadline = ticks.boottime_ns() + u64::try_from(until.as_nanos()).unwrap();
+        keeper.extend(1, deadline).await.unwrap();
+        let session = watch::channel(Some(Session { number: 1, since_revision: 0 })).0;
+        let fixture = Self {
+            etcd,
+            store,
+            world,
+            guard,
+            disks: Arc::default(),
+            wires: Arc::default(),
+            answers: Arc::default(),
+            session,
+            clock,
+            daemon: None,
+            heard: heartbeat::channels(),
+            member: watch::channel(StoreMember::default()).0,
+        };
+        fixture.object(Kind::Pool, "fast", json!({"driver": "local", "path": "/pools/fast"})).await;
+        for (network, subnet) in [("good", "10.1.0.0/24"), ("bad", "10.2.0.0/24")] {
+            fixture.object(Kind::Network, network, json!({"subnet": subnet})).await;
+        }
+        fixture
+    }
+
+    /// Writes an object whose uid is `u-NAME`.
+    pub async fn object(&self, kind: Kind, called: &str, spec: Value) {
+        let meta = json!({"name": called, "uid": format!("u-{called}"), "generation": 1});
+        self.put(
+            &keys::object(&ObjectRef::new(kind, name(called))),
+            &json!({"meta": meta, "spec": spec}),
+        )
+        .await;
+    }
+
+    /// Writes a VM with a disk and a card in `network`, placed on this host.
+    pub async fn vm(&self, called: &str, network: &str, more: Value) {
+        let mut spec = json!({"memory": "64MiB", "networks": [{"network": network}],
+            "disks": [{"name": "root", "pool": "fast", "size": "1GiB"}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        self.object(Kind::Vm, called, spec).await;
+        self.place(called, network, "host1", 1).await;
+    }
+
+    /// Places a VM.
+    pub async fn place(&self, called: &str, network: &str, host: &str, epoch: u64) {
+        let nics = vec![NicAddress::new(name(network), "10.1.0.9".parse().unwrap())];
+        let placement = Placement { host: name(host), epoch, slot: 1, nics };
+        self.put(&keys::placement(&name(called)), &serde_json::to_value(placement).unwrap()).await;
+    }
+
+    /// Writes anything.
+    pub async fn put(&self, key: &str, value: &Value) {
+        let value = serde_json::to_vec(value).unwrap();
+        self.store.txn(vec![], vec![Op::Put(key.into(), value.into())]).await.unwrap();
+    }
+
+    /// Deletes anything.
+    pub async fn delete(&self, key: &str) {
+        self.store.txn(vec![], vec![Op::Delete(key.into())]).await.unwrap();
+    }
+
+    /// What stands in the store of a VM.
+    pub fn status(&self, vm: &str) -> Option<VmStatus> {
+        let value = self.etcd.peek(&keys::vm_status(&name(vm)))?;
+        Some(serde_json::from_slice(&value).unwrap())
+    }
+
+    /// Whether a VM runs here.
+    pub fn runs(&self, vm: &str) -> bool {
+        self.world.running_on("host1").iter().any(|(running, _)| running == vm)
+    }
+
+    /// A volume of the disk `root`.
+    pub fn volume(vm: &str, uid: &str) -> VolumeName {
+        VolumeName::parse(&format!("{vm}.root.{uid}")).unwrap()
+    }
+
+    /// Starts the daemon's agent.
+    pub fn start(&mut self) -> Arc<AgentParts> {
+        let cancel = CancellationToken::new();
+        let live = LiveCopy::<Snapshot>::spawn(
+            self.store.clone(),
+            LiveConfig { prefix: keys::ROOT.into(), observed: vec![] },
+            self.clock.clone(),
+            cancel.clone(),
+        );
+        let guard = self.guard.handle(self.clock.clone());
+        let vms = FakeVmDriver {
+            host: "host1".into(),
+            world: Arc::clone(&self.world),
+            guard,
+            start_takes: Duration::from_millis(10),
+            clock: self.clock.clone(),
+            fails: Arc::new(|| false),
+        };
+        let parts = Arc::new(AgentParts {
+            me: name("host1"),
+            store: self.store.clone(),
+            live: live.state(),
+            heard: self.heard.1.clone(),
+            session: self.session.subscribe(),
+            vms: Arc::new(vms),
+            network: Arc::clone(&self.wires) as _,
+            address: Arc::new(FakeAddress {
+                host: "host1".into(),
+                segment: Arc::new(Segment::default()),
+                reaches: Arc::new(|_, _| true),
+                clock: self.clock.clone(),
+            }),
+            balance: Arc::new(FakeBalance::default()),
+            storage: Arc::clone(&self.disks) as _,
+            prober: Arc::clone(&self.answers) as _,
+            facts: watch::channel(Some(HostFacts::default())).1,
+            clock: self.clock.clone(),
+            wall_ms: Arc::new(|| 1),
+            problems: Arc::default(),
+            store_member: self.member.subscribe(),
+        });
+        tokio::spawn(super::run(Arc::clone(&parts), cancel.clone()));
+        self.daemon = Some(cancel);
+        parts
+    }
+
+    /// Ends the daemon; the VMs run on.
+    pub async fn end(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.cancel();
+        }
+        self.pass(1).await;
+    }
+
+    /// Waits.
+    pub async fn pass(&self, seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}

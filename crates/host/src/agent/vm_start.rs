@@ -1,0 +1,229 @@
+//! What a VM needs before its process is started: its volumes, its image's files, its seed, its networks.
+//!
+//! Each may wait for a disk, a filer or another host, for long or for ever. So this is a future that can be dropped at
+//! any point, and it tells which step it is at.
+
+use super::{
+    AgentParts,
+    networks::Networks,
+    storage::{SeedNic, SeedWanted, VolumeName, VolumeWanted},
+};
+use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
+use haven_model::{
+    ImageSpec, Name, Placement, PoolSpec, Snapshot, VmSpec, image::ImageFile, object::Stored,
+    vm::DiskSpec,
+};
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::watch;
+
+/// Why a VM could not be started, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartFailure(pub String);
+
+impl StartFailure {
+    /// What an error says, with its sources.
+    #[must_use]
+    pub fn of(error: &dyn std::error::Error) -> Self {
+        Self(super::chain(error))
+    }
+}
+
+/// What is known of the start.
+pub struct Preparation<'a> {
+    /// What the agent has.
+    pub parts: Arc<AgentParts>,
+    /// Which VM.
+    pub vm: Name,
+    /// The store when the start began.
+    pub snapshot: &'a Snapshot,
+    /// What is wanted of the VM.
+    pub object: Arc<Stored<VmSpec>>,
+    /// Its owner and its addresses.
+    pub placement: Arc<Placement>,
+    /// The session in which the start began.
+    pub session: u64,
+    /// Whether it runs under KVM.
+    pub kvm: bool,
+    /// How this host's networks stand.
+    pub networks: watch::Receiver<Networks>,
+}
+
+impl Preparation<'_> {
+    /// Makes all of it ready; `step` tells what is being done.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub async fn run(mut self, step: &watch::Sender<String>) -> Result<VmLaunch, StartFailure> {
+        let disks = self.disks(step).await?;
+        let direct_boot = self.direct_boot(step).await?;
+        let seed = self.seed(step).await?;
+        self.wait_for_networks(step).await?;
+        let mtu = |network: &Name| self.snapshot.networks.get(network).map_or(1450, |n| n.spec.mtu);
+        let nics = self
+            .placement
+            .nics
+            .iter()
+            .enumerate()
+            .map(|(i, nic)| NicLaunch {
+                tap: self.placement.tap(i),
+                mac: nic.mac.clone(),
+                mtu: mtu(&nic.network),
+            })
+            .collect();
+        Ok(VmLaunch {
+            vm: self.vm.to_string(),
+            uid: self.placement.unix_uid(),
+            epoch: self.placement.epoch,
+            session: self.session,
+            cpus: self.object.spec.cpus,
+            memory_bytes: self.object.spec.memory.0,
+            disks,
+            direct_boot,
+            seed: Some(seed),
+            nics,
+            accel: if self.kvm { Accel::Kvm } else { Accel::Tcg },
+            uuid: self.object.meta.uid.clone(),
+        })
+    }
+
+    async fn disks(&self, step: &watch::Sender<String>) -> Result<Vec<DiskLaunch>, StartFailure> {
+        let mut disks = Vec::new();
+        for disk in &self.object.spec.disks {
+            let pool = pool_of(self.snapshot, disk)?;
+            let image = match &disk.image {
+                None => None,
+                Some(name) => {
+                    let image = image_of(self.snapshot, name)?;
+                    let file = image.disk.clone().ok_or_else(|| {
+                        StartFailure(format!(
+                            "image `{name}` has no disk; disk `{}` cannot be made from it",
+                            disk.name
+                        ))
+                    })?;
+                    Some((file, image.format.clone().unwrap_or_else(|| "raw".into())))
+                }
+            };
+            let wanted = VolumeWanted {
+                name: VolumeName {
+                    vm: self.vm.clone(),
+                    disk: disk.name.clone(),
+                    vm_uid: self.object.meta.uid.clone(),
+                },
+                size_bytes: disk.size.0,
+                image,
+                owner_uid: self.placement.unix_uid(),
+            };
+            step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
+            let ready = self
+                .parts
+                .storage
+                .volume(&pool, &wanted)
+                .await
+                .map_err(|e| StartFailure::of(&e))?;
+            disks.push(DiskLaunch {
+                name: disk.name.to_string(),
+                path: ready.path,
+                format: ready.format,
+                read_only: false,
+                size_bytes: disk.size.0,
+            });
+        }
+        Ok(disks)
+    }
+
+    async fn direct_boot(
+        &self,
+        step: &watch::Sender<String>,
+    ) -> Result<Option<DirectBoot>, StartFailure> {
+        let Some(name) = &self.object.spec.image else {
+            return Ok(None);
+        };
+        let image = image_of(self.snapshot, name)?;
+        let Some(kernel) = &image.kernel else {
+            return Ok(None);
+        };
+        let kernel = self.image_file(kernel, step).await?;
+        let initrd = match &image.initrd {
+            Some(file) => Some(self.image_file(file, step).await?),
+            None => None,
+        };
+        Ok(Some(DirectBoot { kernel, initrd, cmdline: image.cmdline.clone() }))
+    }
+
+    async fn image_file(
+        &self,
+        file: &ImageFile,
+        step: &watch::Sender<String>,
+    ) -> Result<PathBuf, StartFailure> {
+        step.send_replace(format!(
+            "the image's file {}",
+            &file.sha256[..file.sha256.len().min(12)]
+        ));
+        self.parts.storage.image_file(file).await.map_err(|e| StartFailure::of(&e))
+    }
+
+    async fn seed(&self, step: &watch::Sender<String>) -> Result<PathBuf, StartFailure> {
+        let nics = self
+            .placement
+            .nics
+            .iter()
+            .filter_map(|nic| {
+                let network = &self.snapshot.networks.get(&nic.network)?.spec;
+                Some(SeedNic {
+                    mac: nic.mac.clone(),
+                    address: ipnet::Ipv4Net::new(nic.ip, network.subnet.prefix_len()).ok()?,
+                    gateway: network.gateway(),
+                    nameservers: network.nameservers.clone(),
+                })
+            })
+            .collect();
+        let wanted = SeedWanted {
+            vm: self.vm.to_string(),
+            instance_id: self.object.meta.uid.clone(),
+            user_data: self.object.spec.user_data.clone().unwrap_or_default(),
+            nics,
+            owner_uid: self.placement.unix_uid(),
+        };
+        step.send_replace("its seed".into());
+        self.parts.storage.seed(&wanted).await.map_err(|e| StartFailure::of(&e))
+    }
+
+    /// Waits for its networks and says what they lack. Networks that it has no card in do not matter to it.
+    async fn wait_for_networks(
+        &mut self,
+        step: &watch::Sender<String>,
+    ) -> Result<(), StartFailure> {
+        let Some(revision) = self.snapshot.placements.get(&self.vm).map(|p| p.revision) else {
+            return Ok(());
+        };
+        let names: Vec<Name> = self.placement.nics.iter().map(|nic| nic.network.clone()).collect();
+        loop {
+            let Some(why) = self.networks.borrow_and_update().lacks(revision, &names) else {
+                return Ok(());
+            };
+            step.send_if_modified(|now| std::mem::replace(now, why.clone()) != why);
+            let ended = |_| StartFailure("this host's daemon ends".into());
+            self.networks.changed().await.map_err(ended)?;
+        }
+    }
+}
+
+fn pool_of(snapshot: &Snapshot, disk: &DiskSpec) -> Result<PoolSpec, StartFailure> {
+    let pool = snapshot.pools.get(&disk.pool);
+    pool.map(|pool| pool.spec.clone()).ok_or_else(|| {
+        StartFailure(format!(
+            "pool `{}` of disk `{}` does not exist; apply it first",
+            disk.pool, disk.name
+        ))
+    })
+}
+
+fn image_of(snapshot: &Snapshot, name: &Name) -> Result<ImageSpec, StartFailure> {
+    let image = snapshot.images.get(name);
+    image.map(|image| image.spec.clone()).ok_or_else(|| {
+        StartFailure(format!(
+            "image `{name}` does not exist; import it with `haven image import {name} FILE`"
+        ))
+    })
+}

@@ -1,0 +1,92 @@
+//! What a local pool holds, and volumes that no VM has any more: they are put aside under the name `<volume>.aside`,
+//! which no VM is ever given, and removed a day later.
+//!
+//! Rejected: removing them at once. A host that was taken into a new cluster, or a store that was set up anew after a
+//! disaster, knows none of the volumes that are there, and they may be all that is left.
+
+use super::{pool, says};
+use crate::{
+    agent::storage::{StorageFailure, VolumeName},
+    vm::run_dir,
+};
+use haven_model::PoolSpec;
+use std::{
+    collections::BTreeSet,
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// How long a volume that was put aside is kept.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// The ending of its name.
+const ENDING: &str = ".aside";
+
+fn unreadable(pool: &PoolSpec) -> impl Fn(io::Error) -> StorageFailure {
+    let path = pool.path.clone();
+    move |error| {
+        says(format!(
+            "the pool's directory {path} cannot be tidied ({error}); check its file system"
+        ))
+    }
+}
+
+/// The names of files in the directory; none when there is no directory.
+fn files(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    names.filter_map(io::Result::transpose).collect()
+}
+
+/// The volumes in a pool, finished or not.
+///
+/// # Errors
+/// When its directory cannot be read.
+pub fn volumes(pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+    let files = files(Path::new(&pool.path)).map_err(unreadable(pool))?;
+    let names: BTreeSet<VolumeName> = files
+        .iter()
+        .filter_map(|file| file.strip_suffix(".qcow2").or_else(|| file.strip_suffix(".part")))
+        .filter_map(VolumeName::parse)
+        .collect();
+    Ok(names.into_iter().collect())
+}
+
+/// Puts volumes aside, and removes those that were put aside a day before `now`.
+///
+/// # Errors
+/// When the file system does not let it.
+pub fn put(pool: &PoolSpec, names: &[VolumeName], now: SystemTime) -> Result<(), StorageFailure> {
+    let directory = Path::new(&pool.path);
+    let failed = unreadable(pool);
+    for name in names {
+        run_dir::remove(&directory.join(format!("{name}.part"))).map_err(&failed)?;
+        let aside = directory.join(format!("{name}{ENDING}"));
+        match std::fs::rename(directory.join(format!("{name}.qcow2")), &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    let mut changed = !names.is_empty();
+    for file in files(directory).map_err(&failed)? {
+        let ours = file.strip_suffix(ENDING).and_then(VolumeName::parse).is_some();
+        let path = directory.join(&file);
+        if ours && old(&path, now).map_err(&failed)? {
+            tracing::warn!(path = %path.display(), "a volume that no VM has was put aside a day ago: removed");
+            run_dir::remove(&path).map_err(&failed)?;
+            changed = true;
+        }
+    }
+    if changed { pool::sync(directory).map_err(&failed) } else { Ok(()) }
+}
+
+/// Renaming sets the time of a file's last change of state.
+fn old(path: &Path, now: SystemTime) -> io::Result<bool> {
+    let seconds = u64::try_from(std::fs::symlink_metadata(path)?.ctime()).unwrap_or_default();
+    let since = UNIX_EPOCH + Duration::from_secs(seconds);
+    Ok(now.duration_since(since).is_ok_and(|age| age >= KEPT))
+}

@@ -1,0 +1,73 @@
+//! The program `qemu-img`: makes disks and tells their sizes. It ends when nobody waits for it any more.
+
+use super::says;
+use crate::agent::storage::StorageFailure;
+use std::path::Path;
+use tokio::process::Command;
+
+/// What the file system says when there is no room, as `qemu-img` repeats it.
+const FULL: &str = "No space left";
+
+/// Why a disk could not be made.
+#[derive(Debug)]
+pub enum Failure {
+    /// There is no room for it.
+    Full,
+    /// Something else.
+    Other(StorageFailure),
+}
+
+impl From<StorageFailure> for Failure {
+    fn from(failure: StorageFailure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+async fn run(args: &[&str]) -> Result<Vec<u8>, String> {
+    let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
+    let output = output.map_err(|error| {
+        format!("qemu-img cannot be started ({error}); install the package qemu-utils")
+    })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
+}
+
+/// Runs it to make or to change a disk.
+///
+/// # Errors
+/// What it said.
+pub async fn make(args: &[&str]) -> Result<(), Failure> {
+    match run(args).await {
+        Ok(_) => Ok(()),
+        Err(said) if said.contains(FULL) => Err(Failure::Full),
+        Err(said) => Err(says(format!("the volume cannot be made: {said}")).into()),
+    }
+}
+
+/// How large a guest sees the disk in a file of this format, bytes.
+///
+/// # Errors
+/// When it is no such disk.
+pub async fn size_of(disk: &Path, format: &str) -> Result<u64, StorageFailure> {
+    let path = text(disk)?;
+    let unreadable = |why: &str| {
+        says(format!(
+            "the image {path} is not a disk of the format {format} ({why}); import it again"
+        ))
+    };
+    let told = run(&["info", "--output=json", "-f", format, path]).await;
+    let told = told.map_err(|said| unreadable(&said))?;
+    let told: serde_json::Value =
+        serde_json::from_slice(&told).map_err(|error| unreadable(&error.to_string()))?;
+    told["virtual-size"].as_u64().ok_or_else(|| unreadable("it tells no size"))
+}
+
+/// A path as an argument.
+///
+/// # Errors
+/// When it is not UTF-8.
+pub fn text(path: &Path) -> Result<&str, StorageFailure> {
+    path.to_str().ok_or_else(|| says(format!("{} is not a path that QEMU takes", path.display())))
+}
