@@ -26,6 +26,9 @@ pub mod plan;
 pub mod pool;
 pub mod service;
 pub mod snapshot;
+#[cfg(test)]
+mod snapshot_test;
+pub mod tolerant;
 pub mod units;
 pub mod vm;
 

@@ -56,6 +56,20 @@ impl NetworkSpec {
     pub fn gateway(&self) -> Ipv4Addr {
         self.subnet.hosts().next().unwrap_or(self.subnet.addr())
     }
+    /// The network identifier that the hosts use. Networks are given one when they are made; before that was so, it
+    /// followed from the subnet.
+    #[must_use]
+    pub fn vni(&self) -> u32 {
+        self.vni.unwrap_or_else(|| {
+            let [a, b, c, _] = self.subnet.network().octets().map(u32::from);
+            0x0010_0000 | ((a << 12) ^ (b << 8)) | c
+        })
+    }
+    /// The same, or nothing for a network that needs none.
+    #[must_use]
+    pub fn vni_in_use(&self) -> Option<u32> {
+        (self.driver == NetworkKind::Overlay).then(|| self.vni())
+    }
     /// The gateway's MAC address, the same on every host, so that a moved guest keeps its gateway.
     #[must_use]
     pub fn gateway_mac(&self) -> [u8; 6] {

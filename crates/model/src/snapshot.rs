@@ -11,6 +11,7 @@ use crate::{
     placement::{FrontendPlacement, Placement},
     pool::PoolSpec,
     service::ServiceSpec,
+    tolerant,
     vm::{VmSpec, VmStatus},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -83,31 +84,88 @@ pub struct Snapshot {
     pub vm_status: Table<VmStatus>,
     /// Incidents by number.
     pub incidents: BTreeMap<u64, Versioned<Incident>>,
+    /// Records that are there and cannot be read by this version, by key below the root, with their revisions. Nothing
+    /// may be concluded from their absence above. A spec is kept there as it was read last.
+    pub unreadable: BTreeMap<String, i64>,
 }
 
 /// The bytes and revision of one key.
 pub type Raw<'a> = Option<(&'a [u8], i64)>;
 
-fn decode<T: DeserializeOwned>(raw: Raw<'_>) -> Option<Versioned<T>> {
-    let (bytes, revision) = raw?;
-    // A record this version cannot read is as good as absent; the API refuses to write such records.
-    let value = serde_json::from_slice(bytes).ok()?;
-    Some(Versioned { revision, value: Arc::new(value) })
+/// What one key came to.
+enum Read<T> {
+    Absent,
+    Unreadable,
+    Record(Versioned<T>),
 }
 
-fn set<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Change {
+fn decode<T: DeserializeOwned>(raw: Raw<'_>) -> Read<T> {
+    let Some((bytes, revision)) = raw else { return Read::Absent };
+    match tolerant::read(bytes) {
+        Ok(value) => Read::Record(Versioned { revision, value: Arc::new(value) }),
+        Err(_) => Read::Unreadable,
+    }
+}
+
+/// What applying one key did: whether the record could be read, if there is one, and whether anybody waits for it.
+struct Applied {
+    readable: bool,
+    change: Change,
+}
+
+impl Applied {
+    const QUIET: Self = Self { readable: true, change: Change::Quiet };
+
+    fn changed(readable: bool) -> Self {
+        Self { readable, change: Change::Changed }
+    }
+}
+
+/// What people wish for: one that cannot be read stays as it was read last.
+fn set_spec<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Applied {
     let Ok(name) = Name::new(name) else {
-        return Change::Quiet;
+        return Applied::QUIET;
     };
     match decode(raw) {
-        Some(record) => {
-            table.insert(name, record);
-        }
-        None => {
+        Read::Record(record) => _ = table.insert(name, record),
+        Read::Absent => _ = table.remove(&name),
+        Read::Unreadable => return Applied::changed(false),
+    }
+    Applied::changed(true)
+}
+
+/// What is so: an old one would be wrong.
+fn set<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Applied {
+    let Ok(name) = Name::new(name) else {
+        return Applied::QUIET;
+    };
+    match decode(raw) {
+        Read::Record(record) => _ = table.insert(name, record),
+        Read::Absent => _ = table.remove(&name),
+        Read::Unreadable => {
             table.remove(&name);
+            return Applied::changed(false);
         }
     }
-    Change::Changed
+    Applied::changed(true)
+}
+
+fn set_one<T: DeserializeOwned>(
+    one: &mut Option<Versioned<T>>,
+    raw: Raw<'_>,
+    keep: bool,
+) -> Applied {
+    match decode(raw) {
+        Read::Record(record) => *one = Some(record),
+        Read::Absent => *one = None,
+        Read::Unreadable => {
+            if !keep {
+                *one = None;
+            }
+            return Applied::changed(false);
+        }
+    }
+    Applied::changed(true)
 }
 
 impl Snapshot {
@@ -116,61 +174,90 @@ impl Snapshot {
         let Some(path) = key.strip_prefix(crate::keys::ROOT) else {
             return Change::Quiet;
         };
+        let applied = self.fold(path, raw);
+        match raw {
+            Some((_, revision)) if !applied.readable => {
+                self.unreadable.insert(path.to_owned(), revision);
+            }
+            _ => _ = self.unreadable.remove(path),
+        }
+        applied.change
+    }
+
+    fn fold(&mut self, path: &str, raw: Raw<'_>) -> Applied {
         let (head, rest) = path.split_once('/').unwrap_or((path, ""));
         match head {
-            "cluster" => {
-                self.cluster = decode(raw);
-                Change::Changed
-            }
-            "manager" => {
-                self.manager = decode(raw);
-                Change::Changed
-            }
+            "cluster" => set_one(&mut self.cluster, raw, true),
+            "manager" => set_one(&mut self.manager, raw, false),
             "spec" => self.apply_spec(rest, raw),
             "leases" => self.apply_lease(rest, raw),
             "lost" => set(&mut self.lost, rest, raw),
             "placement" => match rest.split_once('/') {
                 Some(("vm", name)) => set(&mut self.placements, name, raw),
                 Some(("frontend", name)) => set(&mut self.frontends, name, raw),
-                _ => Change::Quiet,
+                _ => Applied::QUIET,
             },
             "status" => match rest.split_once('/') {
                 Some(("host", name)) => set(&mut self.host_status, name, raw),
                 Some(("vm", name)) => set(&mut self.vm_status, name, raw),
-                _ => Change::Quiet,
+                _ => Applied::QUIET,
             },
             "incidents" => {
                 let Ok(number) = rest.parse() else {
-                    return Change::Quiet;
+                    return Applied::QUIET;
                 };
-                match decode(raw) {
-                    Some(incident) => self.incidents.insert(number, incident),
-                    None => self.incidents.remove(&number),
-                };
-                Change::Changed
+                let mut one = self.incidents.remove(&number);
+                let applied = set_one(&mut one, raw, false);
+                self.incidents.extend(one.map(|incident| (number, incident)));
+                applied
             }
-            _ => Change::Quiet,
+            _ => Applied::QUIET,
         }
     }
 
-    fn apply_spec(&mut self, path: &str, raw: Raw<'_>) -> Change {
+    fn apply_spec(&mut self, path: &str, raw: Raw<'_>) -> Applied {
         match path.split_once('/') {
-            Some(("host", name)) => set(&mut self.hosts, name, raw),
-            Some(("pool", name)) => set(&mut self.pools, name, raw),
-            Some(("image", name)) => set(&mut self.images, name, raw),
-            Some(("network", name)) => set(&mut self.networks, name, raw),
-            Some(("vm", name)) => set(&mut self.vms, name, raw),
-            Some(("service", name)) => set(&mut self.services, name, raw),
-            _ => Change::Quiet,
+            Some(("host", name)) => set_spec(&mut self.hosts, name, raw),
+            Some(("pool", name)) => set_spec(&mut self.pools, name, raw),
+            Some(("image", name)) => set_spec(&mut self.images, name, raw),
+            Some(("network", name)) => set_spec(&mut self.networks, name, raw),
+            Some(("vm", name)) => set_spec(&mut self.vms, name, raw),
+            Some(("service", name)) => set_spec(&mut self.services, name, raw),
+            _ => Applied::QUIET,
         }
     }
 
     /// A mere renewal wakes nobody; an opened or closed session does.
-    fn apply_lease(&mut self, name: &str, raw: Raw<'_>) -> Change {
+    fn apply_lease(&mut self, name: &str, raw: Raw<'_>) -> Applied {
         let state = |snapshot: &Self| snapshot.leases.get(name).map(|l| (l.session, l.closed));
         let before = state(self);
-        set(&mut self.leases, name, raw);
-        if before == state(self) { Change::Quiet } else { Change::Changed }
+        let applied = set(&mut self.leases, name, raw);
+        let quiet = before == state(self);
+        Applied { change: if quiet { Change::Quiet } else { Change::Changed }, ..applied }
+    }
+
+    /// A record of an object that is there and cannot be read: its spec, or who owns it. Whoever meets one leaves the
+    /// object as it is.
+    #[must_use]
+    pub fn unreadable_of(&self, object: &ObjectRef) -> Option<&str> {
+        let (kind, name) = (object.kind.as_str(), &object.name);
+        let owner = match object.kind {
+            Kind::Vm => Some(format!("placement/vm/{name}")),
+            Kind::Service => Some(format!("placement/frontend/{name}")),
+            Kind::Host => Some(format!("leases/{name}")),
+            _ => None,
+        };
+        let keys = std::iter::once(format!("spec/{kind}/{name}")).chain(owner);
+        keys.into_iter()
+            .find_map(|key| self.unreadable.get_key_value(&key))
+            .map(|(key, _)| key.as_str())
+    }
+
+    /// The first record below a prefix that is there and cannot be read.
+    #[must_use]
+    pub fn unreadable_under(&self, prefix: &str) -> Option<&str> {
+        let first = self.unreadable.range(prefix.to_owned()..).next().map(|(key, _)| key.as_str());
+        first.filter(|key| key.starts_with(prefix))
     }
 
     /// The cluster's spec, or the defaults before there is one.

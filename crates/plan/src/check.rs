@@ -3,48 +3,93 @@
 //! The manager checks each plan before it commits; the property tests and the simulator check with the same code.
 
 use crate::placement::capacity::cost;
-use haven_model::{Action, Name, Placement, Plan, Snapshot};
+use haven_model::{Action, Name, Placement, Plan, Planned, Snapshot, Waiting};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// An invariant that a plan would break.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// The VM whose placement would break it; none when it is about an action of another kind.
+    pub vm: Option<Name>,
+    /// In words.
+    pub why: String,
+}
+
+fn of(vm: &Name, why: String) -> Broken {
+    Broken { vm: Some(vm.clone()), why }
+}
 
 /// Checks.
 ///
 /// # Errors
-/// The broken invariant, in words.
-pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), String> {
-    let mut placements: BTreeMap<Name, Placement> =
-        snapshot.placements.iter().map(|(n, p)| (n.clone(), (*p.value).clone())).collect();
-    let mut touched = BTreeSet::new();
+/// The first invariant that would be broken.
+pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
+    let mut placements: BTreeMap<&Name, &Placement> =
+        snapshot.placements.iter().map(|(n, p)| (n, &*p.value)).collect();
+    let (mut touched, mut new) = (Vec::new(), BTreeSet::new());
     for planned in &plan.actions {
-        if planned.reason.is_empty() {
-            return Err(format!("an action on {} has no reason", planned.object));
-        }
         let Action::PlaceVm { vm, placement, expected_revision, taken_from } = &planned.action
         else {
+            if planned.reason.is_empty() {
+                let why = format!("an action on {} has no reason", planned.object);
+                return Err(Broken { vm: None, why });
+            }
             continue;
         };
-        if !touched.insert(vm.clone()) {
-            return Err(format!("{vm} is placed twice in one plan"));
+        if planned.reason.is_empty() {
+            return Err(of(vm, format!("{vm} is placed without a reason")));
         }
-        let old = placements.get(vm);
+        if !new.insert(vm) {
+            return Err(of(vm, format!("{vm} is placed twice in one plan")));
+        }
+        touched.push(vm);
+        let old = placements.get(vm).copied();
         if placement.epoch != old.map_or(0, |p| p.epoch) + 1 {
-            return Err(format!(
-                "{vm} goes from epoch {:?} to {}",
-                old.map(|p| p.epoch),
-                placement.epoch
-            ));
+            let from = old.map(|p| p.epoch);
+            return Err(of(vm, format!("{vm} goes from epoch {from:?} to {}", placement.epoch)));
         }
         if *expected_revision != snapshot.placements.get(vm).map_or(0, |p| p.revision) {
-            return Err(format!("{vm} is placed over a revision that was not read"));
+            return Err(of(vm, format!("{vm} is placed over a revision that was not read")));
         }
         if let Some(old) = old
             && old.host != placement.host
         {
-            proven(snapshot, vm, old, taken_from.as_ref())?;
+            proven(snapshot, vm, old, taken_from.as_ref()).map_err(|why| of(vm, why))?;
         }
-        placements.insert(vm.clone(), placement.clone());
+        placements.insert(vm, placement);
     }
-    unique(&placements)?;
+    unique(&placements, &touched)?;
     capacity(snapshot, &placements, &touched)
+}
+
+/// The plan without what would break an invariant: one VM that cannot be placed must not keep the others from being
+/// placed. What was left out waits, and says why.
+#[must_use]
+pub fn sound(snapshot: &Snapshot, mut plan: Plan) -> (Plan, Vec<Broken>) {
+    let mut left_out = Vec::new();
+    while let Err(broken) = check(snapshot, &plan) {
+        let before = plan.actions.len();
+        match &broken.vm {
+            // The last one: of two for one VM the first stands.
+            Some(vm) => {
+                let places = |planned: &Planned| matches!(&planned.action, Action::PlaceVm { vm: of, .. } if of == vm);
+                if let Some(index) = plan.actions.iter().rposition(places) {
+                    let object = plan.actions.remove(index).object;
+                    let reason = format!(
+                        "waiting: {}; this is a defect of Haven, please report it",
+                        broken.why
+                    );
+                    plan.waiting.push(Waiting { object, reason });
+                }
+            }
+            None => plan.actions.retain(|planned| !planned.reason.is_empty()),
+        }
+        if plan.actions.len() == before {
+            plan.actions.clear();
+        }
+        left_out.push(broken);
+    }
+    (plan, left_out)
 }
 
 fn proven(
@@ -67,15 +112,26 @@ fn proven(
     }
 }
 
-fn unique(placements: &BTreeMap<Name, Placement>) -> Result<(), String> {
+/// No VM gets a number or an address that another has. What stands in the store already is not this plan's doing.
+fn unique(placements: &BTreeMap<&Name, &Placement>, touched: &[&Name]) -> Result<(), Broken> {
     let (mut slots, mut addresses) = (BTreeMap::new(), BTreeMap::new());
-    for (vm, placement) in placements {
-        if let Some(other) = slots.insert(placement.slot, vm) {
-            return Err(format!("{vm} and {other} have the same slot {}", placement.slot));
+    let new: BTreeSet<&Name> = touched.iter().copied().collect();
+    // Those that stood before come first, so that a newcomer is named; of two newcomers the later one.
+    let old = placements.keys().copied().filter(|vm| !new.contains(vm));
+    for vm in old.chain(touched.iter().copied()) {
+        let Some(placement) = placements.get(vm) else { continue };
+        let newcomer = new.contains(vm);
+        if let Some(other) = slots.insert(placement.slot, vm)
+            && newcomer
+        {
+            let why = format!("{vm} and {other} have the same slot {}", placement.slot);
+            return Err(of(vm, why));
         }
         for nic in &placement.nics {
-            if let Some(other) = addresses.insert((&nic.network, nic.ip), vm) {
-                return Err(format!("{vm} and {other} have the same address {}", nic.ip));
+            if let Some(other) = addresses.insert((&nic.network, nic.ip), vm)
+                && newcomer
+            {
+                return Err(of(vm, format!("{vm} and {other} have the same address {}", nic.ip)));
             }
         }
     }
@@ -85,26 +141,29 @@ fn unique(placements: &BTreeMap<Name, Placement>) -> Result<(), String> {
 /// No host that this plan adds to is promised more memory than it has.
 fn capacity(
     snapshot: &Snapshot,
-    placements: &BTreeMap<Name, Placement>,
-    touched: &BTreeSet<Name>,
-) -> Result<(), String> {
+    placements: &BTreeMap<&Name, &Placement>,
+    touched: &[&Name],
+) -> Result<(), Broken> {
     let mut used: BTreeMap<&Name, u64> = BTreeMap::new();
     for (name, placement) in placements {
-        if let Some(vm) = snapshot.vms.get(name) {
+        if let Some(vm) = snapshot.vms.get(*name) {
             *used.entry(&placement.host).or_default() += cost(&vm.spec).memory;
         }
     }
-    let added: BTreeSet<&Name> =
-        touched.iter().filter_map(|vm| placements.get(vm)).map(|p| &p.host).collect();
-    for host in added {
+    // The last one placed on a host is the one too many.
+    let added: BTreeMap<&Name, &Name> =
+        touched.iter().filter_map(|vm| Some((&placements.get(vm)?.host, *vm))).collect();
+    for (host, vm) in added {
         let Some((status, object)) = snapshot.host_status.get(host).zip(snapshot.hosts.get(host))
         else {
-            return Err(format!("a VM is placed on {host}, which has not reported"));
+            return Err(of(vm, format!("{vm} is placed on {host}, which has not reported")));
         };
         let has = status.memory.0.saturating_sub(object.spec.reserved_memory.0);
         let promised = used.get(host).copied().unwrap_or(0);
         if promised > has {
-            return Err(format!("{host} is promised {promised} bytes of {has}"));
+            let why =
+                format!("{vm} is placed on {host}, which is promised {promised} bytes of {has}");
+            return Err(of(vm, why));
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ mod plan_test;
 #[cfg(test)]
 mod property_test;
 
-pub use check::check;
+pub use check::{check, sound};
 pub use explain::{explain, losses_survivable};
 use haven_model::{Observations, Plan, Snapshot};
 pub use tolerance::hosts::{HostState, host_states};

@@ -270,3 +270,76 @@ fn scaling_down_drains_the_highest_number() {
     assert_eq!(first.actions.len(), 1);
     assert!(first.actions[0].reason.contains("web-3 is drained"), "{}", first.actions[0].reason);
 }
+
+fn waits_for(plan: &Plan, words: &str) -> bool {
+    plan.waiting.iter().any(|waiting| waiting.reason.contains(words))
+}
+
+#[test]
+fn what_cannot_be_read_is_left_as_it_is_and_told() {
+    let mut world = World::new(2, Bytes::gib(8));
+    for vm in ["web", "other"] {
+        world.vm(vm, vm_spec(Bytes::gib(1)));
+        world.run(vm, "host1");
+    }
+    world.vm("new", vm_spec(Bytes::gib(1)));
+    world.lost("host1", ProofKind::LeaseExpired);
+    world.snapshot.placements.remove("web");
+    world.snapshot.unreadable.insert("placement/vm/web".into(), 9);
+    let plan = planned(&world);
+    let epochs: Vec<_> = placed(&plan).into_iter().map(|(vm, _, epoch)| (vm, epoch)).collect();
+    assert_eq!(epochs, [("other".to_owned(), 2)], "web may run anywhere; new may take its number");
+    assert!(waits_for(&plan, "placement/vm/web cannot be read"), "{:?}", plan.waiting);
+    world.snapshot.unreadable.clear();
+    assert_eq!(placed(&planned(&world)).len(), 3);
+    world.snapshot.unreadable.insert("cluster".into(), 9);
+    let plan = planned(&world);
+    assert!(plan.actions.is_empty(), "without the cluster's fencing policy nothing is decided");
+}
+
+#[test]
+fn of_two_that_ask_for_one_address_the_older_gets_it_and_the_other_says_why_it_waits() {
+    let mut world = World::new(1, Bytes::gib(8));
+    world.network("front");
+    for vm in ["a", "b"] {
+        let nics = serde_json::json!([{"network": "front", "address": "10.77.0.9"}]);
+        let spec = serde_json::json!({"memory": "64MiB", "networks": nics});
+        world.vm(vm, serde_json::from_value(spec).unwrap());
+    }
+    let plan = planned(&world);
+    assert_eq!(placed(&plan), [("a".into(), "host1".into(), 1)]);
+    assert!(waits_for(&plan, "b asks for the address 10.77.0.9"), "{:?}", plan.waiting);
+}
+
+#[test]
+fn a_service_whose_members_have_no_room_for_a_name_waits_and_says_so() {
+    let mut world = World::new(1, Bytes::gib(8));
+    let service = "s".repeat(38);
+    world.service(&service, 12);
+    let plan = planned(&world);
+    let made = plan.actions.iter().filter(|p| matches!(p.action, Action::PutObject { .. }));
+    assert_eq!(made.count(), 9);
+    assert!(waits_for(&plan, "leaves no room for the names of 3 members"), "{:?}", plan.waiting);
+}
+
+#[test]
+fn one_placement_that_breaks_an_invariant_is_left_out_and_the_others_stay() {
+    let mut world = World::new(1, Bytes::gib(8));
+    for vm in ["a", "b", "c"] {
+        world.vm(vm, vm_spec(Bytes::gib(1)));
+    }
+    let mut plan = planned(&world);
+    for action in &mut plan.actions {
+        if let Action::PlaceVm { vm, placement, .. } = &mut action.action
+            && vm.as_str() == "b"
+        {
+            placement.slot = 0;
+        }
+    }
+    let (sound, left_out) = crate::sound(&world.snapshot, plan);
+    let names: Vec<String> = placed(&sound).into_iter().map(|(vm, _, _)| vm).collect();
+    assert_eq!(names, ["a", "c"]);
+    assert_eq!(left_out.len(), 1);
+    assert!(waits_for(&sound, "b and a have the same slot"), "{:?}", sound.waiting);
+    check(&world.snapshot, &sound).unwrap();
+}

@@ -31,6 +31,12 @@ impl<'a> Work<'a> {
     }
 
     pub fn act(&mut self, object: ObjectRef, reason: String, action: Action) {
+        if let Some(key) = unreadable(self.snapshot, &object, &action) {
+            let why = format!(
+                "waiting: {object} is left as it is, because the record {key} cannot be read by this version of Haven; update the managing host"
+            );
+            return self.wait(object, why);
+        }
         self.plan.actions.push(Planned { object, reason, action });
     }
 
@@ -47,6 +53,22 @@ impl<'a> Work<'a> {
     pub fn finish(self) -> Plan {
         self.plan
     }
+}
+
+/// A record that this action rests on, and that is there and cannot be read.
+fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -> Option<&'a str> {
+    if snapshot.unreadable.is_empty() {
+        return None;
+    }
+    let cluster = snapshot.unreadable_under("cluster").filter(|_| snapshot.cluster.is_none());
+    let own = cluster.or_else(|| snapshot.unreadable_of(object));
+    own.or_else(|| match action {
+        // It may have the number or the address that a newcomer would get.
+        Action::PlaceVm { expected_revision: 0, .. } => snapshot.unreadable_under("placement/vm/"),
+        // It may need what would be removed.
+        Action::RemoveObject { .. } => snapshot.unreadable_under("spec/"),
+        _ => None,
+    })
 }
 
 pub fn vm_ref(name: &Name) -> ObjectRef {

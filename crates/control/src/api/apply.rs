@@ -4,6 +4,7 @@
 use super::{
     ApiState,
     auth::now_ms,
+    chosen,
     error::{ApiError, ApiResult},
     validate::validate,
 };
@@ -18,6 +19,7 @@ use haven_store::{
     raw::{Compare, Op},
     server::{MAX_REQUEST_BYTES, MAX_TXN_OPS},
 };
+use std::collections::BTreeSet;
 
 /// Objects that one apply may hold: each is one operation of the transaction.
 pub const MOST_OBJECTS: usize = MAX_TXN_OPS;
@@ -69,8 +71,9 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
             not_deleting(&old)?;
         }
     }
+    let mut vnis = chosen::vnis(&snapshot);
     let mut writes: Vec<Write> =
-        manifests.iter().map(|manifest| write(manifest, &snapshot)).collect();
+        manifests.iter().map(|manifest| write(manifest, &snapshot, &mut vnis)).collect();
     writes.sort_by_key(|write| write.object.kind());
     let changed: Vec<&Write> = writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
     let (compares, ops) = transaction(&changed)?;
@@ -96,11 +99,12 @@ pub(super) fn not_deleting(old: &Object) -> ApiResult<()> {
     Err(ApiError::new(StatusCode::CONFLICT, detail, hint))
 }
 
-fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
+fn write(manifest: &Manifest, snapshot: &Snapshot, vnis: &mut BTreeSet<u32>) -> Write {
     let mut object = manifest.object.clone();
     let reference = object.reference();
-    let after = to_yaml(&object);
     let Some((old, revision)) = snapshot.object(&reference) else {
+        chosen::choose(&mut object, vnis);
+        let after = to_yaml(&object);
         let meta = object.meta_mut();
         meta.uid = uuid::Uuid::now_v7().to_string();
         meta.created_ms = now_ms();
@@ -133,7 +137,8 @@ fn write(manifest: &Manifest, snapshot: &Snapshot) -> Write {
     Write { applied, object, revision }
 }
 
-/// What a manifest does not say and commands have set stays: counters of resets and restarts, a host's password.
+/// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, a host's
+/// password, a network's identifier.
 pub(super) fn keep(object: &mut Object, old: &Object) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => {
@@ -141,6 +146,10 @@ pub(super) fn keep(object: &mut Object, old: &Object) {
         }
         (Object::Service(new), Object::Service(old)) => {
             new.spec.restarts = new.spec.restarts.max(old.spec.restarts);
+        }
+        (Object::Network(new), Object::Network(old)) => {
+            new.spec.vni =
+                new.spec.vni.or(old.spec.vni).filter(|_| new.spec.vni_in_use().is_some());
         }
         (Object::Host(new), Object::Host(old)) => {
             if let (Some(new), Some(old)) = (&mut new.spec.power, &old.spec.power)

@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod auth;
 pub mod body;
+mod chosen;
 mod cluster;
 pub mod error;
 pub mod objects;

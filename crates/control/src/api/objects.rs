@@ -176,7 +176,11 @@ pub async fn read(state: &ApiState, reference: &ObjectRef) -> ApiResult<(Object,
     let record = state.store.get(&key).await?.ok_or_else(missing)?;
     let mut scratch = Snapshot::default();
     scratch.apply(&key, Some((&record.value, record.mod_revision)));
-    scratch.object(reference).ok_or_else(missing)
+    scratch.object(reference).ok_or_else(|| {
+        let detail = format!("the record of {reference} cannot be read by this version of Haven");
+        let hint = "a newer Haven wrote it: update this host, or ask another with `--context`";
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, hint)
+    })
 }
 
 /// Changes one object by a function, as often as somebody else is quicker (at most five times).
@@ -226,6 +230,7 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
         return Err(ApiError::manifests(problems));
     }
     let mut object = given;
+    super::chosen::choose(&mut object, &mut super::chosen::vnis(&snapshot));
     let labels = std::mem::take(&mut object.meta_mut().labels);
     let uid = uuid::Uuid::now_v7().to_string();
     *object.meta_mut() = Meta::new(reference.name.clone(), uid, super::auth::now_ms());

@@ -1,15 +1,13 @@
 //! Whether manifests fit together and fit the cluster, before anything is written.
 
 use haven_model::{
-    Bytes, Name, NetworkSpec, Object, ObjectRef, Snapshot, VmSpec,
+    Bytes, Name, NetworkSpec, Object, ObjectRef, Placement, Snapshot, VmSpec,
     manifest::{Manifest, Problem},
+    name::NAME_MAX,
     object::Kind,
     service::ServiceSpec,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The cluster as it will be once all of `manifests` are applied.
 struct After<'a> {
@@ -22,6 +20,14 @@ impl After<'_> {
         let reference = ObjectRef::new(kind, name.clone());
         self.given.contains_key(&reference)
             || self.snapshot.object(&reference).is_some_and(|(object, _)| !object.meta().deleting)
+    }
+
+    /// All objects of a kind as they will be.
+    fn objects(&self, kind: Kind) -> Vec<Object> {
+        let given = self.given.iter().filter(|(r, _)| r.kind == kind);
+        let stored = self.snapshot.objects(kind).into_iter().map(|(object, _)| object);
+        let stays = stored.filter(|object| !self.given.contains_key(&object.reference()));
+        given.map(|(_, object)| (*object).clone()).chain(stays).collect()
     }
 
     fn names(&self, kind: Kind) -> String {
@@ -196,11 +202,29 @@ fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(
                 "choose another address",
             );
         }
-        let other = after.snapshot.placements.iter().find(|(vm, placement)| {
-            *vm != name && placement.nics.iter().any(|n| n.network == nic.network && n.ip == ip)
-        });
-        if let Some((other, _)) = other {
+        let has = |placement: &Placement| {
+            placement.nics.iter().any(|n| n.network == nic.network && n.ip == ip)
+        };
+        let placed = after.snapshot.placements.iter().find(|(vm, p)| *vm != name && has(p));
+        let wishes = |object: &Object| match object {
+            Object::Vm(vm) if vm.meta.name != *name && !vm.meta.deleting => {
+                let mut nics = vm.spec.networks.iter();
+                nics.any(|n| n.network == nic.network && n.address == Some(ip))
+                    .then(|| vm.meta.name.clone())
+            }
+            _ => None,
+        };
+        let wished = || after.objects(Kind::Vm).iter().find_map(wishes);
+        if let Some(other) = placed.map(|(vm, _)| vm.clone()).or_else(wished) {
             say(format!("{ip} belongs to vm/{other}"), "choose another address");
+        }
+        let twice =
+            spec.networks.iter().filter(|n| n.network == nic.network && n.address == Some(ip));
+        if twice.count() > 1 {
+            say(
+                format!("{ip} is given to two network cards"),
+                "each card has an address of its own",
+            );
         }
     }
 }
@@ -212,6 +236,18 @@ fn service_spec(
     say: &mut dyn FnMut(String, &str),
 ) {
     vm_spec(after, &spec.template.spec, name, say);
+    let room = NAME_MAX.saturating_sub(name.as_str().len() + 1);
+    // While members are replaced there are up to twice as many, and numbers are used again.
+    let most = 2 * spec.replicas.max(1).saturating_add(spec.update.max_surge);
+    if most.to_string().len() > room {
+        let longest = NAME_MAX - 1 - most.to_string().len();
+        say(
+            format!("the name leaves no room for those of {} members", spec.replicas),
+            &format!(
+                "members are called like {name}-{most}; a name has at most {NAME_MAX} characters, so this one at most {longest}"
+            ),
+        );
+    }
     if spec.replicas > 500 {
         say(
             format!("{} replicas are too many", spec.replicas),
@@ -261,19 +297,17 @@ fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut dyn Fn
             "choose a free address of the hosts' own network",
         );
     }
-    let taken = |other: &Name, theirs: Option<(Ipv4Addr, u16)>| {
-        other != name && theirs == Some((ip, frontend.port))
-    };
-    let others = after.snapshot.services.iter().map(|(n, s)| (n.clone(), s.spec.frontend.clone()));
-    let given = after.given.values().filter_map(|object| match object {
-        Object::Service(s) => Some((s.meta.name.clone(), s.spec.frontend.clone())),
+    let theirs = |object: &Object| match object {
+        Object::Service(s) if s.meta.name != *name && !s.meta.deleting => {
+            let frontend = s.spec.frontend.as_ref();
+            frontend.is_some_and(|f| f.address == ip).then(|| s.meta.name.clone())
+        }
         _ => None,
-    });
-    let used = others.chain(given).find(|(n, f)| taken(n, f.as_ref().map(|f| (f.address, f.port))));
-    if let Some((other, _)) = used {
+    };
+    if let Some(other) = after.objects(Kind::Service).iter().find_map(theirs) {
         say(
-            format!("{ip}:{} is already in use by service/{other}", frontend.port),
-            "choose another address or port",
+            format!("{ip} is the address of service/{other}"),
+            "an address moves from host to host as a whole, so each service has one of its own",
         );
     }
 }
@@ -294,6 +328,12 @@ fn network_spec(
         say("`vni` must be from 1 to 16777215".into(), "leave it out; Haven chooses");
     }
     for (other, theirs) in after.networks() {
+        if other != *name && spec.vni.is_some() && spec.vni == theirs.vni_in_use() {
+            say(
+                format!("network `{other}` has the `vni` {} already", spec.vni.unwrap_or(0)),
+                "leave it out; Haven chooses",
+            );
+        }
         let overlap = spec.subnet.contains(&theirs.subnet) || theirs.subnet.contains(&spec.subnet);
         if other != *name && overlap {
             say(

@@ -62,3 +62,55 @@ fn overlapping_subnets_are_refused() {
             .contains("overlaps 10.77.0.0/24 of network `front`")
     );
 }
+
+fn service(name: &str, replicas: u32, address: &str, port: u16) -> String {
+    format!(
+        "kind: Service\nname: {name}\nreplicas: {replicas}\ntemplate: {{spec: {{memory: 64MiB, networks: [{{network: front}}]}}}}\nfrontend: {{address: {address}, port: {port}}}\n---\n"
+    )
+}
+
+#[test]
+fn two_services_never_share_an_address() {
+    let both =
+        |second: u16| service("a", 1, "10.88.0.100", 80) + &service("b", 1, "10.88.0.100", second);
+    for port in [80, 81] {
+        let said = said(&both(port));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].starts_with("10.88.0.100 is the address of service/b"), "{said:?}");
+        assert!(said[0].contains("each service has one of its own"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_service_has_room_for_the_names_of_its_members() {
+    let long = "s".repeat(38);
+    let told = said(&service(&long, 3, "10.88.0.100", 80));
+    assert_eq!(told, [""; 0]);
+    let told = said(&service(&long, 12, "10.88.0.100", 80));
+    assert!(told[0].starts_with("the name leaves no room for those of 12 members"), "{told:?}");
+    assert!(told[0].contains("so this one at most 37"), "{told:?}");
+    assert!(!said(&service(&"s".repeat(40), 1, "10.88.0.100", 80)).is_empty());
+}
+
+#[test]
+fn one_address_is_not_given_to_two_vms() {
+    let vm = |name: &str, nics: &str| {
+        format!("kind: VM\nname: {name}\nmemory: 64MiB\nnetworks: [{nics}]\n---\n")
+    };
+    let nic = "{network: front, address: 10.77.0.9}";
+    let told = said(&(vm("a", nic) + &vm("b", nic)));
+    assert_eq!(told.len(), 2);
+    assert!(told[0].starts_with("10.77.0.9 belongs to vm/b"), "{told:?}");
+    let told = said(&vm("a", &format!("{nic}, {nic}")));
+    assert!(told.iter().any(|one| one.contains("given to two network cards")), "{told:?}");
+}
+
+#[test]
+fn one_identifier_is_not_given_to_two_networks() {
+    let network = |name: &str, subnet: &str| {
+        format!("kind: Network\nname: {name}\nsubnet: {subnet}\nvni: 7\n---\n")
+    };
+    let told = said(&(network("a", "10.78.0.0/24") + &network("b", "10.79.0.0/24")));
+    assert_eq!(told.len(), 2);
+    assert!(told[0].starts_with("network `b` has the `vni` 7 already"), "{told:?}");
+}

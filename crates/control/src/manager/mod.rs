@@ -188,10 +188,10 @@ impl Manager {
     ) -> Duration {
         let now_ms = (self.config.wall_ms)();
         let seen = observations(snapshot, &self.config.observer, suspected, now_ms);
-        let plan = haven_plan::plan(snapshot, &seen);
-        if let Err(why) = haven_plan::check(snapshot, &plan) {
-            tracing::error!(%why, "the plan breaks an invariant and is not carried out; this is a defect of Haven");
-            return Duration::from_secs(1);
+        let (plan, left_out) = haven_plan::sound(snapshot, haven_plan::plan(snapshot, &seen));
+        for broken in &left_out {
+            let why = &broken.why;
+            tracing::error!(%why, "a part of the plan breaks an invariant and is not carried out; this is a defect of Haven");
         }
         match self.carry_out(snapshot, &plan, author, now_ms).await {
             Ok(Some(revision)) => {
@@ -224,7 +224,7 @@ impl Manager {
         author: &Author,
         now_ms: i64,
     ) -> Result<Option<i64>, StoreError> {
-        let mut last = None;
+        let (mut last, mut refused) = (None, None);
         for planned in &plan.actions {
             let Some(commit) = commit_of(planned, snapshot, author) else {
                 self.effects.start(&planned.action, &self.config.observer, snapshot);
@@ -235,7 +235,15 @@ impl Manager {
             if let Some(event) = event_of(planned, author, now_ms, self.events) {
                 ops.push(put_event(&event));
             }
-            let outcome = self.config.store.txn(commit.compares, ops).await?;
+            let outcome = match self.config.store.txn(commit.compares, ops).await {
+                // One commit that the store will not have must not keep the others from being made.
+                Err(error @ StoreError::Refused { .. }) => {
+                    tracing::error!(object = %planned.object, error = &error as &dyn std::error::Error, "the store refuses a commit");
+                    refused = Some(error);
+                    continue;
+                }
+                outcome => outcome?,
+            };
             if !outcome.succeeded {
                 tracing::debug!(object = %planned.object, "overtaken by a change; planning again");
                 self.config.clock.sleep(OVERTAKEN).await;
@@ -245,7 +253,10 @@ impl Manager {
             last = Some(outcome.revision);
             tracing::info!(object = %planned.object, reason = %planned.reason, "committed");
         }
-        Ok(last)
+        match (last, refused) {
+            (None, Some(error)) => Err(error),
+            (last, _) => Ok(last),
+        }
     }
 
     /// Waits until the live copy shows `revision`, or a while.

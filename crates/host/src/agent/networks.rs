@@ -5,7 +5,7 @@
 
 use super::{AgentParts, chain, wanted};
 use crate::network::driver::NetworkWanted;
-use haven_model::Name;
+use haven_model::{Name, Snapshot};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -63,7 +63,8 @@ pub async fn run(
             if last.as_ref() != Some(&networks) {
                 failures = 0;
             }
-            let well = apply(&parts, &networks, snapshot.revision, &applied).await;
+            let well =
+                apply(&parts, unreadable(&snapshot), &networks, snapshot.revision, &applied).await;
             failures = if well { 0 } else { failures + 1 };
             let pause = if well { NET } else { RETRY.saturating_mul(1 << (failures - 1).min(5)) };
             due = parts.clock.now().plus(pause.min(NET));
@@ -91,11 +92,20 @@ pub async fn run(
 /// Applies once and tells; true when all is in place.
 async fn apply(
     parts: &AgentParts,
+    unreadable: Option<&str>,
     networks: &[NetworkWanted],
     revision: i64,
     applied: &watch::Sender<Networks>,
 ) -> bool {
     let before = applied.borrow().clone();
+    if let Some(key) = unreadable {
+        // What a network or a VM's card should be is not known, and what is not wanted would be removed.
+        let why = format!(
+            "the record {key} cannot be read by this version of Haven, so that all networks stay as they are; update this host"
+        );
+        applied.send_replace(Networks { broken: Some(why), ..before });
+        return false;
+    }
     let now = match parts.network.apply(networks).await {
         Ok(failed) => {
             parts.solved("network");
@@ -117,6 +127,16 @@ async fn apply(
     let well = now.broken.is_none() && now.failed.is_empty();
     applied.send_replace(now);
     well
+}
+
+/// A record on which the networks rest and that cannot be read.
+fn unreadable(snapshot: &Snapshot) -> Option<&str> {
+    let missing = |key: &&str| {
+        let name = key.strip_prefix("spec/network/");
+        name.is_none_or(|name| !snapshot.networks.contains_key(name))
+    };
+    let under = |prefix| snapshot.unreadable_under(prefix);
+    under("placement/vm/").or_else(|| under("spec/network/").filter(missing))
 }
 
 /// Under which a network's failure stands among this host's problems.

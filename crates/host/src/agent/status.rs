@@ -1,7 +1,7 @@
 //! What this host is and what is wrong with it, written when it changes.
 
 use super::{AgentParts, HostFacts, StoreMember};
-use haven_model::{Bytes, HostStatus, keys};
+use haven_model::{Bytes, HostStatus, Snapshot, keys};
 use haven_store::raw::Op;
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -64,6 +64,7 @@ async fn compose(
 ) -> HostStatus {
     let mut problems = facts.problems.clone();
     problems.extend(parts.problems.list());
+    problems.extend(unreadable(&parts.live.borrow()));
     HostStatus {
         session,
         version: facts.version.clone(),
@@ -78,4 +79,13 @@ async fn compose(
         facts: std::collections::BTreeMap::new(),
         problems,
     }
+}
+
+/// What cannot be read of the store here.
+fn unreadable(snapshot: &Snapshot) -> Option<String> {
+    let first = snapshot.unreadable.keys().next()?;
+    let count = snapshot.unreadable.len();
+    Some(format!(
+        "records of the store that this host's version of Haven cannot read: {count}, the first is {first}; what they are about is left as it is: update this host"
+    ))
 }

@@ -19,6 +19,8 @@ pub enum Wanted {
     Delete,
     /// It is not this host's. Nothing of it may run here.
     NotMine,
+    /// Its records are there and cannot be read by this version: it stays as it is.
+    Unknown,
 }
 
 /// What is seen here.
@@ -63,6 +65,7 @@ pub enum Step {
 #[must_use]
 pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
     match (wanted, seen.running) {
+        (Wanted::Unknown, _) => Step::Wait,
         (Wanted::Run { epoch, .. }, Some(running)) if running != epoch => Step::Kill,
         (Wanted::Run { resets, .. }, Some(_)) if resets > seen.resets => Step::Reset,
         (Wanted::Run { .. }, Some(_)) | (Wanted::Stop, None) => Step::Settled,

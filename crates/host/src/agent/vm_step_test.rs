@@ -31,6 +31,9 @@ fn a_process_of_another_epoch_is_killed_whatever_else_holds() {
     }
     assert_eq!(next(RUN, Always, &Seen { running: Some(3), ..seen() }), Step::Settled);
     assert_eq!(next(Wanted::NotMine, Always, &Seen { running: Some(3), ..seen() }), Step::Kill);
+    for running in [Some(3), None] {
+        assert_eq!(next(Wanted::Unknown, Always, &Seen { running, ..seen() }), Step::Wait);
+    }
     assert_eq!(next(Wanted::Delete, Always, &Seen { running: Some(3), ..seen() }), Step::Kill);
 }
 

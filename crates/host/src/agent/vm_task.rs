@@ -295,7 +295,7 @@ impl VmTask {
             }
             Wanted::Stop => self.report(snapshot, VmPhase::Stopped, "").await,
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
-            Wanted::NotMine => {}
+            Wanted::NotMine | Wanted::Unknown => {}
         }
     }
 

@@ -6,8 +6,9 @@ use crate::{
     network::driver::{LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
-    Name, NetworkSpec, Placement, Snapshot, VmPhase,
+    Name, NetworkSpec, ObjectRef, Placement, Snapshot, VmPhase,
     network::NetworkKind as Driver,
+    object::Kind,
     placement::NicAddress,
     service::{DRAIN_LABEL, HealthCheck, Protocol},
 };
@@ -19,13 +20,15 @@ use std::{
 /// What the store wants of `me` for one VM.
 #[must_use]
 pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
+    let unreadable = snapshot.unreadable_of(&ObjectRef::new(Kind::Vm, vm.clone())).is_some();
     let Some(placement) = snapshot.placements.get(vm) else {
-        return Wanted::NotMine;
+        return if unreadable { Wanted::Unknown } else { Wanted::NotMine };
     };
     if placement.host != *me {
         return Wanted::NotMine;
     }
     match snapshot.vms.get(vm) {
+        None if unreadable => Wanted::Unknown,
         None => Wanted::Delete,
         Some(object) if object.meta.deleting => Wanted::Delete,
         Some(object) if object.spec.running => {
@@ -40,10 +43,10 @@ pub fn my_vms<'a>(snapshot: &'a Snapshot, me: &'a Name) -> impl Iterator<Item = 
     snapshot.placements.iter().filter(move |(_, p)| p.host == *me).map(|(vm, _)| vm)
 }
 
-fn kind(spec: &NetworkSpec, vni: u32) -> NetworkKind {
+fn kind(spec: &NetworkSpec) -> NetworkKind {
     match spec.driver {
         Driver::Overlay => NetworkKind::Overlay {
-            vni,
+            vni: spec.vni(),
             subnet: spec.subnet,
             gateway: spec.gateway(),
             gateway_mac: spec.gateway_mac(),
@@ -53,15 +56,6 @@ fn kind(spec: &NetworkSpec, vni: u32) -> NetworkKind {
             uplink_bridge: spec.bridge.clone().unwrap_or_else(|| "br0".into()),
         },
     }
-}
-
-/// The network identifier: the wished one, or one that follows from the subnet, so that every host finds the same.
-#[must_use]
-pub fn vni_of(spec: &NetworkSpec) -> u32 {
-    spec.vni.unwrap_or_else(|| {
-        let octets = spec.subnet.network().octets();
-        0x0010_0000 | u32::from(octets[0]) << 12 ^ u32::from(octets[1]) << 8 | u32::from(octets[2])
-    })
 }
 
 /// The networks of this host: all of the cluster, so that it reaches every guest, with a port for each own VM.
@@ -74,7 +68,7 @@ pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
             let spec = &network.spec;
             let network = NetworkWanted {
                 name: name.to_string(),
-                kind: kind(spec, vni_of(spec)),
+                kind: kind(spec),
                 mtu: spec.mtu,
                 hosts: snapshot.hosts.values().map(|host| host.spec.address).collect(),
                 local: Vec::new(),

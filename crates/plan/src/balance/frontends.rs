@@ -7,7 +7,7 @@ use crate::{
     tolerance::hosts::HostState,
     work::{Work, service_ref},
 };
-use haven_model::{Action, FrontendPlacement, Name, Versioned};
+use haven_model::{Action, FrontendPlacement, Name, Snapshot, Versioned};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// Plans every frontend.
@@ -23,9 +23,20 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     for placement in snapshot.frontends.values() {
         *held.entry(placement.holder.clone()).or_default() += 1;
     }
+    let owners = owners(snapshot);
     for (name, service) in &snapshot.services {
         let placement = snapshot.frontends.get(name);
-        let wanted = service.spec.frontend.as_ref().filter(|_| !service.meta.deleting);
+        let frontend = service.spec.frontend.as_ref().filter(|_| !service.meta.deleting);
+        let wanted = frontend.filter(|f| owners.get(&f.address) == Some(&name));
+        if let Some((owner, of)) = frontend.and_then(|f| Some((owners.get(&f.address)?, f)))
+            && wanted.is_none()
+        {
+            let why = format!(
+                "waiting: the address {} is that of service/{owner}; give {name} one of its own",
+                of.address
+            );
+            work.wait(service_ref(name), why);
+        }
         match (wanted, placement) {
             (None, Some(placement)) => {
                 let action = Action::ReleaseFrontend {
@@ -40,6 +51,24 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             }
         }
     }
+}
+
+/// Whose an address is: an address has one holder, so it belongs to one service, the one that has it or is older.
+fn owners(snapshot: &Snapshot) -> BTreeMap<Ipv4Addr, &Name> {
+    let mut services: Vec<_> = snapshot
+        .services
+        .iter()
+        .filter(|(_, service)| !service.meta.deleting)
+        .filter_map(|(name, service)| Some((name, service, service.spec.frontend.as_ref()?)))
+        .collect();
+    services.sort_by_key(|(name, service, _)| {
+        (!snapshot.frontends.contains_key(*name), service.meta.created_ms, *name)
+    });
+    let mut owners = BTreeMap::new();
+    for (name, _, frontend) in services {
+        owners.entry(frontend.address).or_insert(name);
+    }
+    owners
 }
 
 /// Keeps one frontend: its holder as long as it is not lost, and the list of candidates.

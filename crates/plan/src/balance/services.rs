@@ -148,7 +148,16 @@ impl Rollout<'_> {
             staying.iter().copied().partition(|m| m.current);
         let most = wanted + if old.is_empty() { 0 } else { spec.update.max_surge as usize };
         let missing = wanted.saturating_sub(current.len()).min(most.saturating_sub(members.len()));
-        for name in self.free_names().take(missing) {
+        let names: Vec<Name> = self.free_names().take(missing).collect();
+        if names.len() < missing {
+            let why = format!(
+                "waiting: the name {} leaves no room for the names of {} members; make the service anew under a shorter one",
+                self.name,
+                missing - names.len()
+            );
+            work.wait(service_ref(self.name), why);
+        }
+        for name in names {
             self.create(work, name);
         }
         self.retire_surplus(work, &current, &old, wanted);
@@ -201,7 +210,8 @@ impl Rollout<'_> {
 
     fn free_names(&self) -> impl Iterator<Item = Name> {
         (1u32..)
-            .filter_map(|n| Name::new(format!("{}-{n}", self.name)).ok())
+            // Names only grow longer: after the first that is too long there is none that fits.
+            .map_while(|n| Name::new(format!("{}-{n}", self.name)).ok())
             .filter(|name| !self.taken.contains(name))
     }
 

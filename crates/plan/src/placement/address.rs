@@ -16,7 +16,7 @@ pub(crate) fn nics(
     let mut nics = Vec::new();
     for nic in &spec.networks {
         let ip = match nic.address {
-            Some(ip) => Ok(ip),
+            Some(ip) => wished(work, vm, &nic.network, ip),
             None => free(work, vm, &nic.network),
         };
         match ip {
@@ -28,6 +28,20 @@ pub(crate) fn nics(
         }
     }
     Ok(nics)
+}
+
+fn wished(
+    work: &mut Work<'_>,
+    vm: &Name,
+    network: &Name,
+    ip: Ipv4Addr,
+) -> Result<Ipv4Addr, String> {
+    match work.taken.hold(network, ip, vm) {
+        Ok(()) => Ok(ip),
+        Err(other) => Err(format!(
+            "waiting: {vm} asks for the address {ip} of network `{network}`, which vm/{other} has; give one of them another"
+        )),
+    }
 }
 
 fn free(work: &mut Work<'_>, vm: &Name, network: &Name) -> Result<Ipv4Addr, String> {
@@ -42,10 +56,12 @@ fn free(work: &mut Work<'_>, vm: &Name, network: &Name) -> Result<Ipv4Addr, Stri
         .subnet
         .hosts()
         .skip(skip)
-        .find(|ip| *ip != gateway && !work.taken.is_taken(network, *ip));
+        .find(|ip| *ip != gateway && work.taken.is_free(network, *ip));
     let Some(ip) = found else {
         return Err(format!("waiting: network `{network}` has no free address left for {vm}"));
     };
-    work.taken.take(network, ip);
+    work.taken
+        .hold(network, ip, vm)
+        .map_err(|other| format!("{ip} was free and vm/{other} has it"))?;
     Ok(ip)
 }

@@ -11,7 +11,10 @@ use std::{
 pub struct Taken {
     slots: BTreeSet<u32>,
     next_slot: u32,
-    addresses: BTreeMap<Name, BTreeSet<Ipv4Addr>>,
+    /// Who has an address.
+    held: BTreeMap<Name, BTreeMap<Ipv4Addr, Name>>,
+    /// Addresses that somebody asks for by name.
+    wished: BTreeMap<Name, BTreeSet<Ipv4Addr>>,
 }
 
 impl Taken {
@@ -19,32 +22,43 @@ impl Taken {
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
         let mut taken = Self::default();
-        for placement in snapshot.placements.values() {
+        for (vm, placement) in &snapshot.placements {
             taken.slots.insert(placement.slot);
             for nic in &placement.nics {
-                taken.take(&nic.network, nic.ip);
+                taken.held.entry(nic.network.clone()).or_default().insert(nic.ip, vm.clone());
             }
         }
         // Wished addresses of VMs that are not placed yet are theirs already.
         for vm in snapshot.vms.values() {
             for nic in &vm.spec.networks {
                 if let Some(ip) = nic.address {
-                    taken.take(&nic.network, ip);
+                    taken.wished.entry(nic.network.clone()).or_default().insert(ip);
                 }
             }
         }
         taken
     }
 
-    /// Notes an address; false when it was in use.
-    pub fn take(&mut self, network: &Name, ip: Ipv4Addr) -> bool {
-        self.addresses.entry(network.clone()).or_default().insert(ip)
+    /// Gives an address to a VM.
+    ///
+    /// # Errors
+    /// With the VM that has it.
+    pub fn hold(&mut self, network: &Name, ip: Ipv4Addr, vm: &Name) -> Result<(), Name> {
+        let held = self.held.entry(network.clone()).or_default();
+        match held.get(&ip) {
+            Some(other) if other != vm => Err(other.clone()),
+            _ => {
+                held.insert(ip, vm.clone());
+                Ok(())
+            }
+        }
     }
 
-    /// Whether an address is in use.
+    /// Whether nobody has an address or asks for it.
     #[must_use]
-    pub fn is_taken(&self, network: &Name, ip: Ipv4Addr) -> bool {
-        self.addresses.get(network).is_some_and(|set| set.contains(&ip))
+    pub fn is_free(&self, network: &Name, ip: Ipv4Addr) -> bool {
+        self.held.get(network).is_none_or(|held| !held.contains_key(&ip))
+            && self.wished.get(network).is_none_or(|wished| !wished.contains(&ip))
     }
 
     /// The smallest number that no VM has.
@@ -58,8 +72,8 @@ impl Taken {
     /// Undoes what was taken for a VM that cannot be placed.
     pub fn give_back(&mut self, nics: &[NicAddress]) {
         for nic in nics {
-            if let Some(set) = self.addresses.get_mut(&nic.network) {
-                set.remove(&nic.ip);
+            if let Some(held) = self.held.get_mut(&nic.network) {
+                held.remove(&nic.ip);
             }
         }
     }
