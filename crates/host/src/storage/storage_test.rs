@@ -291,6 +291,14 @@ async fn no_vm_gets_the_volume_of_an_earlier_one_of_its_name() {
     assert!(said.contains("rename it to ") && said.contains("web-1.root.u-3.qcow2"), "{said}");
 }
 
+#[test]
+fn only_a_disk_of_this_host_alone_is_swept() {
+    use nix::sys::statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
+    assert_eq!(aside::of_several_hosts(NFS_SUPER_MAGIC), Some("NFS"));
+    assert_eq!(aside::of_several_hosts(FUSE_SUPER_MAGIC), Some("FUSE"));
+    assert_eq!([TMPFS_MAGIC, XFS_SUPER_MAGIC].map(aside::of_several_hosts), [None; 2]);
+}
+
 #[tokio::test]
 async fn what_nobody_has_is_put_aside_and_removed_a_day_later() {
     let fixture = fixture();
