@@ -46,9 +46,7 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> StorageFailure {
     move |error| {
         let hint = match error.kind() {
             std::io::ErrorKind::TimedOut => "check who sends it and the network, and try again",
-            std::io::ErrorKind::StorageFull => {
-                "remove images (`haven image rm`) or enlarge the disk"
-            }
+            std::io::ErrorKind::StorageFull => "free some space there, or enlarge it",
             _ => "check its file system",
         };
         says(format!("{path} cannot be written ({error}): {hint}"))
@@ -62,7 +60,7 @@ fn full(directory: &Path, came: u64) -> StorageFailure {
         |stat| in_words(stat.blocks_available().saturating_mul(stat.fragment_size())) + " free",
     );
     says(format!(
-        "the disk of the images, {}, is full ({room}, more than {} needed): remove images (`haven image rm`) or enlarge it",
+        "the disk of the images, {}, is full ({room}, more than {} needed): free some space there, or enlarge it",
         directory.display(),
         in_words(came)
     ))

@@ -68,7 +68,7 @@ async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
     let store = ImageStore::new(disk.path().into());
     let error = store.import(&vec![7u8; 6 << 20][..], None).await.unwrap_err();
     assert!(error.what.contains("is full (4 MiB free, more than 5 MiB needed): "), "{error}");
-    assert!(error.what.contains("remove images (`haven image rm`) or enlarge it"), "{error}");
+    assert!(error.what.contains("free some space there, or enlarge it"), "{error}");
     assert_eq!(names(disk.path()), [""; 0]);
 }
 
