@@ -57,6 +57,17 @@ async fn a_record_that_cannot_be_read_costs_no_volume() {
         .await;
     fixture.pass(30).await;
     assert!(fixture.disks.here.lock().unwrap().contains(&own));
+    assert!(fixture.runs("web"));
+    // Nor does it cost the VM when the daemon starts anew and has never read an older one.
+    fixture.end().await;
+    fixture.start();
+    fixture.pass(30).await;
+    assert!(fixture.runs("web") && fixture.disks.here.lock().unwrap().contains(&own));
+    let told = fixture.told();
+    assert!(
+        told.iter().any(|p| p.contains("cannot read: 1, the first is spec/vm/web")),
+        "{told:?}"
+    );
     // Only its end in the store is the end of its volume.
     fixture.put(&key("web"), &json!({"meta": {"name": "web", "uid": "u-web", "generation": 2, "deleting": true}, "spec": {"memory": "64MiB"}})).await;
     fixture.pass(30).await;

@@ -18,8 +18,8 @@ use crate::{
 };
 use async_trait::async_trait;
 use haven_model::{
-    Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys, object::Kind,
-    placement::NicAddress,
+    HostStatus, Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys,
+    object::Kind, placement::NicAddress,
 };
 use haven_store::{
     clock::Clock,
@@ -310,6 +310,14 @@ impl Fixture {
             daemon.cancel();
         }
         self.pass(1).await;
+    }
+
+    /// What the host's status in the store says is wrong.
+    pub fn told(&self) -> Vec<String> {
+        let value = self.etcd.peek(&keys::host_status(&name("host1"))).unwrap_or_default();
+        serde_json::from_slice::<HostStatus>(&value)
+            .map(|status| status.problems)
+            .unwrap_or_default()
     }
 
     /// Waits.

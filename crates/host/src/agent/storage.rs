@@ -112,7 +112,8 @@ pub trait Storage: Send + Sync {
     /// Removes a volume; fine when it is not there.
     async fn delete_volume(&self, pool: &PoolSpec, name: &VolumeName)
     -> Result<(), StorageFailure>;
-    /// The volumes that this host has in a local pool. Of a pool whose directory is not there, none.
+    /// The volumes that this host has in a local pool. Of a pool whose directory is not there, or is on a file system
+    /// that other hosts may use, none.
     async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure>;
     /// Puts aside volumes of a local pool that no VM has any more, so that none gets them, and removes those that were
     /// put aside a day ago. The day is for people: it is how long a disk that was deleted by mistake can be had back.

@@ -545,7 +545,8 @@ impl VmTask {
         self.retry_in(Duration::from_millis(1));
     }
 
-    /// All its volumes that this host can reach: those in local pools, of whatever VM of its name, and the shared ones.
+    /// All its volumes that this host can reach: those found in local pools, of whatever VM of its name, and those that
+    /// its disks had.
     async fn volumes(
         &self,
         snapshot: &Snapshot,
@@ -558,12 +559,13 @@ impl VmTask {
         }
         let Some((object, _)) = &self.last else { return Ok(all) };
         for disk in &object.spec.disks {
-            let pool = snapshot.pools.get(&disk.pool).map(|pool| &pool.spec);
-            let Some(pool) = pool.filter(|pool| pool.driver == PoolDriverKind::Shared) else {
-                continue;
-            };
+            let Some(pool) = snapshot.pools.get(&disk.pool) else { continue };
             let (vm, disk) = (self.vm.clone(), disk.name.clone());
-            all.push((pool.clone(), VolumeName { vm, disk, vm_uid: object.meta.uid.clone() }));
+            let known =
+                (pool.spec.clone(), VolumeName { vm, disk, vm_uid: object.meta.uid.clone() });
+            if !all.contains(&known) {
+                all.push(known);
+            }
         }
         Ok(all)
     }

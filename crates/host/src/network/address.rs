@@ -1,15 +1,19 @@
 //! Service addresses on the hosts' own network: probing, taking, announcing (RFC 5227 and RFC 826).
 
-use super::driver::NetworkError;
+use super::driver::{LOOK_AGAIN, NetworkError};
+use crate::vm::run_dir;
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle,
-    packet_route::{address::AddressAttribute, link::LinkAttribute},
+    packet_route::{
+        address::{AddressAttribute, AddressMessage},
+        link::LinkAttribute,
+    },
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
@@ -23,7 +27,8 @@ use tokio::sync::Mutex;
 pub trait AddressDriver: Send + Sync {
     /// Who answers for an address on the segment, if anybody does.
     async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError>;
-    /// Holds exactly these; announces those that are new.
+    /// Holds exactly these; announces those that are new. Each fails by itself. Every [`LOOK_AGAIN`] the machine is
+    /// compared, and what somebody else removed is set again.
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError>;
     /// Announces again all that are held.
     async fn announce(&self) -> Result<(), NetworkError>;
@@ -34,7 +39,18 @@ pub struct LinuxAddress {
     handle: Handle,
     /// What is held, for the daemon that comes after this one.
     file: PathBuf,
-    held: Mutex<Option<BTreeSet<Ipv4Addr>>>,
+    held: Mutex<Option<Held>>,
+    look_again: Duration,
+}
+
+/// The addresses that this driver holds.
+struct Held {
+    /// Those that are set, or may be.
+    now: BTreeSet<Ipv4Addr>,
+    /// What the file says.
+    noted: BTreeSet<Ipv4Addr>,
+    /// When the machine was last seen to have them all.
+    looked: Option<Instant>,
 }
 
 /// A network card with an address in the right subnet.
@@ -58,7 +74,13 @@ impl LinuxAddress {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self { handle, file, held: Mutex::default() })
+        Ok(Self { handle, file, held: Mutex::default(), look_again: LOOK_AGAIN })
+    }
+
+    /// Compares the machine with memory after so long, instead of [`LOOK_AGAIN`].
+    #[must_use]
+    pub fn looking_every(self, look_again: Duration) -> Self {
+        Self { look_again, ..self }
     }
 
     async fn uplink(&self, ip: Ipv4Addr) -> Result<Uplink, NetworkError> {
@@ -93,6 +115,23 @@ impl LinuxAddress {
         })
     }
 
+    /// The single addresses of this machine: those without a subnet, as service addresses are.
+    async fn single(&self) -> Result<BTreeMap<Ipv4Addr, Vec<AddressMessage>>, NetworkError> {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut list = self.handle.address().get().execute();
+        let failed = || failed::<rtnetlink::Error>("addresses cannot be listed");
+        while let Some(message) = list.try_next().await.map_err(failed())? {
+            let own = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(own)) => Some(*own),
+                _ => None,
+            });
+            if let Some(ip) = own.filter(|_| message.header.prefix_len == 32) {
+                found.entry(ip).or_default().push(message);
+            }
+        }
+        Ok(found)
+    }
+
     async fn add(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
         let uplink = self.uplink(ip).await?;
         let add = self.handle.address().add(uplink.index, IpAddr::V4(ip), 32).replace();
@@ -101,15 +140,65 @@ impl LinuxAddress {
         Ok(())
     }
 
-    async fn remove(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
-        let mut list = self.handle.address().get().set_address_filter(IpAddr::V4(ip)).execute();
-        while let Ok(Some(found)) = list.try_next().await {
-            if found.header.prefix_len == 32 {
-                let del = self.handle.address().del(found).execute().await;
-                del.map_err(failed(format!("the address {ip} cannot be given up")))?;
-            }
+    async fn remove(&self, ip: Ipv4Addr, found: &[AddressMessage]) -> Result<(), NetworkError> {
+        for message in found {
+            let del = self.handle.address().del(message.clone()).execute().await;
+            del.map_err(failed(format!("the address {ip} cannot be given up")))?;
         }
         Ok(())
+    }
+
+    /// Notes which addresses may be set, for the daemon that comes after this one.
+    fn note(&self, held: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        let text = serde_json::to_vec(held).expect("addresses are plain data");
+        run_dir::write(&self.file, &text, None)
+            .map_err(failed(format!("{} cannot be written", self.file.display())))
+    }
+
+    /// Makes the machine hold exactly `wanted`; each address fails by itself.
+    async fn change(
+        &self,
+        held: &mut Held,
+        wanted: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(), NetworkError> {
+        let mut errors = Vec::new();
+        // Before any is set: what a daemon sets and does not note, none would ever remove.
+        let may_be_set: BTreeSet<Ipv4Addr> = held.now.union(wanted).copied().collect();
+        if may_be_set != held.noted {
+            match self.note(&may_be_set) {
+                Ok(()) => held.noted = may_be_set,
+                Err(error) => errors.push(error),
+            }
+        }
+        let single = self.single().await?;
+        let there = |ip: &Ipv4Addr| single.get(ip).map(Vec::as_slice).unwrap_or_default();
+        for ip in held.now.clone().difference(wanted) {
+            match self.remove(*ip, there(ip)).await {
+                Ok(()) => _ = held.now.remove(ip),
+                Err(error) => errors.push(error),
+            }
+        }
+        for ip in wanted {
+            let known = held.now.contains(ip);
+            if known && !there(ip).is_empty() {
+                continue;
+            }
+            if known {
+                tracing::warn!(%ip, "somebody removed this service address from the host; it is set again");
+            }
+            match self.add(*ip).await {
+                Ok(()) => _ = held.now.insert(*ip),
+                Err(error) => errors.push(error),
+            }
+        }
+        if held.now != held.noted {
+            match self.note(&held.now) {
+                Ok(()) => held.noted.clone_from(&held.now),
+                Err(error) => errors.push(error),
+            }
+        }
+        held.looked = errors.is_empty().then(Instant::now);
+        NetworkError::all(errors)
     }
 }
 
@@ -125,31 +214,28 @@ impl AddressDriver for LinuxAddress {
 
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
         let mut held = self.held.lock().await;
-        let now = held.get_or_insert_with(|| {
+        let held = held.get_or_insert_with(|| {
             let text = std::fs::read(&self.file).unwrap_or_default();
-            serde_json::from_slice(&text).unwrap_or_default()
+            let now: BTreeSet<Ipv4Addr> = serde_json::from_slice(&text).unwrap_or_default();
+            Held { noted: now.clone(), now, looked: None }
         });
-        if now == wanted {
+        let looked = held.looked.is_some_and(|at| at.elapsed() < self.look_again);
+        if looked && held.now == *wanted {
             return Ok(());
         }
-        for ip in now.difference(wanted) {
-            self.remove(*ip).await?;
-        }
-        for ip in wanted.difference(now) {
-            self.add(*ip).await?;
-        }
-        now.clone_from(wanted);
-        let text = serde_json::to_vec(wanted).expect("addresses are plain data");
-        std::fs::write(&self.file, text)
-            .map_err(failed(format!("{} cannot be written", self.file.display())))
+        self.change(held, wanted).await
     }
 
     async fn announce(&self) -> Result<(), NetworkError> {
-        let held = self.held.lock().await.clone().unwrap_or_default();
+        let held = self.held.lock().await.as_ref().map(|held| held.now.clone()).unwrap_or_default();
+        let mut errors = Vec::new();
         for ip in held {
-            announce(self.uplink(ip).await?, ip);
+            match self.uplink(ip).await {
+                Ok(uplink) => announce(uplink, ip),
+                Err(error) => errors.push(error),
+            }
         }
-        Ok(())
+        NetworkError::all(errors)
     }
 }
 

@@ -2,7 +2,10 @@
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+/// How often the machine itself is compared with what this host made: what somebody else removed comes back.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// How a network is carried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +79,21 @@ pub struct NetworkError {
     pub what: String,
     /// What the system said.
     pub why: String,
+}
+
+impl NetworkError {
+    /// Several as one.
+    ///
+    /// # Errors
+    /// When there are any.
+    pub fn all(errors: Vec<Self>) -> Result<(), Self> {
+        let mut errors = errors.into_iter();
+        let Some(mut first) = errors.next() else { return Ok(()) };
+        for error in errors {
+            first.why = format!("{}; {error}", first.why);
+        }
+        Err(first)
+    }
 }
 
 /// Makes networks.

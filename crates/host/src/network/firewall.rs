@@ -1,6 +1,9 @@
-//! The firewall: NAT out, and no guest that pretends to be another. One ruleset, replaced atomically by `nft`.
+//! The firewall: NAT out, no way from one overlay network into another, and no guest that pretends to be another. One ruleset, replaced atomically by `nft`.
 
-use super::driver::{NetworkError, NetworkKind, NetworkWanted};
+use super::{
+    driver::{NetworkError, NetworkKind, NetworkWanted},
+    linux::bridge_name,
+};
 use std::{fmt::Write, process::Stdio};
 use tokio::io::AsyncWriteExt;
 
@@ -9,7 +12,16 @@ use tokio::io::AsyncWriteExt;
 pub fn ruleset(wanted: &[NetworkWanted]) -> String {
     let mut nat = String::new();
     let mut guests = String::new();
+    let mut between = String::new();
     for network in wanted {
+        if let NetworkKind::Overlay { vni, .. } = &network.kind {
+            let bridge = bridge_name(*vni);
+            // Every host has an address in every network and forwards; that joins no networks.
+            let _ = writeln!(
+                between,
+                "    iifname \"{bridge}\" oifname \"hvb*\" oifname != \"{bridge}\" drop"
+            );
+        }
         if let NetworkKind::Overlay { subnet, nat: true, .. } = &network.kind {
             // What a host asked a guest of this one comes back to it directly, from the guest's own address.
             if !network.hosts.is_empty() {
@@ -42,7 +54,8 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
     }
     format!(
         "table ip haven {{}}\ndelete table ip haven\ntable bridge haven {{}}\ndelete table bridge haven\n\
-         table ip haven {{\n  chain out {{\n    type nat hook postrouting priority 100;\n{nat}  }}\n}}\n\
+         table ip haven {{\n  chain out {{\n    type nat hook postrouting priority 100;\n{nat}  }}\n  \
+         chain between {{\n    type filter hook forward priority 0;\n{between}  }}\n}}\n\
          table bridge haven {{\n  chain guests {{\n    type filter hook prerouting priority -200;\n{guests}  }}\n}}\n"
     )
 }
@@ -75,4 +88,29 @@ pub async fn load(rules: &str) -> Result<(), NetworkError> {
             String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; "),
         ))
     }
+}
+
+/// What the kernel has of the rules, as text that is the same as long as nobody changes them.
+///
+/// # Errors
+/// When they are not there, or `nft` cannot be run.
+pub async fn listing() -> Result<Vec<u8>, NetworkError> {
+    let failed =
+        |why: String| NetworkError { what: "the firewall rules cannot be listed".into(), why };
+    let mut said = Vec::new();
+    // Asked for both at once, `nft` finds only the last.
+    for family in ["ip", "bridge"] {
+        let output = tokio::process::Command::new("nft")
+            .args(["-j", "list", "table", family, "haven"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(String::from_utf8_lossy(&output.stderr).trim().into()));
+        }
+        said.extend(output.stdout);
+    }
+    Ok(said)
 }

@@ -1,22 +1,23 @@
 //! The driver for Linux: bridges, VXLAN, forwarding entries and neighbours by netlink.
 
 use super::{
-    driver::{LocalPort, NetworkDriver, NetworkError, NetworkKind, NetworkWanted, RemotePort},
-    firewall, tap,
+    driver::{
+        LOOK_AGAIN, LocalPort, NetworkDriver, NetworkError, NetworkKind, NetworkWanted, RemotePort,
+    },
+    firewall,
+    machine::{self, Links, Ways},
+    tap,
 };
 use async_trait::async_trait;
-use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVxlan,
-    packet_route::{
-        link::LinkAttribute,
-        neighbour::{NeighbourFlags, NeighbourState},
-    },
+    packet_route::neighbour::{NeighbourFlags, NeighbourState},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
 
@@ -29,6 +30,7 @@ pub struct LinuxNetwork {
     address: Ipv4Addr,
     handle: Handle,
     state: Mutex<State>,
+    look_again: Duration,
 }
 
 #[derive(Default)]
@@ -37,18 +39,28 @@ struct State {
     remote: BTreeMap<(String, [u8; 6]), Ipv4Addr>,
     /// Tunnels made by this driver, so that entries of a former daemon are gone.
     tunnels: BTreeSet<String>,
+    /// Bridges seen or made by this driver.
+    bridges: BTreeSet<String>,
     rules: String,
+    /// The rules as the kernel listed them when they were loaded.
+    listing: Vec<u8>,
     prepared: bool,
+    /// When memory was last compared with the machine.
+    looked: Option<Instant>,
+    /// What the machine has, while memory is compared with it.
+    ways: Option<Ways>,
 }
 
-type Links = BTreeMap<String, (u32, bool)>;
-
-fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> NetworkError {
+/// Puts what was tried before what the system said.
+pub(super) fn failed<E: std::fmt::Display>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> NetworkError {
     let what = what.into();
     move |error| NetworkError { what, why: error.to_string() }
 }
 
-fn bridge_name(vni: u32) -> String {
+/// The bridge of an overlay network.
+pub(super) fn bridge_name(vni: u32) -> String {
     format!("hvb{vni:x}")
 }
 fn tunnel_name(vni: u32) -> String {
@@ -64,29 +76,18 @@ impl LinuxNetwork {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self { address, handle, state: Mutex::default() })
+        Ok(Self { address, handle, state: Mutex::default(), look_again: LOOK_AGAIN })
     }
 
-    /// All network cards by name: index, and whether they are up.
-    async fn links(&self) -> Result<Links, NetworkError> {
-        let mut links = Links::new();
-        let mut list = self.handle.link().get().execute();
-        while let Some(link) =
-            list.try_next().await.map_err(failed("network cards cannot be listed"))?
-        {
-            let up = link.header.flags.contains(rtnetlink::packet_route::link::LinkFlags::Up);
-            for attribute in &link.attributes {
-                if let LinkAttribute::IfName(name) = attribute {
-                    links.insert(name.clone(), (link.header.index, up));
-                }
-            }
-        }
-        Ok(links)
+    /// Compares the machine with memory after so long, instead of [`LOOK_AGAIN`].
+    #[must_use]
+    pub fn looking_every(self, look_again: Duration) -> Self {
+        Self { look_again, ..self }
     }
 
     async fn index(&self, name: &str) -> Result<u32, NetworkError> {
-        let links = self.links().await?;
-        links.get(name).map(|(index, _)| *index).ok_or_else(|| NetworkError {
+        let links = machine::links(&self.handle).await?;
+        links.get(name).map(|link| link.index).ok_or_else(|| NetworkError {
             what: format!("the network card {name} is missing"),
             why: "it was not there after it was made".into(),
         })
@@ -110,13 +111,27 @@ impl LinuxNetwork {
         links: &Links,
     ) -> Result<u32, NetworkError> {
         let (bridge, tunnel) = (bridge_name(vni), tunnel_name(vni));
-        if !links.contains_key(&bridge) {
+        let found = links.get(&bridge);
+        if found.is_none() {
+            // What led over the old bridge went with it.
+            if state.bridges.contains(&bridge) {
+                tracing::warn!(bridge, "somebody removed this bridge; it is made again");
+                state.remote.retain(|(name, _), _| *name != tunnel);
+            }
             let message =
                 LinkBridge::new(&bridge).address(mac.to_vec()).mtu(wanted.mtu).up().build();
             let made = self.handle.link().add(message).execute().await;
             made.map_err(failed(format!("the bridge {bridge} cannot be made")))?;
         }
-        let bridge_index = self.index(&bridge).await?;
+        state.bridges.insert(bridge.clone());
+        let bridge_index = match found {
+            Some(link) => link.index,
+            None => self.index(&bridge).await?,
+        };
+        if found.is_some_and(|link| !link.up) {
+            tracing::warn!(bridge, "somebody set this bridge down; it is set up again");
+            self.plug(bridge_index, None, &bridge).await?;
+        }
         let address =
             self.handle.address().add(bridge_index, IpAddr::V4(gateway), subnet.prefix_len());
         address
@@ -124,9 +139,22 @@ impl LinuxNetwork {
             .execute()
             .await
             .map_err(failed(format!("{gateway} cannot be given to {bridge}")))?;
-        if !state.tunnels.contains(&tunnel) {
-            if let Some((index, _)) = links.get(&tunnel) {
-                self.delete(&tunnel, *index).await?;
+        let there = links.get(&tunnel);
+        if state.tunnels.contains(&tunnel)
+            && let Some(link) = there
+        {
+            if !link.up || link.controller != Some(bridge_index) {
+                tracing::warn!(tunnel, "somebody unplugged this tunnel; it is plugged in again");
+                self.plug(link.index, Some(bridge_index), &tunnel).await?;
+                // Entries of a bridge's port go with the port.
+                state.remote.retain(|(name, _), _| *name != tunnel);
+            }
+        } else {
+            if state.tunnels.remove(&tunnel) {
+                tracing::warn!(tunnel, "somebody removed this tunnel; it is made again");
+            }
+            if let Some(link) = there {
+                self.delete(&tunnel, link.index).await?;
             }
             let message = LinkVxlan::new(&tunnel, vni)
                 .port(VXLAN_PORT)
@@ -148,6 +176,40 @@ impl LinuxNetwork {
         Ok(bridge_index)
     }
 
+    /// Sets a card up, and plugs it into a bridge if one is given.
+    async fn plug(&self, index: u32, bridge: Option<u32>, name: &str) -> Result<(), NetworkError> {
+        let mut message = LinkUnspec::new_with_index(index).up();
+        if let Some(bridge) = bridge {
+            message = message.controller(bridge);
+        }
+        let set = self.handle.link().set(message.build()).execute().await;
+        set.map_err(failed(format!("{name} cannot be set up")))
+    }
+
+    /// Looks whether the rules are still as they were loaded; they are loaded anew if not.
+    async fn rules(&self, rules: String, state: &mut State) -> Result<(), NetworkError> {
+        let mut same = rules == state.rules;
+        if same && state.ways.is_some() {
+            same = match firewall::listing().await {
+                Ok(listing) => listing == state.listing,
+                // An `nft` that lists nothing in this form never did.
+                Err(_) => state.listing.is_empty(),
+            };
+            if !same {
+                tracing::warn!(
+                    "somebody changed the firewall's tables `haven`; they are loaded again"
+                );
+            }
+        }
+        if !same {
+            state.rules.clear();
+            firewall::load(&rules).await?;
+            state.listing = firewall::listing().await.unwrap_or_default();
+            state.rules = rules;
+        }
+        Ok(())
+    }
+
     /// Forwarding entries of guests elsewhere: where their host is, on which port of the bridge they are, and their
     /// MAC address for ARP.
     async fn remote(
@@ -161,7 +223,12 @@ impl LinuxNetwork {
         for port in ports {
             let key = (tunnel.to_owned(), port.mac);
             if state.remote.get(&key) == Some(&port.host) {
-                continue;
+                let on = (bridge_index, tunnel_index);
+                let whole = |ways: &Ways| ways.lead(on, (port.ip, port.mac), port.host);
+                if state.ways.as_ref().is_none_or(whole) {
+                    continue;
+                }
+                tracing::warn!(ip = %port.ip, host = %port.host, "somebody removed the way to this guest; it is set again");
             }
             let what = || format!("the way to {} cannot be set", port.ip);
             let neighbours = self.handle.neighbours();
@@ -241,7 +308,7 @@ impl LinuxNetwork {
                     .map_err(failed(format!("the tap {} cannot be made", port.tap)))?;
             }
             let index = match known {
-                Some((index, _)) => *index,
+                Some(link) => link.index,
                 None => self.index(&port.tap).await?,
             };
             let message =
@@ -270,7 +337,7 @@ impl LinuxNetwork {
                 self.remote(bridge, &tunnel_name(*vni), &network.remote, state).await
             }
             NetworkKind::Bridge { uplink_bridge } => {
-                let bridge = links.get(uplink_bridge).map(|(index, _)| *index);
+                let bridge = links.get(uplink_bridge).map(|link| link.index);
                 let bridge = bridge.ok_or_else(|| NetworkError {
                     what: format!("it needs the bridge {uplink_bridge}"),
                     why: "this host has no such bridge; make it or change the network".into(),
@@ -296,10 +363,13 @@ impl LinuxNetwork {
             }
             keep.extend(network.local.iter().map(|port| port.tap.clone()));
         }
-        for (name, (index, _)) in links {
+        for (name, link) in links {
             if is_ours(name) && !keep.contains(name) {
-                match self.delete(name, *index).await {
-                    Ok(()) => _ = state.tunnels.remove(name),
+                match self.delete(name, link.index).await {
+                    Ok(()) => {
+                        state.tunnels.remove(name);
+                        state.bridges.remove(name);
+                    }
                     Err(error) => _ = failed.insert(name.clone(), error),
                 }
             }
@@ -326,7 +396,9 @@ fn sysctls() {
     for (path, value) in [
         ("/proc/sys/net/ipv4/ip_forward", "1"),
         ("/proc/sys/net/ipv4/ip_nonlocal_bind", "1"),
-        ("/proc/sys/net/ipv4/conf/all/rp_filter", "0"),
+        // The larger of this and the card's own counts, so that this is loose for every card, whatever that says: what
+        // a host asked a guest elsewhere comes back by the uplink, from an address that leads into the tunnel.
+        ("/proc/sys/net/ipv4/conf/all/rp_filter", "2"),
     ] {
         if let Err(error) = std::fs::write(path, value) {
             tracing::warn!(path, %error, "cannot be set");
@@ -345,18 +417,19 @@ impl NetworkDriver for LinuxNetwork {
             sysctls();
             state.prepared = true;
         }
-        let links = self.links().await?;
+        let links = machine::links(&self.handle).await?;
+        let look = state.looked.is_none_or(|at| at.elapsed() >= self.look_again);
+        state.ways = if look { Some(Ways::ask(&self.handle).await?) } else { None };
         let mut failed = self.remove_stale(wanted, &links, &mut state).await;
         // The rules come before the ports, so that no guest sends a packet that was not looked at.
-        let rules = firewall::ruleset(wanted);
-        if rules != state.rules {
-            firewall::load(&rules).await?;
-            state.rules = rules;
-        }
+        self.rules(firewall::ruleset(wanted), &mut state).await?;
         for network in wanted {
             if let Err(error) = self.network(network, &links, &mut state).await {
                 failed.insert(network.name.clone(), error);
             }
+        }
+        if look {
+            state.looked = Some(Instant::now());
         }
         Ok(failed)
     }

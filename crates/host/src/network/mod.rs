@@ -15,4 +15,5 @@ pub mod driver;
 pub mod fake;
 pub mod firewall;
 pub mod linux;
+pub mod machine;
 pub(crate) mod tap;

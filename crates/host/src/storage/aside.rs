@@ -10,6 +10,7 @@ use crate::{
     vm::run_dir,
 };
 use haven_model::PoolSpec;
+use nix::sys::statfs::{FsType, statfs};
 use std::{
     collections::BTreeSet,
     io,
@@ -42,12 +43,43 @@ fn files(directory: &Path) -> io::Result<Vec<String>> {
     names.filter_map(io::Result::transpose).collect()
 }
 
-/// The volumes in a pool, finished or not.
+/// File systems that several hosts may have mounted. What is there may be another host's, whatever the pool is called.
+const OF_SEVERAL_HOSTS: [(FsType, &str); 8] = [
+    (FsType(0x6969), "NFS"),
+    (FsType(0xff53_4d42), "CIFS"),
+    (FsType(0xfe53_4d42), "SMB"),
+    (FsType(0x00c3_6400), "Ceph"),
+    (FsType(0x6573_5546), "FUSE"),
+    (FsType(0x7461_636f), "OCFS2"),
+    (FsType(0x0116_1970), "GFS2"),
+    (FsType(0x0102_1997), "9P"),
+];
+
+/// The kind of file system, if several hosts may have it mounted.
+#[must_use]
+pub fn of_several_hosts(kind: FsType) -> Option<&'static str> {
+    OF_SEVERAL_HOSTS.iter().find(|(several, _)| *several == kind).map(|(_, name)| *name)
+}
+
+/// The volumes in a pool, finished or not; none where other hosts may have theirs.
 ///
 /// # Errors
 /// When its directory cannot be read.
 pub fn volumes(pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
-    let files = files(Path::new(&pool.path)).map_err(unreadable(pool))?;
+    let directory = Path::new(&pool.path);
+    let files = files(directory).map_err(unreadable(pool))?;
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let kind = statfs(directory).map_err(|error| unreadable(pool)(error.into()))?;
+    if let Some(kind) = of_several_hosts(kind.filesystem_type()) {
+        tracing::warn!(
+            pool = pool.path,
+            kind,
+            "the pool is called local and is on a file system that other hosts may use: old volumes there are not removed; make it a shared pool"
+        );
+        return Ok(Vec::new());
+    }
     let names: BTreeSet<VolumeName> = files
         .iter()
         .filter_map(|file| file.strip_suffix(".qcow2").or_else(|| file.strip_suffix(".part")))

@@ -1,6 +1,7 @@
 //! Files of images, kept under their SHA-256. A file that is not here is fetched from a host that has it, and is
 //! believed only when its content has that sum.
 
+use super::{in_words, says};
 use crate::agent::storage::StorageFailure;
 use sha2::{Digest, Sha256};
 use std::{
@@ -43,14 +44,26 @@ impl Drop for Unfinished {
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> StorageFailure {
     let path = path.display().to_string();
     move |error| {
-        let full = error.kind() == std::io::ErrorKind::StorageFull;
         let hint = match error.kind() {
             std::io::ErrorKind::TimedOut => "check who sends it and the network, and try again",
-            _ if full => "the disk is full; remove images (`haven image rm`) or enlarge it",
+            std::io::ErrorKind::StorageFull => "free some space there, or enlarge it",
             _ => "check its file system",
         };
-        StorageFailure { what: format!("{path} cannot be written ({error}): {hint}") }
+        says(format!("{path} cannot be written ({error}): {hint}"))
     }
+}
+
+/// What to say when the disk had no room for an image of which so much came.
+fn full(directory: &Path, came: u64) -> StorageFailure {
+    let room = nix::sys::statvfs::statvfs(directory).map_or_else(
+        |error| error.to_string(),
+        |stat| in_words(stat.blocks_available().saturating_mul(stat.fragment_size())) + " free",
+    );
+    says(format!(
+        "the disk of the images, {}, is full ({room}, more than {} needed): free some space there, or enlarge it",
+        directory.display(),
+        in_words(came)
+    ))
 }
 
 impl ImageStore {
@@ -90,13 +103,19 @@ impl ImageStore {
         tokio::fs::create_dir_all(&self.directory).await.map_err(failed(&self.directory))?;
         let part = self.directory.join(format!("{}.part", uuid::Uuid::now_v7()));
         let mut unfinished = Unfinished(Some(part.clone()));
-        let copied = copy(&mut from, &part).await;
+        let mut came = 0;
+        let copied = copy(&mut from, &part, &mut came).await;
         unfinished.0 = None;
         let imported = match copied {
             Ok(imported) => imported,
             Err(error) => {
                 let _ = tokio::fs::remove_file(&part).await;
-                return Err(failed(&part)(error));
+                let (is, directory) = (error.kind(), self.directory.clone());
+                if is != std::io::ErrorKind::StorageFull {
+                    return Err(failed(&part)(error));
+                }
+                let said = tokio::task::spawn_blocking(move || full(&directory, came)).await;
+                return Err(said.unwrap_or_else(|_| failed(&part)(error)));
             }
         };
         if expected.is_some_and(|sum| sum != imported.sha256) {
@@ -131,10 +150,14 @@ fn silent(_: tokio::time::error::Elapsed) -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, what)
 }
 
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &Path) -> std::io::Result<Imported> {
+/// Counts in `came` what was read, also when it fails.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &Path,
+    came: &mut u64,
+) -> std::io::Result<Imported> {
     let mut file = tokio::fs::File::create(to).await?;
     let mut sum = Sha256::new();
-    let mut size = 0;
     let mut buffer = vec![0; 1 << 18];
     loop {
         let read =
@@ -142,13 +165,13 @@ async fn copy(from: &mut (impl AsyncRead + Unpin), to: &Path) -> std::io::Result
         if read == 0 {
             break;
         }
+        *came += read as u64;
         sum.update(&buffer[..read]);
         file.write_all(&buffer[..read]).await?;
-        size += read as u64;
     }
     file.sync_all().await?;
     // QEMU reads it as a user of its own.
     file.set_permissions(std::fs::Permissions::from_mode(0o644)).await?;
     let sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Imported { sha256, size })
+    Ok(Imported { sha256, size: *came })
 }

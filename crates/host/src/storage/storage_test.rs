@@ -67,7 +67,8 @@ async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
     let Some(disk) = SmallDisk::new(4) else { return };
     let store = ImageStore::new(disk.path().into());
     let error = store.import(&vec![7u8; 6 << 20][..], None).await.unwrap_err();
-    assert!(error.what.contains("the disk is full; remove images"), "{error}");
+    assert!(error.what.contains("is full (4 MiB free, more than 5 MiB needed): "), "{error}");
+    assert!(error.what.contains("free some space there, or enlarge it"), "{error}");
     assert_eq!(names(disk.path()), [""; 0]);
 }
 
@@ -288,6 +289,14 @@ async fn no_vm_gets_the_volume_of_an_earlier_one_of_its_name() {
     second.name = named("u-3");
     let said = fixture.storage.volume(&pool, &second).await.unwrap_err().what;
     assert!(said.contains("rename it to ") && said.contains("web-1.root.u-3.qcow2"), "{said}");
+}
+
+#[test]
+fn only_a_disk_of_this_host_alone_is_swept() {
+    use nix::sys::statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
+    assert_eq!(aside::of_several_hosts(NFS_SUPER_MAGIC), Some("NFS"));
+    assert_eq!(aside::of_several_hosts(FUSE_SUPER_MAGIC), Some("FUSE"));
+    assert_eq!([TMPFS_MAGIC, XFS_SUPER_MAGIC].map(aside::of_several_hosts), [None; 2]);
 }
 
 #[tokio::test]

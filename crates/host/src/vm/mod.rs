@@ -34,4 +34,6 @@ pub mod scan;
 #[cfg(test)]
 mod fake_test;
 #[cfg(test)]
+mod qemu_test;
+#[cfg(test)]
 mod qmp_test;

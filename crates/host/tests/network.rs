@@ -1,0 +1,272 @@
+//! The network's drivers in a network namespace of their own: what they make, what they bring back, what they keep
+//! apart. Needs root and the lab's root tree, else skipped.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod inside;
+
+use haven_host::network::{
+    address::{AddressDriver, LinuxAddress},
+    driver::{LocalPort, NetworkDriver, NetworkKind, NetworkWanted, RemotePort},
+    linux::LinuxNetwork,
+};
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command},
+    time::Duration,
+};
+
+fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn fails(script: &str) -> bool {
+    !Command::new("sh").args(["-ec", script]).output().unwrap().status.success()
+}
+
+/// An uplink with the host's address.
+fn uplink() {
+    sh(
+        "ip link set lo up; ip link add up0 type bridge; ip link set up0 up; ip addr add 10.9.0.1/24 dev up0",
+    );
+}
+
+fn overlay(name: &str, vni: u32, net: u8) -> NetworkWanted {
+    NetworkWanted {
+        name: name.into(),
+        kind: NetworkKind::Overlay {
+            vni,
+            subnet: format!("10.{net}.0.0/24").parse().unwrap(),
+            gateway: Ipv4Addr::new(10, net, 0, 1),
+            gateway_mac: [2, 0x68, 10, net, 0, 1],
+            nat: true,
+        },
+        mtu: 1450,
+        hosts: vec![Ipv4Addr::new(10, 9, 0, 1)],
+        local: Vec::new(),
+        remote: Vec::new(),
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn one_bad_network_leaves_the_others_alone() {
+    if !inside::inside("one_bad_network_leaves_the_others_alone") {
+        return;
+    }
+    uplink();
+    runtime().block_on(async {
+        let driver = LinuxNetwork::new("10.9.0.1".parse().unwrap()).unwrap();
+        let mut bad = overlay("bad", 7, 7);
+        bad.kind = NetworkKind::Bridge { uplink_bridge: "br9".into() };
+        let mut good = overlay("good", 16, 1);
+        let (tap, ip) = ("hv3n0".to_owned(), Some(Ipv4Addr::new(10, 1, 0, 9)));
+        good.local.push(LocalPort { tap, mac: [2; 6], ip, owner_uid: 200_003 });
+        let failed = driver.apply(&[bad, good]).await.unwrap();
+        assert_eq!(failed.keys().collect::<Vec<_>>(), ["bad"]);
+        let said = failed["bad"].to_string();
+        assert!(said.contains("needs the bridge br9: this host has no such bridge"), "{said}");
+        assert!(sh("ip link show dev hv3n0").contains("master hvb10"));
+    });
+}
+
+#[test]
+fn what_somebody_else_removes_comes_back() {
+    if !inside::inside("what_somebody_else_removes_comes_back") {
+        return;
+    }
+    uplink();
+    runtime().block_on(async {
+        let driver = LinuxNetwork::new("10.9.0.1".parse().unwrap()).unwrap();
+        let driver = driver.looking_every(Duration::ZERO);
+        let mut network = overlay("net", 16, 1);
+        let host = "10.9.0.2".parse().unwrap();
+        let ip = Ipv4Addr::new(10, 1, 0, 9);
+        network.remote.push(RemotePort { mac: [2, 0x68, 10, 1, 0, 9], ip, host });
+        let wanted = [network];
+        let apply = async || assert!(driver.apply(&wanted).await.unwrap().is_empty());
+        apply().await;
+        let state = || {
+            let fdb = sh("bridge fdb show | grep -i 02:68:0a:01:00:09 | sort");
+            let arp = sh("ip neigh show 10.1.0.9 dev hvb10");
+            let links = sh("ip -br link show | cut -d' ' -f1 | sort; bridge link show dev hvx10 | grep -o 'master hvb10'");
+            let rules = sh("nft list table ip haven; nft list table bridge haven");
+            format!("{fdb}\n{arp}\n{links}\n{rules}")
+        };
+        let whole = state();
+        assert!(whole.contains("dst 10.9.0.2") && whole.contains("PERMANENT"), "{whole}");
+        for harm in [
+            "bridge fdb del 02:68:0a:01:00:09 dev hvx10 self",
+            "bridge fdb del 02:68:0a:01:00:09 dev hvx10 master",
+            "ip neigh del 10.1.0.9 dev hvb10",
+            "ip link set hvx10 nomaster",
+            "ip link del hvx10",
+            "ip link del hvb10",
+            "ip link set hvb10 down",
+            "nft delete table ip haven",
+            "nft flush table ip haven",
+            "nft delete table bridge haven",
+            "nft add rule ip haven between accept",
+        ] {
+            sh(harm);
+            apply().await;
+            assert_eq!(state(), whole, "after `{harm}`");
+        }
+        // Nothing is done while nothing is amiss: the rules keep their handles.
+        let handles = || sh("nft -a list table ip haven");
+        let before = handles();
+        apply().await;
+        assert_eq!(handles(), before);
+    });
+}
+
+#[test]
+fn addresses_come_back_go_after_a_crash_and_fail_one_by_one() {
+    if !inside::inside("addresses_come_back_go_after_a_crash_and_fail_one_by_one") {
+        return;
+    }
+    uplink();
+    let [a, b, c, far] = ["10.9.0.101", "10.9.0.102", "10.9.0.103", "172.16.0.1"]
+        .map(|ip| ip.parse::<Ipv4Addr>().unwrap());
+    let set = |ips: &[Ipv4Addr]| ips.iter().copied().collect::<BTreeSet<_>>();
+    let has = |ip: Ipv4Addr| sh("ip -4 addr show dev up0").contains(&format!("{ip}/32"));
+    let file = Path::new("/run/haven/addresses.json");
+    let new = || LinuxAddress::new(file.into()).unwrap().looking_every(Duration::ZERO);
+    runtime().block_on(async {
+        let driver = new();
+        // The one that no card of this host leads to comes first or last, and the others are held all the same.
+        let said = driver
+            .hold(&set(&[a, b, far, "1.2.3.4".parse().unwrap()]))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            said.contains("172.16.0.1 cannot be held") && said.contains("1.2.3.4 cannot"),
+            "{said}"
+        );
+        assert!(has(a) && has(b));
+        sh("ip addr del 10.9.0.101/32 dev up0");
+        driver.hold(&set(&[a, b])).await.unwrap();
+        assert!(has(a), "what somebody else removed is set again");
+        // A daemon that is killed while it sets an address has noted it before.
+        let all = set(&[a, b, c]);
+        assert!(futures::poll!(std::pin::pin!(driver.hold(&all))).is_pending());
+        assert!(!has(c) && std::fs::read_to_string(file).unwrap().contains("10.9.0.103"));
+        drop(driver);
+        sh("ip addr add 10.9.0.103/32 dev up0");
+        let next = new();
+        next.hold(&set(&[b])).await.unwrap();
+        assert!(!has(a) && has(b) && !has(c));
+    });
+    runtime().block_on(async {
+        // The same, in the middle: the note is there before any address is.
+        sh("rm /run/haven/addresses.json; mkdir /run/haven/addresses.json");
+        let driver = new();
+        assert!(driver.hold(&set(&[c])).await.is_err(), "what cannot be noted is told");
+        assert!(has(c), "and held nevertheless");
+    });
+}
+
+/// A guest: a namespace with one card in a bridge of the host.
+struct Guest(Child);
+
+impl Guest {
+    fn new(name: &str, bridge: &str, ip: &str, gateway: &str) -> Self {
+        let child = Command::new("unshare").args(["--net", "sleep", "300"]).spawn().unwrap();
+        let pid = child.id();
+        // It has its own namespace a moment after it runs.
+        sh(&format!(
+            "n=0; while [ $(readlink /proc/{pid}/ns/net) = $(readlink /proc/self/ns/net) ]; do sleep 0.02; n=$((n+1)); [ $n -lt 200 ]; done
+             ip link add {name} type veth peer name eth0 netns {pid}; ip link set {name} master {bridge} up"
+        ));
+        let guest = Self(child);
+        guest.sh(&format!(
+            "ip link set lo up; ip link set eth0 up; ip addr add {ip}/24 dev eth0; ip route add default via {gateway}"
+        ));
+        guest
+    }
+    fn inside(&self, script: &str) -> String {
+        format!("nsenter --net=/proc/{}/ns/net sh -ec '{script}'", self.0.id())
+    }
+    fn sh(&self, script: &str) -> String {
+        sh(&self.inside(script))
+    }
+    /// Whether it reaches a listener.
+    fn reaches(&self, to: &str) -> bool {
+        let (ip, port) = to.split_once(':').unwrap();
+        !fails(&self.inside(&format!("timeout 2 bash -c \"exec 3<>/dev/tcp/{ip}/{port}\"")))
+    }
+    /// Listens on port 80 and answers.
+    fn serve(&self) {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        let (told, ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let listener = TcpListener::bind("0.0.0.0:80").unwrap();
+            told.send(()).unwrap();
+            for stream in listener.incoming() {
+                let _ = stream.unwrap().write_all(b"hello");
+            }
+        });
+        ready.recv().unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn no_guest_reaches_another_network_through_its_host() {
+    if !inside::inside("no_guest_reaches_another_network_through_its_host") {
+        return;
+    }
+    uplink();
+    // Distributions set the strict check for new cards.
+    std::fs::write("/proc/sys/net/ipv4/conf/default/rp_filter", "1").unwrap();
+    let runtime = runtime();
+    let driver = runtime.block_on(async {
+        let driver = LinuxNetwork::new("10.9.0.1".parse().unwrap()).unwrap();
+        let failed = driver.apply(&[overlay("one", 16, 1), overlay("two", 17, 2)]).await.unwrap();
+        assert!(failed.is_empty(), "{failed:?}");
+        driver
+    });
+    let one = Guest::new("g1", "hvb10", "10.1.0.9", "10.1.0.1");
+    let mate = Guest::new("g2", "hvb10", "10.1.0.10", "10.1.0.1");
+    let two = Guest::new("g3", "hvb11", "10.2.0.9", "10.2.0.1");
+    let world = Guest::new("w1", "up0", "10.9.0.7", "10.9.0.1");
+    for guest in [&one, &mate, &two, &world] {
+        guest.serve();
+    }
+    // The world has no way back to the guests but by the host's own address.
+    world.sh("ip route del default");
+    let asks = |to: &str| {
+        let to: SocketAddr = to.parse().unwrap();
+        let mut said = String::new();
+        TcpStream::connect_timeout(&to, Duration::from_secs(3))
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        said
+    };
+    assert!(one.reaches("10.1.0.10:80"), "its own network");
+    assert_eq!((asks("10.1.0.9:80"), asks("10.2.0.9:80")), ("hello".into(), "hello".into()));
+    assert!(one.reaches("10.9.0.7:80"), "the world, by NAT");
+    assert!(!one.reaches("10.2.0.9:80") && !two.reaches("10.1.0.9:80"), "another network");
+    // The larger of the two counts: loose everywhere, though the cards say strict.
+    let read = |path: &str| sh(&format!("cat /proc/sys/net/ipv4/conf/{path}/rp_filter"));
+    assert_eq!((read("all").trim(), read("hvb10").trim()), ("2", "1"));
+    drop(driver);
+}
