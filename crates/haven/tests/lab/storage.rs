@@ -11,6 +11,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub fn examples(lab: &mut Lab, _: &Witness) -> Result<()> {
     lab.haven(&["lab", "exec", "host1", "--", "mkdir", "-p", "/srv/shared/disks"])?;
     lab.haven(&["lab", "exec", "host1", "--", "haven", "pool", "mark", "/srv/shared/disks"])?;
+    lab.wait("every image stands on every host", PATIENCE, |lab| {
+        let files = |host: &String| {
+            let list = lab.haven(&["lab", "exec", host, "--", "ls", "/var/lib/haven/images"]);
+            list.map_or(0, |list| list.lines().filter(|name| name.len() == 64).count())
+        };
+        lab.hosts.iter().all(|host| files(host) >= 2)
+    })?;
     let mut files: Vec<_> =
         std::fs::read_dir(EXAMPLES)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     files.sort();

@@ -22,6 +22,7 @@
 
 pub mod frontends;
 pub mod health_watch;
+pub mod images;
 pub mod lease;
 pub mod networks;
 pub mod remains;
@@ -222,6 +223,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         vms::run(Arc::clone(&parts), networks, leftovers, cancel.clone()),
         volumes::run(Arc::clone(&parts), left, cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
+        images::run(Arc::clone(&parts), cancel.clone()),
         status::run(Arc::clone(&parts), cancel.clone()),
     );
 }
