@@ -50,6 +50,7 @@ fn well(lab: &Driver) -> Result<()> {
     for host in &lab.hosts {
         lab.online(host)?;
     }
+    lab.voting()?;
     // Placement is stable, so what moved away does not come back by itself: the VMs are placed anew.
     lab.wait("every VM runs", Duration::from_secs(60), |lab| vms(lab).is_ok_and(|v| v.len() == 6))?;
     let placed = vms(lab)?;

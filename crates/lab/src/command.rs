@@ -24,6 +24,8 @@ const RECIPES: [(&str, &str); 4] = [
 ];
 
 /// The tiny guest's kernel command line.
+/// So long may the store take to have its voters.
+const VOTERS: Duration = Duration::from_secs(60);
 const CMDLINE: &str = "console=ttyS0 quiet mitigations=off panic=1";
 
 /// A cluster on this machine.
@@ -265,6 +267,7 @@ async fn up(lab: &mut Lab, hosts: u32, bare: bool) -> Result<()> {
         }
     }
     import(lab).await?;
+    vote(lab).await?;
     let sockets: Vec<PathBuf> = lab.hosts().iter().map(|host| lab.socket(host)).collect();
     std::fs::write(
         lab.dir.join("context.json"),
@@ -272,6 +275,28 @@ async fn up(lab: &mut Lab, hosts: u32, bare: bool) -> Result<()> {
     )?;
     println!("  the cluster is up: {} hosts", lab.state.hosts);
     Ok(())
+}
+
+/// Waits until the store has its voters: a host that is lost before takes the cluster with it.
+async fn vote(lab: &Lab) -> Result<()> {
+    let wanted = lab.hosts().len().min(3);
+    let begin = Instant::now();
+    let mut last = (0, 0);
+    while begin.elapsed() < VOTERS {
+        if let Ok(overview) = Client::local(lab.socket("host1")).status().await {
+            last = overview.voters;
+            if last.0 >= wanted {
+                println!("  {wanted} hosts vote ({:.1} s)", begin.elapsed().as_secs_f64());
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    bail!(
+        "only {} of {wanted} hosts vote after {} s; `haven status` says more, and the logs are in hosts/*/upper/var/log/haven",
+        last.0,
+        VOTERS.as_secs()
+    );
 }
 
 async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
@@ -286,21 +311,8 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
         inside(lab, host, &[&["init", "--name", "lab"], &common[..]].concat())?;
         answers(&lab.socket(host)).await?;
     } else {
-        let until = Instant::now() + Duration::from_secs(60);
-        loop {
-            let secret = Client::local(lab.socket("host1")).invite().await?.secret;
-            match inside(lab, host, &[&["join", &secret, "10.88.0.1"], &common[..]].concat()) {
-                Ok(()) => break,
-                // The store takes one new voter at a time.
-                Err(error) if Instant::now() < until => {
-                    if !format!("{error:#}").contains("votes") {
-                        return Err(error);
-                    }
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let secret = Client::local(lab.socket("host1")).invite().await?.secret;
+        inside(lab, host, &[&["join", &secret, "10.88.0.1"], &common[..]].concat())?;
         answers(&lab.socket(host)).await?;
     }
     println!("  {host} is part of the cluster ({:.1} s)", begin.elapsed().as_secs_f64());

@@ -137,6 +137,17 @@ impl Driver {
         Ok(())
     }
 
+    /// Waits until the store has the voters that it wants: three, or all hosts of a smaller lab.
+    ///
+    /// # Errors
+    /// When they do not vote within a minute.
+    pub fn voting(&self) -> Result<()> {
+        let wanted = self.hosts.len().min(3);
+        self.wait("the store has its voters", Duration::from_secs(60), |lab| {
+            lab.overview().is_ok_and(|seen| seen.voters.0 >= wanted)
+        })
+    }
+
     /// Waits until a host is online.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use crate::{
     testing::{World, at, lease, name, stored, vm_spec},
 };
 use haven_model::{
-    Action, Bytes, Lease, Plan, PoolDriverKind, PoolSpec, ProofKind, VmPhase, host::PowerSpec,
-    vm::DiskSpec,
+    Action, Bytes, FrontendPlacement, Lease, Plan, PoolDriverKind, PoolSpec, ProofKind, VmPhase,
+    host::PowerSpec, vm::DiskSpec,
 };
 
 fn planned(world: &World) -> Plan {
@@ -309,6 +309,51 @@ fn of_two_that_ask_for_one_address_the_older_gets_it_and_the_other_says_why_it_w
     let plan = planned(&world);
     assert_eq!(placed(&plan), [("a".into(), "host1".into(), 1)]);
     assert!(waits_for(&plan, "b asks for the address 10.77.0.9"), "{:?}", plan.waiting);
+}
+
+#[test]
+fn a_person_s_vm_that_is_called_like_a_member_is_left_alone() {
+    let mut world = World::new(1, Bytes::gib(8));
+    world.vm("web-1", vm_spec(Bytes::gib(1)));
+    world.service("web", 2);
+    let plan = planned(&world);
+    let made: Vec<String> = plan
+        .actions
+        .iter()
+        .filter(|planned| matches!(planned.action, Action::PutObject { .. }))
+        .map(|planned| planned.object.name.to_string())
+        .collect();
+    assert_eq!(made, ["web-2", "web-3"]);
+}
+
+#[test]
+fn an_address_goes_to_the_next_service_only_once_it_is_released() {
+    let mut world = World::new(2, Bytes::gib(8));
+    let frontend = |port: u16| {
+        serde_json::from_value(serde_json::json!({"address": "10.88.0.100", "port": port})).unwrap()
+    };
+    for (service, deleting) in [("old", true), ("new", false)] {
+        world.service(service, 0);
+        let mut object = (*world.snapshot.services[service].value).clone();
+        object.spec.frontend = Some(frontend(80));
+        object.meta.deleting = deleting;
+        world.snapshot.services.insert(name(service), at(7, object));
+    }
+    let holder = FrontendPlacement { holder: name("host1"), epoch: 1, candidates: vec![] };
+    world.snapshot.frontends.insert(name("old"), at(8, holder));
+    let about = |plan: &Plan| -> Vec<String> {
+        let frontends = plan.actions.iter().filter_map(|planned| match &planned.action {
+            Action::PlaceFrontend { service, .. } => Some(format!("place {service}")),
+            Action::ReleaseFrontend { service, .. } => Some(format!("release {service}")),
+            _ => None,
+        });
+        frontends.collect()
+    };
+    let plan = planned(&world);
+    assert_eq!(about(&plan), ["release old"]);
+    assert!(waits_for(&plan, "is that of service/old"), "{:?}", plan.waiting);
+    world.snapshot.frontends.remove("old");
+    assert_eq!(about(&planned(&world)), ["place new"]);
 }
 
 #[test]

@@ -64,7 +64,11 @@ fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -
     let own = cluster.or_else(|| snapshot.unreadable_of(object));
     own.or_else(|| match action {
         // It may have the number or the address that a newcomer would get.
-        Action::PlaceVm { expected_revision: 0, .. } => snapshot.unreadable_under("placement/vm/"),
+        // Nor is it known how much memory it takes.
+        Action::PlaceVm { expected_revision: 0, .. } => snapshot
+            .unreadable_under("placement/vm/")
+            .or_else(|| snapshot.unreadable_under("spec/vm/")),
+        Action::PutIncident { .. } => snapshot.unreadable_under("incidents/"),
         // It may need what would be removed.
         Action::RemoveObject { .. } => snapshot.unreadable_under("spec/"),
         _ => None,

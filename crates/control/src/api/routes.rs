@@ -386,6 +386,9 @@ pub(super) async fn scale(
     let reference = reference("service", &name)?;
     let changed = objects::change(&state, &reference, |object| {
         if let Object::Service(service) = object {
+            let surge = service.spec.update.max_surge;
+            super::validate::names_of_members(&service.meta.name, replicas, surge)
+                .map_err(|(message, hint)| ApiError::bad(message, hint))?;
             service.spec.replicas = replicas;
         }
         Ok(())

@@ -229,6 +229,26 @@ fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(
     }
 }
 
+/// Whether the members of a service can be named after it; if not, what is wrong and what is right.
+pub(super) fn names_of_members(
+    name: &Name,
+    replicas: u32,
+    max_surge: u32,
+) -> Result<(), (String, String)> {
+    // While members are replaced there are up to twice as many, and numbers are used again.
+    let most = replicas.max(1).saturating_add(max_surge).saturating_mul(2).to_string();
+    let longest = NAME_MAX - 1 - most.len();
+    if name.as_str().len() <= longest {
+        return Ok(());
+    }
+    Err((
+        format!("the name leaves no room for those of {replicas} members"),
+        format!(
+            "members are called like {name}-{most}; a name has at most {NAME_MAX} characters, so this one at most {longest}"
+        ),
+    ))
+}
+
 fn service_spec(
     after: &After<'_>,
     spec: &ServiceSpec,
@@ -236,17 +256,8 @@ fn service_spec(
     say: &mut dyn FnMut(String, &str),
 ) {
     vm_spec(after, &spec.template.spec, name, say);
-    let room = NAME_MAX.saturating_sub(name.as_str().len() + 1);
-    // While members are replaced there are up to twice as many, and numbers are used again.
-    let most = 2 * spec.replicas.max(1).saturating_add(spec.update.max_surge);
-    if most.to_string().len() > room {
-        let longest = NAME_MAX - 1 - most.to_string().len();
-        say(
-            format!("the name leaves no room for those of {} members", spec.replicas),
-            &format!(
-                "members are called like {name}-{most}; a name has at most {NAME_MAX} characters, so this one at most {longest}"
-            ),
-        );
+    if let Err((message, hint)) = names_of_members(name, spec.replicas, spec.update.max_surge) {
+        say(message, &hint);
     }
     if spec.replicas > 500 {
         say(

@@ -26,7 +26,7 @@ mod term_test;
 
 use commit::{Author, commit_of, event_of, json, put_event};
 use effects::Effects;
-use haven_model::{Name, Observations, Plan, Snapshot, keys};
+use haven_model::{Name, ObjectRef, Observations, Plan, Planned, Snapshot, keys};
 use haven_store::{
     clock::{Clock, Mono},
     raw::{Compare, EtcdStore, Op, StoreError},
@@ -75,6 +75,8 @@ struct Manager {
     events: u64,
     /// When old events are taken out next.
     next_prune: Mono,
+    /// Objects whose last commit the store did not take.
+    refused: BTreeSet<ObjectRef>,
 }
 
 /// Runs until `cancel`. Manages whenever this host holds the manager lease.
@@ -83,7 +85,7 @@ pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
         Effects::new(config.store.clone(), Arc::clone(&config.power), config.clock.clone());
     // Not right at the start: then there are better things to do.
     let next_prune = config.clock.now().plus(PRUNE);
-    let mut manager = Manager { config, effects, events: 0, next_prune };
+    let mut manager = Manager { config, effects, events: 0, next_prune, refused: BTreeSet::new() };
     while !cancel.is_cancelled() {
         let pause = manager.round().await;
         manager.wait(pause, &cancel).await;
@@ -225,7 +227,10 @@ impl Manager {
         now_ms: i64,
     ) -> Result<Option<i64>, StoreError> {
         let (mut last, mut refused) = (None, None);
-        for planned in &plan.actions {
+        // What the store did not take last time comes last, so that it keeps nothing else from being done.
+        let mut actions: Vec<&Planned> = plan.actions.iter().collect();
+        actions.sort_by_key(|planned| self.refused.contains(&planned.object));
+        for planned in actions {
             let Some(commit) = commit_of(planned, snapshot, author) else {
                 self.effects.start(&planned.action, &self.config.observer, snapshot);
                 continue;
@@ -239,6 +244,7 @@ impl Manager {
                 // One commit that the store will not have must not keep the others from being made.
                 Err(error @ StoreError::Refused { .. }) => {
                     tracing::error!(object = %planned.object, error = &error as &dyn std::error::Error, "the store refuses a commit");
+                    self.refused.insert(planned.object.clone());
                     refused = Some(error);
                     continue;
                 }
@@ -246,10 +252,12 @@ impl Manager {
             };
             if !outcome.succeeded {
                 tracing::debug!(object = %planned.object, "overtaken by a change; planning again");
+                self.refused.insert(planned.object.clone());
                 self.config.clock.sleep(OVERTAKEN).await;
                 last = last.or(Some(0));
                 break;
             }
+            self.refused.remove(&planned.object);
             last = Some(outcome.revision);
             tracing::info!(object = %planned.object, reason = %planned.reason, "committed");
         }

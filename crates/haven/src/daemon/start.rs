@@ -28,7 +28,16 @@ pub fn in_background(
 
 /// Resolves once the live copy shows the store's contents.
 pub async fn loaded(mut live: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<()> {
-    live.wait_for(|snapshot| snapshot.revision > 0).await.context("the live copy has ended")?;
+    let ended = "the live copy has ended";
+    let shown = live.wait_for(|snapshot| snapshot.revision > 0).await.context(ended);
+    if shown?.cluster.is_some() {
+        return Ok(());
+    }
+    // With other timers than the cluster's the guard may act after the proof.
+    tracing::error!(
+        "the cluster's spec cannot be read by this version of Haven; this host begins nothing before it can: update it"
+    );
+    live.wait_for(|snapshot| snapshot.cluster.is_some()).await.context(ended)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use super::start::{in_background, loaded, next, number};
 use haven_host::agent::HostFacts;
-use haven_model::Snapshot;
+use haven_model::{Snapshot, keys};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -25,6 +25,14 @@ async fn the_lease_waits_for_the_clusters_timers() {
     let mut waiting = tokio::spawn(loaded(live));
     assert!(tokio::time::timeout(Duration::from_secs(60), &mut waiting).await.is_err());
     out.send_replace(Arc::new(Snapshot { revision: 1, ..Snapshot::default() }));
+    let long = Duration::from_secs(60);
+    assert!(
+        tokio::time::timeout(long, &mut waiting).await.is_err(),
+        "a spec that cannot be read has timers that nobody knows"
+    );
+    let mut read = Snapshot { revision: 2, ..Snapshot::default() };
+    read.apply(keys::CLUSTER, Some((br#"{"name": "c"}"#, 2)));
+    out.send_replace(Arc::new(read));
     waiting.await.unwrap().unwrap();
 }
 

@@ -65,6 +65,7 @@ impl Lab {
         for host in HOSTS {
             self.online(host)?;
         }
+        self.voting()?;
         for vm in ["tick-1", "tick-2"] {
             self.wait(&format!("{vm} counts"), Duration::from_secs(120), |lab| {
                 witness.counts_now(vm, &lab.host_of(vm).unwrap_or_default())

@@ -73,10 +73,6 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     let snapshot = Arc::clone(&inputs.live.borrow_and_update());
     let suspected = inputs.suspected.borrow_and_update().clone();
     let session = *inputs.session.borrow_and_update();
-    if session.is_some() && snapshot.unreadable_under("placement/frontend/").is_some() {
-        // Who holds an address is not known: all stays as it is. Without a session they are let go in any case.
-        return NET;
-    }
     let current = session.is_some_and(|s| snapshot.revision >= s.since_revision);
     let claims = if current { claims(parts, &snapshot, &suspected) } else { Vec::new() };
     inputs.taken.retain(|ip| claims.iter().any(|claim| claim.address == *ip));

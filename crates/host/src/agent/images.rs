@@ -42,20 +42,19 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
     }
 }
 
-/// Fetches the first file that is missing; how long until the next look.
+/// Fetches what is missing; how long until the next look. A file that cannot be had holds up no other.
 async fn bring(storage: &dyn Storage, parts: &AgentParts, wanted: &[ImageFile]) -> Duration {
     let here = if wanted.is_empty() { BTreeSet::new() } else { storage.images().await };
-    let Some(file) = wanted.iter().find(|file| !here.contains(&file.sha256)) else {
-        parts.solved(PART);
-        return NET;
-    };
-    match storage.image_file(file).await {
-        Ok(_) => Duration::ZERO,
-        Err(error) => {
-            parts.problem(PART, &error);
-            RETRY
-        }
+    let mut failed = None;
+    for file in wanted.iter().filter(|file| !here.contains(&file.sha256)) {
+        failed = storage.image_file(file).await.err().or(failed);
     }
+    if let Some(error) = failed {
+        parts.problem(PART, &error);
+        return RETRY;
+    }
+    parts.solved(PART);
+    NET
 }
 
 /// The files that this host keeps for the cluster, in order.

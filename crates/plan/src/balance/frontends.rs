@@ -58,7 +58,8 @@ fn owners(snapshot: &Snapshot) -> BTreeMap<Ipv4Addr, &Name> {
     let mut services: Vec<_> = snapshot
         .services
         .iter()
-        .filter(|(_, service)| !service.meta.deleting)
+        // One that goes has its address until it is released.
+        .filter(|(name, service)| !service.meta.deleting || snapshot.frontends.contains_key(*name))
         .filter_map(|(name, service)| Some((name, service, service.spec.frontend.as_ref()?)))
         .collect();
     services.sort_by_key(|(name, service, _)| {

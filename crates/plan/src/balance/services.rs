@@ -148,7 +148,7 @@ impl Rollout<'_> {
             staying.iter().copied().partition(|m| m.current);
         let most = wanted + if old.is_empty() { 0 } else { spec.update.max_surge as usize };
         let missing = wanted.saturating_sub(current.len()).min(most.saturating_sub(members.len()));
-        let names: Vec<Name> = self.free_names().take(missing).collect();
+        let names: Vec<Name> = self.free_names(work.snapshot).take(missing).collect();
         if names.len() < missing {
             let why = format!(
                 "waiting: the name {} leaves no room for the names of {} members; make the service anew under a shorter one",
@@ -208,11 +208,11 @@ impl Rollout<'_> {
         }
     }
 
-    fn free_names(&self) -> impl Iterator<Item = Name> {
+    fn free_names(&self, snapshot: &Snapshot) -> impl Iterator<Item = Name> {
         (1u32..)
             // Names only grow longer: after the first that is too long there is none that fits.
             .map_while(|n| Name::new(format!("{}-{n}", self.name)).ok())
-            .filter(|name| !self.taken.contains(name))
+            .filter(|name| !self.taken.contains(name) && !is_used(snapshot, name))
     }
 
     fn create(&self, work: &mut Work<'_>, name: Name) {
@@ -238,6 +238,13 @@ impl Rollout<'_> {
         let object = Box::new(Object::Vm(Stored { meta, spec }));
         work.act(vm_ref(&name), reason, Action::PutObject { object, expected_revision: 0 });
     }
+}
+
+/// Whether there is a VM of this name, a person's own say, or a record of one that cannot be read.
+fn is_used(snapshot: &Snapshot, name: &Name) -> bool {
+    snapshot.vms.contains_key(name)
+        || snapshot.placements.contains_key(name)
+        || snapshot.unreadable_of(&vm_ref(name)).is_some()
 }
 
 fn number_of(name: &Name) -> u32 {
