@@ -1,8 +1,8 @@
 //! How long one plan takes for a cluster that has just lost a host, and how that grows.
 //! `cargo test -p haven-plan --test plan_time`
 
-use haven_model::{Bytes, Lease, LostSession, ProofKind};
-use haven_plan::testing::{World, at, name, vm_spec};
+use haven_model::{Bytes, LostSession, ProofKind};
+use haven_plan::testing::{World, at, lease, name, vm_spec};
 use std::time::{Duration, Instant};
 
 /// So many hosts with twenty VMs each; the first is lost.
@@ -16,8 +16,7 @@ fn world(hosts: usize) -> World {
     let lost = name("host1");
     let proof = ProofKind::LeaseExpired;
     let record = LostSession { session: 1, proof, at_ms: 0, last_heard_ms: 0, incident: 1 };
-    let lease = Lease { session: 1, count: 9, closed: true };
-    world.snapshot.leases.insert(lost.clone(), at(901, lease));
+    world.snapshot.leases.insert(lost.clone(), at(901, lease(true)));
     world.snapshot.lost.insert(lost, at(901, record));
     world
 }

@@ -117,6 +117,85 @@ async fn at_the_deadline_every_process_ends_within_50_ms() {
     assert_eq!(rig.client.status().await.unwrap().fired, 10);
 }
 
+fn ip(args: &str) -> String {
+    let output = Command::new("ip").args(args.split(' ')).output().expect("ip is there");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "ip {args}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A network namespace, gone with the test.
+struct Namespace(String);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+#[tokio::test]
+async fn at_the_deadline_its_addresses_and_no_others_go_and_the_card_stays() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root, to make network namespaces");
+        return;
+    }
+    let name = format!("hv-guard-{}", std::process::id());
+    let _namespace = Namespace(name.clone());
+    ip(&format!("netns add {name}"));
+    for line in [
+        "link add d0 type bridge",
+        "link set d0 up",
+        "addr add 10.9.0.1/24 dev d0",
+        "addr add 10.9.0.7/32 dev d0 label d0:h0",
+        "addr add 10.9.0.8/32 dev d0 label d0:h1",
+        "addr add 10.9.0.9/32 dev d0 label d0:h2",
+    ] {
+        ip(&format!("-n {name} {line}"));
+    }
+    let has = || -> Vec<bool> {
+        let shown = ip(&format!("-n {name} -o -4 addr show dev d0"));
+        ["10.9.0.1/24", "10.9.0.7/32", "10.9.0.8/32", "10.9.0.9/32"]
+            .map(|address| shown.contains(address))
+            .to_vec()
+    };
+    let mut rig = Rig::new("addresses", None).await;
+    let _ = rig.guard.kill();
+    let _ = rig.guard.wait();
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &name, env!("CARGO_BIN_EXE_haven"), "guard"]);
+    command.env("HAVEN_RUN_DIR", &rig.dir).env_remove("HAVEN_WATCHDOG");
+    rig.guard =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    rig.answers().await;
+    let extend = async || {
+        let deadline = boottime_ns() + 1_200 * MS;
+        rig.client.extend(SESSION, deadline).await.unwrap();
+        deadline
+    };
+    assert!(matches!(rig.client.hold("d0:h0").await, Err(GuardError::Refused { .. })), "too late");
+    extend().await;
+    for wrong in ["d0", "d0:", ":h0", ""] {
+        let refused = rig.client.hold(wrong).await;
+        assert!(matches!(refused, Err(GuardError::Refused { .. })), "{wrong}: {refused:?}");
+    }
+    for label in ["d0:h0", "d0:h1", "d0:h1", "d0:h2"] {
+        rig.client.hold(label).await.unwrap();
+    }
+    rig.client.release("d0:h2").await.unwrap();
+    let deadline = extend().await;
+    tokio::time::sleep(Duration::from_nanos(deadline - boottime_ns() - 100 * MS)).await;
+    assert!(has() == [true; 4] || boottime_ns() >= deadline, "taken before the deadline");
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(has(), [true, false, false, true]);
+    assert_eq!(rig.client.status().await.unwrap().fired, 1);
+    let shown = ip(&format!("-n {name} link show dev d0"));
+    assert!(shown.contains(",UP"), "the card is down: {shown}");
+    // What it let go it has forgotten, so that the next deadline is only that of what comes then.
+    extend().await;
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    assert_eq!(rig.client.status().await.unwrap().fired, 1);
+}
+
 #[tokio::test]
 async fn a_paused_guard_acts_within_50_ms_of_waking() {
     let mut rig = Rig::new("paused", None).await;

@@ -55,6 +55,12 @@ impl Guard for TestGuard {
         }
         Ok(())
     }
+    async fn hold(&self, _label: &str) -> Result<(), GuardError> {
+        Ok(())
+    }
+    async fn release(&self, _label: &str) -> Result<(), GuardError> {
+        Ok(())
+    }
     async fn replace(&self) {}
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         Ok(GuardStatus::default())

@@ -193,7 +193,7 @@ impl Daemon {
                 heard.clone(),
                 session.clone(),
                 store_member,
-                Arc::clone(&vms),
+                (Arc::clone(&guard), Arc::clone(&vms)),
                 Arc::clone(&problems),
             )
             .await?;
@@ -284,9 +284,10 @@ impl Daemon {
         heard: heartbeat::Heard,
         session: watch::Receiver<Option<lease::Session>>,
         store_member: watch::Receiver<StoreMember>,
-        vms: Arc<dyn VmDriver>,
+        (guard, vms): (Arc<dyn Guard>, Arc<dyn VmDriver>),
         problems: Arc<Problems>,
     ) -> anyhow::Result<Arc<AgentParts>> {
+        let address = LinuxAddress::new(self.paths.run.join("addresses.json"))?.guarded_by(guard);
         let images = ImageStore::new(self.paths.state.join("images"));
         let peers = local::Peers::new(&self.paths, self.host.name.clone(), live.clone())?;
         Ok(Arc::new(AgentParts {
@@ -297,7 +298,7 @@ impl Daemon {
             session,
             vms,
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
-            address: Arc::new(LinuxAddress::new(self.paths.run.join("addresses.json"))?),
+            address: Arc::new(address),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
             storage: Arc::new(FileStorage::new(
                 images,

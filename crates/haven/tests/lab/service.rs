@@ -3,6 +3,7 @@
 use crate::{lab::Lab, witness::Witness};
 use anyhow::{Result, bail};
 use haven_lab::asking::{Asked, Asking, STEADILY, failures};
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 /// A service whose only member cannot be where its address is.
@@ -36,10 +37,51 @@ pub fn address_moves(lab: &mut Lab, _: &Witness) -> Result<()> {
             failures(&asked)
         );
     }
+    outlives_no_lease(lab)?;
     lab.haven(&["delete", "service/far"])?;
     lab.wait("the service is gone", Duration::from_secs(60), |lab| {
         lab.overview().is_ok_and(|overview| overview.services.is_empty())
     })
+}
+
+/// A holder whose daemon is frozen still answers for the address, until its guard takes it away; before that nobody
+/// else has it.
+fn outlives_no_lease(lab: &Lab) -> Result<()> {
+    let holder = |lab: &haven_lab::drive::Driver| {
+        let seen = lab.overview();
+        seen.ok().and_then(|o| o.services.first().map(|s| s.holder.clone())).unwrap_or_default()
+    };
+    let has = |lab: &haven_lab::drive::Driver, host: &str| {
+        let shown = lab.haven(&["lab", "exec", host, "--", "ip", "-o", "-4", "addr", "show"]);
+        shown.is_ok_and(|shown| shown.contains("10.88.0.100/32"))
+    };
+    for host in ["host1", "host2", "host3"] {
+        lab.online(host)?;
+    }
+    let old = holder(lab);
+    if !has(lab, &old) {
+        bail!("{old} should hold the address and does not have it");
+    }
+    lab.signal(&old, "haven daemon", Signal::SIGSTOP)?;
+    let others = || lab.hosts.iter().filter(|host| **host != old).find(|host| has(lab, host));
+    let until = Instant::now() + Duration::from_secs(20);
+    let result = loop {
+        // The new one is asked first: in between the old one can only have lost it.
+        if let Some(new) = others() {
+            let both = has(lab, &old);
+            break if both {
+                Err(format!("{new} and {old} both have the address"))
+            } else {
+                Ok(())
+            };
+        }
+        if Instant::now() > until {
+            break Err(format!("nobody took the address from {old}"));
+        }
+    };
+    lab.signal(&old, "haven daemon", Signal::SIGCONT)?;
+    lab.online(&old)?;
+    result.map_err(anyhow::Error::msg)
 }
 
 /// Two members, replaced one after the other under load.

@@ -90,6 +90,12 @@ impl Guard for Sick {
     async fn unregister(&self, _vm: &str) -> Result<(), GuardError> {
         self.answer()
     }
+    async fn hold(&self, _label: &str) -> Result<(), GuardError> {
+        self.answer()
+    }
+    async fn release(&self, _label: &str) -> Result<(), GuardError> {
+        self.answer()
+    }
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         self.answer()?;
         let deadline_ns = self.deadline_ns.load(Ordering::Acquire);

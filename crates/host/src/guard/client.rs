@@ -4,8 +4,8 @@
 //! patience: nothing queues behind a frozen guard for longer.
 
 use super::{
-    EXTEND, Guard, GuardError, GuardStatus, REFUSALS, REGISTER, Registration, Reply, Request,
-    STATUS, UNREGISTER, bytes_of, read_as, text,
+    EXTEND, Guard, GuardError, GuardStatus, HOLD, REFUSALS, REGISTER, RELEASE, Registration, Reply,
+    Request, STATUS, UNREGISTER, bytes_of, read_as, text,
 };
 use async_trait::async_trait;
 use nix::sys::{
@@ -181,6 +181,14 @@ impl Guard for GuardClient {
 
     async fn unregister(&self, vm: &str) -> Result<(), GuardError> {
         self.call(UNREGISTER, Registration { vm, ..NOBODY }, 0).await.map(|_| ())
+    }
+
+    async fn hold(&self, label: &str) -> Result<(), GuardError> {
+        self.call(HOLD, Registration { tap: label, ..NOBODY }, 0).await.map(|_| ())
+    }
+
+    async fn release(&self, label: &str) -> Result<(), GuardError> {
+        self.call(RELEASE, Registration { tap: label, ..NOBODY }, 0).await.map(|_| ())
     }
 
     async fn status(&self) -> Result<GuardStatus, GuardError> {

@@ -92,6 +92,12 @@ impl Guard for Handle {
     async fn unregister(&self, _vm: &str) -> Result<(), GuardError> {
         Ok(())
     }
+    async fn hold(&self, _label: &str) -> Result<(), GuardError> {
+        Ok(())
+    }
+    async fn release(&self, _label: &str) -> Result<(), GuardError> {
+        Ok(())
+    }
     async fn status(&self) -> Result<GuardStatus, GuardError> {
         self.clock.pass().await;
         let live = self.guard.world.running_on(&self.guard.host).len();

@@ -1,8 +1,9 @@
-//! The guard: a small separate process that stops every VM of the host if the host's lease was not renewed in time
-//! (DESIGN.md section 4).
+//! The guard: a small separate process that stops every VM of the host, and takes the service addresses from it, if the
+//! host's lease was not renewed in time (DESIGN.md section 4).
 //!
 //! ```text
 //!   daemon ── extend(deadline), register(vm, pid) ──► guard ── at the deadline: SIGKILL by pidfd, taps down
+//!          ── hold(address label) ────────────────►     ├───── at the deadline: the address is removed
 //!                                                       └───── feeds the watchdog
 //! ```
 //!
@@ -72,6 +73,11 @@ pub trait Guard: Send + Sync {
     async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError>;
     /// Forgets a VM whose process has ended.
     async fn unregister(&self, vm: &str) -> Result<(), GuardError>;
+    /// Has the address with this label, `CARD:WORD` of at most 15 bytes, taken from the host at the deadline. Fine when
+    /// it is so already.
+    async fn hold(&self, label: &str) -> Result<(), GuardError>;
+    /// Forgets a label.
+    async fn release(&self, label: &str) -> Result<(), GuardError>;
     /// How it stands.
     async fn status(&self) -> Result<GuardStatus, GuardError>;
     /// Ends a guard that does not answer, so that its supervisor starts it again; its state is kept.
@@ -100,6 +106,8 @@ pub(crate) const EXTEND: u32 = 1;
 pub(crate) const REGISTER: u32 = 2;
 pub(crate) const UNREGISTER: u32 = 3;
 pub(crate) const STATUS: u32 = 4;
+pub(crate) const HOLD: u32 = 5;
+pub(crate) const RELEASE: u32 = 6;
 
 /// What is answered. Sent as one packet.
 #[repr(C)]
@@ -113,13 +121,15 @@ pub(crate) struct Reply {
     deadline_ns: u64,
 }
 
-pub(crate) const REFUSALS: [&str; 6] = [
+pub(crate) const REFUSALS: [&str; 8] = [
     "",
     "less than a second is left of this host's lease",
     "it watches over as many as it can",
     "its process has ended already",
     "this host's lease ran out, and what it ran is being ended",
     "its start began in an earlier session of this host",
+    "it knows as many addresses as it can",
+    "this is no label of an address",
 ];
 
 fn text<const N: usize>(of: &str) -> [u8; N] {

@@ -2,8 +2,8 @@
 
 use super::watchdog::Watchdog;
 use super::{
-    EXTEND, REFUSALS, REGISTER, Reply, Request, START_MARGIN_NS, STATUS, UNREGISTER, boottime_ns,
-    bytes_of, read_as, start_time,
+    EXTEND, HOLD, REFUSALS, REGISTER, RELEASE, Reply, Request, START_MARGIN_NS, STATUS, UNREGISTER,
+    boottime_ns, bytes_of, read_as, start_time,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -32,6 +32,8 @@ use std::{
 
 /// VMs that one guard can watch over.
 pub const SLOTS: usize = 1024;
+/// Service addresses that one guard can take from the host.
+pub const LABELS: usize = 256;
 /// The taps of one VM: its first, and those that differ from it in the last digit.
 const TAPS: u8 = 8;
 /// While something that it killed has not ended yet it looks again after this, nanoseconds.
@@ -70,6 +72,8 @@ struct State {
     fired: u32,
     padding: u32,
     slots: [Slot; SLOTS],
+    /// Labels of the service addresses; the first byte of a free one is 0.
+    labels: [[u8; 16]; LABELS],
 }
 
 struct Process {
@@ -211,7 +215,7 @@ impl Process {
         let mut told_to_end = false;
         loop {
             let next_ns = self.act();
-            if told_to_end && self.live() == 0 {
+            if told_to_end && self.live() == 0 && !self.holds() {
                 if let Some(watchdog) = &mut self.watchdog {
                     watchdog.disarm();
                 }
@@ -289,14 +293,15 @@ impl Process {
     fn act(&mut self) -> Option<u64> {
         self.sweep();
         let now = boottime_ns();
-        let live = self.live() > 0;
-        let due = if !live {
-            None
-        } else if now < self.state.deadline_ns {
-            Some(self.state.deadline_ns)
-        } else {
+        let passed = now >= self.state.deadline_ns;
+        if passed {
             self.fire();
-            Some(now + AGAIN_NS)
+        }
+        let live = self.live() > 0;
+        let due = match (live || self.holds(), passed) {
+            (false, _) => None,
+            (true, false) => Some(self.state.deadline_ns),
+            (true, true) => Some(now + AGAIN_NS),
         };
         let deadline_ns = live.then_some(self.state.deadline_ns);
         let feed = self.watchdog.as_mut().map(|watchdog| watchdog.feed(now, deadline_ns));
@@ -310,7 +315,16 @@ impl Process {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
+    /// Whether there are addresses that it must take from the host.
+    fn holds(&self) -> bool {
+        self.state.labels.iter().any(|label| label[0] != 0)
+    }
+
+    /// Ends all VMs and takes all addresses from the host.
     fn fire(&mut self) {
+        if self.live() == 0 && !self.holds() {
+            return;
+        }
         if self.state.fired_at_ns != self.state.deadline_ns || self.state.fired == 0 {
             self.state.fired_at_ns = self.state.deadline_ns;
             self.state.fired += 1;
@@ -333,6 +347,13 @@ impl Process {
         for i in 0..SLOTS {
             if self.state.slots[i].used != 0 {
                 links_down(self.state.slots[i].tap);
+            }
+        }
+        for label in &mut self.state.labels {
+            if label[0] != 0 {
+                // Of an alias the kernel removes the address.
+                link_down(label);
+                *label = [0; 16];
             }
         }
     }
@@ -360,6 +381,15 @@ impl Process {
                 }
                 0
             }
+            HOLD => self.hold(request.tap),
+            RELEASE => {
+                for label in &mut self.state.labels {
+                    if *label == request.tap {
+                        *label = [0; 16];
+                    }
+                }
+                0
+            }
             _ => 0,
         };
         debug_assert!((refusal as usize) < REFUSALS.len() && STATUS > 0, "refusals have words");
@@ -378,12 +408,37 @@ impl Process {
     fn extend(&mut self, session: u64, deadline_ns: u64) -> u32 {
         self.sweep();
         let now = boottime_ns();
+        if now >= self.state.deadline_ns {
+            self.fire();
+        }
         if self.live() > 0 && now >= self.state.deadline_ns {
             return 4;
         }
         self.state.session = session;
         self.state.deadline_ns = deadline_ns.min(now + FURTHEST_NS).max(self.state.deadline_ns);
         0
+    }
+
+    fn hold(&mut self, wanted: [u8; 16]) -> u32 {
+        // Without its second half it would be the name of a card, and that card would be taken down.
+        let colon = wanted.iter().position(|byte| *byte == b':');
+        let end = wanted.iter().position(|byte| *byte == 0);
+        if !matches!((colon, end), (Some(colon), Some(end)) if colon > 0 && end > colon + 1) {
+            return 7;
+        }
+        if boottime_ns() + START_MARGIN_NS > self.state.deadline_ns {
+            return 1;
+        }
+        if self.state.labels.contains(&wanted) {
+            return 0;
+        }
+        match self.state.labels.iter_mut().find(|label| label[0] == 0) {
+            Some(free) => {
+                *free = wanted;
+                0
+            }
+            None => 6,
+        }
     }
 
     fn register(&mut self, request: &Request) -> u32 {

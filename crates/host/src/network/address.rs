@@ -1,7 +1,10 @@
 //! Service addresses on the hosts' own network: probing, taking, announcing (RFC 5227 and RFC 826).
 
 use super::driver::{LOOK_AGAIN, NetworkError};
-use crate::vm::run_dir;
+use crate::{
+    guard::{Guard, GuardError},
+    vm::run_dir,
+};
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
@@ -18,6 +21,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
@@ -41,6 +45,8 @@ pub struct LinuxAddress {
     file: PathBuf,
     held: Mutex<Option<Held>>,
     look_again: Duration,
+    /// Takes the addresses from this host at its deadline, whatever this daemon does.
+    guard: Option<Arc<dyn Guard>>,
 }
 
 /// The addresses that this driver holds.
@@ -51,6 +57,8 @@ struct Held {
     noted: BTreeSet<Ipv4Addr>,
     /// When the machine was last seen to have them all.
     looked: Option<Instant>,
+    /// How often the guard had fired then: each time it takes all addresses away.
+    fired: u32,
 }
 
 /// A network card with an address in the right subnet.
@@ -74,7 +82,14 @@ impl LinuxAddress {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
-        Ok(Self { handle, file, held: Mutex::default(), look_again: LOOK_AGAIN })
+        let look_again = LOOK_AGAIN;
+        Ok(Self { handle, file, held: Mutex::default(), look_again, guard: None })
+    }
+
+    /// Under a guard.
+    #[must_use]
+    pub fn guarded_by(self, guard: Arc<dyn Guard>) -> Self {
+        Self { guard: Some(guard), ..self }
     }
 
     /// Compares the machine with memory after so long, instead of [`LOOK_AGAIN`].
@@ -83,7 +98,8 @@ impl LinuxAddress {
         Self { look_again, ..self }
     }
 
-    async fn uplink(&self, ip: Ipv4Addr) -> Result<Uplink, NetworkError> {
+    /// The card on which an address is held, and its name.
+    async fn uplink(&self, ip: Ipv4Addr) -> Result<(Uplink, String), NetworkError> {
         let list = || failed::<rtnetlink::Error>("addresses cannot be listed");
         let mut addresses = self.handle.address().get().execute();
         while let Some(found) = addresses.try_next().await.map_err(list())? {
@@ -104,8 +120,12 @@ impl LinuxAddress {
                     LinkAttribute::Address(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok(),
                     _ => None,
                 });
-                if let Some(mac) = mac {
-                    return Ok(Uplink { index, mac });
+                let name = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name.clone()),
+                    _ => None,
+                });
+                if let (Some(mac), Some(name)) = (mac, name) {
+                    return Ok((Uplink { index, mac }, name));
                 }
             }
         }
@@ -132,18 +152,51 @@ impl LinuxAddress {
         Ok(found)
     }
 
-    async fn add(&self, ip: Ipv4Addr) -> Result<(), NetworkError> {
-        let uplink = self.uplink(ip).await?;
-        let add = self.handle.address().add(uplink.index, IpAddr::V4(ip), 32).replace();
-        add.execute().await.map_err(failed(format!("the address {ip} cannot be taken")))?;
+    /// Sets an address that the machine does not have; `labels` are those in use.
+    async fn add(&self, ip: Ipv4Addr, labels: &mut BTreeSet<String>) -> Result<(), NetworkError> {
+        let (uplink, name) = self.uplink(ip).await?;
+        let label = free_label(&name, labels);
+        let untaken = || format!("the address {ip} cannot be taken");
+        // The guard knows it before it is there, so that it never outlives this host's lease.
+        self.have_watched(&label).await.map_err(failed(untaken()))?;
+        let mut add = self.handle.address().add(uplink.index, IpAddr::V4(ip), 32).replace();
+        add.message_mut().attributes.push(AddressAttribute::Label(label.clone()));
+        add.execute().await.map_err(failed(untaken()))?;
+        // If the deadline passed in between, the guard found nothing to take away.
+        if let Err(error) = self.have_watched(&label).await {
+            let there = self.single().await?.remove(&ip).unwrap_or_default();
+            self.remove(ip, &there).await?;
+            return Err(failed(untaken())(error));
+        }
+        labels.insert(label);
         announce(uplink, ip);
         Ok(())
+    }
+
+    /// Puts a label under the guard's watch. A guard that was just replaced is there again in a moment.
+    async fn have_watched(&self, label: &str) -> Result<(), GuardError> {
+        let Some(guard) = self.guard.as_ref().filter(|_| label.contains(':')) else {
+            return Ok(());
+        };
+        for _ in 0..GUARD_TRIES {
+            match guard.hold(label).await {
+                Err(GuardError::Gone(_)) => tokio::time::sleep(GUARD_PAUSE).await,
+                done => return done,
+            }
+        }
+        guard.hold(label).await
     }
 
     async fn remove(&self, ip: Ipv4Addr, found: &[AddressMessage]) -> Result<(), NetworkError> {
         for message in found {
             let del = self.handle.address().del(message.clone()).execute().await;
             del.map_err(failed(format!("the address {ip} cannot be given up")))?;
+            if let (Some(guard), Some(label)) = (&self.guard, label_of(message))
+                && let Err(error) = guard.release(label).await
+            {
+                // It would take away what is not there.
+                tracing::debug!(%error, label, "the guard was not told that the address is gone");
+            }
         }
         Ok(())
     }
@@ -171,6 +224,8 @@ impl LinuxAddress {
             }
         }
         let single = self.single().await?;
+        let mut labels: BTreeSet<String> =
+            single.values().flatten().filter_map(label_of).map(str::to_owned).collect();
         let there = |ip: &Ipv4Addr| single.get(ip).map(Vec::as_slice).unwrap_or_default();
         for ip in held.now.clone().difference(wanted) {
             match self.remove(*ip, there(ip)).await {
@@ -180,13 +235,20 @@ impl LinuxAddress {
         }
         for ip in wanted {
             let known = held.now.contains(ip);
-            if known && !there(ip).is_empty() {
+            if known && let Some(message) = there(ip).first() {
+                // One that an earlier daemon set is watched already, unless the guard lost its memory.
+                let label = label_of(message).filter(|label| label.contains(':'));
+                if let Some(label) = label
+                    && let Err(error) = self.have_watched(label).await
+                {
+                    errors.push(failed(format!("the address {ip} is not guarded"))(error));
+                }
                 continue;
             }
             if known {
                 tracing::warn!(%ip, "somebody removed this service address from the host; it is set again");
             }
-            match self.add(*ip).await {
+            match self.add(*ip, &mut labels).await {
                 Ok(()) => _ = held.now.insert(*ip),
                 Err(error) => errors.push(error),
             }
@@ -205,7 +267,7 @@ impl LinuxAddress {
 #[async_trait]
 impl AddressDriver for LinuxAddress {
     async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError> {
-        let uplink = self.uplink(ip).await?;
+        let (uplink, _) = self.uplink(ip).await?;
         let asked = tokio::task::spawn_blocking(move || probe(uplink, ip)).await;
         asked
             .map_err(failed("the probe ended early"))?
@@ -217,8 +279,14 @@ impl AddressDriver for LinuxAddress {
         let held = held.get_or_insert_with(|| {
             let text = std::fs::read(&self.file).unwrap_or_default();
             let now: BTreeSet<Ipv4Addr> = serde_json::from_slice(&text).unwrap_or_default();
-            Held { noted: now.clone(), now, looked: None }
+            Held { noted: now.clone(), now, looked: None, fired: 0 }
         });
+        if let Some(guard) = &self.guard
+            && let Ok(status) = guard.status().await
+            && status.fired != held.fired
+        {
+            (held.fired, held.looked) = (status.fired, None);
+        }
         let looked = held.looked.is_some_and(|at| at.elapsed() < self.look_again);
         if looked && held.now == *wanted {
             return Ok(());
@@ -231,12 +299,33 @@ impl AddressDriver for LinuxAddress {
         let mut errors = Vec::new();
         for ip in held {
             match self.uplink(ip).await {
-                Ok(uplink) => announce(uplink, ip),
+                Ok((uplink, _)) => announce(uplink, ip),
                 Err(error) => errors.push(error),
             }
         }
         NetworkError::all(errors)
     }
+}
+
+/// Questions to a guard that is not there, and the pause between them.
+const GUARD_TRIES: u32 = 3;
+const GUARD_PAUSE: Duration = Duration::from_millis(100);
+/// The longest label that the kernel keeps, bytes.
+const LABEL: usize = 15;
+
+fn label_of(message: &AddressMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Label(label) => Some(label.as_str()),
+        _ => None,
+    })
+}
+
+/// A label of a card that no address has. The kernel finds an address by it, and asks that it begin with the card's
+/// name; a card whose name leaves no room for one (13 letters or more) gives its own, and its addresses are not guarded.
+fn free_label(card: &str, taken: &BTreeSet<String>) -> String {
+    let label = (0u32..).map(|n| format!("{card}:h{n}")).find(|label| !taken.contains(label));
+    let label = label.unwrap_or_default();
+    if label.len() > LABEL { card.to_owned() } else { label }
 }
 
 const ARP: u16 = 0x0806;
