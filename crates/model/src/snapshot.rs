@@ -310,6 +310,19 @@ impl Snapshot {
         self.leases.get(host).is_some_and(|lease| !lease.closed)
     }
 
+    /// What a VM's owner says of it: of this epoch, and of the session that is open there now. A host that was lost and
+    /// is back has said something in an earlier session, and what it ran then has ended.
+    #[must_use]
+    pub fn told_of(&self, vm: &Name) -> Option<&VmStatus> {
+        let placement = self.placements.get(vm)?;
+        let lease = self.leases.get(&placement.host).filter(|lease| !lease.closed)?;
+        let status = &*self.vm_status.get(vm)?.value;
+        let current = status.epoch == placement.epoch
+            && status.host == placement.host
+            && status.session == lease.session;
+        current.then_some(status)
+    }
+
     /// The members of a service, by name.
     pub fn members<'a>(
         &'a self,

@@ -119,3 +119,25 @@ fn what_cannot_be_read_is_found_by_its_object() {
     assert_eq!(snapshot.unreadable_under("placement/frontend/"), None);
     assert_eq!(snapshot.unreadable_under("spec/"), None);
 }
+
+#[test]
+fn what_a_host_said_in_an_earlier_session_is_not_taken_for_what_is_so() {
+    let mut snapshot = Snapshot::default();
+    for (path, value) in records() {
+        apply(&mut snapshot, path, &value, 7);
+    }
+    let web = Name::new("web").unwrap();
+    let told = |snapshot: &Snapshot| snapshot.told_of(&web).is_some();
+    assert!(told(&snapshot));
+    apply(&mut snapshot, "leases/host1", &json!({"session": 1, "count": 9, "closed": true}), 8);
+    assert!(!told(&snapshot), "its session is closed");
+    apply(&mut snapshot, "leases/host1", &json!({"session": 2, "count": 0}), 9);
+    assert!(!told(&snapshot), "it is back, and has not said anything of the VM yet");
+    let status = json!({"host": "host1", "session": 2, "epoch": 1, "generation": 1,
+        "phase": "starting", "sinceMs": 1});
+    apply(&mut snapshot, "status/vm/web", &status, 10);
+    assert!(told(&snapshot));
+    let placement = json!({"host": "host1", "epoch": 2, "slot": 1, "nics": []});
+    apply(&mut snapshot, "placement/vm/web", &placement, 11);
+    assert!(!told(&snapshot), "it was placed anew");
+}

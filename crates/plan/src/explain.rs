@@ -48,8 +48,8 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     let host = &placement.host;
     let state = states.get(host).copied().unwrap_or(HostState::Joining);
     said.push(format!("{name} belongs to {host} ({state}) under epoch {}", placement.epoch));
-    match snapshot.vm_status.get(name) {
-        Some(status) if status.epoch == placement.epoch => {
+    match snapshot.told_of(name) {
+        Some(status) => {
             let ready = match (status.ready, vm.spec.check.is_some()) {
                 (Some(true), _) => ", its health check passes",
                 (Some(false), _) => ", its health check fails",
@@ -99,7 +99,7 @@ fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
     let members: Vec<&Name> = snapshot.members(name).map(|(vm, _)| vm).collect();
     let ready = members
         .iter()
-        .filter(|vm| snapshot.vm_status.get(**vm).is_some_and(|s| s.ready == Some(true)))
+        .filter(|vm| snapshot.told_of(vm).is_some_and(|s| s.ready == Some(true)))
         .count();
     let mut said = vec![format!("{name} has {ready} of {} members ready", service.spec.replicas)];
     if let (Some(frontend), Some(placement)) =

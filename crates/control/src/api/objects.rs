@@ -36,9 +36,7 @@ pub fn item(
                 placement.map(|p| p.nics.iter().map(|n| n.ip.to_string()).collect::<Vec<_>>());
             columns.insert("addresses".into(), ips.unwrap_or_default().join(","));
             // Only of the owner's own run: an older status says nothing of it.
-            let status = snapshot.vm_status.get(&vm.meta.name).filter(|status| {
-                placement.is_some_and(|p| p.epoch == status.epoch && p.host == status.host)
-            });
+            let status = snapshot.told_of(&vm.meta.name);
             if let Some(started) = status.and_then(|status| status.started_ms) {
                 columns.insert("started-ms".into(), started.to_string());
             }
@@ -128,7 +126,7 @@ pub fn vm_state(snapshot: &Snapshot, name: &Name) -> String {
     if !snapshot.session_open(&placement.host) {
         return "lost".into();
     }
-    let Some(status) = snapshot.vm_status.get(name).filter(|s| s.epoch == placement.epoch) else {
+    let Some(status) = snapshot.told_of(name) else {
         return "placed".into();
     };
     match (status.phase.as_str(), status.ready) {

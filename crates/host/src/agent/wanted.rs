@@ -118,12 +118,9 @@ fn member_state(snapshot: &Snapshot, suspected: &BTreeSet<Name>, vm: &Name) -> M
     let Some(object) = snapshot.vms.get(vm) else {
         return MemberState::Down;
     };
-    let lost = suspected.contains(&placement.host) || !snapshot.session_open(&placement.host);
-    let runs = snapshot
-        .vm_status
-        .get(vm)
-        .is_some_and(|s| s.phase == VmPhase::Running && s.epoch == placement.epoch);
-    if lost || !runs {
+    let suspected = suspected.contains(&placement.host);
+    let runs = snapshot.told_of(vm).is_some_and(|status| status.phase == VmPhase::Running);
+    if suspected || !runs {
         MemberState::Down
     } else if object.meta.deleting || object.meta.labels.contains_key(DRAIN_LABEL) {
         MemberState::Drain
@@ -182,7 +179,7 @@ pub fn frontends(
                         ip: IpAddr::V4(ip),
                         port,
                         state,
-                        healthy: snapshot.vm_status.get(vm).is_some_and(|s| s.ready == Some(true)),
+                        healthy: snapshot.told_of(vm).is_some_and(|s| s.ready == Some(true)),
                         weight: 100,
                     })
                 })

@@ -50,15 +50,9 @@ fn member<'a>(
     object: &'a Versioned<Stored<VmSpec>>,
     template: &str,
 ) -> Member<'a> {
-    let status = snapshot.vm_status.get(name);
-    let placed = snapshot.placements.get(name);
-    let lost = placed.is_none_or(|p| !snapshot.session_open(&p.host));
-    let ready = !lost
-        && status.is_some_and(|s| {
-            s.phase == VmPhase::Running
-                && placed.is_some_and(|p| p.epoch == s.epoch)
-                && (object.spec.check.is_none() || s.ready == Some(true))
-        });
+    let ready = snapshot.told_of(name).is_some_and(|s| {
+        s.phase == VmPhase::Running && (object.spec.check.is_none() || s.ready == Some(true))
+    });
     let labels = &object.meta.labels;
     Member {
         name,

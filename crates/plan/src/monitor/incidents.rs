@@ -123,9 +123,7 @@ fn follow_vm(
         return false;
     }
     add(incident, now_ms, "placed", vm, format!("{vm} was given to {host}"));
-    let Some(status) =
-        snapshot.vm_status.get(vm).filter(|s| s.epoch == placement.epoch && s.host == *host)
-    else {
+    let Some(status) = snapshot.told_of(vm) else {
         return false;
     };
     let Some(started) = status.started_ms.filter(|at| *at >= proof_ms) else {
