@@ -17,7 +17,8 @@ pub const SERVICE: &str = "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---
 pub const ADDRESS: &str = "10.88.0.100:80";
 
 /// The same, with guests on two of the three hosts only, so that the third can hold the address without a member.
-const PINNED: &str = "template:\n  spec:\n    affinity:\n      hosts:\n        guests: \"yes\"\n";
+pub const PINNED: &str =
+    "template:\n  spec:\n    affinity:\n      hosts:\n        guests: \"yes\"\n";
 
 pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     for host in ["host2", "host3"] {

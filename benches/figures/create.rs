@@ -36,9 +36,11 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
             lab.haven(&["vm", "ls"]).is_ok_and(|text| !text.contains(&name))
         })?;
     }
-    ours.print("haven vm create -> running", 10.0, 10.0);
-    hand.print("the same QEMU by hand -> running", 10.0, 10.0);
-    println!("the claim: at most 0.3 s between the two medians");
+    ours.print("haven vm create -> running", f64::INFINITY, f64::INFINITY);
+    hand.print("the same QEMU by hand -> running", f64::INFINITY, f64::INFINITY);
+    let more = ours.median() - hand.median();
+    let met = if more <= 0.3 { "met" } else { "MISSED" };
+    println!("haven vm create takes {more:.3} s more than by hand (limit 0.3: {met})");
     Ok(())
 }
 
@@ -56,6 +58,7 @@ fn by_hand(lab: &Driver, host: &str, pid: i32) -> Result<f64> {
             arg.as_ref(),
             "-qmp"
                 | "-chardev"
+                | "-add-fd"
                 | "-serial"
                 | "-mon"
                 | "-run-with"
@@ -76,7 +79,7 @@ fn by_hand(lab: &Driver, host: &str, pid: i32) -> Result<f64> {
         "rm -f /tmp/hand.sock; {} -qmp unix:/tmp/hand.sock,server=on,wait=on & \
          pid=$!; while [ ! -S /tmp/hand.sock ]; do sleep 0.002; done; \
          printf '{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"query-status\"}}' | timeout 5 socat - UNIX-CONNECT:/tmp/hand.sock > /tmp/hand.out 2>&1 & \
-         until grep -q running /tmp/hand.out 2>/dev/null; do sleep 0.002; done; kill -9 $pid; rm -f /tmp/hand.out",
+         until grep -q running /tmp/hand.out 2>/dev/null; do kill -0 $pid || exit 1; sleep 0.002; done; kill -9 $pid; rm -f /tmp/hand.out",
         quoted.join(" ")
     );
     let begin = Instant::now();

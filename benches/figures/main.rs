@@ -2,6 +2,7 @@
 //! `cargo test -p haven --test figures -- NAME [RUNS]`
 
 mod address;
+mod answer;
 mod create;
 mod failover;
 mod idle;
@@ -22,11 +23,12 @@ fn main() -> Result<()> {
     let lab = Driver::new(PathBuf::from(env!("CARGO_BIN_EXE_haven")), PathBuf::from(dir), 3)?;
     let figure: fn(&Driver, usize) -> Result<()> = match args.first().map(String::as_str) {
         Some("failover") => failover::run,
+        Some("answer") => answer::run,
         Some("address") => address::run,
         Some("create") => create::run,
         Some("rolling") => rolling::run,
         Some("idle") => idle::run,
-        _ => bail!("which figure? failover, address, create, rolling or idle"),
+        _ => bail!("which figure? failover, answer, address, create, rolling or idle"),
     };
     lab.haven(&["lab", "down"])?;
     lab.haven(&["lab", "up", "--no-power-control"])?;

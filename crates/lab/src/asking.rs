@@ -66,6 +66,19 @@ impl Asking {
     /// # Errors
     /// When the lab is not up, or the address is none.
     pub fn start(lab: &Driver, address: &str, every: Duration) -> Result<Self> {
+        Self::patient(lab, address, every, PATIENCE.1)
+    }
+
+    /// The same, with so long for each answer.
+    ///
+    /// # Errors
+    /// As [`Asking::start`].
+    pub fn patient(
+        lab: &Driver,
+        address: &str,
+        every: Duration,
+        patience: Duration,
+    ) -> Result<Self> {
         let id = lab.haven(&["lab", "id"])?;
         let namespace = format!("/var/run/netns/{id}-client");
         let address: SocketAddr = address.parse()?;
@@ -79,7 +92,7 @@ impl Asking {
             let mut asked = Vec::new();
             let mut next = Instant::now();
             while !told.load(Ordering::Relaxed) {
-                asked.push(std::thread::spawn(move || question(address)));
+                asked.push(std::thread::spawn(move || question(address, patience)));
                 next = (next + every).max(Instant::now());
                 std::thread::sleep(next - Instant::now().min(next));
             }
@@ -99,9 +112,9 @@ impl Asking {
     }
 }
 
-fn question(address: SocketAddr) -> Asked {
+fn question(address: SocketAddr, patience: Duration) -> Asked {
     let begin = Instant::now();
-    let how = match ask(address) {
+    let how = match ask(address, patience) {
         Ok(200) => None,
         Ok(status) => Some(Failure::Status(status)),
         Err(error) => Some(Failure::Error(error.kind())),
@@ -110,9 +123,9 @@ fn question(address: SocketAddr) -> Asked {
 }
 
 /// The status of the answer.
-fn ask(address: SocketAddr) -> std::io::Result<u16> {
+fn ask(address: SocketAddr, patience: Duration) -> std::io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE.0)?;
-    stream.set_read_timeout(Some(PATIENCE.1))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(b"GET / HTTP/1.0\r\nHost: service\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -207,11 +207,11 @@ impl Daemon {
             state.clone(),
             own,
             member_out,
-            problems,
+            Arc::clone(&problems),
             self.cancel.clone(),
         ));
         let api = self.api(&store, &state, observer, heard.suspected, &vms, &identity)?;
-        self.serve(api, &identity, &mut tasks)?;
+        self.serve(api, &identity, &problems, &mut tasks)?;
         self.cancel.cancelled().await;
         tracing::info!("the daemon ends; the VMs run on under the guard");
         tokio::time::timeout(END, async { while tasks.join_next().await.is_some() {} }).await.ok();
@@ -247,6 +247,7 @@ impl Daemon {
         &self,
         api: ApiState,
         identity: &haven_store::raw::Identity,
+        problems: &Arc<Problems>,
         tasks: &mut tokio::task::JoinSet<()>,
     ) -> anyhow::Result<()> {
         let (socket, cancel) = (self.paths.run.join("api.sock"), self.cancel.clone());
@@ -259,9 +260,14 @@ impl Daemon {
         let tls = Arc::new(pki::server_config(identity)?);
         let (address, cancel) =
             (SocketAddr::from((self.host.address, API_PORT)), self.cancel.clone());
+        let problems = Arc::clone(problems);
         tasks.spawn(async move {
-            if let Err(error) = serve::serve_tls(address, tls, api, cancel).await {
-                tracing::error!(%error, %address, "the API cannot be served; is the port in use?");
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                listener = start::listen(address, &problems) => {
+                    let _ = serve::serve_listener(listener, tls, api, cancel.clone()).await;
+                }
             }
         });
         Ok(())

@@ -1,19 +1,22 @@
 //! What a daemon does at its start without keeping the lease waiting, and what it remembers from start to start.
 
 use anyhow::Context;
-use haven_host::agent::{HostFacts, lease::Session};
+use haven_host::agent::{HostFacts, Problems, lease::Session};
 use haven_model::Snapshot;
 use haven_store::file;
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 
 /// The file in the state directory that keeps the number of the last start.
 const KEPT: &str = "heartbeat.start";
+/// Between two tries to open the API's port.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// More beats than a daemon sends between two starts: 100 a second for 20 years.
 const STEP: u64 = 1 << 36;
 
@@ -24,6 +27,33 @@ pub fn in_background(
     let (out, facts) = watch::channel(None);
     tokio::task::spawn_blocking(move || out.send_replace(Some(look())));
     facts
+}
+
+/// Opens the API's port, as soon as it is free; while it is not, this host's status says so.
+pub async fn listen(address: SocketAddr, problems: &Problems) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                problems.set("api", None);
+                return listener;
+            }
+            Err(error) => {
+                let port = address.port();
+                let why = match error.kind() {
+                    io::ErrorKind::AddrInUse => format!(
+                        "another program has the port {port}, so that this host answers nobody: end it; `ss -ltnp sport = :{port}` names it"
+                    ),
+                    _ => format!(
+                        "{address} cannot be opened, so that this host answers nobody: {error}"
+                    ),
+                };
+                if problems.set("api", Some(why.clone())) {
+                    tracing::error!("{why}");
+                }
+            }
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
 }
 
 /// Resolves once the live copy shows the store's contents.

@@ -1,7 +1,7 @@
 //! Tests of [`super::start`].
 
-use super::start::{in_background, loaded, next, number};
-use haven_host::agent::HostFacts;
+use super::start::{in_background, listen, loaded, next, number};
+use haven_host::agent::{HostFacts, Problems};
 use haven_model::{Snapshot, keys};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -58,4 +58,25 @@ fn a_damaged_number_does_not_keep_a_daemon_from_starting() {
     std::fs::write(&path, "\0\0").unwrap();
     assert_eq!(next(&path, 7 << 40).unwrap(), 7 << 40);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), (7_u64 << 40).to_string());
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_told_and_taken_once_it_is_free() {
+    let problems = Arc::new(Problems::default());
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = other.local_addr().unwrap();
+    let told = Arc::clone(&problems);
+    let listening = tokio::spawn(async move { listen(address, &told).await });
+    let until = std::time::Instant::now() + Duration::from_secs(5);
+    while problems.list().is_empty() {
+        assert!(std::time::Instant::now() < until, "nothing is told");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let said = problems.list().join("");
+    assert!(said.contains(&format!("another program has the port {}", address.port())), "{said}");
+    assert!(said.contains("ss -ltnp"), "{said}");
+    drop(other);
+    let listener = tokio::time::timeout(Duration::from_secs(5), listening).await.unwrap().unwrap();
+    assert_eq!(listener.local_addr().unwrap(), address);
+    assert_eq!(problems.list(), [""; 0]);
 }

@@ -37,11 +37,30 @@ pub fn address_moves(lab: &mut Lab, _: &Witness) -> Result<()> {
             failures(&asked)
         );
     }
+    balancer_comes_back(lab)?;
     outlives_no_lease(lab)?;
     lab.haven(&["delete", "service/far"])?;
     lab.wait("the service is gone", Duration::from_secs(60), |lab| {
         lab.overview().is_ok_and(|overview| overview.services.is_empty())
     })
+}
+
+/// An HAProxy that ends is started again.
+fn balancer_comes_back(lab: &Lab) -> Result<()> {
+    let overview = lab.overview()?;
+    let holder = overview.services.first().map(|s| s.holder.clone()).unwrap_or_default();
+    let old = lab.signal(&holder, "haproxy -D", Signal::SIGKILL)?;
+    lab.wait("HAProxy runs again", Duration::from_secs(5), |lab| {
+        let now = lab.pids(&holder, "haproxy -D");
+        !now.is_empty() && now.iter().all(|pid| !old.contains(pid))
+    })?;
+    let asking = Asking::start(lab, "10.88.0.100:80", STEADILY)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let asked = asking.end()?;
+    if asked.iter().rev().take(5).any(|a| !a.good) {
+        bail!("questions fail after HAProxy was started again: {}", failures(&asked));
+    }
+    Ok(())
 }
 
 /// A holder whose daemon is frozen still answers for the address, until its guard takes it away; before that nobody

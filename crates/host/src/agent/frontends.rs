@@ -20,6 +20,8 @@ const CLAIM_AGAIN: Duration = Duration::from_millis(250);
 const GIVEN_BACK: Duration = Duration::from_secs(1);
 /// The pause after the balancer refused something.
 const RETRY: Duration = Duration::from_millis(500);
+/// A host that balances looks so often whether HAProxy runs: its clients wait for it.
+const ALIVE: Duration = Duration::from_secs(1);
 /// The net under lost wake-ups, and the rhythm in which the machine is compared with what is wanted.
 const NET: Duration = Duration::from_secs(10);
 
@@ -86,7 +88,11 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     } else {
         parts.solved("balance");
     }
-    let pause = if claims.is_empty() { NET } else { CLAIM_AGAIN };
+    let pause = match (claims.is_empty(), frontends.is_empty()) {
+        (false, _) => CLAIM_AGAIN,
+        (true, false) => ALIVE,
+        (true, true) => NET,
+    };
     for claim in claims {
         match parts.address.probe(claim.address).await {
             Ok(None) => {}
