@@ -76,10 +76,10 @@ fn by_hand(lab: &Driver, host: &str, pid: i32) -> Result<f64> {
     }
     let quoted: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
     let script = format!(
-        "rm -f /tmp/hand.sock; {} -qmp unix:/tmp/hand.sock,server=on,wait=on & \
-         pid=$!; while [ ! -S /tmp/hand.sock ]; do sleep 0.002; done; \
-         printf '{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"query-status\"}}' | timeout 5 socat - UNIX-CONNECT:/tmp/hand.sock > /tmp/hand.out 2>&1 & \
-         until grep -q running /tmp/hand.out 2>/dev/null; do kill -0 $pid || exit 1; sleep 0.002; done; kill -9 $pid; rm -f /tmp/hand.out",
+        "cd /tmp; rm -f hand.in hand.out; mkfifo hand.in; {} -qmp stdio < hand.in > hand.out 2>&1 & \
+         pid=$!; exec 3> hand.in; printf '{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"query-status\"}}' >&3; \
+         until grep -q running hand.out; do kill -0 $pid || {{ cat hand.out; exit 1; }}; sleep 0.002; done; \
+         kill -9 $pid; rm -f hand.in hand.out",
         quoted.join(" ")
     );
     let begin = Instant::now();

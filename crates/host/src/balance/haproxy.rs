@@ -88,7 +88,7 @@ pub fn config(
     let socket = directory.join("admin.sock");
     let mut text = format!(
         "global\n  stats socket {} mode 600 level admin expose-fd listeners\n  stats timeout 1m\n  maxconn 4000\n  hard-stop-after 30s\n\n\
-         defaults\n  timeout connect 400ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries 3\n  option redispatch 1\n  option dontlognull\n\n",
+         defaults\n  timeout connect 400ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries 6\n  option redispatch 1\n  option dontlognull\n\n",
         socket.display()
     );
     for frontend in wanted {
