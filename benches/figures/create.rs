@@ -26,7 +26,7 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         };
         lab.wait("it runs", Duration::from_secs(30), |lab| {
             lab.haven(&["vm", "ls"]).is_ok_and(|text| {
-                text.lines().any(|l| l.starts_with(&name) && !l.contains("starting"))
+                text.lines().any(|l| l.starts_with(&name) && l.contains("ready"))
             })
         })?;
         ours.push(begin.elapsed().as_secs_f64());
