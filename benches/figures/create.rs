@@ -25,9 +25,8 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
             std::thread::sleep(Duration::from_millis(2));
         };
         lab.wait("it runs", Duration::from_secs(30), |lab| {
-            lab.haven(&["vm", "ls"]).is_ok_and(|text| {
-                text.lines().any(|l| l.starts_with(&name) && l.contains("ready"))
-            })
+            lab.haven(&["vm", "ls"])
+                .is_ok_and(|text| text.lines().any(|l| l.starts_with(&name) && l.contains("ready")))
         })?;
         ours.push(begin.elapsed().as_secs_f64());
         hand.push(by_hand(lab, &pid.0, pid.1)?);
