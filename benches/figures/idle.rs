@@ -43,7 +43,7 @@ fn print(what: &str, unit: &str, values: &mut [f64], limit: f64) {
 }
 
 fn processes(lab: &Driver, host: &str) -> Vec<i32> {
-    [lab.pids(host, "haven daemon"), lab.pids(host, "haven guard")].concat()
+    [lab.pids(host, "haven daemon"), lab.pids(host, "haven-guard")].concat()
 }
 
 /// Processor time per host, hundredths of a second.

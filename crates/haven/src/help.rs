@@ -7,10 +7,7 @@ use std::fmt::Write;
 
 /// Headings with their commands.
 pub const PILLARS: [(&str, &[&str]); 9] = [
-    (
-        "Cluster",
-        &["init", "join", "token", "context", "version", "completions", "man", "daemon", "guard"],
-    ),
+    ("Cluster", &["init", "join", "token", "context", "version", "completions", "man", "daemon"]),
     ("Manifests", &["apply", "diff", "get", "edit", "delete"]),
     ("Compute", &["vm"]),
     ("Balance", &["service"]),

@@ -1,4 +1,4 @@
-//! `haven`: one binary that is the command line, the daemon and the guard.
+//! `haven`: one binary that is the command line and the daemon.
 
 mod cmd;
 mod connect;
@@ -64,9 +64,6 @@ enum Command {
     /// What systemd runs: the daemon of this host
     #[command(after_help = "Examples:\n  haven daemon")]
     Daemon,
-    /// What systemd runs: the guard of this host
-    #[command(after_help = "Examples:\n  haven guard")]
-    Guard,
     /// Print shell completions
     #[command(
         after_help = "Examples:\n  haven completions bash > /etc/bash_completion.d/haven\n  haven completions zsh > ~/.zfunc/_haven"
@@ -134,16 +131,6 @@ fn finish<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) ->
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    // The guard is a process of its own kind: no runtime, no allocation after its start.
-    if matches!(command, Command::Guard) {
-        log();
-        let options = haven_host::guard::process::GuardOptions {
-            run_dir: paths::Paths::from_env().run,
-            watchdog: std::env::var_os("HAVEN_WATCHDOG").map(Into::into),
-        };
-        return haven_host::guard::process::run(&options)
-            .map_err(|error| Failure::other(error.into()));
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -168,7 +155,6 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
             log();
             daemon::run().await.map_err(Failure::other)
         }
-        Command::Guard => Ok(()),
         Command::Completions { shell } => {
             out::print(&completions(shell));
             Ok(())

@@ -29,8 +29,8 @@ struct Rig {
 }
 
 fn start(dir: &Path, watchdog: Option<&Path>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_haven"));
-    command.arg("guard").env("HAVEN_RUN_DIR", dir).stdin(Stdio::null());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haven-guard"));
+    command.env("HAVEN_RUN_DIR", dir).stdin(Stdio::null());
     match watchdog {
         Some(path) => command.env("HAVEN_WATCHDOG", path),
         None => command.env_remove("HAVEN_WATCHDOG"),
@@ -162,7 +162,7 @@ async fn at_the_deadline_its_addresses_and_no_others_go_and_the_card_stays() {
     let _ = rig.guard.kill();
     let _ = rig.guard.wait();
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", &name, env!("CARGO_BIN_EXE_haven"), "guard"]);
+    command.args(["netns", "exec", &name, env!("CARGO_BIN_EXE_haven-guard")]);
     command.env("HAVEN_RUN_DIR", &rig.dir).env_remove("HAVEN_WATCHDOG");
     rig.guard =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -1,7 +1,7 @@
 //! `haven lab …`.
 
 use crate::{
-    host_init::{self, Layout},
+    host_init::{self, DAEMON, GUARD, Layout},
     lab::{Lab, tool},
     power,
 };
@@ -106,7 +106,7 @@ pub enum LabCommand {
         #[arg(long)]
         shared: PathBuf,
         #[arg(long)]
-        binary: PathBuf,
+        binaries: PathBuf,
         #[arg(long)]
         name: String,
         #[arg(long)]
@@ -124,8 +124,8 @@ pub enum LabCommand {
 /// # Errors
 /// With a sentence that says what to do.
 pub async fn run(command: LabCommand) -> Result<()> {
-    if let LabCommand::HostInit { lower, host_dir, shared, binary, name, watchdog } = command {
-        return host_init::run(&Layout { lower, host_dir, shared, binary, watchdog, name });
+    if let LabCommand::HostInit { lower, host_dir, shared, binaries, name, watchdog } = command {
+        return host_init::run(&Layout { lower, host_dir, shared, binaries, watchdog, name });
     }
     if !nix::unistd::geteuid().is_root() {
         bail!("the lab makes namespaces and needs root; run it with sudo");
@@ -229,16 +229,28 @@ fn build_base(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Puts this program and the guard, which is installed beside it, into a directory.
+fn copy_binaries(directory: &Path) -> Result<()> {
+    let own = std::env::current_exe()?;
+    let guard = own.with_file_name(GUARD);
+    std::fs::copy(&own, directory.join(DAEMON))?;
+    std::fs::copy(&guard, directory.join(GUARD)).with_context(|| {
+        let it = guard.display();
+        format!("the guard's program `{it}` cannot be copied; it belongs beside `haven`, `cargo build -p haven` makes both")
+    })?;
+    Ok(())
+}
+
 async fn up(lab: &mut Lab, hosts: u32, bare: bool) -> Result<()> {
     if !(1..=9).contains(&hosts) {
         bail!("a lab has 1 to 9 hosts");
     }
     step("root file system and tiny guest", || build_base(lab))?;
     if lab.state.hosts == 0 {
-        let binary = lab.dir.join("bin/haven");
+        let binary = lab.dir.join("bin").join(DAEMON);
         std::fs::create_dir_all(lab.dir.join("bin"))?;
         std::fs::create_dir_all(lab.dir.join("shared"))?;
-        std::fs::copy(std::env::current_exe()?, &binary)?;
+        copy_binaries(&lab.dir.join("bin"))?;
         lab.state.hosts = hosts;
         lab.save()?;
         step("network", || lab.make_network())?;

@@ -30,14 +30,18 @@ pub struct Layout {
     pub host_dir: PathBuf,
     /// The directory that all hosts see as `/srv/shared`.
     pub shared: PathBuf,
-    /// The copy of the `haven` binary that the host runs.
-    pub binary: PathBuf,
+    /// The directory with the copies of the two programs that the host runs.
+    pub binaries: PathBuf,
     /// The pipe that the host's watchdog reads, if there is one.
     pub watchdog: Option<PathBuf>,
     /// The host's name.
     pub name: String,
 }
 
+/// The program of the daemon and the command line.
+pub const DAEMON: &str = "haven";
+/// The program of the guard, installed beside it.
+pub const GUARD: &str = "haven-guard";
 /// What a lab host believes to have, MiB: it shares its machine with the others.
 const HOST_MEMORY_MIB: &str = "2048";
 /// Where the host sees its watchdog.
@@ -57,7 +61,7 @@ pub fn run(layout: &Layout) -> Result<()> {
     // A failure here shows at once in every later step, with a better sentence.
     let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     fs::write("/run/haven/booted", "").context("/run/haven is not writable")?;
-    supervise(vec![Unit::new("guard"), Unit::new("daemon")])
+    supervise(vec![Unit::new("guard", GUARD, &[]), Unit::new("daemon", DAEMON, &["daemon"])])
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
@@ -107,7 +111,9 @@ fn mount_all(layout: &Layout) -> Result<()> {
         fs::create_dir_all(root.join(to))?;
         bind(&from, &root.join(to))?;
     }
-    bind_file(&layout.binary, &root.join("usr/bin/haven"))?;
+    for program in [DAEMON, GUARD] {
+        bind_file(&layout.binaries.join(program), &root.join("usr/bin").join(program))?;
+    }
     if let Some(socket) = &layout.watchdog {
         bind_file(socket, &root.join(WATCHDOG.trim_start_matches('/')))?;
     }
@@ -135,27 +141,29 @@ fn mount_devices(dev: &Path) -> Result<()> {
 /// One process that is kept running.
 struct Unit {
     name: &'static str,
+    program: &'static str,
+    arguments: &'static [&'static str],
     started: Option<Instant>,
     next_start: Instant,
     backoff: Duration,
 }
 
 impl Unit {
-    fn new(name: &'static str) -> Self {
-        Self { name, started: None, next_start: Instant::now(), backoff: FIRST_BACKOFF }
+    fn new(name: &'static str, program: &'static str, arguments: &'static [&'static str]) -> Self {
+        let (next_start, backoff) = (Instant::now(), FIRST_BACKOFF);
+        Self { name, program, arguments, started: None, next_start, backoff }
     }
 
     fn start(&mut self) -> Result<Pid> {
         let path = format!("/var/log/haven/{}.log", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
-        let mut command = Command::new("/usr/bin/haven");
-        command.arg(self.name).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
+        let mut command = Command::new(Path::new("/usr/bin").join(self.program));
+        command.args(self.arguments).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
         if Path::new(WATCHDOG).exists() {
             command.env("HAVEN_WATCHDOG", WATCHDOG);
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        let child =
-            command.spawn().with_context(|| format!("haven {} did not start", self.name))?;
+        let child = command.spawn().with_context(|| format!("the {} did not start", self.name))?;
         self.started = Some(Instant::now());
         Ok(Pid::from_raw(child.id().cast_signed()))
     }

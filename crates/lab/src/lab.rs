@@ -1,6 +1,9 @@
 //! One lab: its directory, its namespaces, its hosts.
 
-use crate::{host_init::Layout, machine::Machine};
+use crate::{
+    host_init::{DAEMON, Layout},
+    machine::Machine,
+};
 use anyhow::{Context, Result, bail};
 use nix::{
     sys::signal::{Signal, kill},
@@ -206,12 +209,12 @@ impl Lab {
         if self.init(name).is_some() {
             return Ok(());
         }
-        let binary = self.dir.join("bin/haven");
+        let binary = self.dir.join("bin").join(DAEMON);
         let layout = Layout {
             lower: self.cache.join("base/root"),
             host_dir: self.host_dir(name),
             shared: self.dir.join("shared"),
-            binary: binary.clone(),
+            binaries: self.dir.join("bin"),
             watchdog: Some(crate::watchdog::make(self, name)?),
             name: name.to_owned(),
         };

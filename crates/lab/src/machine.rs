@@ -39,8 +39,8 @@ impl Machine {
         command.arg(&layout.lower).arg("--host-dir").arg(&layout.host_dir).arg("--shared");
         command
             .arg(&layout.shared)
-            .arg("--binary")
-            .arg(&layout.binary)
+            .arg("--binaries")
+            .arg(&layout.binaries)
             .arg("--name")
             .arg(&layout.name);
         if let Some(socket) = &layout.watchdog {

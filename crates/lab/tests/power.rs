@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use haven_lab::host_init::Layout;
+use haven_lab::host_init::{DAEMON, GUARD, Layout};
 use haven_lab::machine::Machine;
 
 struct Netns(String);
@@ -26,11 +26,16 @@ fn a_host_loses_its_power_at_once_and_keeps_its_disk() {
     assert!(Command::new("ip").args(["netns", "add", &netns.0]).status().unwrap().success());
     let dir = tempfile::tempdir().unwrap();
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_haven-lab-probe"));
+    let binaries = dir.path().join("bin");
+    std::fs::create_dir(&binaries).unwrap();
+    for name in [DAEMON, GUARD] {
+        std::fs::copy(&binary, binaries.join(name)).unwrap();
+    }
     let layout = Layout {
         lower,
         host_dir: dir.path().join("host1"),
         shared: dir.path().join("shared"),
-        binary: binary.clone(),
+        binaries,
         watchdog: None,
         name: "host1".into(),
     };

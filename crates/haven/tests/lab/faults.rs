@@ -48,20 +48,20 @@ pub fn daemon_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
 
 pub fn guard_killed(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
-    let old = lab.signal(&host, "haven guard", Signal::SIGKILL)?;
+    let old = lab.signal(&host, "haven-guard", Signal::SIGKILL)?;
     undisturbed(witness, Duration::from_secs(8))?;
     replaced(lab, &host, &old)
 }
 
 pub fn guard_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
     let host = lab.host_of("tick-1")?;
-    let old = lab.signal(&host, "haven guard", Signal::SIGSTOP)?;
+    let old = lab.signal(&host, "haven-guard", Signal::SIGSTOP)?;
     undisturbed(witness, Duration::from_secs(8))?;
     replaced(lab, &host, &old)
 }
 
 fn replaced(lab: &Lab, host: &str, old: &[i32]) -> Result<()> {
-    let now = lab.pids(host, "haven guard");
+    let now = lab.pids(host, "haven-guard");
     if now.is_empty() || now.iter().any(|pid| old.contains(pid)) {
         bail!("the guard {old:?} was not replaced: {now:?}");
     }

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 #[non_exhaustive]
 pub enum GuardError {
     /// It does not answer.
-    #[error("the guard of this host does not answer; `haven guard` must run beside the daemon")]
+    #[error("the guard of this host does not answer; `haven-guard` must run beside the daemon")]
     Gone(#[source] std::io::Error),
     /// Too near to the deadline, too many VMs, or the process ended.
     #[error("the guard refuses to watch over {vm}: {why}")]
