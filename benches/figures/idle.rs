@@ -6,7 +6,9 @@ use haven_lab::drive::Driver;
 use std::time::Duration;
 
 /// One look.
-const SPAN: Duration = Duration::from_secs(10);
+///
+/// It holds each of the daemon's regular comparisons with the machine (every 30 s) once.
+const SPAN: Duration = Duration::from_secs(30);
 
 pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     for host in &lab.hosts {
@@ -42,17 +44,26 @@ fn print(what: &str, unit: &str, values: &mut [f64], limit: f64) {
     );
 }
 
+/// The daemon and the guard; not what the daemon has forked and is about to become another program.
 fn processes(lab: &Driver, host: &str) -> Vec<i32> {
-    [lab.pids(host, "haven daemon"), lab.pids(host, "haven-guard")].concat()
+    let found = [lab.pids(host, "haven daemon"), lab.pids(host, "haven-guard")].concat();
+    let parent = |pid: i32| stat(pid).ok().and_then(|fields| fields[1].parse::<i32>().ok());
+    let own = |pid: &i32| parent(*pid).is_some_and(|parent| !found.contains(&parent));
+    found.iter().copied().filter(own).collect()
 }
 
-/// Processor time per host, hundredths of a second.
+/// The fields of a process' `stat` that follow its name.
+fn stat(pid: i32) -> Result<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(") ").context("a stat line")?.1;
+    Ok(fields.split(' ').map(str::to_owned).collect())
+}
+
+/// Processor time per host, hundredths of a second, with that of the tools that they ran.
 fn ticks(lab: &Driver) -> Result<Vec<u64>> {
     let of = |pid: i32| -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<&str> =
-            stat.rsplit_once(") ").context("a stat line")?.1.split(' ').collect();
-        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+        let fields = stat(pid)?;
+        fields[11..15].iter().map(|field| Ok(field.parse::<u64>()?)).sum()
     };
     lab.hosts.iter().map(|host| processes(lab, host).into_iter().map(of).sum()).collect()
 }

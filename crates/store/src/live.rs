@@ -209,29 +209,35 @@ impl<S: Fold> Follower<S> {
     }
 
     fn batch(&mut self, response: &etcd_client::WatchResponse) {
-        let mut state = S::clone(&self.state.borrow());
-        let mut wake = false;
+        let mut changes = Vec::with_capacity(response.events().len());
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
             let Ok(key) = kv.key_str() else { continue };
             let put = event.event_type() == EventType::Put;
-            let value = put.then(|| (kv.value(), kv.mod_revision()));
-            wake |= state.apply(key, value);
             self.observe(key, put.then(|| kv.mod_revision()));
             if put {
                 self.keys.insert(key.to_owned());
             } else {
                 self.keys.remove(key);
             }
+            changes.push((key, put.then(|| (kv.value(), kv.mod_revision()))));
         }
         // A mere answer about progress does not count: etcd before 3.5.8 sends it ahead of events that it covers.
-        if let Some(header) = response.header().filter(|_| !response.events().is_empty()) {
-            state.set_revision(header.revision());
-        }
-        let state = Arc::new(state);
-        // A mere renewal is visible at once and wakes nobody.
+        let revision = response
+            .header()
+            .filter(|_| !changes.is_empty())
+            .map(etcd_client::ResponseHeader::revision);
+        // A mere renewal is visible at once and wakes nobody. Nor is all copied for it, as long as nobody holds what is
+        // shown: renewals come twice a second from every host.
         self.state.send_if_modified(|shown| {
-            *shown = state;
+            let state = Arc::make_mut(shown);
+            let mut wake = false;
+            for (key, value) in changes {
+                wake |= state.apply(key, value);
+            }
+            if let Some(revision) = revision {
+                state.set_revision(revision);
+            }
             wake
         });
     }

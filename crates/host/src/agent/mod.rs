@@ -44,6 +44,8 @@ mod fixture;
 mod lease_test;
 #[cfg(test)]
 mod vm_step_test;
+#[cfg(test)]
+mod wanted_test;
 
 use crate::{
     balance::driver::BalanceDriver,

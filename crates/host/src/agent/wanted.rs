@@ -110,7 +110,9 @@ fn add_port(
     }
 }
 
-/// How a member stands in the balancer: a VM on a suspected or lost host is out at once, without waiting for checks.
+/// How a member stands in the balancer. A VM on a suspected or lost host is out at once, without waiting for checks; one
+/// that has not passed its check since it started is not in yet: it boots, and HAProxy takes every newcomer for well
+/// until its checks have failed.
 fn member_state(snapshot: &Snapshot, suspected: &BTreeSet<Name>, vm: &Name) -> MemberState {
     let Some(placement) = snapshot.placements.get(vm) else {
         return MemberState::Down;
@@ -119,8 +121,11 @@ fn member_state(snapshot: &Snapshot, suspected: &BTreeSet<Name>, vm: &Name) -> M
         return MemberState::Down;
     };
     let suspected = suspected.contains(&placement.host);
-    let runs = snapshot.told_of(vm).is_some_and(|status| status.phase == VmPhase::Running);
-    if suspected || !runs {
+    let serves = snapshot.told_of(vm).is_some_and(|status| {
+        let has_answered = object.spec.check.is_none() || status.ready_ms.is_some();
+        status.phase == VmPhase::Running && has_answered
+    });
+    if suspected || !serves {
         MemberState::Down
     } else if object.meta.deleting || object.meta.labels.contains_key(DRAIN_LABEL) {
         MemberState::Drain
