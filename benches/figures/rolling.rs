@@ -1,7 +1,7 @@
 //! A rolling restart of a service under load: no request may fail.
 
 use crate::address::{ADDRESS, SERVICE, well};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use haven_lab::{
     asking::{Asked, Asking, OFTEN, failures, longest_gap},
     drive::Driver,
@@ -22,6 +22,13 @@ fn slowest(asked: &[Asked]) -> f64 {
     times.fold(0.0, f64::max)
 }
 
+/// Time that all cores together had nothing to do, seconds.
+fn idle() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let ticks: f64 = stat.split_whitespace().nth(4).context("idle time")?.parse()?;
+    Ok(ticks / 100.0)
+}
+
 pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     lab.apply(SERVICE, &["--wait", "--timeout", "300"])?;
     let (mut total, mut failed) = (0, 0);
@@ -29,13 +36,15 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         well(lab)?;
         let asking = Asking::patient(lab, ADDRESS, OFTEN, PATIENCE)?;
         std::thread::sleep(ALONE);
+        let idle = idle()?;
         let begin = Instant::now();
         lab.haven(&["service", "restart", "hello", "--wait", "--timeout", "240"])?;
         let took = begin.elapsed().as_secs_f64();
+        let unused = (self::idle()? - idle) / took;
         let asked = asking.end()?;
         let (alone, during): (Vec<Asked>, Vec<Asked>) = asked.iter().partition(|a| a.end < begin);
         println!(
-            "  run {run}: {took:.1} s, {} requests, longest gap {:.3} s, slowest answer {:.3} s ({:.3} s before), failed: {} (of {} before: {})",
+            "  run {run}: {took:.1} s, {unused:.2} cores unused, {} requests, longest gap {:.3} s, slowest answer {:.3} s ({:.3} s before), failed: {} (of {} before: {})",
             during.len(),
             longest_gap(&during),
             slowest(&during),

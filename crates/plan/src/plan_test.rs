@@ -255,6 +255,43 @@ fn a_rolling_update_keeps_all_members_ready_and_ends() {
     }
 }
 
+/// Members that have more to do than they can look unwell; while a new one boots they are all that answers.
+#[test]
+fn an_update_keeps_old_members_that_are_not_well_until_new_ones_are() {
+    let mut world = World::new(3, Bytes::gib(8));
+    world.service("web", 2);
+    let mut service = (*world.snapshot.services["web"].value).clone();
+    service.spec.check =
+        Some(serde_json::from_value(serde_json::json!({"mode": "http", "port": 80})).unwrap());
+    world.snapshot.services.insert(name("web"), at(8, service.clone()));
+    for _ in 0..3 {
+        apply_objects(&mut world);
+        agents(&mut world);
+    }
+    service.spec.template.spec.memory = Bytes::mib(256);
+    world.snapshot.services.insert(name("web"), at(9, service));
+    for vm in ["web-1", "web-2"] {
+        world.report(vm, VmPhase::Running, Some(false));
+    }
+    apply_objects(&mut world);
+    apply_objects(&mut world);
+    world.report("web-3", VmPhase::Running, None);
+    let kept = |world: &World, vm: &str| {
+        let meta = &world.snapshot.vms[vm].meta;
+        !meta.deleting && !meta.labels.contains_key(haven_model::service::DRAIN_LABEL)
+    };
+    apply_objects(&mut world);
+    assert!(kept(&world, "web-1") && kept(&world, "web-2"), "the new member is not ready yet");
+    world.report("web-3", VmPhase::Running, Some(true));
+    apply_objects(&mut world);
+    assert!(kept(&world, "web-1") != kept(&world, "web-2"), "one goes for the one that came");
+    // What never answered serves nobody, and goes without one in its place.
+    let left = if kept(&world, "web-1") { "web-1" } else { "web-2" };
+    world.report(left, VmPhase::Running, None);
+    apply_objects(&mut world);
+    assert!(world.snapshot.vms[left].meta.deleting, "it waits for nothing");
+}
+
 #[test]
 fn scaling_down_drains_the_highest_number() {
     let mut world = World::new(3, Bytes::gib(8));

@@ -18,7 +18,10 @@ struct Member<'a> {
     name: &'a Name,
     object: &'a Versioned<Stored<VmSpec>>,
     current: bool,
+    /// It is well.
     ready: bool,
+    /// It runs and was well: clients may be on it, also when it is not well now. It may have more to do than it can.
+    serves: bool,
     /// When draining began.
     draining: Option<i64>,
 }
@@ -50,15 +53,17 @@ fn member<'a>(
     object: &'a Versioned<Stored<VmSpec>>,
     template: &str,
 ) -> Member<'a> {
-    let ready = snapshot.told_of(name).is_some_and(|s| {
-        s.phase == VmPhase::Running && (object.spec.check.is_none() || s.ready == Some(true))
-    });
+    let checked = object.spec.check.is_some();
+    let status = snapshot.told_of(name).filter(|s| s.phase == VmPhase::Running);
+    let ready = status.is_some_and(|s| !checked || s.ready == Some(true));
+    let serves = ready || status.is_some_and(|s| s.ready_ms.is_some());
     let labels = &object.meta.labels;
     Member {
         name,
         object,
         current: labels.get(TEMPLATE_LABEL).is_some_and(|t| t == template),
         ready,
+        serves,
         draining: labels.get(DRAIN_LABEL).map(|at| at.parse().unwrap_or(0)),
     }
 }
@@ -94,7 +99,7 @@ fn put(work: &mut Work<'_>, member: &Member<'_>, object: Stored<VmSpec>, reason:
 /// Drains a member, and deletes it once it has had its time; when it does not serve anybody, at once.
 fn retire(work: &mut Work<'_>, member: &Member<'_>, why: &str) {
     match member.draining {
-        None if !member.ready => delete(work, member, format!("{} goes: {why}", member.name)),
+        None if !member.serves => delete(work, member, format!("{} goes: {why}", member.name)),
         None => {
             let mut object = (*member.object.value).clone();
             object.meta.labels.insert(DRAIN_LABEL.into(), work.seen.now_ms.to_string());
@@ -167,7 +172,8 @@ impl Rollout<'_> {
     }
 
     /// Old members go as new ones are ready; of the current ones the surplus goes. Never so many that fewer than
-    /// wanted less `max_unavailable` are ready.
+    /// wanted less `max_unavailable` are ready; and as long as the new ones are not, old ones that are not well at the
+    /// moment stay in their place too: they may be all that answers.
     fn retire_surplus(
         &self,
         work: &mut Work<'_>,
@@ -178,6 +184,9 @@ impl Rollout<'_> {
         let ready = current.iter().chain(old).filter(|m| m.ready).count();
         let floor = wanted.saturating_sub(self.service.spec.update.max_unavailable as usize);
         let mut spare = ready.saturating_sub(floor);
+        let standing =
+            current.iter().filter(|m| m.ready).count() + old.iter().filter(|m| m.serves).count();
+        let mut replaced = standing.saturating_sub(floor);
         // Those that serve nobody go first, then the newest by name.
         let order = |members: &[&Member<'_>]| {
             let mut order: Vec<usize> = (0..members.len()).collect();
@@ -193,10 +202,14 @@ impl Rollout<'_> {
             .map(|m| (m, "fewer members are wanted"))
             .chain(outdated.into_iter().map(|m| (m, "it is replaced by one from the new template")))
         {
-            if !member.ready {
-                retire(work, member, why);
-            } else if spare > 0 {
-                spare -= 1;
+            let goes = match (member.ready, member.serves && !member.current) {
+                (true, _) => spare > 0 && (member.current || replaced > 0),
+                (false, true) => replaced > 0,
+                (false, false) => true,
+            };
+            if goes {
+                spare -= usize::from(member.ready);
+                replaced = replaced.saturating_sub(usize::from(member.serves));
                 retire(work, member, why);
             }
         }
