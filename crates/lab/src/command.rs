@@ -23,9 +23,9 @@ const RECIPES: [(&str, &str); 4] = [
     ("whoami", include_str!("../../../guests/tiny/whoami")),
 ];
 
-/// The tiny guest's kernel command line.
 /// So long may the store take to have its voters.
 const VOTERS: Duration = Duration::from_secs(60);
+/// The tiny guest's kernel command line.
 const CMDLINE: &str = "console=ttyS0 quiet mitigations=off panic=1";
 
 /// A cluster on this machine.

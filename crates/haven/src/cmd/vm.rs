@@ -209,6 +209,9 @@ async fn act(what: &ObjectRef, action: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The key that leaves a console: Ctrl-].
+const LEAVE: u8 = 0x1d;
+
 /// Joins the terminal with a console until Ctrl-] or the end of either.
 async fn console(stream: Box<dyn haven_client::Duplex>) -> Result<(), Failure> {
     use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -235,8 +238,9 @@ async fn console(stream: Box<dyn haven_client::Duplex>) -> Result<(), Failure> {
                 _ => break,
             },
             read = input.read(&mut typed), if listening => match read {
-                Ok(n) if n > 0 && !typed[..n].contains(&0x1d) => {
-                    if to.write_all(&typed[..n]).await.is_err() {
+                Ok(n) if n > 0 => {
+                    let left = typed[..n].iter().position(|key| *key == LEAVE);
+                    if to.write_all(&typed[..left.unwrap_or(n)]).await.is_err() || left.is_some() {
                         break;
                     }
                 }

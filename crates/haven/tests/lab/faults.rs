@@ -80,8 +80,14 @@ pub fn store_frozen_briefly(lab: &mut Lab, witness: &Witness) -> Result<()> {
     undisturbed(witness, Duration::from_secs(6))
 }
 
+/// The member that leads: the others must find a new leader, and who speaks to it another member.
 pub fn member_frozen(lab: &mut Lab, witness: &Witness) -> Result<()> {
-    let host = lab.host_of("tick-1")?;
+    let seen = lab.overview()?;
+    let leads = |roles: &[String]| roles.iter().any(|role| role == "store leader");
+    let Some(host) = seen.hosts.iter().find(|line| leads(&line.roles)) else {
+        bail!("no host leads the store");
+    };
+    let host = host.name.clone();
     lab.signal(&host, "etcd --name", Signal::SIGSTOP)?;
     let result = undisturbed(witness, Duration::from_secs(8));
     lab.signal(&host, "etcd --name", Signal::SIGCONT)?;

@@ -62,3 +62,62 @@ fn outlives(lab: &Lab) -> Result<()> {
     lab.haven(&["lab", "start", &host])?;
     lab.online(&host)
 }
+
+/// A disk that is made from an image: with a marker at its beginning and one behind it that the guest counts up.
+const DISK: &str = r#"
+kind: Pool
+name: plain
+driver: local
+path: /var/lib/haven/plain
+---
+kind: VM
+name: reader
+image: tiny
+memory: 128MiB
+disks:
+- name: data
+  size: 16MiB
+  pool: plain
+  image: marked
+userData: |
+  #!/bin/sh
+  for disk in /dev/vd?; do
+    if [ "$(head -c 12 $disk)" = marked-image ]; then
+      old=$(dd if=$disk bs=512 skip=4096 count=1 2> /dev/null | head -c 4)
+      new=$(printf 'n%03d' $((1${old#n} - 1000 + 1)))
+      echo "read $(blockdev --getsize64 $disk) $old" > /dev/console
+      printf %s "$new" | dd of=$disk bs=512 seek=4096 conv=notrunc 2> /dev/null
+      sync
+    fi
+  done
+"#;
+
+/// A guest finds on its disk what the image held, at the size that was asked for, and what it wrote itself when it boots
+/// again; another disk of the same image holds nothing of it.
+pub fn image_disk(lab: &mut Lab, _: &Witness) -> Result<()> {
+    // 4 MiB: the marker, and a counter at 2 MiB.
+    let mut image = vec![0; 4 << 20];
+    image[..12].copy_from_slice(b"marked-image");
+    image[2 << 20..][..4].copy_from_slice(b"n000");
+    let file = lab.dir.join("marked.img");
+    std::fs::write(&file, image)?;
+    let file = file.display().to_string();
+    let wrong = "0".repeat(64);
+    if lab.haven(&["image", "import", "marked", &file, "--checksum", &wrong]).is_ok() {
+        bail!("an image with another checksum than the one given was taken");
+    }
+    lab.haven(&["image", "import", "marked", &file])?;
+    lab.apply(DISK, &["--wait", "--timeout", "120"])?;
+    let reads = |lab: &haven_lab::drive::Driver, vm: &str, counter: &str| {
+        let text = lab.haven(&["vm", "log", vm]).unwrap_or_default();
+        text.lines().any(|line| line.trim().ends_with(&format!("read 16777216 {counter}")))
+    };
+    lab.wait("the guest reads its image", PATIENCE, |lab| reads(lab, "reader", "n000"))?;
+    lab.haven(&["vm", "reset", "reader"])?;
+    lab.wait("and then what it wrote", PATIENCE, |lab| reads(lab, "reader", "n001"))?;
+    let second = DISK.replace("name: reader", "name: second");
+    lab.apply(&second, &["--wait", "--timeout", "120"])?;
+    lab.wait("another disk is the image anew", PATIENCE, |lab| reads(lab, "second", "n000"))?;
+    lab.haven(&["delete", "vm/reader", "vm/second", "--wait"])?;
+    lab.haven(&["delete", "image/marked", "pool/plain", "--wait"]).map(|_| ())
+}

@@ -56,3 +56,54 @@ pub fn member_broken(lab: &mut Lab, witness: &Witness) -> Result<()> {
     }
     Ok(())
 }
+
+/// Nobody without a certificate of the cluster speaks to the store, neither as a client nor as a member of it.
+pub fn only_the_cluster(lab: &mut Lab, _: &Witness) -> Result<()> {
+    let pki = lab.dir.join("hosts/host1/upper/var/lib/haven/pki");
+    let file = |name: &str| pki.join(name).display().to_string();
+    let (ca, certificate, key) = (file("ca.crt"), file("host.crt"), file("host.key"));
+    let curl = |url: &str, options: &[&str]| {
+        let args = ["lab", "exec", "client", "--", "curl", "-s", "--max-time", "5", url];
+        lab.haven(&[&args[..], options].concat())
+    };
+    let own = ["--cacert", &ca, "--cert", &certificate, "--key", &key];
+    let health = curl("https://10.88.0.1:7379/health", &own)?;
+    if !health.contains("true") {
+        bail!("with the cluster's certificate the store should tell its health, and says {health}");
+    }
+    for port in [7379, 7380] {
+        for (scheme, options) in [("http", &[][..]), ("https", &["-k"][..])] {
+            let url = format!("{scheme}://10.88.0.1:{port}/health");
+            if let Ok(said) = curl(&url, options) {
+                bail!("{url} answers who has no certificate: {said}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// On five hosts: the vote of a lost host goes to another one, and five vote when a person asks for it.
+pub fn five_hosts(lab: &Driver) -> Result<()> {
+    lab.haven(&["lab", "down"])?;
+    lab.haven(&["lab", "up", "--hosts", "5", "--no-power-control"])?;
+    let change = |voters: u32, time: Millis| -> Result<()> {
+        let mut item = lab.ask(|client| async move { client.cluster().await })?;
+        item.spec.voters = voters;
+        item.spec.replace_voter_after = time;
+        let item = &item;
+        lab.ask(|client| async move { client.replace_cluster(item).await }).map(|_| ())
+    };
+    change(3, Millis(10_000))?;
+    lab.wait("three of five vote", PATIENCE, |lab| voters(lab, (3, 3)))?;
+    lab.haven(&["lab", "kill", "host2"])?;
+    lab.wait("the vote of a lost host is told", PATIENCE, |lab| voters(lab, (2, 3)))?;
+    lab.wait("another host votes in its place", PATIENCE, |lab| voters(lab, (3, 3)))?;
+    lab.haven(&["lab", "start", "host2"])?;
+    lab.online("host2")?;
+    change(5, Millis(600_000))?;
+    lab.wait("all five vote", PATIENCE, |lab| voters(lab, (5, 5)))?;
+    if lab.overview()?.survivable < 1 {
+        bail!("of five voters one may be lost");
+    }
+    Ok(())
+}

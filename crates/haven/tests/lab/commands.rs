@@ -1,0 +1,166 @@
+//! What a person types at a lab and at a guest.
+
+use crate::lab::Lab;
+use crate::witness::Witness;
+use anyhow::{Context, Result, bail, ensure};
+use haven_lab::drive::Driver;
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+    process::{ChildStdin, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The key that leaves a console: Ctrl-].
+const LEAVE: u8 = 0x1d;
+
+/// Types at a command, and what it has printed since.
+struct Typing {
+    child: std::process::Child,
+    stdin: Option<ChildStdin>,
+    said: mpsc::Receiver<Vec<u8>>,
+    text: String,
+}
+
+impl Typing {
+    fn at(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let stdin = child.stdin.take();
+        let mut stdout = child.stdout.take().context("an output")?;
+        let (out, said) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n) = stdout.read(&mut bytes)
+                && n > 0
+                && out.send(bytes[..n].to_vec()).is_ok()
+            {}
+        });
+        Ok(Self { child, stdin, said, text: String::new() })
+    }
+
+    fn type_in(&mut self, keys: &[u8]) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("an input")?;
+        stdin.write_all(keys)?;
+        Ok(stdin.flush()?)
+    }
+
+    /// Waits until it has printed these words.
+    fn until(&mut self, words: &str) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !self.text.contains(words) {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(bytes) = self.said.recv_timeout(left) else {
+                bail!("`{words}` should be printed, and this was: {:?}", self.text);
+            };
+            self.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        Ok(())
+    }
+
+    /// Waits for its end, which the open input does not bring.
+    fn ended(mut self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "it ended with {status}");
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                bail!("it does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A console leads into a guest from any host, and Ctrl-] leaves it; the guest runs on.
+pub fn console(lab: &mut Lab, _: &Witness) -> Result<()> {
+    let place = lab.host_of("tick-1")?;
+    // Asked at another host, the way leads over its API and that of the guest's host.
+    let away = lab.hosts.iter().find(|host| **host != place).context("another host")?;
+    for host in [&place, away] {
+        let args = ["lab", "exec", host, "--", "haven", "vm", "console", "tick-1"];
+        let mut typing = Typing::at(lab.command(&args))?;
+        typing.type_in(b"\n")?;
+        typing.until("haven> ").with_context(|| format!("the guest's shell, seen from {host}"))?;
+        typing.type_in(b"echo it-is-$((6*7))\n")?;
+        typing.until("it-is-42").with_context(|| format!("a command, typed at {host}"))?;
+        typing.type_in(&[LEAVE])?;
+        typing.ended().with_context(|| format!("Ctrl-] at {host}"))?;
+    }
+    Ok(())
+}
+
+fn refused(lab: &Driver, args: &[&str], words: &str) -> Result<()> {
+    let said = match lab.haven(args) {
+        Ok(said) => bail!("`haven {}` should be refused, and says {said}", args.join(" ")),
+        Err(why) => format!("{why:#}"),
+    };
+    ensure!(said.contains(words), "`{}` should say `{words}`, and says: {said}", args.join(" "));
+    Ok(())
+}
+
+/// The lab's own commands, on a lab beside this one whose hosts have no cluster.
+pub fn lab_commands(lab: &mut Lab, _: &Witness) -> Result<()> {
+    let dir = PathBuf::from(format!("{}-bare", lab.dir.display()));
+    let bare = Driver::new(PathBuf::from(env!("CARGO_BIN_EXE_haven")), dir, 2)?;
+    let result = on_bare_hosts(&bare);
+    bare.haven(&["lab", "down"])?;
+    ensure!(!bare.dir.exists(), "{} is left behind", bare.dir.display());
+    result?;
+    lab.haven(&["lab", "up"]).context("`lab up` a second time")?;
+    refused(lab, &["lab", "kill", "host9"], "host9")
+}
+
+fn on_bare_hosts(lab: &Driver) -> Result<()> {
+    refused(lab, &["lab", "up", "--hosts", "10"], "1 to 9 hosts")?;
+    lab.haven(&["lab", "up", "--hosts", "2", "--bare"])?;
+    let power = |host: &str, word: &str| -> Result<()> {
+        let list = lab.haven(&["lab", "ls"])?;
+        let is = list.lines().any(|line| line.starts_with(host) && line.ends_with(word));
+        ensure!(is, "{host} should be {word}:\n{list}");
+        Ok(())
+    };
+    let reaches = |from: &str, to: &str| {
+        lab.haven(&["lab", "exec", from, "--", "busybox", "ping", "-c", "1", "-W", "1", to]).is_ok()
+    };
+    power("host1", "on")?;
+    lab.haven(&["lab", "kill", "host1"])?;
+    power("host1", "off")?;
+    lab.haven(&["lab", "start", "host1"])?;
+    power("host1", "on")?;
+    ensure!(reaches("host1", "10.88.0.2") && reaches("client", "10.88.0.1"), "the network");
+    lab.haven(&["lab", "cut", "host2", "--from", "host1"])?;
+    ensure!(!reaches("host1", "10.88.0.2"), "host2 is cut off host1");
+    ensure!(reaches("client", "10.88.0.2"), "and from nothing else");
+    lab.haven(&["lab", "heal"])?;
+    lab.haven(&["lab", "cut", "host2", "--from", "host1", "--one-way"])?;
+    ensure!(!reaches("host1", "10.88.0.2"), "answers of host2 vanish");
+    lab.haven(&["lab", "heal"])?;
+    ensure!(reaches("host1", "10.88.0.2"), "healed");
+    let mut typing = Typing::at(lab.command(&["lab", "shell", "host2"]))?;
+    typing.type_in(b"hostname; exit\n")?;
+    typing.until("host2")?;
+    typing.ended()?;
+    lab.haven(&["lab", "watchdog", "off"])?;
+    lab.haven(&["lab", "pause", "host2"])?;
+    let stands = |word: &str| -> Result<()> {
+        let daemons = lab.pids("host2", "haven daemon");
+        ensure!(!daemons.is_empty(), "no daemon runs on host2");
+        for pid in daemons {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            ensure!((state == Some('T')) == (word == "paused"), "{stat}");
+        }
+        Ok(())
+    };
+    stands("paused")?;
+    lab.haven(&["lab", "resume", "host2"])?;
+    std::thread::sleep(Duration::from_millis(100));
+    stands("awake")
+}
