@@ -60,13 +60,19 @@ pub async fn listen(address: SocketAddr, problems: &Problems) -> TcpListener {
 pub async fn loaded(mut live: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<()> {
     let ended = "the live copy has ended";
     let shown = live.wait_for(|snapshot| snapshot.revision > 0).await.context(ended);
-    if shown?.cluster.is_some() {
+    let (there, unreadable) = {
+        let snapshot = shown?;
+        (snapshot.cluster.is_some(), snapshot.unreadable.contains_key("cluster"))
+    };
+    if there {
         return Ok(());
     }
     // With other timers than the cluster's the guard may act after the proof.
-    tracing::error!(
-        "the cluster's spec cannot be read by this version of Haven; this host begins nothing before it can: update it"
-    );
+    if unreadable {
+        tracing::error!(
+            "the cluster's spec cannot be read by this version of Haven; this host begins nothing before it can: update it"
+        );
+    }
     live.wait_for(|snapshot| snapshot.cluster.is_some()).await.context(ended)?;
     Ok(())
 }

@@ -6,9 +6,9 @@ use super::{
     rules::{self, Seen, Step},
 };
 use haven_host::agent::{Problems, StoreMember, chain};
-use haven_model::Snapshot;
+use haven_model::{HostStatus, Snapshot, keys};
 use haven_store::{
-    raw::EtcdStore,
+    raw::{Compare, EtcdStore, Op},
     server::{self, Member, MemberState},
 };
 use std::{
@@ -109,6 +109,7 @@ impl Keeper {
         if snapshot.revision == 0 {
             return LOOK.0;
         }
+        self.correct(&members, &snapshot).await;
         let silent_ms = self.silent_ms(&members, &snapshot);
         let step = rules::next(&Seen {
             me: &self.own.host.name,
@@ -131,6 +132,23 @@ impl Keeper {
                     "the store's members could not be put in order"
                 );
                 LOOK.1
+            }
+        }
+    }
+
+    /// What lost hosts said last names members that are no more: nobody shall count those as voters. A host that
+    /// returns says itself what it has.
+    async fn correct(&self, members: &[Member], snapshot: &Snapshot) {
+        for (name, status) in rules::outdated(members, snapshot) {
+            let key = keys::host_status(name);
+            let corrected = HostStatus { etcd_member: None, ..(*status.value).clone() };
+            let Ok(value) = serde_json::to_vec(&corrected) else { continue };
+            let unchanged = Compare::ModRevision(key.clone(), status.revision);
+            // Refused when somebody else was faster, and looked at again if it failed.
+            if let Err(error) =
+                self.store.txn(vec![unchanged], vec![Op::Put(key, value.into())]).await
+            {
+                tracing::debug!(error = %chain(&error), host = %name, "a status was not corrected");
             }
         }
     }

@@ -4,7 +4,7 @@
 //! host of the cluster any more, and one that has not answered for long though its host is there; the first host
 //! without a member then adds its own; a host whose member was removed while it was away forgets its data.
 
-use haven_model::{HostSpec, Name, Snapshot, Versioned, object::Stored};
+use haven_model::{HostSpec, HostStatus, Name, Snapshot, Versioned, object::Stored};
 use haven_store::server::{self, Member};
 use std::collections::BTreeMap;
 
@@ -130,4 +130,16 @@ fn removal(seen: &Seen<'_>, candidate: Option<&Name>) -> Option<Step> {
         return Some(Step::Remove { id: member.id, why });
     }
     None
+}
+
+/// The statuses of lost hosts that name members which the store no longer has.
+pub fn outdated<'a>(
+    members: &'a [Member],
+    snapshot: &'a Snapshot,
+) -> impl Iterator<Item = (&'a Name, &'a Versioned<HostStatus>)> {
+    snapshot.host_status.iter().filter(|(name, status)| {
+        let lost = snapshot.leases.get(*name).is_none_or(|lease| lease.closed);
+        let gone = |id| members.iter().all(|member| member.id != id);
+        lost && status.etcd_member.is_some_and(gone)
+    })
 }

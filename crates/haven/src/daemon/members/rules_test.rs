@@ -1,6 +1,6 @@
 //! Tests of [`super::rules`].
 
-use super::rules::{Seen, Step, next};
+use super::rules::{Seen, Step, next, outdated};
 use haven_model::{Bytes, LostSession, ManagerRecord, ProofKind, Snapshot};
 use haven_plan::testing::{World, at, lease, name};
 use haven_store::server::{Member, peer_url};
@@ -139,4 +139,22 @@ fn a_member_that_does_not_answer_for_long_is_replaced_elsewhere_or_begins_anew()
         "{removed:?}"
     );
     assert_eq!(step(&snapshot, "host2", &left, false, 0), Step::Add);
+}
+
+#[test]
+fn only_what_lost_hosts_said_of_members_that_are_gone_is_outdated() {
+    let mut snapshot = snapshot();
+    for (host, id) in [("host2", 2), ("host3", 3)] {
+        let mut status = (*snapshot.host_status[host].value).clone();
+        status.etcd_member = Some(id);
+        snapshot.host_status.insert(name(host), at(5, status));
+    }
+    let found = |snapshot: &Snapshot, ids: &[u64]| -> Vec<String> {
+        let members: Vec<Member> = ids.iter().map(|id| member(*id, false)).collect();
+        outdated(&members, snapshot).map(|(host, _)| host.to_string()).collect()
+    };
+    assert!(found(&snapshot, &[1, 3]).is_empty(), "a host that is there speaks for itself");
+    lose(&mut snapshot, "host2", 1_000_000);
+    assert!(found(&snapshot, &THREE).is_empty(), "it may come back, and votes until then");
+    assert_eq!(found(&snapshot, &[1, 3, 4]), ["host2"]);
 }
