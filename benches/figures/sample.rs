@@ -10,6 +10,12 @@ impl Sample {
         self.0.push(seconds);
     }
 
+    /// How many runs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The median; not a number without runs.
     #[must_use]
     pub fn median(&self) -> f64 {
