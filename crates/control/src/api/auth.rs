@@ -5,7 +5,7 @@ use super::{
     error::{ApiError, ApiResult},
 };
 use argon2::{
-    Argon2, PasswordHash, PasswordHasher, PasswordVerifier,
+    Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version,
     password_hash::{SaltString, rand_core::OsRng},
 };
 use axum::http::{HeaderMap, StatusCode};
@@ -100,10 +100,20 @@ pub async fn make_token(
     }
 }
 
+/// Kibibytes and passes of a token's hash. They make guessing dear, and nobody guesses 244 random bits: the hash only
+/// keeps who reads the store from using its tokens. More would be paid by every request, in time and in memory that the
+/// daemon keeps.
+const HASHED_OVER: (u32, u32) = (1024, 2);
+
 fn hash(secret: &str) -> ApiResult<String> {
     let salt = SaltString::generate(&mut OsRng);
-    let hashed = Argon2::default().hash_password(secret.as_bytes(), &salt);
-    hashed.map(|hash| hash.to_string()).map_err(|error| {
+    let params = Params::new(HASHED_OVER.0, HASHED_OVER.1, 1, None);
+    let hashed = params.map_err(Into::into).and_then(|params| {
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password(secret.as_bytes(), &salt)
+            .map(|hash| hash.to_string())
+    });
+    hashed.map_err(|error: argon2::password_hash::Error| {
         let detail = format!("the token cannot be made ({error})");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail, "try again")
     })
@@ -120,7 +130,7 @@ fn denied(detail: &str) -> ApiError {
 /// So many secrets are verified at a time.
 static VERIFYING: Semaphore = Semaphore::const_new(2);
 
-/// Takes tens of milliseconds of a CPU, so it must not hold up the threads on which this host renews its lease,
+/// Takes some milliseconds of a CPU, so it must not hold up the threads on which this host renews its lease,
 /// whoever sends however many tokens.
 async fn verify(hash: String, secret: String) -> bool {
     let _turn = VERIFYING.acquire().await;
