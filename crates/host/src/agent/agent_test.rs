@@ -97,6 +97,41 @@ async fn a_network_that_cannot_be_made_holds_up_only_its_own_vms() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn records_that_cannot_be_read_hold_up_only_what_is_theirs() {
+    let mut fixture = Fixture::new().await;
+    let new = json!({"meta": {"name": "new", "uid": "u", "generation": 1}, "spec": {"subnet": 7}});
+    fixture.put(&keys::object(&ObjectRef::new(Kind::Network, name("new"))), &new).await;
+    fixture.vm("web", "new", json!({})).await;
+    fixture.put(&keys::placement(&name("lost")), &json!({"host": 7})).await;
+    fixture.start();
+    fixture.pass(2).await;
+    // What is made from now on is made, and runs.
+    fixture.object(Kind::Network, "later", json!({"subnet": "10.3.0.0/24"})).await;
+    fixture.vm("db", "later", json!({})).await;
+    fixture.pass(5).await;
+    assert!(fixture.runs("db") && !fixture.runs("web"));
+    let said = fixture.status("web").unwrap().message;
+    assert!(said.contains("the record of network `new` cannot be read"), "{said}");
+    let (wanted, left_alone) = fixture.wires.last.lock().unwrap().clone();
+    assert_eq!(
+        wanted.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(),
+        ["bad", "good", "later"]
+    );
+    assert_eq!(left_alone.networks, ["new".to_owned()].into());
+    assert_eq!(left_alone.taps, ["hv1n0".to_owned()].into());
+    assert_eq!(left_alone.known_slots, Some([1].into()));
+    // Once it can be read, its VM starts; what was read before and cannot be read now stays as it was.
+    fixture.object(Kind::Network, "new", json!({"subnet": "10.4.0.0/24"})).await;
+    fixture.put(&keys::object(&ObjectRef::new(Kind::Network, name("later"))), &new).await;
+    fixture.delete(&keys::placement(&name("lost"))).await;
+    fixture.pass(31).await;
+    assert!(fixture.runs("db") && fixture.runs("web"));
+    let (wanted, left_alone) = fixture.wires.last.lock().unwrap().clone();
+    assert_eq!(wanted.len(), 4);
+    assert!(left_alone.is_empty() && left_alone.taps.is_empty(), "{left_alone:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_on_a_hanging_disk_says_so_and_can_be_given_up() {
     let mut fixture = Fixture::new().await;
     fixture.disks.hangs.store(true, Ordering::Release);

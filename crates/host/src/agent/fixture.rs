@@ -11,7 +11,7 @@ use crate::{
     health::{Prober, Target},
     heartbeat,
     network::{
-        driver::{NetworkDriver, NetworkError, NetworkWanted},
+        driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, Segment},
     },
     vm::fake::{FakeVmDriver, World},
@@ -115,6 +115,8 @@ pub struct Wires {
     pub bad: Mutex<BTreeSet<String>>,
     /// How often anything was applied.
     pub tries: Mutex<u32>,
+    /// What was wanted last.
+    pub last: Mutex<(Vec<NetworkWanted>, LeftAlone)>,
 }
 
 #[async_trait]
@@ -122,7 +124,9 @@ impl NetworkDriver for Wires {
     async fn apply(
         &self,
         wanted: &[NetworkWanted],
+        left_alone: &LeftAlone,
     ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
+        *self.last.lock().unwrap() = (wanted.to_vec(), left_alone.clone());
         *self.tries.lock().unwrap() += 1;
         let bad = self.bad.lock().unwrap();
         let failed = wanted.iter().filter(|network| bad.contains(&network.name));
