@@ -132,6 +132,25 @@ async fn records_that_cannot_be_read_hold_up_only_what_is_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_image_is_copied_ahead_only_where_there_is_room_and_a_vm_gets_it_anyway() {
+    let mut fixture = Fixture::new().await;
+    fixture.disks.keeps_room.store(true, Ordering::Release);
+    fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
+    fixture.put(&keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
+    let file = json!({"sha256": "ab", "size": "1MiB"});
+    fixture.object(Kind::Image, "tiny", json!({"kernel": file})).await;
+    fixture.vm("web", "good", json!({"image": "tiny"})).await;
+    let parts = fixture.start();
+    fixture.pass(8).await;
+    assert!(fixture.runs("web"));
+    assert_eq!(parts.problems.list(), ["images: a tenth is kept free"]);
+    assert_eq!(fixture.told(), ["images: a tenth is kept free"]);
+    fixture.disks.keeps_room.store(false, Ordering::Release);
+    fixture.pass(11).await;
+    assert_eq!(parts.problems.list(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_on_a_hanging_disk_says_so_and_can_be_given_up() {
     let mut fixture = Fixture::new().await;
     fixture.disks.hangs.store(true, Ordering::Release);
