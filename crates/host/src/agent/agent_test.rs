@@ -151,6 +151,43 @@ async fn an_image_is_copied_ahead_only_where_there_is_room_and_a_vm_gets_it_anyw
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_changed_is_told_and_taken_up_by_a_reset() {
+    let mut fixture = Fixture::new().await;
+    fixture.put(&keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
+    fixture.vm("web", "good", json!({"restart": "never"})).await;
+    let parts = fixture.start();
+    fixture.pass(5).await;
+    let pending = |parts: &super::AgentParts| parts.live.borrow().pending(&name("web"));
+    assert!(fixture.runs("web") && pending(&parts).is_empty());
+    let spec = |cpus: u32, resets: u64| {
+        json!({"memory": "64MiB", "networks": [{"network": "good"}], "cpus": cpus, "restart": "never",
+            "resets": resets, "disks": [{"name": "root", "pool": "fast", "size": "1GiB"}]})
+    };
+    // A reset of what was not changed keeps its process.
+    fixture.object(Kind::Vm, "web", spec(1, 1)).await;
+    fixture.pass(5).await;
+    assert_eq!(fixture.world.starts()["web"], 1);
+    fixture.object(Kind::Vm, "web", spec(2, 1)).await;
+    fixture.pass(15).await;
+    assert_eq!((fixture.world.starts()["web"], pending(&parts)), (1, vec!["cpus".to_owned()]));
+    // The next daemon knows it, too.
+    fixture.end().await;
+    let parts = fixture.start();
+    fixture.pass(5).await;
+    assert_eq!(pending(&parts), ["cpus"]);
+    fixture.object(Kind::Vm, "web", spec(2, 2)).await;
+    fixture.pass(5).await;
+    assert!(fixture.runs("web") && pending(&parts).is_empty());
+    assert_eq!(fixture.world.starts()["web"], 2);
+    // Once stopped, it runs with nothing.
+    let mut off = spec(3, 2);
+    off["running"] = json!(false);
+    fixture.object(Kind::Vm, "web", off).await;
+    fixture.pass(15).await;
+    assert!(!fixture.runs("web") && fixture.status("web").unwrap().started_with.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_on_a_hanging_disk_says_so_and_can_be_given_up() {
     let mut fixture = Fixture::new().await;
     fixture.disks.hangs.store(true, Ordering::Release);
