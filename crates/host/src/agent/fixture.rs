@@ -187,8 +187,9 @@ impl Fixture {
         let store = EtcdStore::over(etcd.channel(Arc::new(Direct))).await.unwrap();
         let clock = Clock::simulated(1.0);
         let world = Arc::new(World::default());
-        let rules = Rules { compares_sessions: false };
-        let guard = FakeGuard::spawn("host1", Arc::clone(&world), clock.clone(), rules);
+        let rules = Rules { compares_sessions: false, takes_addresses: true };
+        let guard =
+            FakeGuard::spawn("host1", (Arc::clone(&world), Arc::default()), clock.clone(), rules);
         let keeper = guard.handle(clock.clone());
         let (ticks, until) = (clock.clone(), Duration::from_secs(3600));
         let deadline = ticks.boottime_ns() + u64::try_from(until.as_nanos()).unwrap();
