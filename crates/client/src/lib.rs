@@ -355,10 +355,13 @@ impl Client {
         self.get(&format!("/v1/events?limit={limit}")).await
     }
 
-    /// Events as they come, from now on.
+    /// Events as they come, from now on or from behind the one with this id.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
-    pub async fn follow(&self) -> Result<EventStream, ClientError> {
-        let request = Request::builder().uri("/v1/events/follow");
+    pub async fn follow(&self, after: Option<&str>) -> Result<EventStream, ClientError> {
+        let mut request = Request::builder().uri("/v1/events/follow");
+        if let Some(id) = after {
+            request = request.header("last-event-id", id);
+        }
         Ok(EventStream::of(self.send(request, full(Vec::new())).await?, self.place()))
     }
 

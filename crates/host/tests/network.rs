@@ -7,7 +7,7 @@ mod inside;
 
 use haven_host::network::{
     address::{AddressDriver, LinuxAddress},
-    driver::{LocalPort, NetworkDriver, NetworkKind, NetworkWanted, RemotePort},
+    driver::{LeftAlone, LocalPort, NetworkDriver, NetworkKind, NetworkWanted, RemotePort},
     linux::LinuxNetwork,
 };
 use std::{
@@ -71,7 +71,7 @@ fn one_bad_network_leaves_the_others_alone() {
         let mut good = overlay("good", 16, 1);
         let (tap, ip) = ("hv3n0".to_owned(), Some(Ipv4Addr::new(10, 1, 0, 9)));
         good.local.push(LocalPort { tap, mac: [2; 6], ip, owner_uid: 200_003 });
-        let failed = driver.apply(&[bad, good]).await.unwrap();
+        let failed = driver.apply(&[bad, good], &LeftAlone::default()).await.unwrap();
         assert_eq!(failed.keys().collect::<Vec<_>>(), ["bad"]);
         let said = failed["bad"].to_string();
         assert!(said.contains("needs the bridge br9: this host has no such bridge"), "{said}");
@@ -93,7 +93,7 @@ fn what_somebody_else_removes_comes_back() {
         let ip = Ipv4Addr::new(10, 1, 0, 9);
         network.remote.push(RemotePort { mac: [2, 0x68, 10, 1, 0, 9], ip, host });
         let wanted = [network];
-        let apply = async || assert!(driver.apply(&wanted).await.unwrap().is_empty());
+        let apply = async || assert!(driver.apply(&wanted, &LeftAlone::default()).await.unwrap().is_empty());
         apply().await;
         let state = || {
             let fdb = sh("bridge fdb show | grep -i 02:68:0a:01:00:09 | sort");
@@ -126,6 +126,75 @@ fn what_somebody_else_removes_comes_back() {
         let before = handles();
         apply().await;
         assert_eq!(handles(), before);
+    });
+}
+
+#[test]
+fn what_is_of_a_record_that_cannot_be_read_stays_and_all_else_goes_on() {
+    if !inside::inside("what_is_of_a_record_that_cannot_be_read_stays_and_all_else_goes_on") {
+        return;
+    }
+    uplink();
+    let way = |net: u8, last: u8, host: &str| RemotePort {
+        mac: [2, 0x68, 10, net, 0, last],
+        ip: Ipv4Addr::new(10, net, 0, last),
+        host: host.parse().unwrap(),
+    };
+    let guest = |net: u8, slot: u8| LocalPort {
+        tap: format!("hv{slot}n0"),
+        mac: [2, 0x68, 10, net, 0, slot],
+        ip: Some(Ipv4Addr::new(10, net, 0, slot)),
+        owner_uid: 200_000 + u32::from(slot),
+    };
+    let with = |name, vni, net, local: &[u8], remote: &[u8]| {
+        let mut network = overlay(name, vni, net);
+        network.local = local.iter().map(|slot| guest(net, *slot)).collect();
+        network.remote = remote.iter().map(|last| way(net, *last, "10.9.0.2")).collect();
+        network
+    };
+    runtime().block_on(async {
+        let new = || LinuxNetwork::new("10.9.0.1".parse().unwrap()).unwrap();
+        let all =
+            [with("red", 16, 1, &[11, 12, 13], &[21, 22, 23]), with("blue", 17, 2, &[14], &[])];
+        assert!(new().apply(&all, &LeftAlone::default()).await.unwrap().is_empty());
+        let rules = || sh("nft list table ip haven; nft list table bridge haven");
+        let before = rules();
+        // A new daemon cannot read `blue`, nor the placements of 12 here and 22 elsewhere; 13 and 23 are gone, and a
+        // network and a guest are new.
+        let driver = new();
+        let wanted = [with("red", 16, 1, &[11, 15], &[21]), with("green", 18, 3, &[], &[])];
+        let left_alone = LeftAlone {
+            networks: ["blue".to_owned()].into(),
+            taps: ["hv14n0".to_owned()].into(),
+            known_slots: Some([11, 13, 14, 15, 21, 23].into()),
+        };
+        for _ in 0..2 {
+            assert!(driver.apply(&wanted, &left_alone).await.unwrap().is_empty());
+            let cards = sh("ip -br link show | cut -d' ' -f1 | grep ^hv | sort | tr '\\n' ' '");
+            assert_eq!(cards, "hv11n0 hv12n0 hv14n0 hv15n0 hvb10 hvb11 hvb12 hvx10 hvx11 hvx12 ");
+            let now = rules();
+            for whose in ["\"hv12n0\"", "\"hv14n0\"", "\"network blue\""] {
+                let of = |rules: &str| -> Vec<String> {
+                    rules.lines().filter(|line| line.contains(whose)).map(str::to_owned).collect()
+                };
+                assert!(of(&now).len() >= 3, "{whose}: {now}");
+                assert_eq!(of(&now), of(&before), "{whose}");
+            }
+            assert!(now.contains("hv15n0") && now.contains("network green"), "{now}");
+            assert!(!now.contains("hv13n0"), "{now}");
+            let ways = sh("bridge fdb show dev hvx10 | grep 'dst 10.9.0.2' | cut -d' ' -f1 | sort");
+            assert!(ways.contains("02:68:0a:01:00:16"), "22 is still reached: {ways}");
+        }
+        // It is found here, and has no way through the tunnel any more; all of it is known again.
+        let wanted = [with("red", 16, 1, &[11, 12, 15, 22], &[21])];
+        assert!(driver.apply(&wanted, &left_alone).await.unwrap().is_empty());
+        let ways = || sh("bridge fdb show dev hvx10 | grep 'dst 10.9.0.2' | cut -d' ' -f1 | sort");
+        assert!(!ways().contains("02:68:0a:01:00:16"), "{}", ways());
+        assert!(driver.apply(&wanted, &LeftAlone::default()).await.unwrap().is_empty());
+        assert_eq!(ways().trim(), "02:68:0a:01:00:15");
+        let cards = sh("ip -br link show | cut -d' ' -f1 | grep ^hv | sort | tr '\\n' ' '");
+        assert_eq!(cards, "hv11n0 hv12n0 hv15n0 hv22n0 hvb10 hvx10 ");
+        assert!(!rules().contains("blue"));
     });
 }
 
@@ -239,7 +308,10 @@ fn no_guest_reaches_another_network_through_its_host() {
     let runtime = runtime();
     let driver = runtime.block_on(async {
         let driver = LinuxNetwork::new("10.9.0.1".parse().unwrap()).unwrap();
-        let failed = driver.apply(&[overlay("one", 16, 1), overlay("two", 17, 2)]).await.unwrap();
+        let failed = driver
+            .apply(&[overlay("one", 16, 1), overlay("two", 17, 2)], &LeftAlone::default())
+            .await
+            .unwrap();
         assert!(failed.is_empty(), "{failed:?}");
         driver
     });

@@ -4,6 +4,9 @@ use crate::{cluster::ClusterSpec, manifest::Problem, name::Name, object::Object}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The column of a running VM that names the parts changed since it started.
+pub const CHANGED: &str = "changed";
+
 /// An object with the revision of its record, for optimistic concurrency.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -2,11 +2,12 @@
 
 use crate::{
     error::ModelError, host::HostSpec, image::ImageSpec, name::Name, name::ObjectRef,
-    network::NetworkSpec, pool::PoolSpec, service::ServiceSpec, vm::VmSpec,
+    network::NetworkSpec, pool::PoolSpec, service::ServiceSpec, tolerant, vm::VmSpec,
 };
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// The kinds of objects that people write.
 #[derive(
@@ -66,6 +67,7 @@ impl std::str::FromStr for Kind {
 
 /// What the cluster keeps about every object beside its spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Meta {
     /// Its name, unique within its kind.
     pub name: Name,
@@ -85,6 +87,10 @@ pub struct Meta {
     /// When it was made, wall clock, milliseconds since 1970.
     #[serde(default)]
     pub created_ms: i64,
+    /// The whole record, when a newer version wrote fields into it that this one does not know: they are kept when the
+    /// object is written again.
+    #[serde(skip)]
+    pub whole: Option<Arc<Value>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
@@ -104,6 +110,7 @@ impl Meta {
             owner: None,
             deleting: false,
             created_ms,
+            whole: None,
         }
     }
 }
@@ -116,6 +123,16 @@ pub struct Stored<T> {
     pub meta: Meta,
     /// What is wanted.
     pub spec: T,
+}
+
+impl<T: Serialize + DeserializeOwned> Stored<T> {
+    fn to_store(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let Some(whole) = &self.meta.whole else { return serde_json::to_vec(self) };
+        let known: Self = tolerant::read(&serde_json::to_vec(whole)?)?;
+        let mut now = serde_json::to_value(self)?;
+        tolerant::put_back(&mut now, whole, &serde_json::to_value(known)?);
+        serde_json::to_vec(&now)
+    }
 }
 
 /// An object of any kind.
@@ -178,13 +195,13 @@ impl Object {
     pub fn reference(&self) -> ObjectRef {
         ObjectRef::new(self.kind(), self.meta().name.clone())
     }
-    /// The JSON that stands in the store: meta and spec.
+    /// The JSON that stands in the store: meta and spec, and what a newer version wrote that this one does not know.
     ///
     /// # Panics
     /// Never: specs hold only values that JSON can express.
     #[must_use]
     pub fn to_store(&self) -> Vec<u8> {
-        each!(self, stored => serde_json::to_vec(stored)).expect("specs are plain data")
+        each!(self, stored => stored.to_store()).expect("specs are plain data")
     }
     /// Whether two objects want the same, whatever their generations.
     #[must_use]

@@ -1,7 +1,7 @@
 //! Placements: who runs what. Written by the manager, except that the next candidate of a frontend may claim it
 //! when its holder is suspected and nobody answers for the address (DESIGN.md section 4, "Addresses").
 
-use crate::name::Name;
+use crate::{name::Name, vm::VmSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -53,6 +53,14 @@ impl Placement {
     #[must_use]
     pub fn unix_uid(&self) -> u32 {
         UID_BASE + self.slot
+    }
+    /// Whether its cards are those that are wanted of the VM.
+    #[must_use]
+    pub fn fits(&self, spec: &VmSpec) -> bool {
+        self.nics.len() == spec.networks.len()
+            && self.nics.iter().zip(&spec.networks).all(|(has, wanted)| {
+                has.network == wanted.network && wanted.address.is_none_or(|ip| ip == has.ip)
+            })
     }
     /// Name of the tap of network card `index`.
     #[must_use]

@@ -12,7 +12,7 @@ use crate::{
     pool::PoolSpec,
     service::ServiceSpec,
     tolerant,
-    vm::{VmSpec, VmStatus},
+    vm::{VmPhase, VmSpec, VmStatus},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
@@ -122,15 +122,23 @@ impl Applied {
 }
 
 /// What people wish for: one that cannot be read stays as it was read last.
-fn set_spec<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Applied {
+fn set_spec<T: DeserializeOwned>(
+    table: &mut Table<Stored<T>>,
+    name: &str,
+    raw: Raw<'_>,
+) -> Applied {
     let Ok(name) = Name::new(name) else {
         return Applied::QUIET;
     };
-    match decode(raw) {
-        Read::Record(record) => _ = table.insert(name, record),
-        Read::Absent => _ = table.remove(&name),
-        Read::Unreadable => return Applied::changed(false),
-    }
+    let Some((bytes, revision)) = raw else {
+        table.remove(&name);
+        return Applied::changed(true);
+    };
+    let Ok((mut value, whole)) = tolerant::read_noting::<Stored<T>>(bytes) else {
+        return Applied::changed(false);
+    };
+    value.meta.whole = whole.map(Arc::new);
+    table.insert(name, Versioned { revision, value: Arc::new(value) });
     Applied::changed(true)
 }
 
@@ -321,6 +329,22 @@ impl Snapshot {
             && status.host == placement.host
             && status.session == lease.session;
         current.then_some(status)
+    }
+
+    /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew.
+    #[must_use]
+    pub fn pending(&self, vm: &Name) -> Vec<String> {
+        let running = self.told_of(vm).filter(|status| status.phase == VmPhase::Running);
+        let object = self.vms.get(vm).filter(|object| object.spec.running && !object.meta.deleting);
+        let Some(((status, object), placement)) = running.zip(object).zip(self.placements.get(vm))
+        else {
+            return Vec::new();
+        };
+        let wanted = object.spec.hardware();
+        let differs = |(part, of): &(&String, &String)| wanted.get(*part).is_some_and(|w| w != *of);
+        let parts = status.started_with.iter().filter(differs).map(|(part, _)| part.clone());
+        let cards = (!placement.fits(&object.spec)).then(|| "networks".to_owned());
+        parts.chain(cards).collect()
     }
 
     /// The members of a service, by name.

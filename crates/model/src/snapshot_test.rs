@@ -3,7 +3,7 @@
 use crate::{
     Snapshot,
     name::{Name, ObjectRef},
-    object::Kind,
+    object::{Kind, Object},
 };
 use serde_json::{Value, json};
 
@@ -84,6 +84,53 @@ fn fields_of_a_newer_version_are_passed_over_in_every_kind_of_record() {
     assert_eq!(without_revisions(&plain), without_revisions(&tolerant));
     let tables = [plain.vms.len(), plain.services.len(), plain.placements.len(), plain.hosts.len()];
     assert_eq!(tables, [1; 4]);
+}
+
+#[test]
+fn an_object_that_is_changed_keeps_the_fields_of_a_newer_version() {
+    for (path, value) in records() {
+        let Some(of) = path.strip_prefix("spec/") else { continue };
+        let mut snapshot = Snapshot::default();
+        apply(&mut snapshot, path, &newer(&value), 7);
+        let (mut object, _) = snapshot.object(&of.parse().unwrap()).unwrap();
+        let written =
+            |object: &Object| -> Value { serde_json::from_slice(&object.to_store()).unwrap() };
+        assert_eq!(written(&object), newer(&value), "{path}: unchanged");
+        object.meta_mut().deleting = true;
+        object.meta_mut().generation = 2;
+        let mut wanted = newer(&value);
+        wanted["meta"]["deleting"] = json!(true);
+        wanted["meta"]["generation"] = json!(2);
+        let now = written(&object);
+        let kept = |value: &Value| value.to_string().matches("\"later\"").count();
+        assert_eq!(kept(&now), kept(&wanted), "{path}: {now}");
+        // What this version adds are only defaults that it spells out.
+        let mut again = Snapshot::default();
+        apply(&mut again, path, &now, 8);
+        let (again, _) = again.object(&of.parse().unwrap()).unwrap();
+        assert!(again.same_spec(&object) && again.meta().deleting);
+    }
+}
+
+#[test]
+fn what_is_changed_wins_over_what_stood_there() {
+    let mut snapshot = Snapshot::default();
+    let disk = |name: &str| json!({"name": name, "size": "1GiB", "pool": "fast", "later": 1});
+    let nic = json!({"network": "front", "later": 1});
+    let record = json!({"meta": {"name": "web", "uid": "u", "generation": 1, "labels": {"a": "1", "b": "2"}},
+        "spec": {"memory": "1GiB", "userData": "x", "disks": [disk("root")], "networks": [nic], "later": 1}});
+    apply(&mut snapshot, "spec/vm/web", &record, 3);
+    let (mut object, _) = snapshot.object(&"vm/web".parse().unwrap()).unwrap();
+    let Object::Vm(vm) = &mut object else { panic!("a VM") };
+    vm.meta.labels.remove("a");
+    vm.spec.user_data = None;
+    vm.spec.cpus = 4;
+    vm.spec.disks.clear();
+    let now: Value = serde_json::from_slice(&object.to_store()).unwrap();
+    assert_eq!(now["meta"]["labels"], json!({"b": "2"}));
+    assert_eq!((&now["spec"]["cpus"], &now["spec"]["later"]), (&json!(4), &json!(1)));
+    assert!(now["spec"].get("userData").is_none() && now["spec"].get("disks").is_none(), "{now}");
+    assert_eq!(now["spec"]["networks"], json!([{"network": "front", "later": 1}]));
 }
 
 #[test]

@@ -108,6 +108,41 @@ pub struct VmSpec {
     pub check: Option<crate::service::HealthCheck>,
 }
 
+impl VmSpec {
+    /// What its guest sees beside its network cards, as a fingerprint of each part: what a change of a running VM
+    /// changes only when its process starts anew. Its cards stand in its placement.
+    #[must_use]
+    pub fn hardware(&self) -> BTreeMap<String, String> {
+        let parts = serde_json::json!({
+            "cpus": self.cpus,
+            "memory": self.memory,
+            "image": self.image,
+            "disks": self.disks,
+            "userData": self.user_data,
+        });
+        let parts = parts.as_object().into_iter().flatten();
+        let print = |part: &serde_json::Value| format!("{:08x}", fnv1a(&part.to_string()) as u32);
+        parts.map(|(name, part)| (name.clone(), print(part))).collect()
+    }
+}
+
+/// A number for a text, the same wherever it is computed (FNV-1a).
+#[must_use]
+pub fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// What is to be said of a running VM of whose spec these parts were changed since it started.
+#[must_use]
+pub fn pending_words(vm: &Name, parts: &[String]) -> String {
+    format!(
+        "{vm} was changed ({}): that takes effect at its next start; run `haven vm reset {vm}`, or stop and start it",
+        parts.join(", ")
+    )
+}
+
 fn one() -> u32 {
     1
 }
@@ -184,6 +219,9 @@ pub struct VmStatus {
     /// How often it ended by itself under this epoch.
     #[serde(default)]
     pub restarts: u32,
+    /// [`VmSpec::hardware`] of the spec that its process was started with; empty while none runs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub started_with: BTreeMap<String, String>,
     /// Resets carried out.
     #[serde(default)]
     pub resets: u64,

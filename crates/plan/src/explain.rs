@@ -6,7 +6,7 @@ use crate::{
     plan,
     tolerance::{hosts::HostState, recovery::bound_by, removal::users},
 };
-use haven_model::{Name, ObjectRef, Observations, Snapshot, object::Kind};
+use haven_model::{Name, ObjectRef, Observations, Snapshot, object::Kind, vm::pending_words};
 
 /// What there is to say of an object now, a sentence each.
 #[must_use]
@@ -57,6 +57,10 @@ fn vm(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
                 (None, false) => "",
             };
             said.push(format!("{host} reports it {}{ready}", status.phase.as_str()));
+            let pending = snapshot.pending(name);
+            if !pending.is_empty() {
+                said.push(pending_words(name, &pending));
+            }
             if !status.message.is_empty() {
                 said.push(format!("{host} says: {}", status.message));
             }

@@ -5,8 +5,8 @@ use crate::{
     testing::{World, at, lease, name, stored, vm_spec},
 };
 use haven_model::{
-    Action, Bytes, FrontendPlacement, Lease, Plan, PoolDriverKind, PoolSpec, ProofKind, VmPhase,
-    host::PowerSpec, vm::DiskSpec,
+    Action, Bytes, FrontendPlacement, Lease, NicAddress, Plan, PoolDriverKind, PoolSpec, ProofKind,
+    VmPhase, host::PowerSpec, vm::DiskSpec,
 };
 
 fn planned(world: &World) -> Plan {
@@ -424,4 +424,93 @@ fn one_placement_that_breaks_an_invariant_is_left_out_and_the_others_stay() {
     assert_eq!(left_out.len(), 1);
     assert!(waits_for(&sound, "b and a have the same slot"), "{:?}", sound.waiting);
     check(&world.snapshot, &sound).unwrap();
+}
+
+/// A VM that runs with one card, of which `networks` are wanted now.
+fn with_cards(world: &mut World, vm: &str, host: &str, has: &[&str], networks: serde_json::Value) {
+    let spec = serde_json::json!({"memory": "1GiB", "networks": networks});
+    world.vm(vm, serde_json::from_value(spec).unwrap());
+    world.run(vm, host);
+    let mut placement = (*world.snapshot.placements[vm].value).clone();
+    let nic = |ip: &&str| NicAddress::new(name("front"), ip.parse().unwrap());
+    placement.nics = has.iter().map(nic).collect();
+    world.snapshot.placements.insert(name(vm), at(5, placement));
+}
+
+fn cards(plan: &Plan, vm: &str) -> Option<Vec<String>> {
+    plan.actions.iter().find_map(|p| match &p.action {
+        Action::PlaceVm { vm: of, placement, .. } if *of == name(vm) => {
+            Some(placement.nics.iter().map(|nic| nic.ip.to_string()).collect())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn changed_cards_are_given_when_the_vm_does_not_run_and_not_before() {
+    let mut world = World::new(2, Bytes::gib(8));
+    world.network("front");
+    let two =
+        serde_json::json!([{"network": "front"}, {"network": "front", "address": "10.77.0.50"}]);
+    with_cards(&mut world, "web", "host1", &["10.77.0.30"], two.clone());
+    assert!(planned(&world).actions.is_empty(), "it runs");
+    assert_eq!(world.snapshot.pending(&name("web")), ["networks"]);
+    let say =
+        |world: &World| crate::explain(&world.snapshot, &world.seen, &World::reference("vm/web"));
+    let told = "web was changed (networks): that takes effect at its next start; run `haven vm reset web`, or stop and start it";
+    assert!(say(&world).iter().any(|said| said == told), "{:?}", say(&world));
+    let new = Some(vec!["10.77.0.30".to_owned(), "10.77.0.50".into()]);
+    for phase in [VmPhase::Starting, VmPhase::Failed] {
+        world.report("web", phase, None);
+        let plan = planned(&world);
+        assert_eq!(placed(&plan), [("web".into(), "host1".into(), 2)], "{phase:?}");
+        assert_eq!(cards(&plan, "web"), new, "the card that stays keeps its address");
+    }
+    // One that ended and is left so would be started by a new placement.
+    world.report("web", VmPhase::Stopped, None);
+    assert!(planned(&world).actions.is_empty());
+    let mut spec = world.snapshot.vms["web"].spec.clone();
+    spec.running = false;
+    world.vm("web", spec.clone());
+    assert_eq!(cards(&planned(&world), "web"), new, "it is switched off");
+    // A reset counts as a start; a VM that has what it wants is left alone.
+    (spec.running, spec.resets) = (true, 1);
+    world.vm("web", spec);
+    world.report("web", VmPhase::Running, Some(true));
+    assert_eq!(cards(&planned(&world), "web"), new);
+    with_cards(&mut world, "web", "host1", &["10.77.0.30", "10.77.0.50"], two);
+    world.report("web", VmPhase::Starting, None);
+    assert!(planned(&world).actions.is_empty());
+    assert!(world.snapshot.pending(&name("web")).is_empty());
+}
+
+#[test]
+fn a_changed_address_stays_unique_and_a_recovery_never_waits_for_it() {
+    let mut world = World::new(3, Bytes::gib(8));
+    world.network("front");
+    let fixed = |ip: &str| serde_json::json!([{"network": "front", "address": ip}]);
+    with_cards(&mut world, "a", "host1", &["10.77.0.20"], fixed("10.77.0.21"));
+    with_cards(&mut world, "b", "host2", &["10.77.0.21"], fixed("10.77.0.22"));
+    world.report("a", VmPhase::Starting, None);
+    // B runs and has the address yet.
+    let plan = planned(&world);
+    assert!(plan.actions.is_empty());
+    let why = &plan.waiting[0].reason;
+    assert!(
+        why.contains("a asks for the address 10.77.0.21 of network `front`, which vm/b has"),
+        "{why}"
+    );
+    // What a keeps meanwhile is given to nobody else in the same plan.
+    let spec = serde_json::json!({"memory": "1GiB", "networks": fixed("10.77.0.20")});
+    world.vm("c", serde_json::from_value(spec).unwrap());
+    assert!(placed(&planned(&world)).is_empty());
+    // Its host is lost: it restarts with what it had.
+    world.lost("host1", ProofKind::LeaseExpired);
+    let plan = planned(&world);
+    assert_eq!(cards(&plan, "a").unwrap(), ["10.77.0.20"]);
+    // B takes up its own, then a can.
+    world.report("b", VmPhase::Starting, None);
+    assert_eq!(cards(&planned(&world), "b").unwrap(), ["10.77.0.22"]);
+    with_cards(&mut world, "b", "host2", &["10.77.0.22"], fixed("10.77.0.22"));
+    assert_eq!(cards(&planned(&world), "a").unwrap(), ["10.77.0.21"]);
 }

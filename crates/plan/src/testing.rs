@@ -119,6 +119,7 @@ impl World {
             ready,
             ready_ms: ready.map(|_| self.seen.now_ms),
             restarts: 0,
+            started_with: BTreeMap::new(),
             resets: 0,
             message: String::new(),
         };

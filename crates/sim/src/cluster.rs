@@ -14,6 +14,7 @@ use haven_store::{
     raw::{Compare, EtcdStore, Op},
 };
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
@@ -91,6 +92,8 @@ pub enum Broken {
     Timers,
     /// The guards take starts that began in an earlier session.
     Sessions,
+    /// The guards leave service addresses where they are.
+    Addresses,
 }
 
 /// A cluster.
@@ -100,7 +103,12 @@ pub struct Cluster {
     hosts: Mutex<Vec<Arc<tokio::sync::Mutex<SimHost>>>>,
     setup: Setup,
     person: EtcdStore,
+    /// Records that no version here can read, by key below the root, as they were before.
+    garbled: Mutex<BTreeMap<String, Vec<u8>>>,
 }
+
+/// What no version here can read.
+const GARBLED: &str = "{\"written-by\":\"a newer version\"}";
 
 /// How long a copy on a host without watchdog may overlap after waking.
 const GRACE: Duration = Duration::from_millis(50);
@@ -114,7 +122,8 @@ impl Cluster {
         let names: Vec<String> = (1..=setup.hosts).map(|i| format!("host{i}")).collect();
         let net = Net::new(&names, setup.seed);
         let grace = if setup.watchdog { Duration::ZERO } else { GRACE };
-        let judge = Arc::new(Judge::new(grace));
+        let segment: Arc<Segment> = Arc::default();
+        let judge = Arc::new(Judge::new(grace, Arc::clone(&segment)));
         let (seen, heard) = (Arc::clone(&judge), Arc::clone(&judge));
         let etcd = MemoryEtcd::new(Some(Arc::new(move |revision, events| {
             seen.transaction(revision, &changes(events));
@@ -127,7 +136,7 @@ impl Cluster {
         let shared = Arc::new(Shared {
             net,
             world: Arc::new(world),
-            segment: Arc::default(),
+            segment,
             wires: Arc::default(),
             judge,
             dir,
@@ -145,8 +154,13 @@ impl Cluster {
                 Arc::new(tokio::sync::Mutex::new(SimHost::new(i, 1.0 + skew * unit, &shared)))
             })
             .collect();
-        let cluster =
-            Arc::new(Self { shared, hosts: Mutex::new(hosts), setup: setup.clone(), person });
+        let cluster = Arc::new(Self {
+            shared,
+            hosts: Mutex::new(hosts),
+            setup: setup.clone(),
+            person,
+            garbled: Mutex::default(),
+        });
         let switch: Arc<dyn PowerSwitch> = Arc::clone(&cluster) as _;
         let _ = cluster.shared.switch.set(Arc::downgrade(&switch));
         cluster.found().await?;
@@ -225,6 +239,9 @@ impl Cluster {
     /// Changes an object's JSON as a person does with `haven vm stop`, `scale` or `delete`. Nothing when it is gone.
     pub async fn change(&self, key: &str, change: impl Fn(&mut serde_json::Value)) {
         while let Ok(Some(kv)) = self.person.get(key).await {
+            if kv.value == GARBLED.as_bytes() {
+                return;
+            }
             let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&kv.value) else {
                 return;
             };
@@ -252,6 +269,41 @@ impl Cluster {
             let ops = vec![Op::Put(keys::CLUSTER.into(), value.into())];
             if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
                 return;
+            }
+        }
+    }
+
+    /// A newer version writes a record that no daemon here can read: `placement/vm/db-1`, say. Nothing when it is not
+    /// there.
+    pub async fn garble(&self, path: &str) {
+        let key = format!("{}{path}", keys::ROOT);
+        while let Ok(Some(kv)) = self.person.get(&key).await {
+            if kv.value == GARBLED.as_bytes() {
+                return;
+            }
+            let compare = vec![Compare::ModRevision(key.clone(), kv.mod_revision)];
+            let ops = vec![Op::Put(key.clone(), GARBLED.into())];
+            if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
+                let mut garbled = self.garbled.lock().unwrap_or_else(PoisonError::into_inner);
+                garbled.insert(path.to_owned(), kv.value.to_vec());
+                return;
+            }
+        }
+    }
+
+    /// Every record is again as it was before it could not be read.
+    pub async fn ungarble(&self) {
+        let all = std::mem::take(&mut *self.garbled.lock().unwrap_or_else(PoisonError::into_inner));
+        for (path, value) in all {
+            let key = format!("{}{path}", keys::ROOT);
+            match self.person.get(&key).await {
+                Ok(Some(kv)) if kv.value == GARBLED.as_bytes() => {
+                    let ops = vec![Op::Put(key, value.into())];
+                    let _ = self.person.txn(vec![], ops).await;
+                }
+                _ => self.shared.judge.accuse(format!(
+                    "unreadable: {path} was written or deleted by somebody who could not read it"
+                )),
             }
         }
     }
@@ -316,10 +368,12 @@ impl Cluster {
     pub async fn mend(&self) {
         self.shared.judge.note("everything is mended");
         self.shared.net.heal();
+        self.ungarble().await;
         for name in self.names() {
             let host = self.host(&name);
             let mut host = host.lock().await;
             host.set_paused(false);
+            host.set_daemon_hung(false);
             host.power_on().await;
             host.start_daemon().await;
         }

@@ -20,6 +20,14 @@ pub enum Fault {
     Resume(String),
     /// A daemon is killed; its supervisor starts it again.
     KillDaemon(String),
+    /// A daemon hangs: it executes nothing, and its guard, its VMs and its machine go on.
+    HangDaemon(String),
+    /// It goes on.
+    WakeDaemon(String),
+    /// A record, such as `spec/vm/db-1`, becomes one that no daemon can read.
+    Garble(String),
+    /// All of them are again as they were.
+    Ungarble,
     /// A host is cut off from every other.
     Isolate(String),
     /// Packets from the first to the second vanish; those back pass.
@@ -63,6 +71,10 @@ impl Fault {
             Fault::Pause(host) => cluster.pause(host).await,
             Fault::Resume(host) => cluster.resume(host).await,
             Fault::KillDaemon(host) => cluster.restart_daemon(host).await,
+            Fault::HangDaemon(host) => cluster.host(host).lock().await.set_daemon_hung(true),
+            Fault::WakeDaemon(host) => cluster.host(host).lock().await.set_daemon_hung(false),
+            Fault::Garble(path) => cluster.garble(path).await,
+            Fault::Ungarble => cluster.ungarble().await,
             Fault::Isolate(host) => net.isolate(host),
             Fault::Cut(from, to) => net.cut(from, to),
             Fault::Heal => net.heal(),
@@ -115,6 +127,8 @@ impl Fault {
             | Fault::Pause(host)
             | Fault::Resume(host)
             | Fault::KillDaemon(host)
+            | Fault::HangDaemon(host)
+            | Fault::WakeDaemon(host)
             | Fault::KillController(host)
             | Fault::Isolate(host) => vec![host],
             Fault::Cut(from, to) => vec![from, to],
@@ -145,7 +159,9 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
         34..41 => Fault::Resume(host),
-        41..50 => Fault::KillDaemon(host),
+        41..47 => Fault::KillDaemon(host),
+        47..49 => Fault::HangDaemon(host),
+        49 => Fault::Garble(format!("{}/vm/{vm}", if host < other { "spec" } else { "placement" })),
         50..58 => Fault::Isolate(host),
         58..67 if host != other => Fault::Cut(host, other),
         58..72 => Fault::Heal,

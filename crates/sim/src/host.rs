@@ -107,8 +107,12 @@ impl SimHost {
         let (run, runs) = watch::channel(Run::Running);
         let clock = Clock::simulated(self.rate);
         let world = Arc::clone(&self.shared.world);
-        let rules = Rules { compares_sessions: self.shared.broken != Some(Broken::Sessions) };
-        let guard = FakeGuard::spawn(self.name.as_str(), world, clock.driven_by(runs), rules);
+        let rules = Rules {
+            compares_sessions: self.shared.broken != Some(Broken::Sessions),
+            takes_addresses: self.shared.broken != Some(Broken::Addresses),
+        };
+        let has = (world, Arc::clone(&self.shared.segment));
+        let guard = FakeGuard::spawn(self.name.as_str(), has, clock.driven_by(runs), rules);
         self.machine = Some(Machine { clock, guard, run });
         self.set_power(Power::On);
         self.start_daemon().await;
@@ -135,6 +139,13 @@ impl SimHost {
             daemon.run.send_replace(Run::Dead);
             daemon.cancel.cancel();
         }
+    }
+
+    /// Its daemon alone executes nothing, or goes on; guard, VMs and what the kernel answers for go on.
+    pub fn set_daemon_hung(&self, hung: bool) {
+        let Some(daemon) = &self.daemon else { return };
+        let host = self.shared.net.power(self.name.as_str()).run();
+        daemon.run.send_replace(if hung { Run::Paused } else { host });
     }
 
     /// Stops everything in it, or lets it go on.

@@ -5,11 +5,12 @@ use crate::{
     net::Power,
 };
 use etcd_event::Event;
+use haven_host::network::fake::Segment;
 use haven_model::Snapshot;
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -41,6 +42,8 @@ pub struct Facts {
     pub power: BTreeMap<String, Power>,
     /// When a paused host went on last.
     pub woke: BTreeMap<String, Instant>,
+    /// Who answers for which address.
+    pub segment: Arc<Segment>,
 }
 
 impl Facts {
@@ -97,13 +100,14 @@ pub struct Judge {
 impl Judge {
     /// Judges from now on. With `grace` a copy on a host that just woke may overlap for so long (no watchdog).
     #[must_use]
-    pub fn new(grace: Duration) -> Self {
+    pub fn new(grace: Duration, segment: Arc<Segment>) -> Self {
         let facts = Facts {
             now: Duration::ZERO,
             snapshot: Snapshot::default(),
             running: BTreeMap::new(),
             power: BTreeMap::new(),
             woke: BTreeMap::new(),
+            segment,
         };
         let inner = Inner {
             facts,

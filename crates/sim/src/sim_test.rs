@@ -57,6 +57,15 @@ fn records_judged_by_the_timers_of_the_moment_are_found() {
 }
 
 #[test]
+fn guards_that_leave_addresses_where_they_are_are_found() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/daemon-hangs.yaml");
+    let scenario = scenario::read(Path::new(file)).unwrap();
+    let verdict = run::scenario(&scenario, 0, Some(Broken::Addresses)).unwrap();
+    let answers = |what: &String| what.contains("was closed while it answers for 10.88.0.100");
+    assert!(verdict.violations.iter().any(answers), "{:?}", verdict.violations);
+}
+
+#[test]
 fn every_scenario_holds() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     let mut count = 0;

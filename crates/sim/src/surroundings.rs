@@ -53,6 +53,9 @@ impl Storage for SimStorage {
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {
         Ok(PathBuf::from("image"))
     }
+    async fn copy_image(&self, _file: &ImageFile) -> Result<(), StorageFailure> {
+        Ok(())
+    }
     async fn seed(&self, _wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
         Ok(PathBuf::from("seed"))
     }

@@ -292,13 +292,18 @@ impl EtcdStore {
         };
         let alarm = |name: &str| status.errors().iter().any(|error| error.contains(name));
         let used = u64::try_from(status.raft_used_db_size()).unwrap_or(0);
-        self.nearly_full.store(used > NEARLY_FULL, Ordering::Relaxed);
+        self.note_used(used);
         Ok(Some(MemberState {
             leads: status.header().is_some_and(|h| h.member_id() == status.leader()),
             used,
             full: alarm("alarm:NOSPACE"),
             corrupt: alarm("alarm:CORRUPT"),
         }))
+    }
+
+    /// Notes how much of the store is in use, bytes, as a member says.
+    pub fn note_used(&self, used: u64) {
+        self.nearly_full.store(used > NEARLY_FULL, Ordering::Relaxed);
     }
 
     /// Whether a member said last that the store is nearly full: then nothing more may be added to it.

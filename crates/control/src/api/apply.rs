@@ -40,6 +40,18 @@ struct Write {
     revision: i64,
 }
 
+/// Nothing is added to a store that is nearly full.
+pub(super) fn has_room(state: &ApiState) -> ApiResult<()> {
+    if state.store.nearly_full() {
+        return Err(ApiError::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "the store is nearly full, and its last quarter is kept for what keeps the VMs running; nothing was changed",
+            "delete objects that nobody needs; `haven get KIND` lists them",
+        ));
+    }
+    Ok(())
+}
+
 /// Applies, or only says what would happen.
 ///
 /// # Errors
@@ -54,13 +66,7 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
             manifests.len()
         )));
     }
-    if state.store.nearly_full() {
-        return Err(ApiError::new(
-            StatusCode::INSUFFICIENT_STORAGE,
-            "the store is nearly full, and its last quarter is kept for what keeps the VMs running; nothing was changed",
-            "delete objects that nobody needs; `haven get KIND` lists them",
-        ));
-    }
+    has_room(state)?;
     let snapshot = state.current().await?;
     let problems = validate(&manifests, &snapshot);
     if !problems.is_empty() {

@@ -7,7 +7,7 @@ use super::{
 use axum::http::StatusCode;
 use haven_model::{
     Meta, Name, Object, ObjectRef, Observations, Snapshot,
-    api::{Item, List},
+    api::{CHANGED, Item, List},
     keys,
     object::Kind,
     service::{DRAIN_LABEL, ServiceSpec, TEMPLATE_LABEL},
@@ -39,6 +39,10 @@ pub fn item(
             let status = snapshot.told_of(&vm.meta.name);
             if let Some(started) = status.and_then(|status| status.started_ms) {
                 columns.insert("started-ms".into(), started.to_string());
+            }
+            let pending = snapshot.pending(name);
+            if !pending.is_empty() {
+                columns.insert(CHANGED.into(), pending.join(", "));
             }
             columns.insert("epoch".into(), placement.map_or(0, |p| p.epoch).to_string());
         }
@@ -208,7 +212,7 @@ pub async fn change(
 /// Makes an object that must not be there yet.
 ///
 /// # Errors
-/// 409 when there is one of that name; 422 with what is wrong with it.
+/// 409 when there is one of that name; 422 with what is wrong with it; 507 when the store is nearly full.
 pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     let reference = given.reference();
     let taken = || {
@@ -218,6 +222,7 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
             format!("choose another name, or change it with `haven edit {reference}`"),
         )
     };
+    super::apply::has_room(state)?;
     let snapshot = state.current().await?;
     if snapshot.object(&reference).is_some() {
         return Err(taken());

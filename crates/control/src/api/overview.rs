@@ -4,6 +4,7 @@ use super::{ApiState, objects::vm_state};
 use haven_model::{
     Name, Snapshot,
     api::{HostLine, Overview, ServiceLine},
+    vm::pending_words,
 };
 use haven_plan::{HostState, placement::capacity::Room};
 use std::collections::BTreeMap;
@@ -119,6 +120,10 @@ fn vms(snapshot: &Snapshot, overview: &mut Overview) {
         overview.vms.0 += usize::from(matches!(state.as_str(), "ready" | "running" | "unwell"));
         if vm.meta.owner.is_none() && !matches!(state.as_str(), "ready" | "running") {
             overview.down.push(format!("VM {name} is {state}"));
+        }
+        let pending = snapshot.pending(name);
+        if !pending.is_empty() {
+            overview.risks.push(pending_words(name, &pending));
         }
     }
 }

@@ -12,7 +12,7 @@ use axum::{
     Extension, Json, Router,
     body::Body,
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response, Sse, sse},
 };
@@ -151,13 +151,26 @@ pub(super) async fn audit_log(
     last(&state, keys::AUDIT, query.limit).await.map(Json)
 }
 
-/// Events behind the last one known, asked for once a second while somebody listens.
+/// Which event somebody had last who lost the connection; nothing for what cannot be one.
+fn heard_last(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get("last-event-id")?.to_str().ok()?;
+    // Every event's id begins with its time; one that sorts behind all of them would bring nothing for ever.
+    id.starts_with(|first: char| first.is_ascii_digit()).then(|| keys::event(id))
+}
+
+/// Events behind the last one known, asked for twice a second while somebody listens. Whoever comes back with the id of
+/// the last one that it had gets all that came since.
 pub(super) async fn follow(
     State(state): Api,
+    headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
-    let begin =
-        state.store.last(keys::EVENTS, 1).await.ok().and_then(|last| last.into_iter().next());
-    let after = begin.map(|kv| kv.key);
+    let after = match heard_last(&headers) {
+        Some(key) => Some(key),
+        None => {
+            let last = state.store.last(keys::EVENTS, 1).await.ok();
+            last.and_then(|last| last.into_iter().next()).map(|kv| kv.key)
+        }
+    };
     let stream = futures::stream::unfold(
         (state, after, Vec::<Event>::new()),
         |(state, mut after, mut queue)| async move {
@@ -179,7 +192,7 @@ pub(super) async fn follow(
             }
             let event = queue.pop()?;
             let text = serde_json::to_string(&event).unwrap_or_default();
-            Some((Ok(sse::Event::default().data(text)), (state, after, queue)))
+            Some((Ok(sse::Event::default().id(event.id).data(text)), (state, after, queue)))
         },
     );
     Sse::new(stream).keep_alive(sse::KeepAlive::default())

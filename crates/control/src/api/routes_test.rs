@@ -519,7 +519,7 @@ async fn over_tls_tokens_bodies_and_events_work_as_in_memory() {
     // Somebody else's authority is not believed.
     let stranger = Client::remote(address.clone(), &Pin("0".repeat(64)), None);
     assert!(matches!(stranger.version().await, Err(ClientError::Unreachable { .. })));
-    let mut heard = viewer.follow().await.unwrap();
+    let mut heard = viewer.follow(None).await.unwrap();
     let mut told = 0;
     let first = loop {
         told += 1;
@@ -531,6 +531,54 @@ async fn over_tls_tokens_bodies_and_events_work_as_in_memory() {
         }
     };
     assert_eq!(first.message, format!("change {told}"));
+    // What came while nobody listened comes when the connection is back: all of it, once, in order.
+    drop(heard);
+    let more = |from: usize, to: usize| {
+        let ops = (from..to).map(|n| Event { id: format!("{n:014}-x"), ..event(&format!("{n}")) });
+        let ops = ops.map(|event| put_event(&event)).collect();
+        world.state.store.txn(vec![], ops)
+    };
+    let base = first.id[..14].parse::<usize>().unwrap() + 10;
+    for n in 0..3 {
+        more(base + 100 * n, base + 100 * (n + 1)).await.unwrap();
+    }
+    let mut heard = viewer.follow(Some(&format!("{:014}-x", base + 4))).await.unwrap();
+    for n in 5..300 {
+        assert_eq!(heard.next().await.unwrap().message, format!("{}", base + n));
+    }
+    more(base + 300, base + 301).await.unwrap();
+    assert_eq!(heard.next().await.unwrap().message, format!("{}", base + 300));
+    // What is no event's id counts as none: only what comes from now on.
+    let mut heard = viewer.follow(Some("zzz")).await.unwrap();
+    let quiet = tokio::time::timeout(Duration::from_secs(2), heard.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_added_to_a_store_that_is_nearly_full() {
+    let Some(world) = World::start().await else { return };
+    world.apply(&vm("old")).await.ok();
+    world.state.store.note_used(haven_store::server::NEARLY_FULL + 1);
+    let create = json!({"resourceVersion": 0, "kind": "VM", "spec": {"memory": "64MiB"},
+        "meta": {"name": "new", "uid": "", "generation": 1}});
+    let answers = [
+        world.apply(&vm("new")).await,
+        world.operate("PUT", "/v1/objects/vm/new", create.to_string()).await,
+    ];
+    for answer in answers {
+        assert_eq!(answer.status, StatusCode::INSUFFICIENT_STORAGE, "{answer:?}");
+        let said = answer.body["detail"].as_str().unwrap();
+        assert!(said.starts_with("the store is nearly full"), "{said}");
+    }
+    let key = keys::object(&ObjectRef::new(Kind::Vm, name("new")));
+    assert!(world.state.store.get(&key).await.unwrap().is_none());
+    // What makes room, or keeps the VMs as people want them, is done.
+    for (method, path) in [("POST", "/v1/vms/old/stop"), ("DELETE", "/v1/objects/vm/old")] {
+        let answer = world.operate(method, path, "").await;
+        assert!(answer.status.is_success(), "{method} {path}: {answer:?}");
+    }
+    world.state.store.note_used(0);
+    world.apply(&vm("new")).await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

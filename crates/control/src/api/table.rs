@@ -151,7 +151,7 @@ pub const TABLE: &[Route] = &[
         path: "/v1/events/follow",
         role: Role::Viewer,
         id: "followEvents",
-        summary: "events as they come (server-sent)",
+        summary: "events as they come (server-sent; resumes with Last-Event-ID)",
         query: None,
         takes: Takes::Nothing,
         gives: Gives::Events(of::<Event>),

@@ -20,6 +20,8 @@ pub mod retention;
 pub mod term;
 
 #[cfg(test)]
+mod manager_test;
+#[cfg(test)]
 mod retention_test;
 #[cfg(test)]
 mod term_test;

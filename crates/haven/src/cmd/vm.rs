@@ -80,7 +80,7 @@ pub enum VmCommand {
         /// Its name
         name: String,
     },
-    /// Press a VM's reset button
+    /// Press a VM's reset button; what was changed of it takes effect
     #[command(after_help = "Examples:\n  haven vm reset web-1")]
     Reset {
         /// Its name

@@ -4,8 +4,9 @@ use crate::{failure::Failure, out};
 use haven_client::{Client, ClientError};
 use haven_model::{
     Object, ObjectRef,
-    api::{Applied, Item},
+    api::{Applied, CHANGED, Item},
     object::Kind,
+    vm::pending_words,
 };
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,13 @@ fn done(item: &Item, generation: u64) -> bool {
     }
 }
 
+/// What is to be said of a VM that runs on as it was before it was changed: nobody asked for its restart, so that is
+/// not waited for.
+fn pending(item: &Item) -> Option<String> {
+    let parts: Vec<String> = item.columns.get(CHANGED)?.split(", ").map(str::to_owned).collect();
+    Some(pending_words(&item.object.meta().name, &parts))
+}
+
 /// In words, what an object that is not done is at.
 fn at(item: &Item, generation: u64) -> String {
     if item.object.meta().generation < generation {
@@ -47,7 +55,8 @@ pub fn asked(applied: &[Applied]) -> Result<Vec<(ObjectRef, u64)>, Failure> {
     applied.iter().map(|one| Ok((one.object.parse()?, one.generation))).collect()
 }
 
-/// Waits until VMs are ready and services have all their members from the current template.
+/// Waits until VMs are ready and services have all their members from the current template. A change that a running VM
+/// takes up at its next start is told, not waited for.
 pub async fn ready(
     client: &Client,
     asked: &[(ObjectRef, u64)],
@@ -56,7 +65,9 @@ pub async fn ready(
     let begin = Instant::now();
     let mut said = String::new();
     loop {
-        let Some((what, state)) = first_missing(client, asked).await? else {
+        let (missing, later) = look(client, asked).await?;
+        let Some((what, state)) = missing else {
+            later.iter().for_each(out::line);
             out::line(format_args!("all of it runs after {:.1} s", begin.elapsed().as_secs_f64()));
             return Ok(());
         };
@@ -76,18 +87,18 @@ pub async fn ready(
     }
 }
 
-/// The last of the objects that is not done.
-async fn first_missing(
+/// The last of the objects that is not done, and what is to be said of the others.
+async fn look(
     client: &Client,
     asked: &[(ObjectRef, u64)],
-) -> Result<Option<(ObjectRef, String)>, Failure> {
-    let mut missing = None;
+) -> Result<(Option<(ObjectRef, String)>, Vec<String>), Failure> {
+    let (mut missing, mut later) = (None, Vec::new());
     for (what, generation) in asked {
         if !matches!(what.kind, Kind::Vm | Kind::Service) {
             continue;
         }
         match client.object(what).await {
-            Ok(item) if done(&item, *generation) => {}
+            Ok(item) if done(&item, *generation) => later.extend(pending(&item)),
             Ok(item) => missing = Some((what.clone(), at(&item, *generation))),
             // The live copy of that daemon may lag behind what was just written.
             Err(ClientError::Refused(body)) if body.status == 404 => {
@@ -96,7 +107,7 @@ async fn first_missing(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(missing)
+    Ok((missing, later))
 }
 
 /// Waits until nothing is left of what was deleted.
@@ -129,7 +140,7 @@ pub async fn gone(
 
 #[cfg(test)]
 mod tests {
-    use super::{at, done};
+    use super::{at, done, pending};
     use haven_model::{api::Item, manifest::parse};
 
     fn item(text: &str, generation: u64, state: &str, updated: &str) -> Item {
@@ -159,6 +170,18 @@ mod tests {
         assert_eq!(at(&service(1, "3/3 ready", "3/3"), 2), "the change is not seen yet");
         let words = at(&service(2, "3/3 ready", "1/3, 2 going"), 2);
         assert_eq!(words, "3/3 ready; updated 1/3, 2 going");
+    }
+
+    #[test]
+    fn a_running_vm_that_was_changed_is_done_and_the_change_is_told() {
+        let mut vm = item("kind: VM\nname: web\nmemory: 1GiB\n", 2, "ready", "");
+        assert!(pending(&vm).is_none());
+        vm.columns.insert("changed".into(), "cpus, networks".into());
+        assert!(done(&vm, 2));
+        assert_eq!(
+            pending(&vm).unwrap(),
+            "web was changed (cpus, networks): that takes effect at its next start; run `haven vm reset web`, or stop and start it"
+        );
     }
 
     #[test]

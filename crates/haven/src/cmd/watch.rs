@@ -285,7 +285,7 @@ async fn listen(
     since: &mut Option<Instant>,
 ) -> Failure {
     // The stream is opened first, so that nothing falls between it and what came before.
-    let mut stream = match client.follow().await {
+    let mut stream = match client.follow(None).await {
         Ok(stream) => stream,
         Err(error) => return error.into(),
     };

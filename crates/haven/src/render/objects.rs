@@ -1,13 +1,27 @@
 //! Objects: many as a table, one with everything there is to say of it.
 
 use super::{Output, fields, json, table, time};
-use haven_model::{Object, api::Item, manifest::to_yaml};
+use haven_model::{
+    Object,
+    api::{CHANGED, Item},
+    manifest::to_yaml,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The columns that a plain table shows, in this order; wide ones show all.
-const PLAIN: [&str; 9] =
-    ["address", "addresses", "updated", "driver", "subnet", "path", "format", "size", "problems"];
+const PLAIN: [&str; 10] = [
+    "address",
+    "addresses",
+    "updated",
+    CHANGED,
+    "driver",
+    "subnet",
+    "path",
+    "format",
+    "size",
+    "problems",
+];
 
 /// What is said of an object beside its name, state and host.
 fn columns(item: &Item) -> BTreeMap<String, String> {

@@ -97,6 +97,97 @@ async fn a_network_that_cannot_be_made_holds_up_only_its_own_vms() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn records_that_cannot_be_read_hold_up_only_what_is_theirs() {
+    let mut fixture = Fixture::new().await;
+    let new = json!({"meta": {"name": "new", "uid": "u", "generation": 1}, "spec": {"subnet": 7}});
+    fixture.put(&keys::object(&ObjectRef::new(Kind::Network, name("new"))), &new).await;
+    fixture.vm("web", "new", json!({})).await;
+    fixture.put(&keys::placement(&name("lost")), &json!({"host": 7})).await;
+    fixture.start();
+    fixture.pass(2).await;
+    // What is made from now on is made, and runs.
+    fixture.object(Kind::Network, "later", json!({"subnet": "10.3.0.0/24"})).await;
+    fixture.vm("db", "later", json!({})).await;
+    fixture.pass(5).await;
+    assert!(fixture.runs("db") && !fixture.runs("web"));
+    let said = fixture.status("web").unwrap().message;
+    assert!(said.contains("the record of network `new` cannot be read"), "{said}");
+    let (wanted, left_alone) = fixture.wires.last.lock().unwrap().clone();
+    assert_eq!(
+        wanted.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(),
+        ["bad", "good", "later"]
+    );
+    assert_eq!(left_alone.networks, ["new".to_owned()].into());
+    assert_eq!(left_alone.taps, ["hv1n0".to_owned()].into());
+    assert_eq!(left_alone.known_slots, Some([1].into()));
+    // Once it can be read, its VM starts; what was read before and cannot be read now stays as it was.
+    fixture.object(Kind::Network, "new", json!({"subnet": "10.4.0.0/24"})).await;
+    fixture.put(&keys::object(&ObjectRef::new(Kind::Network, name("later"))), &new).await;
+    fixture.delete(&keys::placement(&name("lost"))).await;
+    fixture.pass(31).await;
+    assert!(fixture.runs("db") && fixture.runs("web"));
+    let (wanted, left_alone) = fixture.wires.last.lock().unwrap().clone();
+    assert_eq!(wanted.len(), 4);
+    assert!(left_alone.is_empty() && left_alone.taps.is_empty(), "{left_alone:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_is_copied_ahead_only_where_there_is_room_and_a_vm_gets_it_anyway() {
+    let mut fixture = Fixture::new().await;
+    fixture.disks.keeps_room.store(true, Ordering::Release);
+    fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
+    fixture.put(&keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
+    let file = json!({"sha256": "ab", "size": "1MiB"});
+    fixture.object(Kind::Image, "tiny", json!({"kernel": file})).await;
+    fixture.vm("web", "good", json!({"image": "tiny"})).await;
+    let parts = fixture.start();
+    fixture.pass(8).await;
+    assert!(fixture.runs("web"));
+    assert_eq!(parts.problems.list(), ["images: a tenth is kept free"]);
+    assert_eq!(fixture.told(), ["images: a tenth is kept free"]);
+    fixture.disks.keeps_room.store(false, Ordering::Release);
+    fixture.pass(11).await;
+    assert_eq!(parts.problems.list(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_changed_is_told_and_taken_up_by_a_reset() {
+    let mut fixture = Fixture::new().await;
+    fixture.put(&keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
+    fixture.vm("web", "good", json!({"restart": "never"})).await;
+    let parts = fixture.start();
+    fixture.pass(5).await;
+    let pending = |parts: &super::AgentParts| parts.live.borrow().pending(&name("web"));
+    assert!(fixture.runs("web") && pending(&parts).is_empty());
+    let spec = |cpus: u32, resets: u64| {
+        json!({"memory": "64MiB", "networks": [{"network": "good"}], "cpus": cpus, "restart": "never",
+            "resets": resets, "disks": [{"name": "root", "pool": "fast", "size": "1GiB"}]})
+    };
+    // A reset of what was not changed keeps its process.
+    fixture.object(Kind::Vm, "web", spec(1, 1)).await;
+    fixture.pass(5).await;
+    assert_eq!(fixture.world.starts()["web"], 1);
+    fixture.object(Kind::Vm, "web", spec(2, 1)).await;
+    fixture.pass(15).await;
+    assert_eq!((fixture.world.starts()["web"], pending(&parts)), (1, vec!["cpus".to_owned()]));
+    // The next daemon knows it, too.
+    fixture.end().await;
+    let parts = fixture.start();
+    fixture.pass(5).await;
+    assert_eq!(pending(&parts), ["cpus"]);
+    fixture.object(Kind::Vm, "web", spec(2, 2)).await;
+    fixture.pass(5).await;
+    assert!(fixture.runs("web") && pending(&parts).is_empty());
+    assert_eq!(fixture.world.starts()["web"], 2);
+    // Once stopped, it runs with nothing.
+    let mut off = spec(3, 2);
+    off["running"] = json!(false);
+    fixture.object(Kind::Vm, "web", off).await;
+    fixture.pass(15).await;
+    assert!(!fixture.runs("web") && fixture.status("web").unwrap().started_with.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_on_a_hanging_disk_says_so_and_can_be_given_up() {
     let mut fixture = Fixture::new().await;
     fixture.disks.hangs.store(true, Ordering::Release);

@@ -11,7 +11,7 @@ use crate::{
     health::{Prober, Target},
     heartbeat,
     network::{
-        driver::{NetworkDriver, NetworkError, NetworkWanted},
+        driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, Segment},
     },
     vm::fake::{FakeVmDriver, World},
@@ -54,6 +54,8 @@ pub struct Disks {
     pub aside: Mutex<Vec<VolumeName>>,
     /// Volumes are never ready.
     pub hangs: AtomicBool,
+    /// Nothing is copied that nobody waits for.
+    pub keeps_room: AtomicBool,
     /// Why volumes cannot be made.
     pub refuses: Mutex<Option<String>>,
 }
@@ -97,6 +99,10 @@ impl Storage for Disks {
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {
         Ok(PathBuf::from("image"))
     }
+    async fn copy_image(&self, _file: &ImageFile) -> Result<(), StorageFailure> {
+        let why = || StorageFailure { what: "a tenth is kept free".into() };
+        if self.keeps_room.load(Ordering::Acquire) { Err(why()) } else { Ok(()) }
+    }
     async fn seed(&self, _wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
         Ok(PathBuf::from("seed"))
     }
@@ -115,6 +121,8 @@ pub struct Wires {
     pub bad: Mutex<BTreeSet<String>>,
     /// How often anything was applied.
     pub tries: Mutex<u32>,
+    /// What was wanted last.
+    pub last: Mutex<(Vec<NetworkWanted>, LeftAlone)>,
 }
 
 #[async_trait]
@@ -122,7 +130,9 @@ impl NetworkDriver for Wires {
     async fn apply(
         &self,
         wanted: &[NetworkWanted],
+        left_alone: &LeftAlone,
     ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
+        *self.last.lock().unwrap() = (wanted.to_vec(), left_alone.clone());
         *self.tries.lock().unwrap() += 1;
         let bad = self.bad.lock().unwrap();
         let failed = wanted.iter().filter(|network| bad.contains(&network.name));
@@ -177,8 +187,9 @@ impl Fixture {
         let store = EtcdStore::over(etcd.channel(Arc::new(Direct))).await.unwrap();
         let clock = Clock::simulated(1.0);
         let world = Arc::new(World::default());
-        let rules = Rules { compares_sessions: false };
-        let guard = FakeGuard::spawn("host1", Arc::clone(&world), clock.clone(), rules);
+        let rules = Rules { compares_sessions: false, takes_addresses: true };
+        let guard =
+            FakeGuard::spawn("host1", (Arc::clone(&world), Arc::default()), clock.clone(), rules);
         let keeper = guard.handle(clock.clone());
         let (ticks, until) = (clock.clone(), Duration::from_secs(3600));
         let deadline = ticks.boottime_ns() + u64::try_from(until.as_nanos()).unwrap();

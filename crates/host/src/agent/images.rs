@@ -3,7 +3,7 @@
 //!
 //! Which hosts those are follows from the file and the hosts' names alone (the highest of a hash of both), so that all
 //! agree without a word, and a host that comes or goes moves few files. A host that starts a VM fetches what it lacks
-//! in any case.
+//! in any case. A copy leaves a tenth of its file system free, which may be the store's too.
 
 use super::{AgentParts, storage::Storage};
 use haven_model::{Name, Snapshot, image::ImageFile};
@@ -47,7 +47,7 @@ async fn bring(storage: &dyn Storage, parts: &AgentParts, wanted: &[ImageFile]) 
     let here = if wanted.is_empty() { BTreeSet::new() } else { storage.images().await };
     let mut failed = None;
     for file in wanted.iter().filter(|file| !here.contains(&file.sha256)) {
-        failed = storage.image_file(file).await.err().or(failed);
+        failed = storage.copy_image(file).await.err().or(failed);
     }
     if let Some(error) = failed {
         parts.problem(PART, &error);

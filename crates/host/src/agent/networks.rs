@@ -1,11 +1,12 @@
 //! Keeps the networks of this host as the snapshot wants them.
 //!
 //! VM tasks wait until the networks of their cards were applied at the revision of their placement before they start a
-//! guest. A network that cannot be made keeps no VM waiting that has no card in it.
+//! guest. A network that cannot be made keeps no VM waiting that has no card in it. What is here for a record that
+//! cannot be read stays as it is, and nothing else waits for it.
 
 use super::{AgentParts, chain, wanted};
-use crate::network::driver::NetworkWanted;
-use haven_model::{Name, Snapshot};
+use crate::network::driver::{LeftAlone, NetworkWanted};
+use haven_model::Name;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -53,18 +54,18 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let mut live = parts.live.clone();
-    let mut last: Option<Vec<NetworkWanted>> = None;
+    let mut last: Option<(Vec<NetworkWanted>, LeftAlone)> = None;
     let (mut due, mut failures) = (parts.clock.now(), 0u32);
     while !cancel.is_cancelled() {
         let snapshot = Arc::clone(&live.borrow_and_update());
-        let networks = wanted::networks(&snapshot, &parts.me);
+        let networks =
+            (wanted::networks(&snapshot, &parts.me), wanted::left_alone(&snapshot, &parts.me));
         // Most changes of the snapshot do not touch the networks; those cost nothing. The timer compares anyway.
         if last.as_ref() != Some(&networks) || parts.clock.now() >= due {
             if last.as_ref() != Some(&networks) {
                 failures = 0;
             }
-            let well =
-                apply(&parts, unreadable(&snapshot), &networks, snapshot.revision, &applied).await;
+            let well = apply(&parts, &networks, snapshot.revision, &applied).await;
             failures = if well { 0 } else { failures + 1 };
             let pause = if well { NET } else { RETRY.saturating_mul(1 << (failures - 1).min(5)) };
             due = parts.clock.now().plus(pause.min(NET));
@@ -92,21 +93,12 @@ pub async fn run(
 /// Applies once and tells; true when all is in place.
 async fn apply(
     parts: &AgentParts,
-    unreadable: Option<&str>,
-    networks: &[NetworkWanted],
+    (networks, left_alone): &(Vec<NetworkWanted>, LeftAlone),
     revision: i64,
     applied: &watch::Sender<Networks>,
 ) -> bool {
     let before = applied.borrow().clone();
-    if let Some(key) = unreadable {
-        // What a network or a VM's card should be is not known, and what is not wanted would be removed.
-        let why = format!(
-            "the record {key} cannot be read by this version of Haven, so that all networks stay as they are; update this host"
-        );
-        applied.send_replace(Networks { broken: Some(why), ..before });
-        return false;
-    }
-    let now = match parts.network.apply(networks).await {
+    let now = match parts.network.apply(networks, left_alone).await {
         Ok(failed) => {
             parts.solved("network");
             for (name, error) in &failed {
@@ -127,16 +119,6 @@ async fn apply(
     let well = now.broken.is_none() && now.failed.is_empty();
     applied.send_replace(now);
     well
-}
-
-/// A record on which the networks rest and that cannot be read.
-fn unreadable(snapshot: &Snapshot) -> Option<&str> {
-    let missing = |key: &&str| {
-        let name = key.strip_prefix("spec/network/");
-        name.is_none_or(|name| !snapshot.networks.contains_key(name))
-    };
-    let under = |prefix| snapshot.unreadable_under(prefix);
-    under("placement/vm/").or_else(|| under("spec/network/").filter(missing))
 }
 
 /// Under which a network's failure stands among this host's problems.

@@ -120,6 +120,8 @@ pub trait Storage: Send + Sync {
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure>;
     /// A file of an image, fetched from another host if it is not here.
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure>;
+    /// The same for a file that nobody waits for: only while that leaves a tenth of the file system free.
+    async fn copy_image(&self, file: &ImageFile) -> Result<(), StorageFailure>;
     /// Writes the seed.
     async fn seed(&self, wanted: &SeedWanted) -> Result<PathBuf, StorageFailure>;
     /// Removes what is left of a VM beside its volumes.

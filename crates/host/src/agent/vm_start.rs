@@ -10,7 +10,9 @@ use super::{
 };
 use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
 use haven_model::{
-    ImageSpec, Name, Placement, PoolSpec, Snapshot, VmSpec, image::ImageFile, object::Stored,
+    ImageSpec, Name, NicAddress, ObjectRef, Placement, PoolSpec, Snapshot, VmSpec,
+    image::ImageFile,
+    object::{Kind, Stored},
     vm::DiskSpec,
 };
 use std::{path::PathBuf, sync::Arc};
@@ -55,6 +57,7 @@ impl Preparation<'_> {
     /// # Errors
     /// A sentence for people.
     pub async fn run(mut self, step: &watch::Sender<String>) -> Result<VmLaunch, StartFailure> {
+        self.networks_are_known()?;
         let disks = self.disks(step).await?;
         let direct_boot = self.direct_boot(step).await?;
         let seed = self.seed(step).await?;
@@ -85,6 +88,20 @@ impl Preparation<'_> {
             accel: if self.kvm { Accel::Kvm } else { Accel::Tcg },
             uuid: self.object.meta.uid.clone(),
         })
+    }
+
+    /// What its cards should be plugged into must be known.
+    fn networks_are_known(&self) -> Result<(), StartFailure> {
+        for NicAddress { network, .. } in &self.placement.nics {
+            let object = ObjectRef::new(Kind::Network, network.clone());
+            let known = self.snapshot.networks.contains_key(network);
+            if !known && self.snapshot.unreadable_of(&object).is_some() {
+                return Err(StartFailure(format!(
+                    "the record of network `{network}` cannot be read by this host's version of Haven; update this host"
+                )));
+            }
+        }
+        Ok(())
     }
 
     async fn disks(&self, step: &watch::Sender<String>) -> Result<Vec<DiskLaunch>, StartFailure> {

@@ -28,7 +28,7 @@ use haven_store::{
     clock::Mono,
     raw::{Compare, Op},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -69,6 +69,8 @@ struct VmTask {
     restarts: u32,
     failures: u32,
     resets: u64,
+    /// [`VmSpec::hardware`] of the process that runs.
+    started_with: BTreeMap<String, String>,
     not_before: Mono,
     started_ms: Option<i64>,
     ready: Option<bool>,
@@ -101,6 +103,7 @@ pub async fn run(
         restarts: 0,
         failures: 0,
         resets: 0,
+        started_with: BTreeMap::new(),
         not_before: now,
         started_ms: None,
         ready: None,
@@ -207,6 +210,7 @@ impl VmTask {
             self.ended_unseen = Some((status.session, status.epoch));
         } else {
             self.started_ms = status.started_ms;
+            self.started_with.clone_from(&status.started_with);
             self.ready = status.ready;
             self.ready_ms = status.ready_ms;
         }
@@ -309,6 +313,7 @@ impl VmTask {
             return false;
         };
         let generation = snapshot.vms.get(&self.vm).map_or(0, |vm| vm.meta.generation);
+        let started_with = self.running.map(|_| self.started_with.clone());
         let mut status = VmStatus {
             host: self.parts.me.clone(),
             session: session.number,
@@ -320,6 +325,7 @@ impl VmTask {
             ready: self.ready,
             ready_ms: self.ready_ms,
             restarts: self.restarts,
+            started_with: started_with.unwrap_or_default(),
             resets: self.resets,
             message: message.to_owned(),
         };
@@ -407,6 +413,7 @@ impl VmTask {
                 self.ready = None;
                 self.ready_ms = None;
                 self.resets = object.spec.resets;
+                self.started_with = object.spec.hardware();
                 self.report(snapshot, VmPhase::Running, "").await;
             }
             Err(error) => {
@@ -505,6 +512,10 @@ impl VmTask {
 
     async fn reset(&mut self, snapshot: &Snapshot) {
         let wanted = snapshot.vms.get(&self.vm).map_or(self.resets, |vm| vm.spec.resets);
+        if self.was_changed(snapshot) {
+            // Its process cannot take up what was changed; the one that is started next does.
+            return self.kill().await;
+        }
         match self.parts.vms.reset(self.vm.as_str()).await {
             Ok(()) => {
                 self.resets = wanted;
@@ -512,6 +523,15 @@ impl VmTask {
             }
             Err(error) => self.failed("reset", &error),
         }
+    }
+
+    /// Whether it is wanted otherwise than its process was started.
+    fn was_changed(&self, snapshot: &Snapshot) -> bool {
+        let Some(object) = snapshot.vms.get(&self.vm) else { return false };
+        let placement = snapshot.placements.get(&self.vm);
+        let known = !self.started_with.is_empty();
+        known && self.started_with != object.spec.hardware()
+            || placement.is_some_and(|placement| !placement.fits(&object.spec))
     }
 
     /// Removes what this host has of it, as far as the store lets go of it.

@@ -3,7 +3,7 @@
 use super::vm_step::Wanted;
 use crate::{
     balance::driver::{Check, FrontendMode, FrontendWanted, Member, MemberState},
-    network::driver::{LocalPort, NetworkKind, NetworkWanted, RemotePort},
+    network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
     Name, NetworkSpec, ObjectRef, Placement, Snapshot, VmPhase,
@@ -87,6 +87,34 @@ pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
         }
     }
     wanted.into_iter().map(|(_, network)| network).collect()
+}
+
+/// What may be on this host for records that cannot be read.
+#[must_use]
+pub fn left_alone(snapshot: &Snapshot, me: &Name) -> LeftAlone {
+    let unread = |key: &String| Name::new(key.strip_prefix("spec/network/")?).ok();
+    // One that was readable before stays as it was read last.
+    let unread = snapshot.unreadable.keys().filter_map(unread);
+    let networks: BTreeSet<Name> =
+        unread.filter(|name| !snapshot.networks.contains_key(name)).collect();
+    let placements = || snapshot.placements.values();
+    let mine = placements().filter(|placement| placement.host == *me);
+    let taps = mine.flat_map(|placement| {
+        let nics = placement.nics.iter().enumerate();
+        let unread = nics.filter(|(_, nic)| networks.contains(&nic.network));
+        unread.map(|(index, _)| placement.tap(index))
+    });
+    let hostless = |placement: &Placement| {
+        let host = ObjectRef::new(Kind::Host, placement.host.clone());
+        !snapshot.hosts.contains_key(&placement.host) && snapshot.unreadable_of(&host).is_some()
+    };
+    let in_doubt = snapshot.unreadable_under("placement/vm/").is_some()
+        || placements().any(|placement| hostless(placement));
+    LeftAlone {
+        taps: taps.collect(),
+        networks: networks.iter().map(Name::to_string).collect(),
+        known_slots: in_doubt.then(|| placements().map(|placement| placement.slot).collect()),
+    }
 }
 
 fn add_port(

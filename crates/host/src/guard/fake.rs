@@ -1,7 +1,7 @@
 //! A guard for the simulator: the same rules in virtual time, over VMs that are only records.
 
 use super::{Guard, GuardError, GuardStatus, REFUSALS, Registration, START_MARGIN_NS};
-use crate::vm::fake::World;
+use crate::{network::fake::Segment, vm::fake::World};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
 use std::{
@@ -17,12 +17,15 @@ const NAP: Duration = Duration::from_millis(250);
 pub struct Rules {
     /// It refuses a start that began in an earlier session.
     pub compares_sessions: bool,
+    /// It takes service addresses away at its deadline.
+    pub takes_addresses: bool,
 }
 
 /// A guard of one simulated host. It is a process of its own: it lives on when the daemon is killed.
 pub struct FakeGuard {
     host: String,
     world: Arc<World>,
+    segment: Arc<Segment>,
     clock: Clock,
     rules: Rules,
     /// The deadline, and the session under which it was last extended.
@@ -30,17 +33,26 @@ pub struct FakeGuard {
 }
 
 impl FakeGuard {
-    /// Watches over `host` in `world` by this host's clock, for as long as the host is on.
+    /// Watches over `host` in `world`, and its addresses on the `segment`, by this host's clock, for as long as the
+    /// host is on.
     #[must_use]
-    pub fn spawn(host: &str, world: Arc<World>, clock: Clock, rules: Rules) -> Arc<Self> {
-        let guard =
-            Arc::new(Self { host: host.into(), world, clock, rules, until: Mutex::default() });
+    pub fn spawn(
+        host: &str,
+        (world, segment): (Arc<World>, Arc<Segment>),
+        clock: Clock,
+        rules: Rules,
+    ) -> Arc<Self> {
+        let (host, until) = (host.into(), Mutex::default());
+        let guard = Arc::new(Self { host, world, segment, clock, rules, until });
         let watched = Arc::clone(&guard);
         tokio::spawn(async move {
             loop {
                 let left = watched.deadline().saturating_sub(watched.clock.boottime_ns());
                 if left == 0 {
                     watched.world.kill_all(&watched.host);
+                    if watched.rules.takes_addresses {
+                        watched.segment.drop_host(&watched.host);
+                    }
                 }
                 let nap = Duration::from_nanos(left).min(NAP);
                 watched.clock.sleep(if nap.is_zero() { NAP } else { nap }).await;

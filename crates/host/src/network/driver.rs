@@ -2,7 +2,11 @@
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 /// How often the machine itself is compared with what this host made: what somebody else removed comes back.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -71,6 +75,45 @@ pub struct NetworkWanted {
     pub remote: Vec<RemotePort>,
 }
 
+/// What may be on this machine for records that cannot be read here. It stays as it is, and everything else goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftAlone {
+    /// Networks whose records cannot be read. Which bridge and tunnel is theirs is not known.
+    pub networks: BTreeSet<String>,
+    /// Taps of guests of this host in those networks.
+    pub taps: BTreeSet<String>,
+    /// Where some guests are cannot be read: the slots of all others. Nothing when all is known.
+    pub known_slots: Option<BTreeSet<u32>>,
+}
+
+impl LeftAlone {
+    /// Whether there is nothing of the kind.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && self.known_slots.is_none()
+    }
+
+    /// Whether a card with one of Haven's names may be of such a record.
+    #[must_use]
+    pub fn keeps(&self, card: &str) -> bool {
+        match slot_of(card) {
+            None => !self.networks.is_empty(),
+            Some(slot) => {
+                let nobodys = |known: &BTreeSet<u32>| !known.contains(&slot);
+                self.taps.contains(card) || self.known_slots.as_ref().is_some_and(nobodys)
+            }
+        }
+    }
+}
+
+/// The slot in the name of a tap: `hv`, digits, `n`, digits. Nothing for another card.
+#[must_use]
+pub fn slot_of(card: &str) -> Option<u32> {
+    let (slot, nic) = card.strip_prefix("hv")?.split_once('n')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(slot) && digits(nic)).then(|| slot.parse().ok()).flatten()
+}
+
 /// Something of a network could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {why}")]
@@ -104,5 +147,6 @@ pub trait NetworkDriver: Send + Sync {
     async fn apply(
         &self,
         wanted: &[NetworkWanted],
+        left_alone: &LeftAlone,
     ) -> Result<BTreeMap<String, NetworkError>, NetworkError>;
 }

@@ -2,7 +2,7 @@
 
 use super::{
     address::AddressDriver,
-    driver::{NetworkDriver, NetworkError, NetworkWanted},
+    driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
 };
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -20,6 +20,7 @@ impl NetworkDriver for FakeNetwork {
     async fn apply(
         &self,
         _wanted: &[NetworkWanted],
+        _left_alone: &LeftAlone,
     ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
         Ok(BTreeMap::new())
     }

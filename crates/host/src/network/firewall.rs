@@ -1,25 +1,34 @@
-//! The firewall: NAT out, no way from one overlay network into another, and no guest that pretends to be another. One ruleset, replaced atomically by `nft`.
+//! The firewall: NAT out, no way from one overlay network into another, and no guest that pretends to be another. One
+//! ruleset, replaced atomically by `nft`. Each rule tells whose it is, so that those of a record that cannot be read
+//! can be taken over as the kernel has them.
 
 use super::{
-    driver::{NetworkError, NetworkKind, NetworkWanted},
+    driver::{LeftAlone, NetworkError, NetworkKind, NetworkWanted},
     linux::bridge_name,
 };
 use std::{fmt::Write, process::Stdio};
 use tokio::io::AsyncWriteExt;
 
+/// Rules that are taken over as the kernel has them, a line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    out: String,
+    between: String,
+    guests: String,
+}
+
 /// The whole ruleset for what is wanted.
 #[must_use]
-pub fn ruleset(wanted: &[NetworkWanted]) -> String {
-    let mut nat = String::new();
-    let mut guests = String::new();
-    let mut between = String::new();
+pub fn ruleset(wanted: &[NetworkWanted], kept: &Kept) -> String {
+    let Kept { out: mut nat, mut between, mut guests } = kept.clone();
     for network in wanted {
+        let whose = whose(&network.name);
         if let NetworkKind::Overlay { vni, .. } = &network.kind {
             let bridge = bridge_name(*vni);
             // Every host has an address in every network and forwards; that joins no networks.
             let _ = writeln!(
                 between,
-                "    iifname \"{bridge}\" oifname \"hvb*\" oifname != \"{bridge}\" drop"
+                "    iifname \"{bridge}\" oifname \"hvb*\" oifname != \"{bridge}\" drop {whose}"
             );
         }
         if let NetworkKind::Overlay { subnet, nat: true, .. } = &network.kind {
@@ -28,13 +37,13 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
                 let hosts: Vec<String> = network.hosts.iter().map(ToString::to_string).collect();
                 let _ = writeln!(
                     nat,
-                    "    ip saddr {subnet} ip daddr {{ {} }} return",
+                    "    ip saddr {subnet} ip daddr {{ {} }} return {whose}",
                     hosts.join(", ")
                 );
             }
             let _ = writeln!(
                 nat,
-                "    ip saddr {subnet} ip daddr != {subnet} oifname != \"hvb*\" masquerade"
+                "    ip saddr {subnet} ip daddr != {subnet} oifname != \"hvb*\" masquerade {whose}"
             );
         }
         for port in &network.local {
@@ -58,6 +67,55 @@ pub fn ruleset(wanted: &[NetworkWanted]) -> String {
          chain between {{\n    type filter hook forward priority 0;\n{between}  }}\n}}\n\
          table bridge haven {{\n  chain guests {{\n    type filter hook prerouting priority -200;\n{guests}  }}\n}}\n"
     )
+}
+
+/// What a rule of a network carries.
+fn whose(network: &str) -> String {
+    format!("comment \"network {network}\"")
+}
+
+/// The rules that the kernel has for records that cannot be read.
+///
+/// # Errors
+/// When `nft` cannot tell.
+pub async fn kept(left_alone: &LeftAlone) -> Result<Kept, NetworkError> {
+    let mut kept = Kept::default();
+    if left_alone.is_empty() {
+        return Ok(kept);
+    }
+    for family in ["ip", "bridge"] {
+        match list(&["list", "table", family, "haven"]).await {
+            Ok(listing) => pick(&String::from_utf8_lossy(&listing), left_alone, &mut kept),
+            // There are none before the first are loaded.
+            Err(error) if error.why.contains("No such file") => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(kept)
+}
+
+/// Picks the rules of such records out of what `nft` lists.
+fn pick(listing: &str, left_alone: &LeftAlone, kept: &mut Kept) {
+    let mut chain = "";
+    for line in listing.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(['{', ' ']);
+            continue;
+        }
+        let card = line.strip_prefix("iifname \"").and_then(|rest| rest.split('"').next());
+        let (to, keep) = match chain {
+            "out" | "between" => {
+                let of = |network: &String| line.ends_with(&whose(network));
+                let to = if chain == "out" { &mut kept.out } else { &mut kept.between };
+                (to, left_alone.networks.iter().any(of))
+            }
+            "guests" => (&mut kept.guests, card.is_some_and(|card| left_alone.keeps(card))),
+            _ => continue,
+        };
+        if keep {
+            let _ = writeln!(to, "    {line}");
+        }
+    }
 }
 
 /// Loads a ruleset.
@@ -95,22 +153,27 @@ pub async fn load(rules: &str) -> Result<(), NetworkError> {
 /// # Errors
 /// When they are not there, or `nft` cannot be run.
 pub async fn listing() -> Result<Vec<u8>, NetworkError> {
-    let failed =
-        |why: String| NetworkError { what: "the firewall rules cannot be listed".into(), why };
     let mut said = Vec::new();
     // Asked for both at once, `nft` finds only the last.
     for family in ["ip", "bridge"] {
-        let output = tokio::process::Command::new("nft")
-            .args(["-j", "list", "table", family, "haven"])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        if !output.status.success() {
-            return Err(failed(String::from_utf8_lossy(&output.stderr).trim().into()));
-        }
-        said.extend(output.stdout);
+        said.extend(list(&["-j", "list", "table", family, "haven"]).await?);
     }
     Ok(said)
+}
+
+async fn list(args: &[&str]) -> Result<Vec<u8>, NetworkError> {
+    let failed =
+        |why: String| NetworkError { what: "the firewall rules cannot be listed".into(), why };
+    let output = tokio::process::Command::new("nft")
+        .args(args)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(failed(String::from_utf8_lossy(&output.stderr).trim().into()))
+    }
 }

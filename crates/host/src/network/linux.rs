@@ -2,10 +2,11 @@
 
 use super::{
     driver::{
-        LOOK_AGAIN, LocalPort, NetworkDriver, NetworkError, NetworkKind, NetworkWanted, RemotePort,
+        LOOK_AGAIN, LeftAlone, LocalPort, NetworkDriver, NetworkError, NetworkKind, NetworkWanted,
+        RemotePort, slot_of,
     },
     firewall,
-    machine::{self, Links, Ways},
+    machine::{self, Link, Links, Ways},
     tap,
 };
 use async_trait::async_trait;
@@ -49,6 +50,22 @@ struct State {
     looked: Option<Instant>,
     /// What the machine has, while memory is compared with it.
     ways: Option<Ways>,
+    /// The ways to guests that nothing names stay: whose they are cannot be read.
+    keeps_ways: bool,
+}
+
+impl State {
+    /// Takes over the tunnel of a former daemon with its entries, when some of them may lead to guests whose records
+    /// cannot be read. A tunnel is made anew otherwise.
+    fn adopt(&mut self, tunnel: &str, there: Option<&Link>) {
+        let Some((link, ways)) = there.zip(self.ways.as_ref()).filter(|_| self.keeps_ways) else {
+            return;
+        };
+        if self.tunnels.insert(tunnel.to_owned()) {
+            let entries = ways.through(link.index).map(|(mac, to)| ((tunnel.to_owned(), mac), to));
+            self.remote.extend(entries);
+        }
+    }
 }
 
 /// Puts what was tried before what the system said.
@@ -140,6 +157,7 @@ impl LinuxNetwork {
             .await
             .map_err(failed(format!("{gateway} cannot be given to {bridge}")))?;
         let there = links.get(&tunnel);
+        state.adopt(&tunnel, there);
         if state.tunnels.contains(&tunnel)
             && let Some(link) = there
         {
@@ -216,7 +234,7 @@ impl LinuxNetwork {
         &self,
         bridge_index: u32,
         tunnel: &str,
-        ports: &[RemotePort],
+        (here, ports): (&[LocalPort], &[RemotePort]),
         state: &mut State,
     ) -> Result<(), NetworkError> {
         let tunnel_index = self.index(tunnel).await?;
@@ -245,10 +263,14 @@ impl LinuxNetwork {
             self.arp(bridge_index, port.ip, &port.mac).await?;
             state.remote.insert(key, port.host);
         }
+        let named = |mac: &[u8; 6]| here.iter().any(|port| port.mac == *mac);
+        let goes = |mac: &[u8; 6]| {
+            (!state.keeps_ways || named(mac)) && !ports.iter().any(|port| port.mac == *mac)
+        };
         let gone: Vec<(String, [u8; 6])> = state
             .remote
             .keys()
-            .filter(|(name, mac)| name == tunnel && !ports.iter().any(|port| port.mac == *mac))
+            .filter(|(name, mac)| name == tunnel && goes(mac))
             .cloned()
             .collect();
         for key in gone {
@@ -334,7 +356,8 @@ impl LinuxNetwork {
                 let of = (*subnet, *gateway, *gateway_mac);
                 let bridge = self.overlay(network, *vni, of, state, links).await?;
                 self.local(bridge, network.mtu, &network.local, true, links).await?;
-                self.remote(bridge, &tunnel_name(*vni), &network.remote, state).await
+                let ports = (&network.local[..], &network.remote[..]);
+                self.remote(bridge, &tunnel_name(*vni), ports, state).await
             }
             NetworkKind::Bridge { uplink_bridge } => {
                 let bridge = links.get(uplink_bridge).map(|link| link.index);
@@ -351,6 +374,7 @@ impl LinuxNetwork {
     async fn remove_stale(
         &self,
         wanted: &[NetworkWanted],
+        left_alone: &LeftAlone,
         links: &Links,
         state: &mut State,
     ) -> BTreeMap<String, NetworkError> {
@@ -364,7 +388,7 @@ impl LinuxNetwork {
             keep.extend(network.local.iter().map(|port| port.tap.clone()));
         }
         for (name, link) in links {
-            if is_ours(name) && !keep.contains(name) {
+            if is_ours(name) && !keep.contains(name) && !left_alone.keeps(name) {
                 match self.delete(name, link.index).await {
                     Ok(()) => {
                         state.tunnels.remove(name);
@@ -383,12 +407,7 @@ fn is_ours(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("hv") else {
         return false;
     };
-    rest.starts_with('b')
-        || rest.starts_with('x')
-        || rest.split_once('n').is_some_and(|(slot, nic)| {
-            let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            digits(slot) && digits(nic)
-        })
+    rest.starts_with('b') || rest.starts_with('x') || slot_of(name).is_some()
 }
 
 /// What the kernel must allow in this namespace.
@@ -411,6 +430,7 @@ impl NetworkDriver for LinuxNetwork {
     async fn apply(
         &self,
         wanted: &[NetworkWanted],
+        left_alone: &LeftAlone,
     ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
         let mut state = self.state.lock().await;
         if !state.prepared {
@@ -420,9 +440,11 @@ impl NetworkDriver for LinuxNetwork {
         let links = machine::links(&self.handle).await?;
         let look = state.looked.is_none_or(|at| at.elapsed() >= self.look_again);
         state.ways = if look { Some(Ways::ask(&self.handle).await?) } else { None };
-        let mut failed = self.remove_stale(wanted, &links, &mut state).await;
+        state.keeps_ways = left_alone.known_slots.is_some();
+        let mut failed = self.remove_stale(wanted, left_alone, &links, &mut state).await;
         // The rules come before the ports, so that no guest sends a packet that was not looked at.
-        self.rules(firewall::ruleset(wanted), &mut state).await?;
+        let kept = firewall::kept(left_alone).await?;
+        self.rules(firewall::ruleset(wanted, &kept), &mut state).await?;
         for network in wanted {
             if let Err(error) = self.network(network, &links, &mut state).await {
                 failed.insert(network.name.clone(), error);

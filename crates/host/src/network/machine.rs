@@ -96,6 +96,10 @@ impl Ways {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
                     destination = Some(*ip);
                 }
+                // An entry of a bridge or a tunnel does not say of which kind its address is.
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                    destination = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+                }
                 _ => {}
             }
         }
@@ -111,6 +115,12 @@ impl Ways {
             }
             _ => {}
         }
+    }
+
+    /// The entries of a tunnel: which guest is behind which host.
+    pub fn through(&self, tunnel: u32) -> impl Iterator<Item = ([u8; 6], Ipv4Addr)> {
+        let entries = self.hosts.iter().filter(move |(index, ..)| *index == tunnel);
+        entries.map(|(_, mac, host)| (*mac, *host))
     }
 
     /// Whether the way to a guest on another host is whole: from the bridge through the tunnel to its host.

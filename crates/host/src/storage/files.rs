@@ -216,6 +216,19 @@ impl Storage for FileStorage {
         Ok(path)
     }
 
+    async fn copy_image(&self, file: &ImageFile) -> Result<(), StorageFailure> {
+        let path = self.images.path(&file.sha256);
+        let (asked, images, size) = (path.clone(), self.images.clone(), file.size.0);
+        let needed = move || match asked.try_exists().map_err(unwritable(&asked))? {
+            true => Ok(false),
+            false => images.leaves_room(size).map(|()| true),
+        };
+        if self.busy.run(&path, needed).await? {
+            self.peers.fetch(file, &self.images.leaving_room()).await?;
+        }
+        Ok(())
+    }
+
     async fn seed(&self, wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
         let image = seed::image(wanted).map_err(|error| {
             says(format!(

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     directory: PathBuf,
+    /// What is taken in must leave room for others.
+    leaves_room: bool,
 }
 
 /// A file that was taken in.
@@ -28,6 +30,9 @@ pub struct Imported {
 
 /// How long whoever sends an image may send nothing.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// After so many bytes a copy looks again whether it leaves room.
+const LOOK_BYTES: u64 = 1 << 20;
 
 /// An unfinished file, which goes when nobody waits for the import any more.
 struct Unfinished(Option<PathBuf>);
@@ -66,11 +71,43 @@ fn full(directory: &Path, came: u64) -> StorageFailure {
     ))
 }
 
+/// Whether a tenth of the file system is free beside so many bytes.
+fn ample(directory: &Path, bytes: u64) -> Result<(), StorageFailure> {
+    let stat = nix::sys::statvfs::statvfs(directory)
+        .map_err(|error| failed(directory)(std::io::Error::from(error)))?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let keep = stat.blocks().saturating_mul(stat.fragment_size()) / 10;
+    if free >= keep.saturating_add(bytes) {
+        return Ok(());
+    }
+    Err(says(format!(
+        "the disk of the images, {}, has {} free, of which {} are kept for the store and the VMs, so that images are not copied to this host before a VM needs them: free some space there, or enlarge it",
+        directory.display(),
+        in_words(free),
+        in_words(keep)
+    )))
+}
+
 impl ImageStore {
     /// Images under this directory.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+        Self { directory, leaves_room: false }
+    }
+
+    /// The same for copies that nobody waits for: what is taken in leaves a tenth of the file system free.
+    #[must_use]
+    pub fn leaving_room(&self) -> Self {
+        Self { leaves_room: true, ..self.clone() }
+    }
+
+    /// Refuses what would not leave a tenth of the file system free.
+    ///
+    /// # Errors
+    /// A sentence with the figures.
+    pub fn leaves_room(&self, bytes: u64) -> Result<(), StorageFailure> {
+        std::fs::create_dir_all(&self.directory).map_err(failed(&self.directory))?;
+        ample(&self.directory, bytes)
     }
 
     /// Where the content stands, or would.
@@ -104,7 +141,8 @@ impl ImageStore {
         let part = self.directory.join(format!("{}.part", uuid::Uuid::now_v7()));
         let mut unfinished = Unfinished(Some(part.clone()));
         let mut came = 0;
-        let copied = copy(&mut from, &part, &mut came).await;
+        let leave = self.leaves_room.then_some(&*self.directory);
+        let copied = copy(&mut from, &part, leave, &mut came).await;
         unfinished.0 = None;
         let imported = match copied {
             Ok(imported) => imported,
@@ -112,7 +150,7 @@ impl ImageStore {
                 let _ = tokio::fs::remove_file(&part).await;
                 let (is, directory) = (error.kind(), self.directory.clone());
                 if is != std::io::ErrorKind::StorageFull {
-                    return Err(failed(&part)(error));
+                    return Err(error.downcast().unwrap_or_else(failed(&part)));
                 }
                 let said = tokio::task::spawn_blocking(move || full(&directory, came)).await;
                 return Err(said.unwrap_or_else(|_| failed(&part)(error)));
@@ -150,10 +188,11 @@ fn silent(_: tokio::time::error::Elapsed) -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, what)
 }
 
-/// Counts in `came` what was read, also when it fails.
+/// Counts in `came` what was read, also when it fails. Looks now and then whether it leaves room in the directory.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &Path,
+    leave: Option<&Path>,
     came: &mut u64,
 ) -> std::io::Result<Imported> {
     let mut file = tokio::fs::File::create(to).await?;
@@ -165,9 +204,15 @@ async fn copy(
         if read == 0 {
             break;
         }
+        let looked = *came / LOOK_BYTES;
         *came += read as u64;
         sum.update(&buffer[..read]);
         file.write_all(&buffer[..read]).await?;
+        if let Some(leave) = leave.filter(|_| *came / LOOK_BYTES != looked) {
+            let leave = leave.to_owned();
+            let room = tokio::task::spawn_blocking(move || ample(&leave, 0)).await?;
+            room.map_err(std::io::Error::other)?;
+        }
     }
     file.sync_all().await?;
     // QEMU reads it as a user of its own.

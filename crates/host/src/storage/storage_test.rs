@@ -72,6 +72,36 @@ async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
     assert_eq!(names(disk.path()), [""; 0]);
 }
 
+#[tokio::test]
+async fn a_copy_that_nobody_waits_for_leaves_a_tenth_of_the_disk_free() {
+    let Some(disk) = SmallDisk::new(20) else { return };
+    let base = disk.path();
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = ImageStore::new(directory.path().into());
+    let content = vec![3u8; 15 << 20];
+    let imported = elsewhere.import(&content[..], None).await.unwrap();
+    let file = ImageFile { sha256: imported.sha256, size: Bytes(imported.size) };
+    let meanwhile = base.join("other");
+    let peers = Arc::new(Slow { content, meanwhile: meanwhile.clone() });
+    let images = ImageStore::new(base.join("images"));
+    let storage = FileStorage::new(images, base.join("vms"), peers);
+    // It would leave 1 MiB: nothing is fetched at all.
+    std::fs::write(base.join("large"), vec![0; 4 << 20]).unwrap();
+    let said = storage.copy_image(&file).await.unwrap_err().what;
+    assert!(said.contains("has 16 MiB free, of which 2 MiB are kept for the store and"), "{said}");
+    assert!(!meanwhile.exists());
+    // There is room when it begins, and not when it goes on.
+    std::fs::remove_file(base.join("large")).unwrap();
+    let said = storage.copy_image(&file).await.unwrap_err().what;
+    assert!(said.contains("of which 2 MiB are kept for the store and the VMs, so that"), "{said}");
+    assert_eq!(names(&base.join("images")), [""; 0]);
+    // A VM that waits for it may have the rest, and what is here needs no room.
+    std::fs::remove_file(&meanwhile).unwrap();
+    std::fs::write(base.join("large"), vec![0; 4 << 20]).unwrap();
+    storage.images.import(&vec![3u8; 15 << 20][..], None).await.unwrap();
+    storage.copy_image(&file).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_import_that_stalls_or_is_given_up_ends_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();

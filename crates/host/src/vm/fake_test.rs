@@ -31,9 +31,9 @@ async fn states_and_strays_are_told_as_by_qemu() {
     let (world, clock) = (Arc::new(World::default()), Clock::real());
     let guard = FakeGuard::spawn(
         "host1",
-        Arc::clone(&world),
+        (Arc::clone(&world), Arc::default()),
         clock.clone(),
-        Rules { compares_sessions: true },
+        Rules { compares_sessions: true, takes_addresses: true },
     )
     .handle(clock.clone());
     crate::guard::Guard::extend(&*guard, 1, clock.boottime_ns() + 60_000_000_000).await.unwrap();

@@ -32,9 +32,10 @@ fn launch(vm: &str) -> VmLaunch {
 }
 
 fn driver(run: &std::path::Path) -> QemuDriver {
-    let rules = Rules { compares_sessions: false };
+    let rules = Rules { compares_sessions: false, takes_addresses: true };
     let clock = Clock::simulated(1.0);
-    let guard = FakeGuard::spawn("host1", Arc::default(), clock.clone(), rules).handle(clock);
+    let guard = FakeGuard::spawn("host1", (Arc::default(), Arc::default()), clock.clone(), rules)
+        .handle(clock);
     let config = QemuConfig {
         program: "/nonexistent/qemu".into(),
         run_dir: run.into(),

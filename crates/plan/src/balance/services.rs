@@ -8,6 +8,7 @@ use haven_model::{
     Action, Meta, Name, Object, Snapshot, Versioned, VmPhase, VmSpec,
     object::Stored,
     service::{DRAIN_LABEL, SERVICE_LABEL, ServiceSpec, TEMPLATE_LABEL},
+    vm::fnv1a as fnv,
 };
 use std::collections::BTreeSet;
 
@@ -74,12 +75,6 @@ pub fn template_hash(spec: &ServiceSpec) -> String {
     let text =
         serde_json::to_string(&(&spec.template, &spec.check, spec.restarts)).unwrap_or_default();
     format!("{:08x}", fnv(&text) as u32)
-}
-
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 fn delete(work: &mut Work<'_>, member: &Member<'_>, reason: String) {

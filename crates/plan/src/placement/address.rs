@@ -1,8 +1,8 @@
 //! The guests' addresses: the wished one, or the first free one of the network.
 
 use crate::work::Work;
-use haven_model::{Name, NicAddress, VmSpec};
-use std::net::Ipv4Addr;
+use haven_model::{Name, NicAddress, VmSpec, vm::NicSpec};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 /// An address for each network card of a VM.
 ///
@@ -28,6 +28,41 @@ pub(crate) fn nics(
         }
     }
     Ok(nics)
+}
+
+/// The cards that are wanted of a VM now. It keeps the addresses that it has where it may.
+///
+/// # Errors
+/// A sentence when one cannot be given; it then keeps all that it has.
+pub(crate) fn renewed(
+    work: &mut Work<'_>,
+    vm: &Name,
+    spec: &VmSpec,
+    has: &[NicAddress],
+) -> Result<Vec<NicAddress>, String> {
+    // One that cannot be read may have the address that this one would get.
+    let unread = work.snapshot.unreadable_under("placement/vm/");
+    if let Some(key) = unread.or_else(|| work.snapshot.unreadable_under("spec/vm/")) {
+        return Err(format!(
+            "waiting: {vm} keeps its network cards, because the record {key} cannot be read by this version of Haven; update the managing host"
+        ));
+    }
+    let fixed: BTreeSet<_> = spec.networks.iter().filter_map(|nic| nic.address).collect();
+    let mut left: Vec<&NicAddress> = has.iter().filter(|nic| !fixed.contains(&nic.ip)).collect();
+    let keeps = spec.networks.iter().map(|nic| {
+        let kept = left.iter().position(|has| has.network == nic.network);
+        let kept = kept.filter(|_| nic.address.is_none()).map(|index| left.remove(index).ip);
+        NicSpec { network: nic.network.clone(), address: nic.address.or(kept) }
+    });
+    let networks = keeps.collect();
+    let wanted = nics(work, vm, &VmSpec { networks, ..spec.clone() });
+    if wanted.is_err() {
+        for nic in has {
+            // Nobody else was given it meanwhile.
+            let _ = work.taken.hold(&nic.network, nic.ip, vm);
+        }
+    }
+    wanted
 }
 
 fn wished(

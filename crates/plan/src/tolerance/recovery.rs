@@ -1,4 +1,5 @@
-//! Which VMs need a host: new ones, and those of a host that is proven lost.
+//! Which VMs need a host: new ones, and those of a host that is proven lost. And which start with other network cards
+//! than they had.
 
 use crate::{
     placement::{self, Wish},
@@ -6,9 +7,11 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmSpec,
+    Action, Name, NicAddress, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
+    VmStatus,
     object::{Kind, Stored},
     plan::TakenFrom,
+    vm::RestartPolicy,
 };
 
 /// Places every VM that should run and has no host that can run it.
@@ -27,6 +30,61 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             Some(placement) => recover(work, name, vm, placement),
         }
     }
+    for (name, vm) in work.snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
+        let Some(placement) = work.snapshot.placements.get(name) else { continue };
+        if !placement.fits(&vm.spec) && !needs_host(work, name) {
+            renew(work, name, vm, placement);
+        }
+    }
+}
+
+/// Whether a VM is at a point where it takes up other network cards: it does not run, or is being started or reset. One
+/// that ended and is left so is not: a new placement would start it.
+fn takes_up(vm: &VmSpec, status: &VmStatus) -> bool {
+    let ended = match status.phase {
+        VmPhase::Preparing | VmPhase::Starting => true,
+        VmPhase::Failed => vm.restart == RestartPolicy::Always,
+        VmPhase::Stopped => !vm.running,
+        VmPhase::Running | VmPhase::Stopping => false,
+    };
+    ended || vm.running && vm.resets > status.resets
+}
+
+/// Gives a VM the network cards that are wanted of it now. It stays where it is; the next epoch makes its host start it
+/// anew with them.
+fn renew(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versioned<Placement>) {
+    if !work.snapshot.told_of(name).is_some_and(|status| takes_up(&vm.spec, status)) {
+        return;
+    }
+    let nics = match placement::address::renewed(work, name, &vm.spec, &old.nics) {
+        Ok(nics) => nics,
+        Err(why) => return work.wait(vm_ref(name), why),
+    };
+    let placement = Placement { epoch: old.epoch + 1, nics, ..(*old.value).clone() };
+    let reason = format!("{name} takes up its changed network cards on {}", old.host);
+    let action = Action::PlaceVm {
+        vm: name.clone(),
+        placement,
+        expected_revision: old.revision,
+        taken_from: None,
+    };
+    work.act(vm_ref(name), reason, action);
+}
+
+/// The cards with which a VM restarts elsewhere: those wanted now, or if they cannot be given those that it had.
+fn cards(
+    work: &mut Work<'_>,
+    name: &Name,
+    vm: &Stored<VmSpec>,
+    old: &Placement,
+) -> Vec<NicAddress> {
+    if old.fits(&vm.spec) {
+        return old.nics.clone();
+    }
+    placement::address::renewed(work, name, &vm.spec, &old.nics).unwrap_or_else(|why| {
+        work.wait(vm_ref(name), why);
+        old.nics.clone()
+    })
 }
 
 fn needs_host(work: &Work<'_>, vm: &Name) -> bool {
@@ -97,7 +155,7 @@ fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versione
         host: choice.host.clone(),
         epoch: old.epoch + 1,
         slot: old.slot,
-        nics: old.nics.clone(),
+        nics: cards(work, name, vm, old),
     };
     work.room.use_up(&choice.host, &vm.spec, name, vm);
     let reason = format!(

@@ -1,11 +1,13 @@
 //! No start without proof: a VM changes its owner only when the old owner's session is closed under a proof, and a
-//! session is closed only when the proof is true: nothing of that host executes any more.
+//! session is closed only when the proof is true: nothing of that host executes any more, and it answers for no service
+//! address, so that the next holder is the only one.
 
 use super::Invariant;
 use crate::{
     judge::{Facts, Step},
     net::Power,
 };
+use haven_model::{ObjectRef, object::Kind};
 
 pub(super) struct Proof;
 
@@ -38,7 +40,9 @@ impl Invariant for Proof {
             let key = (old.host.to_string(), vm.to_string());
             let executes = facts.running.contains_key(&key)
                 && facts.power.get(old.host.as_str()) == Some(&Power::On);
-            if !facts.snapshot.placements.contains_key(vm) && executes {
+            let there = facts.snapshot.placements.contains_key(vm)
+                || facts.snapshot.unreadable_of(&ObjectRef::new(Kind::Vm, vm.clone())).is_some();
+            if !there && executes {
                 return Err(format!("proof: {vm} was released while it runs on {}", old.host));
             }
         }
@@ -48,6 +52,12 @@ impl Invariant for Proof {
 
 fn closed(facts: &Facts, host: &str, session: u64) -> Result<(), String> {
     let executes = facts.power.get(host) == Some(&Power::On);
+    let addresses = facts.segment.held_by(host);
+    if let Some(ip) = addresses.first().filter(|_| executes) {
+        return Err(format!(
+            "proof: session {session} of {host} was closed while it answers for {ip}"
+        ));
+    }
     let running = facts.running.keys().find(|(on, _)| on == host);
     match running {
         Some((_, vm)) if executes => {

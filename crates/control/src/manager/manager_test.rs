@@ -1,0 +1,137 @@
+//! Tests of the manager's commits, with a store that refuses some.
+
+use super::{
+    Manager, ManagerConfig, commit::Author, effects::Effects, effects::Power, observe::Observer,
+};
+use async_trait::async_trait;
+use haven_model::{Bytes, Name, ObjectRef, Plan, host::PowerSpec, keys, object::Kind};
+use haven_plan::testing::{World, name, vm_spec};
+use haven_store::{
+    clock::Clock,
+    memory::{MemoryEtcd, Path},
+    raw::{EtcdStore, Op, StoreError},
+};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex},
+};
+use tokio::sync::watch;
+use tonic::Status;
+
+/// Refuses or takes each request as it was told to; takes all that it was told nothing of.
+#[derive(Default)]
+struct Moody(Mutex<VecDeque<bool>>);
+
+#[async_trait]
+impl Path for Moody {
+    async fn arrive(&self) -> Result<(), Status> {
+        let takes = self.0.lock().unwrap().pop_front().unwrap_or(true);
+        let no = || Status::invalid_argument("etcdserver: request is too large");
+        if takes { Ok(()) } else { Err(no()) }
+    }
+    async fn come_back(&self) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+struct NoPower;
+
+#[async_trait]
+impl Power for NoPower {
+    async fn off(&self, _: &Name, _: &PowerSpec) -> Result<(), String> {
+        Err("there is none".into())
+    }
+}
+
+struct Fixture {
+    etcd: MemoryEtcd,
+    path: Arc<Moody>,
+    manager: Manager,
+    author: Author,
+    world: World,
+}
+
+impl Fixture {
+    /// A manager with so many VMs to place.
+    async fn new(vms: &[&str]) -> Self {
+        let (etcd, path) = (MemoryEtcd::default(), Arc::new(Moody::default()));
+        let store = EtcdStore::over(etcd.channel(Arc::clone(&path) as _)).await.unwrap();
+        let ops = vec![Op::Put(keys::MANAGER.into(), "me".into())];
+        let record_revision = store.txn(vec![], ops).await.unwrap().revision;
+        let clock = Clock::real();
+        let config = ManagerConfig {
+            me: name("host1"),
+            store: store.clone(),
+            live: watch::channel(Arc::default()).1,
+            observer: Observer::new(Arc::new(|_| None), clock.clone()),
+            suspected: watch::channel(BTreeSet::new()).1,
+            session: watch::channel(Some(1)).1,
+            power: Arc::new(NoPower),
+            clock: clock.clone(),
+            wall_ms: Arc::new(|| 1),
+        };
+        let effects = Effects::new(store, Arc::new(NoPower), clock.clone());
+        let (next_prune, refused) = (clock.now(), BTreeSet::new());
+        let mut world = World::new(3, Bytes::gib(8));
+        for vm in vms {
+            world.vm(vm, vm_spec(Bytes::mib(64)));
+        }
+        Self {
+            etcd,
+            path,
+            manager: Manager { config, effects, events: 0, next_prune, refused },
+            author: Author { me: name("host1"), term: 1, record_revision },
+            world,
+        }
+    }
+
+    /// Carries out the plan for these VMs while the store takes and refuses what it is told to.
+    async fn round(&mut self, vms: &[&str], takes: &[bool]) -> Result<Option<i64>, StoreError> {
+        let mut plan: Plan = haven_plan::plan(&self.world.snapshot, &self.world.seen);
+        plan.actions.retain(|planned| vms.contains(&planned.object.name.as_str()));
+        assert_eq!(plan.actions.len(), vms.len(), "{plan:?}");
+        self.path.0.lock().unwrap().extend(takes);
+        self.manager.carry_out(&self.world.snapshot, &plan, &self.author, 1).await
+    }
+
+    fn placed(&self) -> Vec<String> {
+        let all = self.etcd.peek_all("/haven/placement/vm/");
+        all.into_iter().map(|(key, ..)| key.rsplit('/').next().unwrap().to_owned()).collect()
+    }
+
+    fn refused(&self) -> Vec<String> {
+        self.manager.refused.iter().map(ToString::to_string).collect()
+    }
+}
+
+#[tokio::test]
+async fn what_the_store_refuses_holds_up_nothing_else_and_comes_last_until_it_is_taken() {
+    let mut fixture = Fixture::new(&["a", "b", "c", "d"]).await;
+    // The first is refused, the others are made in the same round.
+    let done = fixture.round(&["a", "b", "c"], &[false]).await.unwrap();
+    assert!(done.is_some());
+    assert_eq!(fixture.placed(), ["b", "c"]);
+    assert_eq!(fixture.refused(), ["vm/a"]);
+    // Next time it is behind what is new, so that this is made although the store is in trouble again.
+    fixture.round(&["a", "d"], &[true, false]).await.unwrap();
+    assert_eq!(fixture.placed(), ["b", "c", "d"]);
+    assert_eq!(fixture.refused(), ["vm/a"]);
+    // Alone and refused it is an error, after which the manager pauses; taken it is like any other.
+    let refused = fixture.round(&["a"], &[false]).await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+    fixture.round(&["a"], &[]).await.unwrap();
+    assert_eq!(fixture.placed(), ["a", "b", "c", "d"]);
+    assert_eq!(fixture.refused(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_somebody_overtook_comes_last_and_the_round_ends() {
+    let mut fixture = Fixture::new(&["a", "b"]).await;
+    let store = fixture.manager.config.store.clone();
+    store.txn(vec![], vec![Op::Put(keys::placement(&name("a")), "{}".into())]).await.unwrap();
+    fixture.round(&["a", "b"], &[]).await.unwrap();
+    assert_eq!(fixture.placed(), ["a"], "everything is read again before more is done");
+    assert!(fixture.manager.refused.contains(&ObjectRef::new(Kind::Vm, name("a"))));
+    fixture.round(&["a", "b"], &[]).await.unwrap();
+    assert_eq!(fixture.placed(), ["a", "b"]);
+}
