@@ -114,6 +114,8 @@ enum Manner {
     Hangs,
     /// It answers questions, and no check finds it well.
     FailsChecks,
+    /// It speaks first and knows nothing of HTTP, as a mail server does.
+    SpeaksFirst,
 }
 
 /// A guest's web server, on an address of its own. All guests of a service have the same port.
@@ -136,6 +138,10 @@ impl Guest {
                     return;
                 }
                 let Ok(mut stream) = stream else { return };
+                if manner == Manner::SpeaksFirst {
+                    let _ = stream.write_all(format!("220 web-{number}\n").as_bytes());
+                    continue;
+                }
                 let mut request = [0; 512];
                 let length = stream.read(&mut request).unwrap_or(0);
                 let check = !request[..length].windows(5).any(|at| at == b"/page");
@@ -253,6 +259,39 @@ async fn members_that_no_check_finds_well_are_asked_rather_than_none() {
     let drained = Member { state: MemberState::Drain, ..ill.member.clone() };
     balancer.apply(&[drained, lost]).await;
     assert!(balancer.ask().contains("503"), "{}", balancer.ask());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_mode_tcp_are_passed_on_and_only_to_members_that_take_them() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let speaks = |number| Guest::start(number, port, Manner::SpeaksFirst);
+    let (a, b) = (speaks(11), speaks(12));
+    let mut wanted = balancer.wanted(&[a.member.clone(), b.member.clone()]);
+    wanted.mode = FrontendMode::Tcp;
+    wanted.check.as_mut().unwrap().mode = FrontendMode::Tcp;
+    balancer.driver.apply(&[wanted.clone()]).await.unwrap();
+    // Nothing is sent: whoever waits for a question hears nothing.
+    let hear = || {
+        let address = SocketAddr::new(LOOPBACK, balancer.port);
+        let mut said = String::new();
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let _ = stream.read_to_string(&mut said);
+        said
+    };
+    let heard = |n: usize| (0..n).map(|_| hear()).collect::<Vec<_>>();
+    let both = heard(10);
+    for name in ["220 web-11\n", "220 web-12\n"] {
+        assert_eq!(both.iter().filter(|said| *said == name).count(), 5, "{both:?}");
+    }
+    b.close();
+    // Two checks are missed, half a second apart.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(heard(10), vec!["220 web-11\n"; 10]);
+    wanted.members[0].state = MemberState::Down;
+    balancer.driver.apply(&[wanted]).await.unwrap();
+    assert_eq!(heard(2), vec![""; 2], "nobody is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

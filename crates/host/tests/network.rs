@@ -342,3 +342,102 @@ fn no_guest_reaches_another_network_through_its_host() {
     assert_eq!((read("all").trim(), read("hvb10").trim()), ("2", "1"));
     drop(driver);
 }
+
+/// A guest's card as its host knows it. The guests here have veth pairs for taps.
+fn port(tap: &str, mac: [u8; 6], ip: [u8; 4]) -> LocalPort {
+    LocalPort { tap: tap.into(), mac, ip: Some(ip.into()), owner_uid: 200_003 }
+}
+
+fn card(guest: &Guest, mac: [u8; 6]) {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    guest.sh(&format!("ip link set eth0 address {mac}; ip neigh flush dev eth0"));
+}
+
+const LIAR: [u8; 6] = [2, 0x68, 10, 1, 0, 9];
+const MATE: [u8; 6] = [2, 0x68, 10, 1, 0, 10];
+
+#[test]
+fn no_guest_pretends_to_be_another() {
+    if !inside::inside("no_guest_pretends_to_be_another") {
+        return;
+    }
+    uplink();
+    let runtime = runtime();
+    let driver = LinuxNetworkOf::new(&runtime);
+    let mut network = overlay("net", 16, 1);
+    driver.apply(&[network.clone()]);
+    let liar = Guest::new("hv3n0", "hvb10", "10.1.0.9", "10.1.0.1");
+    let mate = Guest::new("hv4n0", "hvb10", "10.1.0.10", "10.1.0.1");
+    (card(&liar, LIAR), card(&mate, MATE));
+    network.local = vec![port("hv3n0", LIAR, [10, 1, 0, 9]), port("hv4n0", MATE, [10, 1, 0, 10])];
+    driver.apply(&[network.clone()]);
+    mate.serve();
+    let forget = "ip neigh flush dev eth0";
+    let reaches = || {
+        (liar.sh(forget), mate.sh(forget));
+        liar.reaches("10.1.0.10:80")
+    };
+    let known = || mate.sh("ip neigh show 10.1.0.77").contains("lladdr");
+    // Each lie is told twice: with the rules, and without them, where it is believed.
+    for rules in [true, false] {
+        if !rules {
+            sh("nft flush table bridge haven");
+        }
+        assert!(reaches());
+        card(&liar, [2, 0x68, 10, 1, 0, 99]);
+        assert_eq!(reaches(), !rules, "a false MAC address");
+        card(&liar, LIAR);
+        liar.sh("ip addr add 10.1.0.77/32 dev eth0; ip route replace 10.1.0.10/32 dev eth0 src 10.1.0.77");
+        assert_eq!((reaches(), known()), (!rules, !rules), "a false address in ARP");
+        // Nobody has to ask for anybody, so that only the packets themselves lie.
+        liar.sh("ip neigh replace 10.1.0.10 lladdr 02:68:0a:01:00:0a dev eth0 nud permanent");
+        mate.sh("ip neigh replace 10.1.0.77 lladdr 02:68:0a:01:00:09 dev eth0 nud permanent");
+        assert_eq!(liar.reaches("10.1.0.10:80"), !rules, "a false IPv4 address");
+        liar.sh("ip neigh del 10.1.0.10 dev eth0; ip route del 10.1.0.10/32; ip addr del 10.1.0.77/32 dev eth0");
+        mate.sh("ip neigh del 10.1.0.77 dev eth0");
+    }
+}
+
+/// The driver, outside of futures.
+struct LinuxNetworkOf<'a>(&'a tokio::runtime::Runtime, LinuxNetwork);
+
+impl<'a> LinuxNetworkOf<'a> {
+    fn new(runtime: &'a tokio::runtime::Runtime) -> Self {
+        let made = runtime.block_on(async { LinuxNetwork::new("10.9.0.1".parse().unwrap()) });
+        Self(runtime, made.unwrap())
+    }
+    fn apply(&self, wanted: &[NetworkWanted]) {
+        let failed = self.0.block_on(self.1.apply(wanted, &LeftAlone::default())).unwrap();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
+#[test]
+fn guests_talk_over_a_bridge_that_the_host_has() {
+    if !inside::inside("guests_talk_over_a_bridge_that_the_host_has") {
+        return;
+    }
+    uplink();
+    sh("ip link add br9 type bridge; ip link set br9 up");
+    let runtime = runtime();
+    let driver = LinuxNetworkOf::new(&runtime);
+    let guest = Guest::new("hv3n0", "up0", "10.5.0.9", "10.5.0.1");
+    let world = Guest::new("w1", "br9", "10.5.0.7", "10.5.0.1");
+    (card(&guest, LIAR), world.serve());
+    assert!(!guest.reaches("10.5.0.7:80"), "its card is not there yet");
+    let network = NetworkWanted {
+        kind: NetworkKind::Bridge { uplink_bridge: "br9".into() },
+        local: vec![port("hv3n0", LIAR, [10, 5, 0, 9]), port("hv5n0", MATE, [10, 5, 0, 10])],
+        mtu: 1400,
+        ..overlay("office", 0, 5)
+    };
+    driver.apply(std::slice::from_ref(&network));
+    let tap = sh("ip -d link show dev hv5n0");
+    assert!(tap.contains("master br9") && tap.contains("mtu 1400") && tap.contains("tun"), "{tap}");
+    assert!(guest.reaches("10.5.0.7:80"), "the world beside the bridge");
+    card(&guest, MATE);
+    assert!(!guest.reaches("10.5.0.7:80"), "a false MAC address is stopped here too");
+    driver.apply(&[]);
+    assert!(fails("ip link show dev hv5n0"), "its taps go with the network");
+    assert!(sh("ip link show dev br9").contains("UP"), "the bridge is not Haven's to remove");
+}

@@ -2,7 +2,7 @@
 //!
 //! The manager checks each plan before it commits; the property tests and the simulator check with the same code.
 
-use crate::placement::capacity::cost;
+use crate::{placement::capacity::cost, wishes::Neighbours};
 use haven_model::{Action, Name, Placement, Plan, Planned, Snapshot, Waiting};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +27,7 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
     let mut placements: BTreeMap<&Name, &Placement> =
         snapshot.placements.iter().map(|(n, p)| (n, &*p.value)).collect();
     let (mut touched, mut new) = (Vec::new(), BTreeSet::new());
+    let mut neighbours = Neighbours::of(snapshot);
     for planned in &plan.actions {
         let Action::PlaceVm { vm, placement, expected_revision, taken_from } = &planned.action
         else {
@@ -56,6 +57,7 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
         {
             proven(snapshot, vm, old, taken_from.as_ref()).map_err(|why| of(vm, why))?;
         }
+        neighbours.add(vm, &placement.host).map_err(|why| of(vm, why))?;
         placements.insert(vm, placement);
     }
     unique(&placements, &touched)?;

@@ -22,12 +22,15 @@ pub mod monitor;
 pub mod placement;
 pub mod testing;
 pub mod tolerance;
+mod wishes;
 mod work;
 
 #[cfg(test)]
 mod plan_test;
 #[cfg(test)]
 mod property_test;
+#[cfg(test)]
+mod wishes_test;
 
 pub use check::{check, sound};
 pub use explain::{explain, losses_survivable};

@@ -5,8 +5,9 @@ use crate::{
     testing::{World, at, lease, name, stored, vm_spec},
 };
 use haven_model::{
-    Action, Bytes, FrontendPlacement, Lease, NicAddress, Plan, PoolDriverKind, PoolSpec, ProofKind,
-    VmPhase, host::PowerSpec, vm::DiskSpec,
+    Action, Bytes, FrontendPlacement, Lease, Name, NicAddress, Plan, PoolDriverKind, PoolSpec,
+    ProofKind, Versioned, VmPhase, VmSpec, host::PowerSpec, object::Stored, service::UpdateSpec,
+    vm::DiskSpec,
 };
 
 fn planned(world: &World) -> Plan {
@@ -219,8 +220,8 @@ fn agents(world: &mut World) {
     }
 }
 
-#[test]
-fn a_rolling_update_keeps_all_members_ready_and_ends() {
+/// What a rolling update of three members did: the fewest that served, the most that there were.
+fn roll(max_unavailable: u32, max_surge: u32) -> (usize, usize) {
     let mut world = World::new(3, Bytes::gib(8));
     world.service("web", 3);
     for _ in 0..3 {
@@ -230,28 +231,38 @@ fn a_rolling_update_keeps_all_members_ready_and_ends() {
     assert_eq!(world.snapshot.vms.len(), 3);
     let mut service = (*world.snapshot.services["web"].value).clone();
     service.spec.template.spec.memory = Bytes::mib(256);
+    service.spec.update = UpdateSpec { max_unavailable, max_surge };
     world.snapshot.services.insert(name("web"), at(9, service));
-    let mut rounds = 0;
-    while world.snapshot.vms.values().any(|vm| vm.spec.memory != Bytes::mib(256))
-        || world.snapshot.vms.len() != 3
-    {
+    let (mut fewest, mut most) = (usize::MAX, 0);
+    for _ in 0..60 {
+        let vms = &world.snapshot.vms;
+        if vms.len() == 3 && vms.values().all(|vm| vm.spec.memory == Bytes::mib(256)) {
+            return (fewest, most);
+        }
         apply_objects(&mut world);
-        let serving = world
-            .snapshot
-            .vms
-            .iter()
-            .filter(|(n, vm)| {
-                !vm.meta.deleting
-                    && !vm.meta.labels.contains_key(haven_model::service::DRAIN_LABEL)
-                    && world.snapshot.vm_status.get(*n).is_some_and(|s| s.phase == VmPhase::Running)
-            })
-            .count();
-        assert!(serving >= 3, "round {rounds}: only {serving} members serve");
-        assert!(world.snapshot.vms.len() <= 5, "too many members at once");
+        let serves = |(vm, object): &(&Name, &Versioned<Stored<VmSpec>>)| {
+            let labels = &object.meta.labels;
+            let drains = labels.contains_key(haven_model::service::DRAIN_LABEL);
+            let told = world.snapshot.vm_status.get(*vm);
+            !object.meta.deleting && !drains && told.is_some_and(|s| s.phase == VmPhase::Running)
+        };
+        fewest = fewest.min(world.snapshot.vms.iter().filter(serves).count());
+        // One that is being deleted is as good as gone.
+        most = most.max(world.snapshot.vms.values().filter(|vm| !vm.meta.deleting).count());
         agents(&mut world);
         world.seen.now_ms += 1000;
-        rounds += 1;
-        assert!(rounds < 60, "the update does not end");
+    }
+    panic!("the update does not end with {max_unavailable} missing and {max_surge} more");
+}
+
+#[test]
+fn a_rolling_update_keeps_to_its_limits_uses_them_and_ends() {
+    for (max_unavailable, max_surge) in
+        [(0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0), (1, 1), (2, 2)]
+    {
+        let limits = (3 - max_unavailable as usize, 3 + max_surge as usize);
+        let words = format!("{max_unavailable} missing, {max_surge} more");
+        assert_eq!(roll(max_unavailable, max_surge), limits, "{words}");
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Work<'a> {
     pub timers: Timers,
     pub states: BTreeMap<Name, HostState>,
     /// Room left per usable host, less what this plan has given away already.
-    pub room: Room,
+    pub room: Room<'a>,
     /// Slots and addresses in use, with what this plan has given away already.
     pub taken: Taken,
     plan: Plan,

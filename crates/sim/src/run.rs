@@ -42,7 +42,15 @@ pub fn random_manifest(replicas: u32, vms: u32) -> String {
          frontend:\n  address: 10.88.0.100\n  port: 80\n  mode: http\n"
     );
     for i in 1..=vms {
-        text.push_str(&format!("---\nkind: VM\nname: db-{i}\nmemory: 512MiB\n"));
+        // Only the first of each pair knows of its wish, and only the second is what it asks about.
+        let wish = match i {
+            1 => "affinity: {apart: {pair: '2'}}\n",
+            3 => "affinity: {near: {pair: '4'}}\n",
+            _ => "",
+        };
+        text.push_str(&format!(
+            "---\nkind: VM\nname: db-{i}\nlabels: {{pair: '{i}'}}\nmemory: 512MiB\n{wish}"
+        ));
     }
     text
 }

@@ -92,7 +92,51 @@ async fn ask(target: &Target) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Counter;
+    use super::{Counter, NetProber, Prober, Target};
+    use std::time::Duration;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    /// What the prober finds of a guest that says this to whoever asks, and then keeps silent.
+    async fn found(says: &'static str, http_path: Option<&str>) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let guest = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 64];
+            let length = stream.read(&mut asked).await.unwrap();
+            if asked[..length].starts_with(b"GET /health HTTP/1.0\r\n") {
+                stream.write_all(says.as_bytes()).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        });
+        let timeout = Duration::from_millis(300);
+        let target =
+            Target { address, http_path: http_path.map(Into::into), interval: timeout, timeout };
+        let answer = NetProber.probe(&target).await;
+        guest.abort();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_page_must_be_good_and_a_connection_only_be_taken() {
+        let page = Some("/health");
+        assert!(found("HTTP/1.1 200 OK\r\n\r\n", page).await);
+        assert!(found("HTTP/1.0 302 Found\r\n\r\n", page).await);
+        assert!(!found("HTTP/1.1 503 Busy\r\n\r\n", page).await);
+        assert!(!found("HTTP/1.1 404 Not Found\r\n\r\n", page).await);
+        assert!(!found("220 mail.example ready\r\n", page).await, "another protocol");
+        assert!(!found("", page).await, "it takes the question and never answers");
+        assert!(found("", None).await, "a connection is enough");
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let timeout = Duration::from_millis(300);
+        for http_path in [None, Some("/".to_owned())] {
+            let target = Target { address: free, http_path, interval: timeout, timeout };
+            assert!(!NetProber.probe(&target).await, "nobody listens");
+        }
+    }
 
     #[test]
     fn one_failure_does_not_make_a_guest_ill() {

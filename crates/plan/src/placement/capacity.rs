@@ -1,6 +1,6 @@
 //! How much room each usable host has, and what runs where. Built once per plan; kept as the plan gives room away.
 
-use super::selects;
+use super::{asks_apart, asks_near, selects};
 use crate::tolerance::hosts::HostState;
 use haven_model::{
     Bytes, Name, Snapshot, VmSpec,
@@ -29,7 +29,7 @@ pub fn cost(spec: &VmSpec) -> Cost {
 
 /// The room of one host.
 #[derive(Clone, Debug, Default)]
-pub struct HostRoom {
+pub struct HostRoom<'a> {
     /// For guests, bytes.
     pub memory: u64,
     /// Promised, bytes.
@@ -38,10 +38,12 @@ pub struct HostRoom {
     pub cpus: u64,
     /// Promised.
     pub cpus_used: u64,
-    labels: Vec<BTreeMap<String, String>>,
+    vms: Vec<&'a Stored<VmSpec>>,
+    /// Those of them that have wishes about their neighbours.
+    wishing: Vec<&'a Stored<VmSpec>>,
 }
 
-impl HostRoom {
+impl<'a> HostRoom<'a> {
     /// Bytes that are not promised.
     #[must_use]
     pub fn memory_free(&self) -> u64 {
@@ -50,22 +52,38 @@ impl HostRoom {
     /// Whether a VM with these labels is there.
     #[must_use]
     pub fn runs(&self, selector: &Selector) -> bool {
-        self.labels.iter().any(|labels| selects(selector, labels))
+        self.vms.iter().any(|vm| selects(selector, &vm.meta.labels))
+    }
+    /// A VM that is there and asks to be apart from one with these labels; one whose wish may not be broken first.
+    #[must_use]
+    pub fn refuses(&self, labels: &BTreeMap<String, String>) -> Option<&'a Stored<VmSpec>> {
+        let asking = self.wishing.iter().copied().filter(|vm| asks_apart(&vm.spec, labels));
+        asking.min_by_key(|vm| vm.spec.affinity.soft)
+    }
+    /// A VM that is there, asks to be near one with these labels, and is near none yet.
+    #[must_use]
+    pub fn misses(&self, labels: &BTreeMap<String, String>) -> Option<&'a Stored<VmSpec>> {
+        self.wishing.iter().copied().find(|asking| {
+            let has = |vm: &&Stored<VmSpec>| {
+                !std::ptr::eq(*vm, *asking) && asks_near(&asking.spec, &vm.meta.labels)
+            };
+            asks_near(&asking.spec, labels) && !self.vms.iter().any(has)
+        })
     }
 }
 
 /// The room of all hosts.
 #[derive(Clone, Debug, Default)]
-pub struct Room {
-    hosts: BTreeMap<Name, HostRoom>,
+pub struct Room<'a> {
+    hosts: BTreeMap<Name, HostRoom<'a>>,
     /// Where the members of each service are, one entry per member.
     services: BTreeMap<Name, Vec<Name>>,
 }
 
-impl Room {
+impl<'a> Room<'a> {
     /// What the snapshot leaves.
     #[must_use]
-    pub fn of(snapshot: &Snapshot, states: &BTreeMap<Name, HostState>) -> Self {
+    pub fn of(snapshot: &'a Snapshot, states: &BTreeMap<Name, HostState>) -> Self {
         let mut room = Self::default();
         for (host, state) in states {
             if matches!(state, HostState::Lost(_)) {
@@ -83,29 +101,32 @@ impl Room {
         }
         for (name, placement) in &snapshot.placements {
             if let Some(vm) = snapshot.vms.get(name) {
-                room.use_up(&placement.host, &vm.spec, name, vm);
+                room.use_up(&placement.host, vm);
             }
         }
         room
     }
 
     /// Notes that `vm` is (to be) on `host`.
-    pub fn use_up(&mut self, host: &Name, spec: &VmSpec, _vm: &Name, object: &Stored<VmSpec>) {
+    pub fn use_up(&mut self, host: &Name, vm: &'a Stored<VmSpec>) {
         let Some(room) = self.hosts.get_mut(host) else {
             return;
         };
-        let cost = cost(spec);
+        let cost = cost(&vm.spec);
         room.memory_used += cost.memory;
         room.cpus_used += cost.cpus;
-        room.labels.push(object.meta.labels.clone());
-        if let Some(owner) = object.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
+        room.vms.push(vm);
+        if !vm.spec.affinity.near.is_empty() || !vm.spec.affinity.apart.is_empty() {
+            room.wishing.push(vm);
+        }
+        if let Some(owner) = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
             self.services.entry(owner.name.clone()).or_default().push(host.clone());
         }
     }
 
     /// The room of a host that is not lost.
     #[must_use]
-    pub fn of_host(&self, host: &Name) -> Option<&HostRoom> {
+    pub fn of_host(&self, host: &Name) -> Option<&HostRoom<'a>> {
         self.hosts.get(host)
     }
 
@@ -122,7 +143,7 @@ impl Room {
     }
 
     /// Every host that is not lost.
-    pub fn hosts(&self) -> impl Iterator<Item = (&Name, &HostRoom)> {
+    pub fn hosts(&self) -> impl Iterator<Item = (&Name, &HostRoom<'a>)> {
         self.hosts.iter()
     }
 }

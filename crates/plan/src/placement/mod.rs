@@ -1,4 +1,8 @@
 //! Where a VM goes: filters that forbid, then scores that prefer. Deterministic; never moves what runs.
+//!
+//! Wishes about neighbours count both ways: a newcomer keeps away from a VM that asks to be apart from it, and goes to
+//! one that asks to be near it. The second is preferred and never waited for, since the newcomer may have no wish of
+//! its own, and another's must not keep it from running; where it cannot be fulfilled the reason says so.
 
 pub mod address;
 pub mod capacity;
@@ -17,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What a VM asks of its host.
 pub struct Wish<'a> {
     spec: &'a VmSpec,
+    labels: &'a BTreeMap<String, String>,
     service: Option<&'a Name>,
 }
 
@@ -25,7 +30,7 @@ impl<'a> Wish<'a> {
     #[must_use]
     pub fn of(vm: &'a Stored<VmSpec>) -> Self {
         let service = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service).map(|o| &o.name);
-        Self { spec: &vm.spec, service }
+        Self { spec: &vm.spec, labels: &vm.meta.labels, service }
     }
 }
 
@@ -71,7 +76,21 @@ pub(crate) fn choose(work: &Work<'_>, vm: &Name, wish: &Wish<'_>) -> Result<Choi
     let Some((score, host)) = best else {
         return Err(waiting(vm, wish, &refused, most_free));
     };
-    Ok(Choice { host: host.clone(), reason: score.words(host, work) })
+    let mut reason = score.words(host, work);
+    if !score.is_missed
+        && let Some((elsewhere, asking)) = missed(work, wish)
+    {
+        let asking = &asking.meta.name;
+        reason.push_str(&format!(
+            ", {asking} asks to be near it and stays apart on {elsewhere}, which cannot take it"
+        ));
+    }
+    Ok(Choice { host: host.clone(), reason })
+}
+
+/// A VM that asks to be near this one and is near none such yet, and its host.
+fn missed<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Option<(&'a Name, &'a Stored<VmSpec>)> {
+    work.room.hosts().find_map(|(host, room)| Some((host, room.misses(wish.labels)?)))
 }
 
 /// A state without its figures, so that like reasons are counted together.
@@ -116,6 +135,8 @@ fn mib(bytes: u64) -> Bytes {
 /// Larger is better, field by field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
+    /// A VM that is there asks to be near this one.
+    is_missed: bool,
     fewest_members: std::cmp::Reverse<usize>,
     broken_wishes: std::cmp::Reverse<u32>,
     /// Thousandths of the host's memory that stay free.
@@ -197,6 +218,12 @@ fn judge(
         return Err(format!("shares its {} with another member", spread.by));
     }
     let mut broken = 0;
+    if let Some(other) = room.refuses(wish.labels) {
+        if !other.spec.affinity.soft {
+            return Err(format!("runs {}, which must be apart from it", other.meta.name));
+        }
+        broken += 1;
+    }
     if !affinity.apart.is_empty() && room.runs(&affinity.apart) {
         if !affinity.soft {
             return Err("runs a VM it must be apart from".into());
@@ -211,6 +238,7 @@ fn judge(
         broken += 1;
     }
     Ok(Score {
+        is_missed: room.misses(wish.labels).is_some(),
         fewest_members: std::cmp::Reverse(members),
         broken_wishes: std::cmp::Reverse(broken),
         memory_free: (room.memory_free() - cost.memory) * 1000 / room.memory.max(1),
@@ -218,6 +246,16 @@ fn judge(
             / (room.cpus * CPU_OVERCOMMIT).max(1),
         name: std::cmp::Reverse(host.clone()),
     })
+}
+
+/// Whether a VM asks to be apart from VMs with these labels.
+pub(crate) fn asks_apart(of: &VmSpec, labels: &BTreeMap<String, String>) -> bool {
+    !of.affinity.apart.is_empty() && selects(&of.affinity.apart, labels)
+}
+
+/// Whether a VM asks to be near VMs with these labels.
+pub(crate) fn asks_near(of: &VmSpec, labels: &BTreeMap<String, String>) -> bool {
+    !of.affinity.near.is_empty() && selects(&of.affinity.near, labels)
 }
 
 /// Whether all of `selector` stands in `labels`.

@@ -96,7 +96,7 @@ fn needs_host(work: &Work<'_>, vm: &Name) -> bool {
     }
 }
 
-fn place_new(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>) {
+fn place_new<'a>(work: &mut Work<'a>, name: &Name, vm: &'a Stored<VmSpec>) {
     let nics = match placement::address::nics(work, name, &vm.spec) {
         Ok(nics) => nics,
         Err(why) => return work.wait(vm_ref(name), why),
@@ -110,7 +110,7 @@ fn place_new(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>) {
     };
     let placement =
         Placement { host: choice.host.clone(), epoch: 1, slot: work.taken.slot(), nics };
-    work.room.use_up(&choice.host, &vm.spec, name, vm);
+    work.room.use_up(&choice.host, vm);
     let reason = format!("{name} starts on {}: {}", choice.host, choice.reason);
     let action =
         Action::PlaceVm { vm: name.clone(), placement, expected_revision: 0, taken_from: None };
@@ -136,7 +136,12 @@ pub fn bound_by<'a>(
         .map(|disk| (&disk.name, &disk.pool))
 }
 
-fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versioned<Placement>) {
+fn recover<'a>(
+    work: &mut Work<'a>,
+    name: &Name,
+    vm: &'a Stored<VmSpec>,
+    old: &Versioned<Placement>,
+) {
     let Some((lease_revision, proof)) = proof_of(work, &old.host) else {
         return;
     };
@@ -157,7 +162,7 @@ fn recover(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versione
         slot: old.slot,
         nics: cards(work, name, vm, old),
     };
-    work.room.use_up(&choice.host, &vm.spec, name, vm);
+    work.room.use_up(&choice.host, vm);
     let reason = format!(
         "{name} restarts on {} because {} is lost ({proof}): {}",
         choice.host, old.host, choice.reason

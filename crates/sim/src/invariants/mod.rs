@@ -7,6 +7,7 @@ mod one_manager;
 mod one_runner;
 mod orphans;
 mod proof;
+mod wishes;
 
 pub(crate) use convergence::converged;
 
@@ -39,6 +40,7 @@ pub fn all(grace: Duration) -> Vec<Box<dyn Invariant>> {
         Box::new(epochs::Epochs),
         Box::new(one_manager::OneManager),
         Box::new(capacity::Capacity),
+        Box::new(wishes::Wishes),
         Box::new(convergence::Convergence),
         Box::new(orphans::Orphans),
     ]

@@ -1,0 +1,106 @@
+//! Wishes about hosts and neighbours that no placement breaks (invariant 7), apart from the code that places.
+//!
+//! Judged in the order in which the placements are committed: a wish to be near holds once there is somebody to be
+//! near to. Soft wishes may be broken.
+
+use crate::placement::{asks_apart, asks_near, selects};
+use haven_model::{
+    Name, Snapshot, VmSpec,
+    object::{Kind, Stored},
+};
+use std::collections::BTreeMap;
+
+/// Which VMs stand beside each other.
+pub(crate) struct Neighbours<'a> {
+    snapshot: &'a Snapshot,
+    /// Per host that is not lost.
+    hosts: BTreeMap<&'a Name, Vec<&'a Stored<VmSpec>>>,
+}
+
+impl<'a> Neighbours<'a> {
+    /// As the store has them.
+    pub(crate) fn of(snapshot: &'a Snapshot) -> Self {
+        let here = |host: &Name| {
+            snapshot.host_status.contains_key(host)
+                && snapshot.leases.get(host).is_none_or(|lease| !lease.closed)
+        };
+        let mut hosts: BTreeMap<&Name, Vec<_>> =
+            snapshot.hosts.keys().filter(|host| here(host)).map(|host| (host, vec![])).collect();
+        for (name, placement) in &snapshot.placements {
+            if let Some(vms) = hosts.get_mut(&placement.host)
+                && let Some(vm) = snapshot.vms.get(name)
+            {
+                vms.push(&*vm.value);
+            }
+        }
+        Self { snapshot, hosts }
+    }
+
+    /// Puts a VM on a host.
+    ///
+    /// # Errors
+    /// The wish that this breaks.
+    pub(crate) fn add(&mut self, name: &Name, host: &Name) -> Result<(), String> {
+        let Some(vm) = self.snapshot.vms.get(name).map(|vm| &*vm.value) else { return Ok(()) };
+        self.own(vm, host)?;
+        self.spread(vm, host)?;
+        for other in self.hosts.get(host).into_iter().flatten() {
+            let must = |of: &Stored<VmSpec>, from: &Stored<VmSpec>| {
+                !of.spec.affinity.soft && asks_apart(&of.spec, &from.meta.labels)
+            };
+            if other.meta.name != *name && (must(vm, other) || must(other, vm)) {
+                let other = &other.meta.name;
+                return Err(format!(
+                    "{name} is placed on {host} beside {other}, and they must be apart"
+                ));
+            }
+        }
+        if let Some(vms) = self.hosts.get_mut(host) {
+            vms.push(vm);
+        }
+        Ok(())
+    }
+
+    fn own(&self, vm: &Stored<VmSpec>, host: &Name) -> Result<(), String> {
+        let (name, affinity) = (&vm.meta.name, &vm.spec.affinity);
+        let labels = self.snapshot.hosts.get(host).map(|host| &host.meta.labels);
+        if labels.is_some_and(|labels| !selects(&affinity.hosts, labels)) {
+            return Err(format!("{name} is placed on {host}, which lacks the labels it asks for"));
+        }
+        let wanted = |vms: &Vec<&Stored<VmSpec>>| {
+            vms.iter().any(|other| asks_near(&vm.spec, &other.meta.labels))
+        };
+        let here = self.hosts.get(host).is_some_and(&wanted);
+        if !affinity.soft && !here && self.hosts.values().any(wanted) {
+            return Err(format!("{name} is placed on {host}, away from what it must be near to"));
+        }
+        Ok(())
+    }
+
+    fn spread(&self, vm: &Stored<VmSpec>, host: &Name) -> Result<(), String> {
+        let Some(owner) = vm.meta.owner.as_ref().filter(|owner| owner.kind == Kind::Service) else {
+            return Ok(());
+        };
+        let Some(service) = self.snapshot.services.get(&owner.name) else { return Ok(()) };
+        let spread = &service.spec.spread;
+        if !spread.required {
+            return Ok(());
+        }
+        let zone = |of: &Name| self.snapshot.hosts.get(of)?.meta.labels.get(&spread.by);
+        let shared = |other: &Name| {
+            other == host
+                || (spread.by != "host" && zone(other).is_some() && zone(other) == zone(host))
+        };
+        let member = |other: &Stored<VmSpec>| {
+            other.meta.owner.as_ref() == Some(owner) && other.meta.name != vm.meta.name
+        };
+        let beside = self.hosts.iter().filter(|(other, _)| shared(other));
+        match beside.flat_map(|(_, vms)| vms).find(|other| member(other)) {
+            Some(other) => Err(format!(
+                "{} and {} of service {} share a {}",
+                vm.meta.name, other.meta.name, owner.name, spread.by
+            )),
+            None => Ok(()),
+        }
+    }
+}
