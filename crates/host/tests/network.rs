@@ -368,13 +368,15 @@ fn no_guest_pretends_to_be_another() {
     driver.apply(&[network.clone()]);
     let liar = Guest::new("hv3n0", "hvb10", "10.1.0.9", "10.1.0.1");
     let mate = Guest::new("hv4n0", "hvb10", "10.1.0.10", "10.1.0.1");
-    (card(&liar, LIAR), card(&mate, MATE));
+    card(&liar, LIAR);
+    card(&mate, MATE);
     network.local = vec![port("hv3n0", LIAR, [10, 1, 0, 9]), port("hv4n0", MATE, [10, 1, 0, 10])];
     driver.apply(&[network.clone()]);
     mate.serve();
     let forget = "ip neigh flush dev eth0";
     let reaches = || {
-        (liar.sh(forget), mate.sh(forget));
+        liar.sh(forget);
+        mate.sh(forget);
         liar.reaches("10.1.0.10:80")
     };
     let known = || mate.sh("ip neigh show 10.1.0.77").contains("lladdr");
@@ -423,7 +425,8 @@ fn guests_talk_over_a_bridge_that_the_host_has() {
     let driver = LinuxNetworkOf::new(&runtime);
     let guest = Guest::new("hv3n0", "up0", "10.5.0.9", "10.5.0.1");
     let world = Guest::new("w1", "br9", "10.5.0.7", "10.5.0.1");
-    (card(&guest, LIAR), world.serve());
+    card(&guest, LIAR);
+    world.serve();
     assert!(!guest.reaches("10.5.0.7:80"), "its card is not there yet");
     let network = NetworkWanted {
         kind: NetworkKind::Bridge { uplink_bridge: "br9".into() },
