@@ -117,6 +117,41 @@ async fn at_the_deadline_every_process_ends_within_50_ms() {
     assert_eq!(rig.client.status().await.unwrap().fired, 10);
 }
 
+/// The guard's scheduling policy and real-time priority, and its locked and all its memory in KiB.
+fn standing(pid: u32) -> ((u32, u32), [u64; 2]) {
+    let read = |what: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/{what}")).expect("the guard runs")
+    };
+    let (stat, status) = (read("stat"), read("status"));
+    // What follows the name begins with the third field.
+    let after = stat.rsplit_once(") ").expect("a name in parentheses").1;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let number = |field: usize| fields[field - 3].parse().expect("a number");
+    let kib = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect(key);
+        line.trim().trim_end_matches(" kB").parse().expect("so many KiB")
+    };
+    ((number(41), number(40)), [kib("VmLck:"), kib("VmRSS:")])
+}
+
+#[tokio::test]
+async fn it_is_never_paged_out_and_runs_before_everything_else() {
+    let allowed = Command::new("chrt").args(["-f", "50", "true"]).output();
+    if !nix::unistd::geteuid().is_root() || !allowed.is_ok_and(|output| output.status.success()) {
+        println!("skipped: needs root and a kernel that lets it schedule in real time");
+        return;
+    }
+    let mut rig = Rig::new("standing", None).await;
+    let fifo = u32::try_from(nix::libc::SCHED_FIFO).unwrap();
+    for _ in 0..2 {
+        let (scheduling, [locked, resident]) = standing(rig.guard.id());
+        assert_eq!(scheduling, (fifo, 50));
+        assert!(locked >= resident && resident > 0, "{locked} KiB locked of {resident}");
+        // Also what it takes later.
+        rig.vm("web-1").await;
+    }
+}
+
 fn ip(args: &str) -> String {
     let output = Command::new("ip").args(args.split(' ')).output().expect("ip is there");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod pki;
 pub mod raw;
 pub mod server;
+pub mod upkeep;
 
 #[cfg(test)]
 mod pki_test;

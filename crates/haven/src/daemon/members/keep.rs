@@ -10,6 +10,7 @@ use haven_model::{HostStatus, Snapshot, keys};
 use haven_store::{
     raw::{Compare, EtcdStore, Op},
     server::{self, Member, MemberState},
+    upkeep::Upkeep,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +42,7 @@ struct Keeper {
     member: watch::Sender<StoreMember>,
     problems: Arc<Problems>,
     missed: u32,
-    compacted: i64,
+    upkeep: Upkeep,
     /// Questions in a row that this host's member did not answer.
     unanswered: u32,
     /// A member failed here and no other has answered since.
@@ -68,7 +69,7 @@ pub async fn keep(
         member,
         problems,
         missed: 0,
-        compacted: 0,
+        upkeep: Upkeep::new(KEPT_REVISIONS, FRAGMENTED),
         unanswered: 0,
         failed: false,
         silent: BTreeMap::new(),
@@ -262,16 +263,9 @@ impl Keeper {
         let snapshot = Arc::clone(&self.live.borrow());
         let me = &self.own.host.name;
         let manages = snapshot.manager.as_ref().is_some_and(|m| m.holder == *me);
-        let until = snapshot.revision - KEPT_REVISIONS;
-        if !manages || until <= self.compacted + KEPT_REVISIONS / 10 {
-            return;
-        }
-        match self.store.compact(until).await {
-            Ok(()) => self.compacted = until,
-            Err(error) => return tracing::debug!(%error, "the store could not be compacted"),
-        }
-        if let Err(error) = self.store.defragment_each(Some(FRAGMENTED)).await {
-            tracing::warn!(%error, "a member's file could not be defragmented");
+        if manages && let Err(error) = self.upkeep.run(&self.store, snapshot.revision).await {
+            let error = chain(&error);
+            tracing::warn!(%error, "the store's old revisions could not be cleared away");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Tests of [`super::rules`].
 
 use super::rules::{Seen, Step, next, outdated};
-use haven_model::{Bytes, LostSession, ManagerRecord, ProofKind, Snapshot};
+use haven_model::{Bytes, ClusterSpec, LostSession, ManagerRecord, ProofKind, Snapshot};
 use haven_plan::testing::{World, at, lease, name};
 use haven_store::server::{Member, peer_url};
 use std::collections::BTreeMap;
@@ -51,6 +51,29 @@ fn a_settled_cluster_rests() {
     let (snapshot, members) = (snapshot(), THREE.map(|id| member(id, false)));
     for me in ["host1", "host2", "host4"] {
         assert_eq!(step(&snapshot, me, &members, me != "host4", 1_000_000), Step::Rest);
+    }
+}
+
+#[test]
+fn five_voters_come_one_after_another_once_they_are_asked_for() {
+    let mut snapshot = World::new(5, Bytes(4 << 30)).snapshot;
+    let record = ManagerRecord { term: 1, holder: name("host1"), session: 1 };
+    snapshot.manager = Some(at(7, record));
+    let mut members = THREE.map(|id| member(id, false)).to_vec();
+    assert_eq!(step(&snapshot, "host4", &members, false, 0), Step::Rest, "three are enough");
+    snapshot.cluster = Some(at(8, ClusterSpec { voters: 5, ..ClusterSpec::default() }));
+    for id in [4, 5] {
+        let me = format!("host{id}");
+        assert_eq!(step(&snapshot, &me, &members, false, 0), Step::Add);
+        members.push(member(id, true));
+        assert_eq!(step(&snapshot, &me, &members, true, 0), Step::Promote(id));
+        if id == 4 {
+            assert_eq!(step(&snapshot, "host5", &members, false, 0), Step::Rest, "4 still learns");
+        }
+        members.last_mut().unwrap().learner = false;
+    }
+    for id in 1..=5 {
+        assert_eq!(step(&snapshot, &format!("host{id}"), &members, true, 0), Step::Rest);
     }
 }
 
