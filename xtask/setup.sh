@@ -6,6 +6,40 @@ fail() { printf 'error: %s\n  hint: %s\n' "$1" "$2" >&2; exit 1; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
+updated=
+# Installs packages. Only their programs are wanted: no daemon of this machine is started.
+install_packages() {
+  local policy=/usr/sbin/policy-rc.d made= code=0
+  say "installing $*"
+  [ -n "$updated" ] || as_root apt-get update -qq || return 1
+  updated=1
+  [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' | as_root tee $policy > /dev/null; as_root chmod 755 $policy; made=1; }
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" > /dev/null || code=1
+  [ -z "$made" ] || as_root rm -f $policy
+  return $code
+}
+
+candidate() { apt-cache policy "$1" 2> /dev/null | grep -qE 'Candidate: [0-9]'; }
+
+# Rust by rustup where Debian has it (13); Debian 12 has a recent compiler in its security updates, made for browsers.
+rust() {
+  local version hint="install Rust 1.95 or later (https://www.rust-lang.org/tools/install), then type this again"
+  command -v cargo > /dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || export PATH="$HOME/.cargo/bin:$PATH"
+  if ! command -v cargo > /dev/null; then
+    [ -n "$updated" ] || { as_root apt-get update -qq && updated=1; }
+    if candidate rustup; then
+      { install_packages rustup && rustup toolchain install 1.95.0; } || fail "Rust cannot be installed" "$hint"
+    elif candidate rustc-web; then
+      install_packages cargo-web rustc-web rustfmt-web rust-web-clippy || fail "Rust cannot be installed" "$hint"
+    else
+      fail "Rust is missing, and this Debian has neither rustup nor rustc-web" "$hint"
+    fi
+  fi
+  version=$(rustc --version | grep -oE '[0-9]+\.[0-9]+' | head -1)
+  [ "$(printf '1.95\n%s\n' "$version" | sort -V | head -1)" = 1.95 ] ||
+    fail "this machine's Rust is $version and Haven needs 1.95" "$hint"
+}
+
 setup() {
   [ -r /etc/debian_version ] || fail "this is not a Debian system" "use Debian 12 or 13"
   if [ "$(id -u)" != 0 ] && ! sudo -n true 2>/dev/null; then
@@ -17,19 +51,6 @@ setup() {
   for package in "${wanted[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done
-  if [ ${#missing[@]} -gt 0 ]; then
-    say "installing ${missing[*]}"
-    as_root apt-get update -qq
-    # Only the programs are wanted: no daemon of this machine is started.
-    local policy=/usr/sbin/policy-rc.d made=
-    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' | as_root tee $policy > /dev/null; as_root chmod 755 $policy; made=1; }
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null ||
-      { [ -z "$made" ] || as_root rm -f $policy; fail "packages could not be installed" "read the message above"; }
-    [ -z "$made" ] || as_root rm -f $policy
-  fi
-  command -v cargo > /dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || export PATH="$HOME/.cargo/bin:$PATH"
-  if ! command -v cargo > /dev/null; then
-    as_root apt-get install -y -qq --no-install-recommends rustup > /dev/null 2>&1 && rustup toolchain install 1.95.0 ||
-      fail "Rust is missing" "install Rust 1.95.0 (on Debian 13: apt install rustup && rustup toolchain install 1.95.0)"
-  fi
+  [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}" || fail "packages could not be installed" "read the message above"
+  rust
 }

@@ -1,32 +1,13 @@
 //! `haven lab …`.
 
 use crate::{
-    host_init::{self, DAEMON, GUARD, Layout},
+    host_init::{self, Layout},
     lab::{Lab, tool},
-    power,
+    power, up,
 };
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use haven_client::Client;
-use std::{
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
-
-/// What builds the hosts' Debian tree, and the guest; kept in the binary so that it works from anywhere.
-const RECIPES: [(&str, &str); 4] = [
-    ("rootfs.sh", include_str!("../rootfs.sh")),
-    ("build.sh", include_str!("../../../guests/tiny/build.sh")),
-    ("init", include_str!("../../../guests/tiny/init")),
-    ("whoami", include_str!("../../../guests/tiny/whoami")),
-];
-
-/// So long may the store take to have its voters.
-const VOTERS: Duration = Duration::from_secs(60);
-/// The tiny guest's kernel command line.
-const CMDLINE: &str = "console=ttyS0 quiet mitigations=off panic=1";
+use std::{os::unix::process::CommandExt, path::PathBuf};
 
 /// A cluster on this machine.
 #[derive(Debug, Subcommand)]
@@ -34,9 +15,9 @@ pub enum LabCommand {
     /// Make hosts and a cluster of them
     #[command(after_help = "Examples:\n  haven lab up\n  haven lab up --hosts 5")]
     Up {
-        /// How many hosts
-        #[arg(long, default_value_t = 3)]
-        hosts: u32,
+        /// How many hosts [default: 3, or as many as this lab has]
+        #[arg(long)]
+        hosts: Option<u32>,
         /// Only switch the hosts on; make no cluster
         #[arg(long)]
         bare: bool,
@@ -134,7 +115,7 @@ pub async fn run(command: LabCommand) -> Result<()> {
     match command {
         LabCommand::Up { hosts, bare, no_power_control } => {
             lab.state.no_power_control |= no_power_control;
-            up(&mut lab, hosts, bare).await
+            up::up(&mut lab, hosts, bare).await
         }
         LabCommand::Down => lab.down(),
         LabCommand::Ls => list(&lab),
@@ -192,176 +173,6 @@ fn list(lab: &Lab) -> Result<()> {
         let power = if lab.init(host).is_some() { "on" } else { "off" };
         println!("{host:<8} 10.88.0.{:<4} {power}", i + 1);
     }
-    Ok(())
-}
-
-/// One step with its time.
-fn step<T>(what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
-    let begin = Instant::now();
-    let result = run()?;
-    println!("  {what} ({:.1} s)", begin.elapsed().as_secs_f64());
-    Ok(result)
-}
-
-/// Builds the Debian tree and the guest once per recipe.
-fn build_base(lab: &Lab) -> Result<()> {
-    let recipe = RECIPES.iter().map(|(_, text)| *text).collect::<Vec<_>>().join("\n");
-    let base = lab.cache.join("base");
-    let mark = base.join("recipe");
-    if std::fs::read_to_string(&mark).is_ok_and(|built| built == recipe) {
-        return Ok(());
-    }
-    let recipes = lab.cache.join("recipes");
-    std::fs::create_dir_all(&recipes)?;
-    for (name, text) in RECIPES {
-        std::fs::write(recipes.join(name), text)?;
-    }
-    let status = Command::new("bash")
-        .arg(recipes.join("rootfs.sh"))
-        .arg(&base)
-        .arg(recipes.join("build.sh"))
-        .stdin(Stdio::null())
-        .status()?;
-    if !status.success() {
-        bail!("the lab's root file system could not be built; the message above says why");
-    }
-    std::fs::write(mark, recipe)?;
-    Ok(())
-}
-
-/// Puts this program and the guard, which is installed beside it, into a directory.
-fn copy_binaries(directory: &Path) -> Result<()> {
-    let own = std::env::current_exe()?;
-    let guard = own.with_file_name(GUARD);
-    std::fs::copy(&own, directory.join(DAEMON))?;
-    std::fs::copy(&guard, directory.join(GUARD)).with_context(|| {
-        let it = guard.display();
-        format!("the guard's program `{it}` cannot be copied; it belongs beside `haven`, `cargo build -p haven` makes both")
-    })?;
-    Ok(())
-}
-
-async fn up(lab: &mut Lab, hosts: u32, bare: bool) -> Result<()> {
-    if !(1..=9).contains(&hosts) {
-        bail!("a lab has 1 to 9 hosts");
-    }
-    step("root file system and tiny guest", || build_base(lab))?;
-    if lab.state.hosts == 0 {
-        let binary = lab.dir.join("bin").join(DAEMON);
-        std::fs::create_dir_all(lab.dir.join("bin"))?;
-        std::fs::create_dir_all(lab.dir.join("shared"))?;
-        copy_binaries(&lab.dir.join("bin"))?;
-        lab.state.hosts = hosts;
-        lab.save()?;
-        step("network", || lab.make_network())?;
-        let power = Command::new("ip")
-            .args(["netns", "exec", &lab.fabric()])
-            .arg(&binary)
-            .args(["lab", "power-api"])
-            .env("HAVEN_LAB_DIR", &lab.dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()?;
-        lab.state.power = i32::try_from(power.id()).ok();
-        lab.save()?;
-    }
-    for host in lab.hosts() {
-        step(&format!("{host} switched on"), || lab.power_on(&host))?;
-    }
-    if bare {
-        return Ok(());
-    }
-    for (i, host) in lab.hosts().iter().enumerate() {
-        if !lab.host_dir(host).join("upper/var/lib/haven/host.json").exists() {
-            member(lab, host, i as u32 + 1).await?;
-        }
-    }
-    import(lab).await?;
-    vote(lab).await?;
-    let sockets: Vec<PathBuf> = lab.hosts().iter().map(|host| lab.socket(host)).collect();
-    std::fs::write(
-        lab.dir.join("context.json"),
-        serde_json::json!({ "sockets": sockets }).to_string(),
-    )?;
-    println!("  the cluster is up: {} hosts", lab.state.hosts);
-    Ok(())
-}
-
-/// Waits until the store has its voters: a host that is lost before takes the cluster with it.
-async fn vote(lab: &Lab) -> Result<()> {
-    let wanted = lab.hosts().len().min(3);
-    let begin = Instant::now();
-    let mut last = (0, 0);
-    while begin.elapsed() < VOTERS {
-        if let Ok(overview) = Client::local(lab.socket("host1")).status().await {
-            last = overview.voters;
-            if last.0 >= wanted {
-                println!("  {wanted} hosts vote ({:.1} s)", begin.elapsed().as_secs_f64());
-                return Ok(());
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    bail!(
-        "only {} of {wanted} hosts vote after {} s; `haven status` says more, and the logs are in hosts/*/upper/var/log/haven",
-        last.0,
-        VOTERS.as_secs()
-    );
-}
-
-async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
-    let begin = Instant::now();
-    let address = format!("10.88.0.{number}");
-    let power = format!("http://{}/redfish/v1/Systems/{host}", power::ADDRESS);
-    let mut common = vec!["--address", &address];
-    if !lab.state.no_power_control {
-        common.extend(["--power-url", &power, "--power-user", "lab", "--power-password", "lab"]);
-    }
-    if number == 1 {
-        inside(lab, host, &[&["init", "--name", "lab"], &common[..]].concat())?;
-        answers(&lab.socket(host)).await?;
-    } else {
-        let secret = Client::local(lab.socket("host1")).invite().await?.secret;
-        inside(lab, host, &[&["join", &secret, "10.88.0.1"], &common[..]].concat())?;
-        answers(&lab.socket(host)).await?;
-    }
-    println!("  {host} is part of the cluster ({:.1} s)", begin.elapsed().as_secs_f64());
-    Ok(())
-}
-
-fn inside(lab: &Lab, host: &str, args: &[&str]) -> Result<()> {
-    let output = lab.command(host, "/usr/bin/haven")?.args(args).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    bail!("{host}: {}", String::from_utf8_lossy(&output.stderr).trim())
-}
-
-async fn answers(socket: &Path) -> Result<()> {
-    let until = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < until {
-        if Client::local(socket.to_owned()).status().await.is_ok() {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    bail!("{} does not answer; read var/log/haven/daemon.log of that host", socket.display())
-}
-
-async fn import(lab: &Lab) -> Result<()> {
-    let client = Client::local(lab.socket("host1"));
-    let there = client.object(&"image/tiny".parse()?).await;
-    if there.is_ok() {
-        return Ok(());
-    }
-    let query = format!("cmdline={}", CMDLINE.replace(' ', "%20"));
-    for (part, file) in [("kernel", "vmlinuz"), ("initrd", "initrd")] {
-        let file = tokio::fs::File::open(lab.cache.join("base/tiny").join(file)).await?;
-        client.import("tiny", part, &query, file).await?;
-    }
-    println!("  image `tiny` imported");
     Ok(())
 }
 

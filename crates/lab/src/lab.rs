@@ -153,15 +153,9 @@ impl Lab {
         (line.contains("host-init") && line.contains(&dir)).then(|| Pid::from_raw(pid))
     }
 
-    fn end(&self, name: &str) -> &'static str {
-        // The fabric's end of the veth; names have 15 characters at most.
-        if name == "client" { "client" } else { "host" }
-    }
-
     /// The name of the fabric's end of a host's cable.
     #[must_use]
     pub fn cable(&self, name: &str) -> String {
-        debug_assert!(!self.end(name).is_empty(), "every cable has an end");
         format!("p-{name}")
     }
 
@@ -181,6 +175,14 @@ impl Lab {
         tool("ip", &["-n", &netns, "link", "set", "eth0", "up"])?;
         tool("ip", &["-n", &netns, "route", "add", "default", "via", "10.88.0.254"])?;
         Ok(())
+    }
+
+    /// True when [`Self::make_network`] has been through since this machine was started.
+    #[must_use]
+    pub fn has_network(&self) -> bool {
+        // The client's route is made last.
+        tool("ip", &["-n", &self.netns("client"), "route", "show", "default"])
+            .is_ok_and(|route| !route.is_empty())
     }
 
     /// Makes the namespaces and their cables.
@@ -342,6 +344,9 @@ impl Lab {
     /// When that host is off.
     pub fn command(&self, place: &str, program: &str) -> Result<Command> {
         if place == "client" {
+            if self.state.hosts == 0 {
+                bail!("no lab is up; start one with `haven lab up`");
+            }
             let mut command = Command::new("ip");
             command.args(["netns", "exec", &self.netns("client"), program]);
             return Ok(command);
@@ -364,11 +369,11 @@ impl Lab {
         Ok(command)
     }
 
-    /// Ends everything and forgets the hosts' disks.
+    /// Ends every process and namespace of it; the hosts' disks stay.
     ///
     /// # Errors
-    /// When something cannot be removed.
-    pub fn down(&mut self) -> Result<()> {
+    /// When a namespace cannot be removed.
+    pub fn end_everything(&mut self) -> Result<()> {
         // First what could switch a host on again.
         if let Some(power) = self.state.power.take() {
             let line =
@@ -395,6 +400,15 @@ impl Lab {
                 tool("ip", &["netns", "del", name])?;
             }
         }
+        Ok(())
+    }
+
+    /// Ends everything and forgets the hosts' disks.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn down(&mut self) -> Result<()> {
+        self.end_everything()?;
         if self.dir.exists() {
             std::fs::remove_dir_all(&self.dir)
                 .with_context(|| format!("{} cannot be removed", self.dir.display()))?;

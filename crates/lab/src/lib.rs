@@ -17,4 +17,6 @@ pub mod host_init;
 pub mod lab;
 pub mod machine;
 pub mod power;
+pub mod progress;
+pub mod up;
 pub mod watchdog;
