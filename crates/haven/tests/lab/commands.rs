@@ -162,5 +162,40 @@ fn on_bare_hosts(lab: &Driver) -> Result<()> {
     stands("paused")?;
     lab.haven(&["lab", "resume", "host2"])?;
     std::thread::sleep(Duration::from_millis(100));
-    stands("awake")
+    stands("awake")?;
+    power_control(lab)?;
+    // As after an interrupted `up`, or a restart of this machine: it is made whole again.
+    let client = format!("{}-client", lab.haven(&["lab", "id"])?.trim());
+    let gone = Command::new("ip").args(["netns", "del", &client]).status()?;
+    ensure!(gone.success() && !reaches("client", "10.88.0.1"), "the client is gone");
+    lab.haven(&["lab", "up", "--bare"])?;
+    ensure!(reaches("client", "10.88.0.1") && reaches("host1", "10.88.0.2"), "whole again");
+    refused(lab, &["lab", "up", "--hosts", "3", "--bare"], "`haven lab down`")
+}
+
+/// What a management controller offers, asked as one is.
+fn power_control(lab: &Driver) -> Result<()> {
+    let ask = |login: &str, system: &str, more: &[&str]| {
+        let url = format!("http://10.88.0.254:8000/redfish/v1/Systems/{system}");
+        let curl =
+            ["lab", "exec", "client", "--", "curl", "-s", "-w", " %{http_code}", "-u", login];
+        lab.haven(&[&curl[..], more, &[&url]].concat())
+    };
+    let reads = |state: &str| -> Result<()> {
+        let said = ask("lab:lab", "host1", &[])?;
+        ensure!(said == format!("{{\"PowerState\":\"{state}\"}} 200"), "{said}");
+        Ok(())
+    };
+    ensure!(ask("lab:wrong", "host1", &[])?.ends_with(" 401"), "a wrong password");
+    ensure!(ask("lab:lab", "host9", &[])?.ends_with(" 404"), "no such host");
+    for (reset, state) in [("ForceOff", "Off"), ("On", "On"), ("ForceRestart", "On")] {
+        let before = lab.pids("host1", "haven daemon");
+        let body = format!("{{\"ResetType\":\"{reset}\"}}");
+        let said = ask("lab:lab", "host1/Actions/ComputerSystem.Reset", &["-d", &body])?;
+        ensure!(said.ends_with("204"), "{reset}: {said}");
+        reads(state)?;
+        let runs = !lab.pids("host1", "haven daemon").is_empty();
+        ensure!(state == "On" || (!runs && !before.is_empty()), "{reset} left the daemon running");
+    }
+    Ok(())
 }

@@ -126,3 +126,7 @@ impl PowerDriver for LabPower {
         Err(PowerError { url: power.url.clone(), what: "still tells that the power is on".into() })
     }
 }
+
+#[cfg(test)]
+#[path = "fence_test.rs"]
+mod fence_test;

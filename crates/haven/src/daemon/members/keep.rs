@@ -51,6 +51,8 @@ struct Keeper {
     silent: BTreeMap<u64, Instant>,
     /// The store could not be reached at the last look.
     unreachable: bool,
+    /// Why the last step failed; empty when it did not.
+    refused: String,
 }
 
 /// Runs until `cancel`.
@@ -74,6 +76,7 @@ pub async fn keep(
         failed: false,
         silent: BTreeMap::new(),
         unreachable: false,
+        refused: String::new(),
     };
     while !cancel.is_cancelled() {
         let pause = keeper.look().await;
@@ -124,17 +127,15 @@ impl Keeper {
         self.missed = if step == Step::Forget { self.missed + 1 } else { 0 };
         let fewer =
             members.len() < snapshot.hosts.len().min(snapshot.cluster_spec().voters as usize);
-        match self.carry_out(step, &members).await {
-            Ok(pause) if fewer || self.unanswered > 0 => pause.min(WANTING),
-            Ok(pause) => pause,
-            Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the store's members could not be put in order"
-                );
-                LOOK.1
-            }
+        let done = self.carry_out(step, &members).await;
+        let why = done.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        if !why.is_empty() && why != self.refused {
+            // The store takes a new member only while all others have been connected for 5 s.
+            tracing::warn!(error = %why, "the store's members could not be put in order yet");
         }
+        self.refused = why;
+        let pause = done.unwrap_or(LOOK.1);
+        if fewer || self.unanswered > 0 { pause.min(WANTING) } else { pause }
     }
 
     /// What lost hosts said last names members that are no more: nobody shall count those as voters. A host that
