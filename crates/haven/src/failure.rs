@@ -98,7 +98,7 @@ impl From<ClientError> for Failure {
 /// What a daemon refused.
 fn refused(body: ProblemBody) -> Failure {
     let code = match body.status {
-        400 | 422 => 2,
+        400 | 413 | 422 => 2,
         404 => 3,
         409 => 4,
         503 => 5,

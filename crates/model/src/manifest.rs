@@ -40,14 +40,89 @@ pub struct Manifest {
     pub file: String,
     /// The line on which its document begins.
     pub line: u64,
+    /// Its document, and how many lines stand before it in its file.
+    text: String,
+    before: u64,
 }
 
 impl Manifest {
+    /// An object that came without a text, and what it came with.
+    #[must_use]
+    pub fn without_text(object: Object, with: &str) -> Self {
+        Self { object, file: with.into(), line: 1, text: String::new(), before: 0 }
+    }
+
     /// A problem with this object as a whole.
     #[must_use]
     pub fn problem(&self, message: String, hint: &str) -> Problem {
         Problem { file: self.file.clone(), line: self.line, column: 1, message, hint: hint.into() }
     }
+
+    /// A problem with what is written at a field, which may stand anywhere in the document; its place is the value's,
+    /// or the field's where the value is empty or written in another way.
+    #[must_use]
+    pub fn problem_at(&self, key: &str, value: &str, message: String, hint: &str) -> Problem {
+        let problem = self.problem(message, hint);
+        match place_of(&self.text, key, value) {
+            Some((line, column)) => Problem { line: self.before + line, column, ..problem },
+            None => problem,
+        }
+    }
+}
+
+/// Where a value stands at or below a key, or else the first such key; line and column from 1.
+fn place_of(text: &str, key: &str, value: &str) -> Option<(u64, u64)> {
+    let lines: Vec<&str> = text.lines().map(uncommented).collect();
+    let indent = |line: &str| line.len() - line.trim_start_matches([' ', '-']).len();
+    let place = |line: usize, at: usize| {
+        let column = lines[line][..at].chars().count() as u64 + 1;
+        Some((line as u64 + 1, column))
+    };
+    let mut first = None;
+    for (number, line) in lines.iter().enumerate() {
+        let mut from = 0;
+        while let Some(at) = word(&line[from..], key).map(|at| from + at) {
+            from = at + key.len();
+            if !line[from..].starts_with(':') {
+                continue;
+            }
+            let written = from + 1 + line[from + 1..].len() - line[from + 1..].trim_start().len();
+            first =
+                first.or_else(|| place(number, if written < line.len() { written } else { at }));
+            if value.is_empty() {
+                return first;
+            }
+            if let Some(found) = word(&line[written..], value) {
+                return place(number, written + found);
+            }
+            let deeper = |below: &&str| below.trim().is_empty() || indent(below) > indent(line);
+            let below = lines[number + 1..].iter().take_while(|below| deeper(below));
+            for (more, below) in below.enumerate() {
+                if let Some(found) = word(below, value) {
+                    return place(number + 1 + more, found);
+                }
+            }
+        }
+    }
+    first
+}
+
+/// A line without its comment.
+fn uncommented(line: &str) -> &str {
+    let comment = line
+        .match_indices('#')
+        .find(|(at, _)| line[..*at].chars().next_back().is_none_or(char::is_whitespace));
+    comment.map_or(line, |(at, _)| &line[..at])
+}
+
+/// Where a word begins that is no part of a longer one, bytes.
+fn word(text: &str, word: &str) -> Option<usize> {
+    let part = |c: char| c.is_alphanumeric() || "-_./".contains(c);
+    let free = |(at, _): &(usize, &str)| {
+        !text[..*at].chars().next_back().is_some_and(part)
+            && !text[at + word.len()..].chars().next().is_some_and(part)
+    };
+    text.match_indices(word).find(free).map(|(at, _)| at)
 }
 
 #[derive(Deserialize)]
@@ -138,12 +213,22 @@ fn yaml<T: DeserializeOwned>(file: &str, line: u64, text: &str) -> Result<T, Pro
             Some((head, rest)) if head.starts_with("line ") => rest.to_owned(),
             _ => first.to_owned(),
         };
+        let (message, hint) = match message.as_str() {
+            it if it.starts_with("recursive references") => {
+                ("this alias stands inside the value that it names".into(), "write the value out")
+            }
+            it if it.starts_with("budget breached") => (
+                "with its aliases written out, this document is far too large".into(),
+                "write values out instead of `*aliases` of aliases",
+            ),
+            _ => (message, ""),
+        };
         Problem {
             file: file.to_owned(),
             line: place.as_ref().map_or(line, serde_saphyr::Location::line),
             column: place.as_ref().map_or(1, serde_saphyr::Location::column),
             message,
-            hint: String::new(),
+            hint: hint.into(),
         }
     })
 }
@@ -176,7 +261,9 @@ fn read(file: &str, line: u64, text: &str) -> Result<Manifest, Problem> {
         Kind::Vm => Object::Vm(Stored { meta, spec: yaml(file, line, &spec)? }),
         Kind::Service => Object::Service(Stored { meta, spec: yaml(file, line, &spec)? }),
     };
-    Ok(Manifest { object, file: file.to_owned(), line })
+    let document = text.trim_start_matches('\n');
+    let before = (text.len() - document.len()) as u64;
+    Ok(Manifest { object, file: file.to_owned(), line, text: document.to_owned(), before })
 }
 
 /// Moves a problem to the line of a top-level key.
@@ -282,8 +369,16 @@ mod tests {
     }
 
     #[test]
-    fn ten_megabytes_and_a_bomb_are_refused() {
-        assert!(problems(&"# \n".repeat(4 << 20)).contains("at most"));
+    fn ten_megabytes_are_refused() {
+        let said = problems(&"# \n".repeat(4 << 20));
+        assert_eq!(
+            said,
+            "web.yaml:0:0 the manifests are 12582912 bytes long, and at most 1048576 are read"
+        );
+    }
+
+    #[test]
+    fn a_bomb_is_refused_as_one_before_it_grows() {
         let mut bomb = String::from(
             "kind: VM\nname: web\nmemory: 1GiB\na0: &a0 [x, x, x, x, x, x, x, x, x]\n",
         );
@@ -294,7 +389,40 @@ mod tests {
             ));
         }
         let begin = std::time::Instant::now();
-        assert!(!problems(&bomb).is_empty());
+        let said = problems(&bomb);
+        assert_eq!(
+            said,
+            "web.yaml:9:20 with its aliases written out, this document is far too large"
+        );
         assert!(begin.elapsed().as_secs() < 2);
+    }
+
+    #[test]
+    fn a_value_that_holds_itself_is_refused_where_it_does() {
+        let said = problems("kind: VM\nname: web\nmemory: 1GiB\nlabels: &a\n  me: *a\n");
+        assert_eq!(said, "web.yaml:5:7 this alias stands inside the value that it names");
+    }
+
+    #[test]
+    fn a_problem_of_meaning_points_at_the_value() {
+        let text = "# one\nkind: Pool\nname: fast\ndriver: local\npath: /a\n---\nkind: VM # the VM\nname: web\nmemory: 4TiB\n\
+                    networks: # image: none\n- network: front\n  address: 10.77.0.1\n- {network: back}\n\
+                    affinity:\n  near:\n    tier: db\n";
+        let read = parse(&[("x.yaml".into(), text.into())]).unwrap();
+        let at = |key: &str, value: &str| {
+            let problem = read[1].problem_at(key, value, "wrong".into(), "right");
+            (problem.line, problem.column)
+        };
+        assert_eq!(at("memory", ""), (9, 9));
+        assert_eq!(at("name", "web"), (8, 7));
+        assert_eq!(at("network", "front"), (11, 12));
+        assert_eq!(at("network", "back"), (13, 13));
+        assert_eq!(at("address", "10.77.0.1"), (12, 12));
+        assert_eq!(at("near", "db"), (16, 11));
+        assert_eq!(at("affinity", ""), (14, 1), "a field with nothing behind it on its line");
+        assert_eq!(at("cpus", ""), (7, 1), "a field that is not written");
+        assert_eq!(at("image", "none"), (7, 1), "a comment is none");
+        let first = read[0].problem_at("path", "/a", "wrong".into(), "right");
+        assert_eq!((first.line, first.column), (5, 7));
     }
 }

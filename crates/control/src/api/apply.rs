@@ -30,7 +30,7 @@ const OVERHEAD: usize = 64;
 
 /// An object that did not come from a file, for the same checks.
 pub(super) fn replacement(object: &Object) -> Manifest {
-    Manifest { object: object.clone(), file: "request".into(), line: 1 }
+    Manifest::without_text(object.clone(), "request")
 }
 
 struct Write {

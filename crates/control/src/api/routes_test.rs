@@ -417,6 +417,29 @@ async fn many_objects_are_applied_whole_or_not_at_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_wrong_document_or_a_dry_run_changes_nothing() {
+    let Some(world) = World::start().await else { return };
+    let everything = async || {
+        let all = world.state.store.all(keys::ROOT).await.unwrap().kvs;
+        let what = all.into_iter().map(|kv| (kv.key, kv.mod_revision));
+        what.filter(|(key, _)| !key.starts_with(keys::AUDIT)).collect::<Vec<_>>()
+    };
+    let before = everything().await;
+    let answer = world.apply(&format!("{}---\n{}image: debian\n", vm("good"), vm("bad"))).await;
+    let (line, column, message) = first_problem(&answer);
+    assert_eq!((line, column), (8, 8));
+    assert_eq!(message, "image `debian` does not exist");
+    assert!(everything().await == before, "a wrong document was with it");
+    let files = json!([{"name": "test.yaml", "text": vm("good")}]);
+    let body = json!({"files": files, "dryRun": true}).to_string();
+    let said = world.operate("POST", "/v1/apply", body).await.ok();
+    assert_eq!((&said[0]["object"], &said[0]["outcome"]), (&json!("vm/good"), &json!("created")));
+    assert!(everything().await == before, "a dry run wrote");
+    world.apply(&vm("good")).await.ok();
+    assert!(everything().await != before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_largest_apply_is_taken_and_a_larger_one_is_refused() {
     let Some(world) = World::start().await else { return };
     let names = |n: usize| (0..n).map(|i| format!("v{i}"));

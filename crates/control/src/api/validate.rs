@@ -7,7 +7,15 @@ use haven_model::{
     object::Kind,
     service::ServiceSpec,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+};
+
+/// What a problem is about: a field's name, and what was written there.
+type Place<'a> = (&'a str, &'a dyn Display);
+/// Takes a place, what is wrong and what is right.
+type Say<'a> = dyn FnMut(Place<'_>, String, &str) + 'a;
 
 /// The cluster as it will be once all of `manifests` are applied.
 struct After<'a> {
@@ -61,7 +69,9 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
     let after = After { snapshot, given };
     let mut problems = Vec::new();
     for manifest in manifests {
-        let mut say = |message: String, hint: &str| problems.push(manifest.problem(message, hint));
+        let mut say = |(key, value): Place<'_>, message: String, hint: &str| {
+            problems.push(manifest.problem_at(key, &value.to_string(), message, hint));
+        };
         match &manifest.object {
             Object::Vm(vm) => vm_spec(&after, &vm.spec, &vm.meta.name, &mut say),
             Object::Service(service) => {
@@ -73,6 +83,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
             Object::Pool(pool) => {
                 if !pool.spec.path.starts_with('/') {
                     say(
+                        ("path", &pool.spec.path),
                         format!("`path` is `{}`, which is not absolute", pool.spec.path),
                         "begin it with `/`",
                     );
@@ -80,6 +91,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                 let old = snapshot.pools.get(&pool.meta.name);
                 if old.is_some_and(|old| old.spec != pool.spec) {
                     say(
+                        ("name", &pool.meta.name),
                         "a pool cannot be changed once it is there".into(),
                         "make a new pool under another name",
                     );
@@ -87,11 +99,13 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
             }
             Object::Host(host) => match snapshot.hosts.get(&host.meta.name) {
                 None => say(
+                    ("name", &host.meta.name),
                     format!("host `{}` is not part of the cluster", host.meta.name),
                     "hosts come with `haven join`; a manifest can only change them",
                 ),
                 Some(old) if old.spec.address != host.spec.address => {
                     say(
+                        ("address", &host.spec.address),
                         "the address of a host cannot be changed".into(),
                         "remove the host and join it again",
                     );
@@ -101,6 +115,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
             Object::Image(image) => {
                 if snapshot.images.get(&image.meta.name).is_none_or(|old| old.spec != image.spec) {
                     say(
+                        ("name", &image.meta.name),
                         "an image cannot be made by a manifest".into(),
                         "import it with `haven image import`",
                     );
@@ -120,70 +135,85 @@ fn largest_host(snapshot: &Snapshot) -> Option<(Bytes, u32)> {
     Some((Bytes::mib(memory.max()? >> 20), cpus))
 }
 
-fn sizes(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
+fn sizes(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     if let Some((memory, cpus)) = largest_host(after.snapshot) {
         if spec.memory > memory {
             let hint = format!("the largest host has {memory} for VMs");
             say(
+                ("memory", &""),
                 format!("{name} asks for {} of memory, more than any host has", spec.memory),
                 &hint,
             );
         }
         if spec.cpus > cpus {
             say(
+                ("cpus", &""),
                 format!("{name} asks for {} CPUs, more than any host has", spec.cpus),
                 &format!("the largest host has {cpus}"),
             );
         }
     }
     if spec.memory < Bytes::mib(16) {
-        say(format!("{} of memory is too little for a VM", spec.memory), "give it at least 16MiB");
+        say(
+            ("memory", &""),
+            format!("{} of memory is too little for a VM", spec.memory),
+            "give it at least 16MiB",
+        );
     }
     if spec.cpus == 0 {
-        say("a VM needs at least one CPU".into(), "write `cpus: 1`");
+        say(("cpus", &""), "a VM needs at least one CPU".into(), "write `cpus: 1`");
     }
 }
 
-fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
+fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     sizes(after, spec, name, say);
-    let mut missing = |kind: Kind, wanted: &Name| {
+    let mut missing = |key: &str, kind: Kind, wanted: &Name| {
         if !after.has(kind, wanted) {
-            say(format!("{kind} `{wanted}` does not exist"), &after.names(kind));
+            say((key, wanted), format!("{kind} `{wanted}` does not exist"), &after.names(kind));
         }
     };
     if let Some(image) = &spec.image {
-        missing(Kind::Image, image);
+        missing("image", Kind::Image, image);
     }
     for disk in &spec.disks {
-        missing(Kind::Pool, &disk.pool);
+        missing("pool", Kind::Pool, &disk.pool);
         if let Some(image) = &disk.image {
-            missing(Kind::Image, image);
+            missing("image", Kind::Image, image);
         }
     }
     for nic in &spec.networks {
-        missing(Kind::Network, &nic.network);
+        missing("network", Kind::Network, &nic.network);
     }
     let mut disks = BTreeSet::new();
     for disk in &spec.disks {
         if !disks.insert(&disk.name) {
             say(
+                ("name", &disk.name),
                 format!("the disk `{}` is given twice", disk.name),
                 "each disk has a name of its own",
             );
         }
         if disk.size.0 == 0 {
-            say(format!("the disk `{}` has no size", disk.name), "write for example `size: 10GiB`");
+            say(
+                ("size", &""),
+                format!("the disk `{}` has no size", disk.name),
+                "write for example `size: 10GiB`",
+            );
         }
     }
     addresses(after, spec, name, say);
     let affinity = &spec.affinity;
     let both = affinity.near.iter().any(|(key, value)| affinity.apart.get(key) == Some(value));
     if both {
-        say("`near` and `apart` ask for the opposite of each other".into(), "remove one of them");
+        say(
+            ("apart", &""),
+            "`near` and `apart` ask for the opposite of each other".into(),
+            "remove one of them",
+        );
     }
 }
 
-fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
+fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     for nic in &spec.networks {
         let (Some(ip), Some(network)) = (nic.address, after.network(&nic.network)) else {
             continue;
@@ -193,11 +223,13 @@ fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(
             || ip == network.subnet.broadcast()
         {
             say(
+                ("address", &ip),
                 format!("{ip} is not an address of network `{}`", nic.network),
                 &format!("its subnet is {}", network.subnet),
             );
         } else if ip == network.gateway() {
             say(
+                ("address", &ip),
                 format!("{ip} is the gateway of network `{}`", nic.network),
                 "choose another address",
             );
@@ -216,12 +248,13 @@ fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut dyn FnMut(
         };
         let wished = || after.objects(Kind::Vm).iter().find_map(wishes);
         if let Some(other) = placed.map(|(vm, _)| vm.clone()).or_else(wished) {
-            say(format!("{ip} belongs to vm/{other}"), "choose another address");
+            say(("address", &ip), format!("{ip} belongs to vm/{other}"), "choose another address");
         }
         let twice =
             spec.networks.iter().filter(|n| n.network == nic.network && n.address == Some(ip));
         if twice.count() > 1 {
             say(
+                ("address", &ip),
                 format!("{ip} is given to two network cards"),
                 "each card has an address of its own",
             );
@@ -249,30 +282,28 @@ pub(super) fn names_of_members(
     ))
 }
 
-fn service_spec(
-    after: &After<'_>,
-    spec: &ServiceSpec,
-    name: &Name,
-    say: &mut dyn FnMut(String, &str),
-) {
+fn service_spec(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_>) {
     vm_spec(after, &spec.template.spec, name, say);
     if let Err((message, hint)) = names_of_members(name, spec.replicas, spec.update.max_surge) {
-        say(message, &hint);
+        say(("name", name), message, &hint);
     }
     if spec.replicas > 500 {
         say(
+            ("replicas", &spec.replicas),
             format!("{} replicas are too many", spec.replicas),
             "a service has at most 500 members",
         );
     }
     if spec.update.max_surge == 0 && spec.update.max_unavailable == 0 {
         say(
+            ("maxUnavailable", &0),
             "maxSurge and maxUnavailable are both 0, so no update could ever happen".into(),
             "set one of them to 1",
         );
     }
     if spec.template.spec.networks.iter().any(|nic| nic.address.is_some()) {
         say(
+            ("address", &""),
             "the members of a service cannot all have the same address".into(),
             "leave `address` out; Haven chooses",
         );
@@ -280,23 +311,25 @@ fn service_spec(
     frontend(after, spec, name, say);
 }
 
-fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut dyn FnMut(String, &str)) {
+fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_>) {
     let Some(frontend) = &spec.frontend else {
         return;
     };
     if spec.template.spec.networks.is_empty() {
         say(
+            ("frontend", &""),
             "a service with a frontend needs members with a network".into(),
             "add `networks` to the template",
         );
     }
     if frontend.port == 0 {
-        say("a frontend needs a port".into(), "write for example `port: 80`");
+        say(("port", &""), "a frontend needs a port".into(), "write for example `port: 80`");
     }
     let ip = frontend.address;
     for (network, of) in after.networks() {
         if of.subnet.contains(&ip) {
             say(
+                ("address", &ip),
                 format!("{ip} lies in network `{network}` of the guests"),
                 "choose a free address of the hosts' own network",
             );
@@ -304,6 +337,7 @@ fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut dyn Fn
     }
     if let Some((host, _)) = after.snapshot.hosts.iter().find(|(_, h)| h.spec.address == ip) {
         say(
+            ("address", &ip),
             format!("{ip} is the address of {host}"),
             "choose a free address of the hosts' own network",
         );
@@ -317,30 +351,35 @@ fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut dyn Fn
     };
     if let Some(other) = after.objects(Kind::Service).iter().find_map(theirs) {
         say(
+            ("address", &ip),
             format!("{ip} is the address of service/{other}"),
             "an address moves from host to host as a whole, so each service has one of its own",
         );
     }
 }
 
-fn network_spec(
-    after: &After<'_>,
-    spec: &NetworkSpec,
-    name: &Name,
-    say: &mut dyn FnMut(String, &str),
-) {
+fn network_spec(after: &After<'_>, spec: &NetworkSpec, name: &Name, say: &mut Say<'_>) {
     if spec.subnet.prefix_len() > 29 {
-        say(format!("the subnet {} is too small", spec.subnet), "use a prefix of at most /29");
+        say(
+            ("subnet", &""),
+            format!("the subnet {} is too small", spec.subnet),
+            "use a prefix of at most /29",
+        );
     }
     if !(576..=9000).contains(&spec.mtu) {
-        say(format!("an MTU of {} does not work", spec.mtu), "use 576 to 9000, or leave it out");
+        say(
+            ("mtu", &spec.mtu),
+            format!("an MTU of {} does not work", spec.mtu),
+            "use 576 to 9000, or leave it out",
+        );
     }
     if spec.vni.is_some_and(|vni| vni == 0 || vni >= 1 << 24) {
-        say("`vni` must be from 1 to 16777215".into(), "leave it out; Haven chooses");
+        say(("vni", &""), "`vni` must be from 1 to 16777215".into(), "leave it out; Haven chooses");
     }
     for (other, theirs) in after.networks() {
         if other != *name && spec.vni.is_some() && spec.vni == theirs.vni_in_use() {
             say(
+                ("vni", &""),
                 format!("network `{other}` has the `vni` {} already", spec.vni.unwrap_or(0)),
                 "leave it out; Haven chooses",
             );
@@ -348,6 +387,7 @@ fn network_spec(
         let overlap = spec.subnet.contains(&theirs.subnet) || theirs.subnet.contains(&spec.subnet);
         if other != *name && overlap {
             say(
+                ("subnet", &""),
                 format!(
                     "the subnet {} overlaps {} of network `{other}`",
                     spec.subnet, theirs.subnet
@@ -365,6 +405,7 @@ fn network_spec(
         .is_some_and(|old| old.spec.subnet != spec.subnet || old.spec.driver != spec.driver);
     if used && changed {
         say(
+            ("subnet", &""),
             "the subnet and the driver of a network in use cannot be changed".into(),
             "make a new network under another name",
         );

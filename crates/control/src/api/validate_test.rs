@@ -15,6 +15,44 @@ fn said(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_problem_points_at_the_value() {
+    let mut world = World::new(3, Bytes::gib(4));
+    world.network("front");
+    let text = "kind: VM\nname: web\nmemory: 64GiB\nimage: debian\ndisks:\n- name: root\n  pool: fast\n  size: 1GiB\n\
+                networks:\n- network: front\n  address: 10.77.0.1\n- network: back\n---\n\
+                kind: Network\nname: wide\nmtu: 90000\nsubnet: 10.77.0.0/16\n";
+    let manifests = parse(&[("x.yaml".into(), text.into())]).unwrap();
+    let place = |p: &haven_model::manifest::Problem| {
+        let word = p.message.split('`').nth(1).unwrap_or(&p.message);
+        format!("{}:{}:{} {word}", p.file, p.line, p.column)
+    };
+    let places: Vec<String> = validate(&manifests, &world.snapshot).iter().map(place).collect();
+    assert_eq!(
+        places,
+        [
+            "x.yaml:3:9 web asks for 64GiB of memory, more than any host has",
+            "x.yaml:4:8 debian",
+            "x.yaml:7:9 fast",
+            "x.yaml:12:12 back",
+            "x.yaml:11:12 front",
+            "x.yaml:16:6 an MTU of 90000 does not work",
+            "x.yaml:17:9 front",
+        ]
+    );
+}
+
+#[test]
+fn opposite_wishes_are_refused() {
+    let wish = "affinity: {near: {tier: db}, apart: {tier: db}}";
+    assert_eq!(
+        said(&format!("kind: VM\nname: web\nmemory: 1GiB\n{wish}\n")),
+        ["`near` and `apart` ask for the opposite of each other [remove one of them]"]
+    );
+    let other = wish.replace("apart: {tier: db}", "apart: {tier: web}");
+    assert_eq!(said(&format!("kind: VM\nname: web\nmemory: 1GiB\n{other}\n")), [""; 0]);
+}
+
+#[test]
 fn a_good_manifest_is_taken() {
     assert_eq!(said("kind: VM\nname: web\nmemory: 1GiB\nnetworks: [{network: front}]\n"), [""; 0]);
 }

@@ -32,6 +32,13 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<ManifestFile>, Failure> {
             files.push(one(path)?);
         }
     }
+    let size: usize = files.iter().map(|file| file.text.len()).sum();
+    if size > LARGEST {
+        return Err(Failure::bad(
+            format!("the manifests are {size} bytes long together, and at most {LARGEST} are read"),
+            "apply them in several steps; images are imported with `haven image import`",
+        ));
+    }
     Ok(files)
 }
 
