@@ -44,6 +44,8 @@ pub enum Fault {
     Lose(u32),
     /// Of a hundred starts of VMs so many fail.
     FailStarts(u32),
+    /// Of a hundred calls to the drivers of storage, network and balance so many fail.
+    FailDrivers(u32),
     /// A host's power controller answers no more.
     KillController(String),
     /// A person stops a VM.
@@ -83,6 +85,7 @@ impl Fault {
             Fault::SlowStore(ms) => net.slow_store(Duration::from_millis(*ms)),
             Fault::Lose(percent) => net.lose(*percent),
             Fault::FailStarts(percent) => net.fail_starts(*percent),
+            Fault::FailDrivers(percent) => net.fail_drivers(*percent),
             Fault::KillController(host) => net.kill_controller(host),
             _ => self.by_a_person(cluster).await,
         }
@@ -169,7 +172,8 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         75..78 => Fault::ThawStore,
         78..81 => Fault::SlowStore(random.random_range(20..500)),
         81..83 => Fault::Lose(random.random_range(5..60)),
-        83..86 => Fault::FailStarts(random.random_range(10..80)),
+        83 | 84 => Fault::FailStarts(random.random_range(10..80)),
+        85 => Fault::FailDrivers(random.random_range(10..80)),
         86..88 => Fault::KillController(host),
         88..91 => Fault::StopVm(vm),
         91..93 => Fault::StartVm(vm),

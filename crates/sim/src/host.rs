@@ -2,6 +2,7 @@
 
 use crate::{
     cluster::{Broken, Shared},
+    failing::Failing,
     net::Power,
     path::StorePath,
     surroundings::{PowerSwitch, SimPower, SimProber, SimStorage},
@@ -290,7 +291,13 @@ impl SimHost {
         clock: &Clock,
     ) -> AgentParts {
         let shared = Arc::clone(&self.shared);
-        let net = Arc::clone(&shared.net);
+        let (net, talks) = (&shared.net, Arc::clone(&shared.net));
+        let address = FakeAddress {
+            host: self.name.to_string(),
+            segment: Arc::clone(&shared.segment),
+            reaches: Arc::new(move |a, b| talks.talk(a, b)),
+            clock: clock.clone(),
+        };
         AgentParts {
             me: self.name.clone(),
             store: store.clone(),
@@ -298,15 +305,10 @@ impl SimHost {
             heard: heard.clone(),
             session: session.clone(),
             vms,
-            network: Arc::new(FakeNetwork),
-            address: Arc::new(FakeAddress {
-                host: self.name.to_string(),
-                segment: Arc::clone(&shared.segment),
-                reaches: Arc::new(move |a, b| net.talk(a, b)),
-                clock: clock.clone(),
-            }),
-            balance: Arc::new(FakeBalance::default()),
-            storage: Arc::new(SimStorage),
+            network: Arc::new(Failing { driver: FakeNetwork, net: Arc::clone(net) }),
+            address: Arc::new(Failing { driver: address, net: Arc::clone(net) }),
+            balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
+            storage: Arc::new(SimStorage(Arc::clone(net))),
             prober: Arc::new(SimProber {
                 host: self.name.to_string(),
                 judge: Arc::clone(&shared.judge),

@@ -20,6 +20,7 @@
 compile_error!("the flags of .cargo/config.toml are missing; unset RUSTFLAGS, which replaces them");
 
 pub mod cluster;
+pub mod failing;
 pub mod faults;
 pub mod host;
 pub mod invariants;

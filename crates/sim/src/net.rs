@@ -47,6 +47,8 @@ struct Weather {
     loss: u32,
     /// Of a hundred starts of VMs so many fail.
     failing_starts: u32,
+    /// Of a hundred calls to the drivers of storage, network and balance so many fail.
+    failing_drivers: u32,
 }
 
 struct State {
@@ -162,6 +164,11 @@ impl Net {
         self.change(|state| state.weather.failing_starts = percent);
     }
 
+    /// So many calls of a hundred to the drivers of storage, network and balance fail.
+    pub fn fail_drivers(&self, percent: u32) {
+        self.change(|state| state.weather.failing_drivers = percent);
+    }
+
     /// A host's power controller does not answer.
     pub fn kill_controller(&self, host: &str) {
         self.change(|state| {
@@ -179,6 +186,13 @@ impl Net {
     pub fn start_fails(&self) -> bool {
         let mut state = self.state();
         let percent = state.weather.failing_starts;
+        percent > 0 && state.random.random_range(0..100) < percent
+    }
+
+    /// Whether this call to a driver of storage, network or balance fails.
+    pub fn driver_fails(&self) -> bool {
+        let mut state = self.state();
+        let percent = state.weather.failing_drivers;
         percent > 0 && state.random.random_range(0..100) < percent
     }
 

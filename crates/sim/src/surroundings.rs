@@ -21,8 +21,15 @@ use tokio::time::Instant;
 /// How long a guest boots.
 const BOOT: Duration = Duration::from_secs(2);
 
-/// Disks that are always there.
-pub struct SimStorage;
+/// Disks that are always there, unless the storage fails.
+pub struct SimStorage(pub Arc<Net>);
+
+impl SimStorage {
+    fn works(&self) -> Result<(), StorageFailure> {
+        let what = || "the disk cannot be read: the simulator lets it fail".to_owned();
+        if self.0.driver_fails() { Err(StorageFailure { what: what() }) } else { Ok(()) }
+    }
+}
 
 #[async_trait]
 impl Storage for SimStorage {
@@ -31,6 +38,7 @@ impl Storage for SimStorage {
         _pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
+        self.works()?;
         Ok(VolumeReady { path: PathBuf::from(wanted.name.to_string()), format: "raw".into() })
     }
     async fn delete_volume(
@@ -38,9 +46,11 @@ impl Storage for SimStorage {
         _pool: &PoolSpec,
         _name: &VolumeName,
     ) -> Result<(), StorageFailure> {
+        self.works()?;
         Ok(())
     }
     async fn volumes(&self, _pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+        self.works()?;
         Ok(Vec::new())
     }
     async fn put_aside(
@@ -48,18 +58,23 @@ impl Storage for SimStorage {
         _pool: &PoolSpec,
         _names: &[VolumeName],
     ) -> Result<(), StorageFailure> {
+        self.works()?;
         Ok(())
     }
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {
+        self.works()?;
         Ok(PathBuf::from("image"))
     }
     async fn copy_image(&self, _file: &ImageFile) -> Result<(), StorageFailure> {
+        self.works()?;
         Ok(())
     }
     async fn seed(&self, _wanted: &SeedWanted) -> Result<PathBuf, StorageFailure> {
+        self.works()?;
         Ok(PathBuf::from("seed"))
     }
     async fn forget(&self, _vm: &str) -> Result<(), StorageFailure> {
+        self.works()?;
         Ok(())
     }
     async fn images(&self) -> BTreeSet<String> {

@@ -45,6 +45,23 @@ fn a_wait_that_ends_too_soon_says_why() {
 }
 
 #[test]
+fn too_much_is_refused_before_it_is_sent() {
+    let person = Person::anybody();
+    let part = "# \n".repeat(200_000);
+    person.file("a.yaml", &part);
+    let file = person.file("b.yaml", &part);
+    let directory = file.trim_end_matches("/b.yaml");
+    let together = person.run(&["apply", "-f", directory]);
+    assert_eq!(together.code, 2, "{}", together.err);
+    assert!(together.err.contains("1200000 bytes long together"), "{}", together.err);
+    assert!(together.err.contains("hint: apply them in several steps"), "{}", together.err);
+    let large = person.file("large.txt", &"# \n".repeat(4 << 20));
+    let one = person.run(&["apply", "-f", &large]);
+    assert_eq!(one.code, 2, "{}", one.err);
+    assert!(one.err.contains("large.txt is 12582912 bytes long"), "{}", one.err);
+}
+
+#[test]
 fn diff_is_unified_and_its_exit_code_tells() {
     let change = |before: &str, after: &str, outcome: &str| json!([{"object": "vm/web", "outcome": outcome, "before": before, "after": after, "generation": 1}]);
     let fake = Fake::new(move |_, before| match before {

@@ -17,7 +17,9 @@ impl Invariant for Wishes {
         let Step::Transaction(before) = step else { return Ok(()) };
         for (name, placement) in &facts.snapshot.placements {
             let host = placement.host.as_str();
-            let stays = before.placements.get(name).is_some_and(|old| old.host.as_str() == host);
+            let stays = before.placements.get(name).is_some_and(|old| old.host.as_str() == host)
+                // Nobody placed it now: the record that a fault had made unreadable is what it was.
+                || before.unreadable.contains_key(&format!("placement/vm/{name}"));
             if let Some(vm) = facts.snapshot.vms.get(name).filter(|_| !stays) {
                 placed(facts, vm, host).map_err(|what| format!("wishes: {what}"))?;
             }

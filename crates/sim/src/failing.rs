@@ -1,0 +1,76 @@
+//! Drivers that fail now and then: each of them is whole again as soon as its call comes through.
+
+use crate::net::Net;
+use async_trait::async_trait;
+use haven_host::{
+    balance::driver::{BalanceDriver, BalanceError, FrontendWanted},
+    network::{
+        address::AddressDriver,
+        driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+/// A driver, and what decides whether a call of it fails.
+pub struct Failing<D> {
+    /// What does the work.
+    pub driver: D,
+    /// Decides.
+    pub net: Arc<Net>,
+}
+
+impl<D> Failing<D> {
+    fn network(&self, what: &str) -> Result<(), NetworkError> {
+        let why = "the simulator lets it fail".to_owned();
+        if self.net.driver_fails() { Err(NetworkError { what: what.into(), why }) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl<D: NetworkDriver> NetworkDriver for Failing<D> {
+    async fn apply(
+        &self,
+        wanted: &[NetworkWanted],
+        left_alone: &LeftAlone,
+    ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
+        self.network("the links cannot be read")?;
+        let mut failed = self.driver.apply(wanted, left_alone).await?;
+        for network in wanted {
+            if let Err(error) = self.network("the network cannot be made") {
+                failed.insert(network.name.clone(), error);
+            }
+        }
+        Ok(failed)
+    }
+}
+
+#[async_trait]
+impl<D: AddressDriver> AddressDriver for Failing<D> {
+    async fn probe(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>, NetworkError> {
+        self.network("the address cannot be asked for")?;
+        self.driver.probe(ip).await
+    }
+    async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        self.network("the address cannot be set")?;
+        self.driver.hold(wanted).await
+    }
+    async fn announce(&self) -> Result<(), NetworkError> {
+        self.network("the address cannot be announced")?;
+        self.driver.announce().await
+    }
+}
+
+#[async_trait]
+impl<D: BalanceDriver> BalanceDriver for Failing<D> {
+    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError> {
+        if self.net.driver_fails() {
+            let why = "the simulator lets it fail".to_owned();
+            return Err(BalanceError { what: "the balancer does not start".into(), why });
+        }
+        self.driver.apply(wanted).await
+    }
+}
