@@ -169,11 +169,15 @@ pub async fn check_token(state: &ApiState, token: &str) -> ApiResult<(String, To
 /// # Errors
 /// 401 with the reason.
 pub async fn use_join_token(state: &ApiState, token: &str) -> ApiResult<()> {
-    let (name, record) = check_token(state, token).await?;
+    let invite = |mut error: ApiError| {
+        if error.0.status == StatusCode::UNAUTHORIZED.as_u16() {
+            error.0.hint = "make one with `haven host invite` on a host of the cluster".into();
+        }
+        error
+    };
+    let (name, record) = check_token(state, token).await.map_err(invite)?;
     if !record.join {
-        return Err(denied(
-            "this token does not let a host join; make one with `haven host invite`",
-        ));
+        return Err(invite(denied("this token does not let a host join")));
     }
     let key = token_key(&name);
     let value = serde_json::to_vec(&record).expect("a token is plain data");
@@ -181,7 +185,7 @@ pub async fn use_join_token(state: &ApiState, token: &str) -> ApiResult<()> {
         .store
         .txn(vec![Compare::Value(key.clone(), value.into())], vec![Op::Delete(key)])
         .await?;
-    if outcome.succeeded { Ok(()) } else { Err(denied("this token was used already")) }
+    if outcome.succeeded { Ok(()) } else { Err(invite(denied("this token was used already"))) }
 }
 
 /// The caller of a TLS request.

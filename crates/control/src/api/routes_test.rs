@@ -330,6 +330,21 @@ async fn a_token_that_is_no_longer_good_is_told_why() {
     // A join token lets nobody do anything but join, whatever its role.
     let join = make("join-1", true, 60_000).await;
     assert!(refused(&world.ask(Some(&join), "GET", "/v1/status", "").await));
+    // And one that lets join only as long as it is good, and only once.
+    let late = make("join-2", true, -1000).await;
+    let anybody = make("person", false, 60_000).await;
+    for (secret, why) in [
+        (&late, "the token `join-2` expired on 20"),
+        (&anybody, "this token does not let a host join"),
+        (&"join-9.0123".to_owned(), "this token does not exist or was used already"),
+    ] {
+        let body =
+            json!({"secret": secret, "host": "host2", "address": "10.0.0.2", "request": "PEM"});
+        let answer = world.ask(None, "POST", "/v1/join", body.to_string()).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+        assert!(answer.body["detail"].as_str().unwrap().starts_with(why), "{answer:?}");
+        assert!(answer.body["hint"].as_str().unwrap().contains("haven host invite"), "{answer:?}");
+    }
     world.ask(Some(good), "DELETE", "/v1/tokens/admin", "").await.ok();
     assert!(refused(&world.ask(Some(good), "GET", "/v1/status", "").await));
 }
