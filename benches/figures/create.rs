@@ -1,7 +1,8 @@
 //! `haven vm create` until QEMU runs, beside starting that QEMU by hand.
 //!
-//! By hand: the very command line that Haven used, in the same host, without its sockets' directory and its network
-//! card's descriptor, from the command until its monitor says that it runs.
+//! By hand: Haven's own command line without what belongs to the one VM that runs already (its sockets, descriptors,
+//! devices and user), in the same host, from the command until its monitor says that it runs. It does less than
+//! Haven's, so the difference is rather too large than too small.
 
 use crate::sample::Sample;
 use anyhow::{Context, Result};

@@ -28,7 +28,7 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         writes.push((later - revision) as f64 / SPAN.as_secs_f64() / lab.hosts.len() as f64);
     }
     print("daemon + guard, resident", "MiB", &mut memory, 40.0);
-    print("daemon + guard, processor", "% of a core", &mut cpu, 0.5);
+    print("daemon + guard, with all that they run, processor", "% of a core", &mut cpu, 0.5);
     println!("writes to the store per host and second (not seconds):");
     writes.print("  writes", 2.5, 2.5);
     Ok(())

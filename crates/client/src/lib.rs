@@ -13,13 +13,13 @@ pub use tls::Pin;
 use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
-        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, List, ManifestFile,
-        Overview, ProblemBody, Secret, TokenLine,
+        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, ManifestFile, Overview,
+        Page, ProblemBody, Secret, TokenLine,
     },
     event::AuditEntry,
     object::Kind,
 };
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -62,6 +62,9 @@ pub enum ClientError {
     /// The daemon said no.
     #[error("{}", .0.detail)]
     Refused(Box<ProblemBody>),
+    /// What was to be sent cannot be read to its end.
+    #[error("it cannot be read to its end: {0}")]
+    Source(String),
     /// The answer is not what this version expects.
     #[error("the daemon's answer cannot be read: {0}")]
     Unexpected(String),
@@ -80,7 +83,7 @@ pub struct Client {
     target: Target,
 }
 
-type Body = BoxBody<Bytes, std::io::Error>;
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// Bytes both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -91,6 +94,9 @@ const CONNECT: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(60);
 /// How long it may be silent within an answer.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// The most entries that a page of what happened has.
+const LARGEST_PAGE: usize = 5000;
 
 /// A word as one part of a path: whatever it holds, it stays one part.
 #[must_use]
@@ -110,7 +116,7 @@ fn path_of(of: &ObjectRef) -> String {
 }
 
 fn full(text: Vec<u8>) -> Body {
-    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
 }
 
 impl Client {
@@ -281,15 +287,40 @@ impl Client {
     /// All objects of a kind.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn list(&self, kind: Kind) -> Result<Vec<Item>, ClientError> {
+        self.all(&format!("/v1/objects/{kind}")).await
+    }
+
+    /// Every page of a list in order of names.
+    async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, ClientError> {
         let (mut items, mut after) = (Vec::new(), String::new());
         loop {
-            let page: List = self.get(&format!("/v1/objects/{kind}{after}")).await?;
+            let page: Page<T> = self.get(&format!("{path}{after}")).await?;
             items.extend(page.items);
             match page.next {
                 None => return Ok(items),
                 Some(next) => after = format!("?after={}", encode(&next)),
             }
         }
+    }
+
+    /// So many of the last entries of a list in order of time, over as many pages as it takes; the oldest first.
+    async fn last<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: usize,
+    ) -> Result<Vec<T>, ClientError> {
+        let (mut pages, mut wanted, mut before) = (Vec::new(), limit, String::new());
+        while wanted > 0 {
+            let size = wanted.min(LARGEST_PAGE);
+            let page: Page<T> = self.get(&format!("{path}?limit={size}{before}")).await?;
+            wanted = wanted.saturating_sub(size);
+            pages.push(page.items);
+            match page.next {
+                None => break,
+                Some(next) => before = format!("&before={}", encode(&next)),
+            }
+        }
+        Ok(pages.into_iter().rev().flatten().collect())
     }
 
     /// One object.
@@ -352,7 +383,7 @@ impl Client {
     /// The last events.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn events(&self, limit: usize) -> Result<Vec<Event>, ClientError> {
-        self.get(&format!("/v1/events?limit={limit}")).await
+        self.last("/v1/events", limit).await
     }
 
     /// Events as they come, from now on or from behind the one with this id.
@@ -368,13 +399,13 @@ impl Client {
     /// All incidents.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn incidents(&self) -> Result<Vec<Incident>, ClientError> {
-        self.get("/v1/incidents").await
+        self.last("/v1/incidents", usize::MAX).await
     }
 
     /// The audit log's last entries.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn audit(&self, limit: usize) -> Result<Vec<AuditEntry>, ClientError> {
-        self.get(&format!("/v1/audit?limit={limit}")).await
+        self.last("/v1/audit", limit).await
     }
 
     /// What there is to say of an object.
@@ -434,7 +465,7 @@ impl Client {
     /// All tokens, without their secrets.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn tokens(&self) -> Result<Vec<TokenLine>, ClientError> {
-        self.get("/v1/tokens").await
+        self.all("/v1/tokens").await
     }
 
     /// A new token with a role.

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::{Request, body::Frame};
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,13 +21,14 @@ impl Client {
     /// Imports a part of an image: `disk`, `kernel` or `initrd`. `query` is `checksum=…&cmdline=…`, encoded.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`ClientError::NoAnswer`] when nothing moved for 5 minutes.
+    /// See [`ClientError`]; [`ClientError::NoAnswer`] when nothing moved for 5 minutes, [`ClientError::Source`] when
+    /// `from` breaks off.
     pub async fn import(
         &self,
         image: &str,
         part: &str,
         query: &str,
-        from: impl AsyncRead + Send + Sync + Unpin + 'static,
+        from: impl AsyncRead + Send + Unpin + 'static,
     ) -> Result<Item, ClientError> {
         let sent = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&sent);
@@ -35,14 +36,22 @@ impl Client {
         let counted = frames.inspect_ok(move |bytes| {
             count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         });
-        let body = StreamBody::new(counted.map_ok(Frame::data)).boxed();
+        let broken = Arc::new(OnceLock::new());
+        let why = Arc::clone(&broken);
+        let told = counted.inspect_err(move |error| {
+            let _ = why.set(error.to_string());
+        });
+        let body = StreamBody::new(told.map_ok(Frame::data)).boxed_unsync();
         let path = format!("/v1/import/{}/{}?{query}", encode(image), encode(part));
         let answer = self.exchange(Request::builder().method("PUT").uri(path), body);
         tokio::pin!(answer);
         let mut before = 0;
         let response = loop {
             if let Ok(answer) = tokio::time::timeout(STALLED, &mut answer).await {
-                break answer?;
+                break answer.map_err(|error| match broken.get() {
+                    Some(why) => ClientError::Source(why.clone()),
+                    None => error,
+                })?;
             }
             let now = sent.load(Ordering::Relaxed);
             if now == before {

@@ -60,7 +60,7 @@ enum Command {
     Watch(cmd::watch::WatchCommand),
     /// A real cluster on this machine, to try and to test
     #[command(subcommand)]
-    Lab(haven_lab::command::LabCommand),
+    Lab(cmd::lab::LabCommand),
     /// What systemd runs: the daemon of this host
     #[command(after_help = "Examples:\n  haven daemon")]
     Daemon,
@@ -150,7 +150,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Network(command) => cmd::network::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
         Command::Watch(command) => cmd::watch::run(command).await,
-        Command::Lab(command) => haven_lab::command::run(command).await.map_err(Failure::other),
+        Command::Lab(command) => cmd::lab::run(command).await,
         Command::Daemon => {
             log();
             daemon::run().await.map_err(Failure::other)

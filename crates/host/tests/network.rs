@@ -6,6 +6,7 @@
 mod inside;
 
 use haven_host::network::{
+    firewall,
     address::{AddressDriver, LinuxAddress},
     driver::{LeftAlone, LocalPort, NetworkDriver, NetworkKind, NetworkWanted, RemotePort},
     linux::LinuxNetwork,
@@ -124,8 +125,13 @@ fn what_somebody_else_removes_comes_back() {
         // Nothing is done while nothing is amiss: the rules keep their handles.
         let handles = || sh("nft -a list table ip haven");
         let before = handles();
+        let generation = firewall::generation();
         apply().await;
         assert_eq!(handles(), before);
+        // Looking costs no process: the kernel tells whether anybody changed anything.
+        assert!(generation.is_some() && firewall::generation() == generation, "{generation:?}");
+        sh("nft add table ip other");
+        assert_ne!(firewall::generation(), generation);
     });
 }
 

@@ -28,9 +28,6 @@ pub enum LabCommand {
     /// End all of it
     #[command(after_help = "Examples:\n  haven lab down")]
     Down,
-    /// List the hosts
-    #[command(after_help = "Examples:\n  haven lab ls")]
-    Ls,
     /// Cut a host's power
     #[command(after_help = "Examples:\n  haven lab kill host2")]
     Kill { host: String },
@@ -108,9 +105,7 @@ pub async fn run(command: LabCommand) -> Result<()> {
     if let LabCommand::HostInit { lower, host_dir, shared, binaries, name, watchdog } = command {
         return host_init::run(&Layout { lower, host_dir, shared, binaries, watchdog, name });
     }
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the lab makes namespaces and needs root; run it with sudo");
-    }
+    need_root()?;
     let mut lab = Lab::open()?;
     match command {
         LabCommand::Up { hosts, bare, no_power_control } => {
@@ -118,7 +113,6 @@ pub async fn run(command: LabCommand) -> Result<()> {
             up::up(&mut lab, hosts, bare).await
         }
         LabCommand::Down => lab.down(),
-        LabCommand::Ls => list(&lab),
         LabCommand::Kill { host } => lab.power_off(&host),
         LabCommand::Start { host } => lab.power_on(&host),
         LabCommand::Cut { host, from, one_way } => cut(&mut lab, &host, from, one_way),
@@ -154,6 +148,17 @@ pub async fn run(command: LabCommand) -> Result<()> {
     }
 }
 
+/// Refuses whoever is not root.
+///
+/// # Errors
+/// With what to do.
+pub fn need_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the lab makes namespaces and needs root; run it with sudo");
+    }
+    Ok(())
+}
+
 fn cut(lab: &mut Lab, host: &str, from: Option<String>, one_way: bool) -> Result<()> {
     lab.host(host)?;
     let Some(other) = from else {
@@ -166,14 +171,6 @@ fn cut(lab: &mut Lab, host: &str, from: Option<String>, one_way: bool) -> Result
     }
     lab.save()?;
     lab.set_cuts()
-}
-
-fn list(lab: &Lab) -> Result<()> {
-    for (i, host) in lab.hosts().iter().enumerate() {
-        let power = if lab.init(host).is_some() { "on" } else { "off" };
-        println!("{host:<8} 10.88.0.{:<4} {power}", i + 1);
-    }
-    Ok(())
 }
 
 /// Used by tests: what is left of a lab on this machine.

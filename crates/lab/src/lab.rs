@@ -32,6 +32,21 @@ pub struct State {
     pub cuts: Vec<(String, String)>,
 }
 
+/// A host as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostLine {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// `on`, `off` or `paused`.
+    pub power: &'static str,
+    /// `plugged` or `unplugged`.
+    pub cable: &'static str,
+    /// The hosts that none of its packets reach.
+    pub cut_from: Vec<String>,
+}
+
 /// A lab on this machine.
 #[derive(Clone, Debug)]
 pub struct Lab {
@@ -51,6 +66,12 @@ fn id_of(dir: &Path) -> String {
         .bytes()
         .fold(0xcbf2_9ce4_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     format!("hv{:04x}", sum & 0xffff)
+}
+
+/// Whether a process is stopped by a signal.
+fn is_stopped(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
 }
 
 /// Runs a tool and fails with what it said.
@@ -151,6 +172,30 @@ impl Lab {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let dir = self.host_dir(name).display().to_string();
         (line.contains("host-init") && line.contains(&dir)).then(|| Pid::from_raw(pid))
+    }
+
+    /// The hosts and how they stand.
+    #[must_use]
+    pub fn list(&self) -> Vec<HostLine> {
+        let line = |(i, name): (usize, String)| {
+            let power = match self.init(&name) {
+                None => "off",
+                Some(init) if is_stopped(init) => "paused",
+                Some(_) => "on",
+            };
+            let shown =
+                tool("ip", &["-n", &self.fabric(), "-o", "link", "show", &self.cable(&name)]);
+            let plugged = shown.is_ok_and(|link| link.contains("master br0"));
+            let cuts = self.state.cuts.iter().filter(|(from, _)| *from == name);
+            HostLine {
+                address: format!("10.88.0.{}", i + 1),
+                power,
+                cable: if plugged { "plugged" } else { "unplugged" },
+                cut_from: cuts.map(|(_, to)| to.clone()).collect(),
+                name,
+            }
+        };
+        self.hosts().into_iter().enumerate().map(line).collect()
     }
 
     /// The name of the fabric's end of a host's cable.

@@ -27,13 +27,14 @@ pub struct Item {
     pub columns: std::collections::BTreeMap<String, String>,
 }
 
-/// A page of a list.
+/// A page of a list. Objects and tokens come in order of their names, what happened in order of time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct List {
-    /// In order of names.
-    pub items: Vec<Item>,
-    /// Ask for the next page with this name; absent on the last.
+#[schemars(rename = "{T}Page")]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// The `after` (of what happened: the `before`) that asks for the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }

@@ -9,6 +9,7 @@ use etcd_client::{
     Client, ConnectOptions, DeleteOptions, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp,
     TxnOpResponse,
 };
+use futures::{StreamExt, stream::FuturesUnordered};
 use std::{
     sync::{
         Arc, PoisonError, RwLock,
@@ -313,6 +314,36 @@ impl EtcdStore {
         Ok(page.kvs.into_iter().next())
     }
 
+    /// One key, read linearizably, asked of all members at once; the member that answers first is the one in use from
+    /// now on. For whoever cannot wait until a member that hangs is given up: a host that renews its lease.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when all members refused, [`StoreError::Unknown`] when none answered in time.
+    pub async fn get_from_any(&self, key: &str) -> Result<Option<RawKv>, StoreError> {
+        let ask = |(index, client): (usize, Client)| async move {
+            let mut client = client.kv_client();
+            (index, tokio::time::timeout(DEADLINE, client.get(key, None)).await)
+        };
+        let mut asked: FuturesUnordered<_> =
+            self.clients().into_iter().enumerate().map(ask).collect();
+        let mut refused = None;
+        while let Some((index, answer)) = asked.next().await {
+            match answer {
+                Ok(Ok(response)) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    self.unanswered.store(0, Ordering::Relaxed);
+                    return Ok(response.kvs().first().map(RawKv::from));
+                }
+                Ok(Err(error)) => refused = Some(error),
+                Err(_) => {}
+            }
+        }
+        Err(match refused {
+            Some(error) => StoreError::Unavailable { source: Box::new(error) },
+            None => StoreError::Unknown(DEADLINE),
+        })
+    }
+
     /// Up to `limit` keys under `prefix` that come behind `after`, at `revision` (0: now), read linearizably.
     ///
     /// # Errors
@@ -334,16 +365,22 @@ impl EtcdStore {
         self.read(start, Some(options)).await
     }
 
-    /// The last `limit` keys under `prefix`, the last first.
+    /// The last `limit` keys under `prefix`, or the last of those that come ahead of `before`; the last first.
     ///
     /// # Errors
     /// As [`EtcdStore::get`].
-    pub async fn last(&self, prefix: &str, limit: i64) -> Result<Vec<RawKv>, StoreError> {
+    pub async fn last(
+        &self,
+        prefix: &str,
+        before: Option<&str>,
+        limit: i64,
+    ) -> Result<Page, StoreError> {
+        let end = before.map_or_else(|| end_of(prefix), |key| key.as_bytes().to_vec());
         let options = GetOptions::new()
-            .with_prefix()
+            .with_range(end)
             .with_limit(limit)
             .with_sort(SortTarget::Key, SortOrder::Descend);
-        Ok(self.read(prefix, Some(options)).await?.kvs)
+        self.read(prefix, Some(options)).await
     }
 
     /// Every key under `prefix` at one revision.

@@ -106,6 +106,21 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
     command
 }
 
+/// In words: which of a member's ports another program has. Asked when no member runs.
+#[must_use]
+pub fn taken(address: Ipv4Addr) -> Option<String> {
+    let ports = [(address, CLIENT_PORT), (Ipv4Addr::LOCALHOST, CLIENT_PORT), (address, PEER_PORT)];
+    let is_taken = |(address, port): &(Ipv4Addr, u16)| {
+        let tried = std::net::TcpListener::bind((*address, *port));
+        tried.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    ports.into_iter().find(is_taken).map(|(_, port)| {
+        format!(
+            "another program has the port {port}, which etcd needs: end it; `ss -ltnp sport = :{port}` names it"
+        )
+    })
+}
+
 /// Keeps the member running until `cancel`. `failed` is told, in words, each time it ends by itself.
 pub async fn supervise(
     config: MemberConfig,
@@ -132,7 +147,9 @@ pub async fn supervise(
                 }
                 ended = child.wait() => {
                     let how = ended.map_or_else(|e| e.to_string(), |s| s.to_string());
-                    failed(format!("etcd ended ({how}); its log is {}", config.log.display()));
+                    failed(taken(config.address).unwrap_or_else(|| {
+                        format!("etcd ended ({how}); its log is {}", config.log.display())
+                    }));
                 }
             },
             Err(error) => {

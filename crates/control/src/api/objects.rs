@@ -7,7 +7,7 @@ use super::{
 use axum::http::StatusCode;
 use haven_model::{
     Meta, Name, Object, ObjectRef, Observations, Snapshot,
-    api::{CHANGED, Item, List},
+    api::{CHANGED, Item, Page},
     keys,
     object::Kind,
     service::{DRAIN_LABEL, ServiceSpec, TEMPLATE_LABEL},
@@ -143,7 +143,7 @@ pub fn vm_state(snapshot: &Snapshot, name: &Name) -> String {
 
 /// A page of a kind's objects.
 #[must_use]
-pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> List {
+pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> Page<Item> {
     let (snapshot, seen) = (state.snapshot(), (state.seen)());
     let mut objects: Vec<(Object, i64)> = snapshot.objects(kind);
     if let Some(after) = after {
@@ -154,7 +154,7 @@ pub fn list(state: &ApiState, kind: Kind, limit: usize, after: Option<&str>) -> 
     let next = if more { objects.last().map(|(o, _)| o.meta().name.to_string()) } else { None };
     let items =
         objects.into_iter().map(|(o, revision)| item(&snapshot, &seen, o, revision)).collect();
-    List { items, next }
+    Page { items, next }
 }
 
 /// One object.

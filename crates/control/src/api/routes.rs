@@ -18,9 +18,9 @@ use axum::{
 };
 use futures::{Stream, TryStreamExt};
 use haven_model::{
-    Event, ImageSpec, Incident, Meta, Name, Object, ObjectRef,
+    Event, ImageSpec, Incident, Meta, Name, Object, ObjectRef, VmPhase,
     api::{
-        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, List, Overview, Secret, TokenLine,
+        Applied, ApplyRequest, Item, JoinAnswer, JoinRequest, Overview, Page, Secret, TokenLine,
         Version,
     },
     event::AuditEntry,
@@ -120,35 +120,47 @@ pub(super) async fn status(State(state): Api) -> Json<Overview> {
     Json(overview::overview(&state, leader))
 }
 
-/// How much of a log is wanted.
+/// Which page of what happened is wanted.
 #[derive(Deserialize, JsonSchema)]
-pub(super) struct Limit {
+pub(super) struct Latest {
     /// So many of the last entries, 1 to 5000; 100 when absent.
     limit: Option<i64>,
+    /// Only entries older than this one: `next` of the page that was newer.
+    before: Option<String>,
+}
+
+impl Latest {
+    fn limit(&self) -> i64 {
+        self.limit.unwrap_or(100).clamp(1, 5000)
+    }
 }
 
 async fn last<T: serde::de::DeserializeOwned>(
     state: &ApiState,
     prefix: &str,
-    limit: Option<i64>,
-) -> ApiResult<Vec<T>> {
-    let mut found = state.store.last(prefix, limit.unwrap_or(100).clamp(1, 5000)).await?;
-    found.reverse();
-    Ok(found.iter().filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect())
+    query: &Latest,
+) -> ApiResult<Json<Page<T>>> {
+    let before = query.before.as_ref().map(|id| format!("{prefix}{id}"));
+    let found = state.store.last(prefix, before.as_deref(), query.limit()).await?;
+    let oldest = found.kvs.last().filter(|_| found.more);
+    let next = oldest.and_then(|kv| kv.key.strip_prefix(prefix)).map(str::to_owned);
+    let entries = found.kvs.iter().rev();
+    let items = entries.filter_map(|kv| serde_json::from_slice(&kv.value).ok()).collect();
+    Ok(Json(Page { items, next }))
 }
 
 pub(super) async fn events(
     State(state): Api,
-    Asked(query): Asked<Limit>,
-) -> ApiResult<Json<Vec<Event>>> {
-    last(&state, keys::EVENTS, query.limit).await.map(Json)
+    Asked(query): Asked<Latest>,
+) -> ApiResult<Json<Page<Event>>> {
+    last(&state, keys::EVENTS, &query).await
 }
 
 pub(super) async fn audit_log(
     State(state): Api,
-    Asked(query): Asked<Limit>,
-) -> ApiResult<Json<Vec<AuditEntry>>> {
-    last(&state, keys::AUDIT, query.limit).await.map(Json)
+    Asked(query): Asked<Latest>,
+) -> ApiResult<Json<Page<AuditEntry>>> {
+    last(&state, keys::AUDIT, &query).await
 }
 
 /// Which event somebody had last who lost the connection; nothing for what cannot be one.
@@ -167,8 +179,8 @@ pub(super) async fn follow(
     let after = match heard_last(&headers) {
         Some(key) => Some(key),
         None => {
-            let last = state.store.last(keys::EVENTS, 1).await.ok();
-            last.and_then(|last| last.into_iter().next()).map(|kv| kv.key)
+            let last = state.store.last(keys::EVENTS, None, 1).await.ok();
+            last.and_then(|last| last.kvs.into_iter().next()).map(|kv| kv.key)
         }
     };
     let stream = futures::stream::unfold(
@@ -198,8 +210,23 @@ pub(super) async fn follow(
     Sse::new(stream).keep_alive(sse::KeepAlive::default())
 }
 
-pub(super) async fn incidents(State(state): Api) -> Json<Vec<Incident>> {
-    Json(state.snapshot().incidents.values().map(|i| (*i.value).clone()).collect())
+pub(super) async fn incidents(
+    State(state): Api,
+    Asked(query): Asked<Latest>,
+) -> ApiResult<Json<Page<Incident>>> {
+    let number = |text: &String| {
+        let detail = format!("`before` is `{text}`, and incidents have numbers");
+        text.parse().map_err(|_| ApiError::bad(detail, "give the `next` of another page"))
+    };
+    let before = query.before.as_ref().map(number).transpose()?.unwrap_or(u64::MAX);
+    let snapshot = state.snapshot();
+    let limit = usize::try_from(query.limit()).unwrap_or(1);
+    let mut older = snapshot.incidents.range(..before).rev();
+    let mut items: Vec<Incident> =
+        older.by_ref().take(limit).map(|(_, incident)| (*incident.value).clone()).collect();
+    items.reverse();
+    let next = older.next().and(items.first()).map(|oldest| oldest.number.to_string());
+    Ok(Json(Page { items, next }))
 }
 
 pub(super) async fn explain(
@@ -264,15 +291,22 @@ pub(super) async fn new_token(
     Ok(Json(Secret { secret, expires_ms }))
 }
 
-pub(super) async fn tokens(State(state): Api) -> ApiResult<Json<Vec<TokenLine>>> {
-    let found = state.store.all(keys::TOKENS).await?;
+pub(super) async fn tokens(
+    State(state): Api,
+    Asked(query): Asked<Following>,
+) -> ApiResult<Json<Page<TokenLine>>> {
+    let after = query.after.as_ref().map(|name| format!("{}{name}", keys::TOKENS));
+    let limit = i64::try_from(query.limit()).unwrap_or(1);
+    let found = state.store.range(keys::TOKENS, after.as_deref(), limit, 0).await?;
     let line = |kv: &haven_store::raw::RawKv| {
         let record: auth::TokenRecord = serde_json::from_slice(&kv.value).ok()?;
         let role = if record.join { "join".into() } else { format!("{:?}", record.role) };
         let name = kv.key.strip_prefix(keys::TOKENS)?.to_owned();
         Some(TokenLine { name, role: role.to_lowercase(), expires_ms: record.expires_ms })
     };
-    Ok(Json(found.kvs.iter().filter_map(line).collect()))
+    let last = found.kvs.last().filter(|_| found.more);
+    let next = last.and_then(|kv| kv.key.strip_prefix(keys::TOKENS)).map(str::to_owned);
+    Ok(Json(Page { items: found.kvs.iter().filter_map(line).collect(), next }))
 }
 
 pub(super) async fn end_token(State(state): Api, At(name): At<String>) -> ApiResult<StatusCode> {
@@ -288,21 +322,26 @@ pub(super) async fn end_token(State(state): Api, At(name): At<String>) -> ApiRes
 
 /// Which page of a list is wanted.
 #[derive(Deserialize, JsonSchema)]
-pub(super) struct Page {
-    /// So many objects at most, 1 to 5000; 500 when absent.
+pub(super) struct Following {
+    /// So many at most, 1 to 5000; 500 when absent.
     limit: Option<usize>,
-    /// Only objects behind this name: `next` of the page before.
+    /// Only what comes behind this name: `next` of the page before.
     after: Option<String>,
+}
+
+impl Following {
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(500).clamp(1, 5000)
+    }
 }
 
 pub(super) async fn list(
     State(state): Api,
     At(kind): At<String>,
-    Asked(page): Asked<Page>,
-) -> ApiResult<Json<List>> {
+    Asked(query): Asked<Following>,
+) -> ApiResult<Json<Page<Item>>> {
     let kind: Kind = kind.parse()?;
-    let limit = page.limit.unwrap_or(500).clamp(1, 5000);
-    Ok(Json(objects::list(&state, kind, limit, page.after.as_deref())))
+    Ok(Json(objects::list(&state, kind, query.limit(), query.after.as_deref())))
 }
 
 pub(super) async fn one(
@@ -371,6 +410,8 @@ pub(super) async fn act(
             return Ok(());
         };
         match action.as_str() {
+            // One that ended by itself, and that its restart policy leaves so, is wanted anew.
+            "start" if vm.spec.running && has_ended(&state, &vm.meta.name) => vm.spec.resets += 1,
             "start" => vm.spec.running = true,
             "stop" => vm.spec.running = false,
             "reset" => vm.spec.resets += 1,
@@ -384,6 +425,10 @@ pub(super) async fn act(
         Ok(())
     });
     changed.await.map(Json)
+}
+
+fn has_ended(state: &ApiState, vm: &Name) -> bool {
+    state.snapshot().told_of(vm).is_some_and(|status| status.phase == VmPhase::Stopped)
 }
 
 pub(super) async fn scale(

@@ -258,13 +258,62 @@ async fn a_list_comes_in_pages_that_miss_nothing() {
     assert!(bad.body["detail"].as_str().unwrap().contains("limit"), "{bad:?}");
 }
 
+/// Follows `next` from page to page of three; what `word` says of each entry, page by page.
+async fn pages(world: &World, path: &str, step: &str, word: &str) -> Vec<Vec<String>> {
+    let (mut found, mut next) = (Vec::new(), String::new());
+    loop {
+        let asked = format!("{path}?limit=3{next}");
+        let page = world.ask(world.token(Role::Admin), "GET", &asked, "").await.ok();
+        let entries = page["items"].as_array().unwrap().iter();
+        found.push(entries.map(|e| e[word].to_string().replace('"', "")).collect());
+        let Some(more) = page["next"].as_str() else { return found };
+        next = format!("&{step}={more}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happened_is_paged_from_the_newest_back_and_tokens_by_name() {
+    let Some(world) = World::start().await else { return };
+    let events = (1..=7).map(|n| Event { id: format!("{n:014}-x"), ..event(&n.to_string()) });
+    let mut ops: Vec<Op> = events.map(|event| put_event(&event)).collect();
+    ops.extend((1..=7).map(|number| {
+        let record = json!({"number": number, "title": "a loss", "host": "host9", "session": number,
+            "waiting_for": [], "steps": [], "closed_ms": 1});
+        Op::Put(keys::incident(number), record.to_string().into())
+    }));
+    world.state.store.txn(vec![], ops).await.unwrap();
+    let newest_first = [vec!["5", "6", "7"], vec!["2", "3", "4"], vec!["1"]];
+    assert_eq!(pages(&world, "/v1/events", "before", "message").await, newest_first);
+    while world.state.snapshot().incidents.len() < 7 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(pages(&world, "/v1/incidents", "before", "number").await, newest_first);
+    let bad = world.operate("GET", "/v1/incidents?before=first", "").await;
+    assert_eq!(bad.status, StatusCode::BAD_REQUEST, "{bad:?}");
+    for n in 0..4 {
+        let path = format!("/v1/tokens/robot-{n}?role=viewer");
+        world.ask(world.token(Role::Admin), "POST", &path, "").await.ok();
+    }
+    let log = pages(&world, "/v1/audit", "before", "what").await;
+    assert_eq!(
+        log,
+        [
+            vec!["POST /v1/tokens/robot-1", "POST /v1/tokens/robot-2", "POST /v1/tokens/robot-3"],
+            vec!["POST /v1/tokens/robot-0"]
+        ]
+    );
+    let tokens = pages(&world, "/v1/tokens", "after", "name").await;
+    let names = ["admin", "operator", "robot-0", "robot-1", "robot-2", "robot-3", "viewer"];
+    assert_eq!(tokens, [&names[..3], &names[3..6], &names[6..]]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_write_and_every_refusal_stands_in_the_audit_log() {
     let Some(world) = World::start().await else { return };
     let admin = world.token(Role::Admin);
     let log = async || {
         let entries = world.ask(admin, "GET", "/v1/audit?limit=5000", "").await.ok();
-        entries.as_array().unwrap().clone()
+        entries["items"].as_array().unwrap().clone()
     };
     for route in TABLE.iter().filter(|route| route.method != "GET") {
         let before = log().await.len();
@@ -617,6 +666,37 @@ async fn nothing_is_added_to_a_store_that_is_nearly_full() {
     }
     world.state.store.note_used(0);
     world.apply(&vm("new")).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_that_ended_by_itself_is_started_again() {
+    let Some(world) = World::start().await else { return };
+    world.apply(&vm("once")).await.ok();
+    let start = async || {
+        let item = world.operate("POST", "/v1/vms/once/start", "").await.ok();
+        item["spec"]["resets"].as_u64().unwrap_or(0)
+    };
+    let told = async |phase: &str| {
+        let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1, "phase": phase,
+            "sinceMs": 1});
+        let placement = json!({"host": "host1", "epoch": 1, "slot": 1, "nics": []});
+        let lease = json!({"session": 1, "count": 1});
+        let ops = [
+            (keys::lease(&name("host1")), lease),
+            (keys::placement(&name("once")), placement),
+            (keys::vm_status(&name("once")), status),
+        ];
+        let ops = ops.map(|(key, value)| Op::Put(key, value.to_string().into())).into();
+        let revision = world.state.store.txn(vec![], ops).await.unwrap().revision;
+        while world.state.snapshot().revision < revision {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert_eq!(start().await, 0, "nothing of it was told");
+    told("running").await;
+    assert_eq!(start().await, 0, "it runs");
+    told("stopped").await;
+    assert_eq!(start().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

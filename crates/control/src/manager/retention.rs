@@ -22,7 +22,7 @@ pub(super) async fn keep_newest(
     prefix: &str,
     kept: i64,
 ) -> Result<(), StoreError> {
-    let newest = store.last(prefix, kept + 1).await?;
+    let newest = store.last(prefix, None, kept + 1).await?.kvs;
     if i64::try_from(newest.len()).unwrap_or(i64::MAX) <= kept {
         return Ok(());
     }

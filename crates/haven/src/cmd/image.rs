@@ -3,28 +3,38 @@
 use super::{Removal, list, reference, remove, show};
 use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Args, Subcommand};
-use haven_client::encode;
+use futures::TryStreamExt;
+use haven_client::{ClientError, encode};
 use haven_model::{Object, object::Kind};
+use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
-use tokio::io::AsyncReadExt;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// How long a web server has to take a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long it may be silent.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What an image is made of.
 #[derive(Debug, Args)]
 pub struct NewImage {
     /// Its name
     name: String,
-    /// The disk: qcow2, raw, vmdk, vhdx
-    disk: Option<PathBuf>,
-    /// SHA-256 that the disk must have; checked before anything is sent
+    /// The disk, a file or an http(s) address: qcow2, raw, vmdk, vhdx
+    disk: Option<Source>,
+    /// SHA-256 that the disk must have; nothing is kept that has another
     #[arg(long)]
     checksum: Option<String>,
-    /// A kernel to boot directly
+    /// A kernel to boot directly, a file or an address
     #[arg(long)]
-    kernel: Option<PathBuf>,
-    /// Its initial file system
+    kernel: Option<Source>,
+    /// Its initial file system, a file or an address
     #[arg(long)]
-    initrd: Option<PathBuf>,
+    initrd: Option<Source>,
     /// Its command line
     #[arg(long)]
     cmdline: Option<String>,
@@ -33,9 +43,9 @@ pub struct NewImage {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Import an image from files
+    /// Import an image from files or web addresses
     #[command(
-        after_help = "Examples:\n  haven image import debian debian-13.qcow2 --checksum SHA256\n  haven image import tiny --kernel vmlinuz --initrd initrd --cmdline 'console=ttyS0 quiet'"
+        after_help = "Examples:\n  haven image import debian debian-13.qcow2 --checksum SHA256\n  haven image import debian https://mirror.example/debian-13.qcow2 --checksum SHA256\n  haven image import tiny --kernel vmlinuz --initrd initrd --cmdline 'console=ttyS0 quiet'"
     )]
     Import(NewImage),
     /// List images
@@ -77,6 +87,80 @@ async fn open(path: &Path) -> Result<tokio::fs::File, Failure> {
     tokio::fs::File::open(path).await.map_err(|error| unreadable(path, &error))
 }
 
+/// Where a part of an image comes from.
+#[derive(Clone, Debug)]
+enum Source {
+    File(PathBuf),
+    Web(reqwest::Url),
+}
+
+impl std::str::FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once("://") {
+            None => Ok(Self::File(text.into())),
+            Some(("http" | "https", _)) => {
+                let url = text.parse().map_err(|error| format!("this is no address: {error}"))?;
+                Ok(Self::Web(url))
+            }
+            Some((scheme, _)) => Err(format!("`{scheme}` is not http or https; fetch it yourself")),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Web(url) => write!(f, "{url}"),
+        }
+    }
+}
+
+impl Source {
+    /// Its bytes, and how many there are if that is known.
+    async fn open(&self) -> Result<(Box<dyn AsyncRead + Send + Unpin>, Option<u64>), Failure> {
+        let url = match self {
+            Self::File(path) => {
+                let file = open(path).await?;
+                let length = file.metadata().await.map_err(|error| unreadable(path, &error))?.len();
+                return Ok((Box::new(file), Some(length)));
+            }
+            Self::Web(url) => url,
+        };
+        let failed = |error: reqwest::Error| {
+            let why = haven_host::agent::chain(&error.without_url());
+            Failure::bad(
+                format!("{url} cannot be fetched: {why}"),
+                "check the address; `curl -LI ADDRESS` shows what its server says",
+            )
+        };
+        let client = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE);
+        let answer = client.build().map_err(failed)?.get(url.clone()).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+        let length = answer.content_length();
+        let bytes = answer
+            .bytes_stream()
+            .map_err(|error| std::io::Error::other(haven_host::agent::chain(&error.without_url())));
+        Ok((Box::new(tokio_util::io::StreamReader::new(Box::pin(bytes))), length))
+    }
+}
+
+/// What moves, for people at a terminal.
+fn bar(what: &str, length: Option<u64>) -> ProgressBar {
+    let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let template = match length {
+        Some(_) => "  {msg} [{bar:24}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        None => "  {msg} {bytes}, {bytes_per_sec}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
 /// Reads the file and compares its sum.
 async fn verify(path: &Path, expected: &str) -> Result<(), Failure> {
     let (mut file, mut sum, mut buffer) = (open(path).await?, Sha256::new(), vec![0; 1 << 18]);
@@ -110,28 +194,44 @@ async fn import(image: NewImage) -> Result<(), Failure> {
                 "name the disk, or leave it out",
             )
         };
-        verify(disk.as_deref().ok_or_else(none)?, sum).await?;
+        // What comes from elsewhere is compared by the cluster, as it comes.
+        if let Source::File(path) = disk.as_ref().ok_or_else(none)? {
+            verify(path, sum).await?;
+        }
     }
-    let parts: Vec<(&str, PathBuf)> =
+    let parts: Vec<(&str, Source)> =
         [("disk", image.disk), ("kernel", image.kernel), ("initrd", image.initrd)]
             .into_iter()
             .filter_map(|(part, file)| Some((part, file?)))
             .collect();
     if parts.is_empty() {
-        let hint = "name a FILE, or give --kernel";
+        let hint = "name a file or an address, or give --kernel";
         return Err(Failure::bad("an image needs a disk or a kernel", hint));
     }
     // All files are there before the first is sent.
-    for (_, path) in &parts {
-        open(path).await?;
+    for (_, source) in &parts {
+        if let Source::File(path) = source {
+            open(path).await?;
+        }
     }
     let client = connect().await?;
-    for (part, path) in parts {
+    for (part, source) in parts {
         let mut query: Vec<String> =
             image.cmdline.iter().map(|line| format!("cmdline={}", encode(line))).collect();
         let sum = expected.as_ref().filter(|_| part == "disk");
         query.extend(sum.map(|sum| format!("checksum={sum}")));
-        let item = client.import(name.as_str(), part, &query.join("&"), open(&path).await?).await?;
+        let (bytes, length) = source.open().await?;
+        let bar = bar(part, length);
+        let moved = bar.wrap_async_read(bytes);
+        let sent = client.import(name.as_str(), part, &query.join("&"), moved).await;
+        bar.finish_and_clear();
+        let item = sent.map_err(|error| match error {
+            ClientError::Source(why) => Failure::failed(
+                format!("{source} broke off: {why}; nothing was imported"),
+                "try again",
+            ),
+            other => other.into(),
+        })?;
         let kept = match &item.object {
             Object::Image(image) => image.spec.disk.as_ref().map(|file| file.sha256.clone()),
             _ => None,

@@ -6,6 +6,7 @@ pub mod edit;
 pub mod files;
 pub mod host;
 pub mod image;
+pub mod lab;
 pub mod network;
 pub mod objects;
 pub mod pool;

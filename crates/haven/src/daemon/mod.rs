@@ -17,7 +17,6 @@ mod start;
 mod start_test;
 
 use crate::paths::Paths;
-use anyhow::Context;
 use async_trait::async_trait;
 use haven_control::{
     api::{ApiState, InviteFacts, serve},
@@ -53,7 +52,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 /// Port of the API.
@@ -167,7 +166,7 @@ impl Daemon {
         let observer =
             Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
         let state = live.state();
-        if !self.reached(&store, &state).await? {
+        if !self.reached(&store, &state, own.last_end()).await? {
             return Ok(());
         }
         let (told, heard) = heartbeat::channels();
@@ -185,7 +184,7 @@ impl Daemon {
             self.cancel.clone(),
         ));
         tokio::spawn(start::tell_first(session.clone(), self.began));
-        tasks.spawn(self.heartbeat(state.clone(), timers, told).await?);
+        tasks.spawn(self.heartbeat(state.clone(), timers, told, &problems).await?);
         let parts = self
             .parts(
                 store.clone(),
@@ -223,10 +222,11 @@ impl Daemon {
         &self,
         store: &EtcdStore,
         state: &watch::Receiver<Arc<Snapshot>>,
+        member: members::LastEnd,
     ) -> anyhow::Result<bool> {
         let (waiting_out, waiting) = watch::channel(None);
         let reached = async {
-            members::register(store, &self.host, &waiting_out).await?;
+            members::register(store, &self.host, &member, &waiting_out).await?;
             // The timers that the lease lives by stand in the live copy; with others a VM could run twice.
             start::loaded(state.clone()).await
         };
@@ -265,7 +265,7 @@ impl Daemon {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
-                listener = start::listen(address, &problems) => {
+                listener = start::opened(start::Port::api(address), &problems, TcpListener::bind) => {
                     let _ = serve::serve_listener(listener, tls, api, cancel.clone()).await;
                 }
             }
@@ -328,6 +328,7 @@ impl Daemon {
         mut live: watch::Receiver<Arc<Snapshot>>,
         timers: watch::Receiver<Timers>,
         told: heartbeat::Told,
+        problems: &Arc<Problems>,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
         let address_of = |snapshot: &Snapshot| -> BTreeMap<Name, Ipv4Addr> {
             snapshot.hosts.iter().map(|(name, host)| (name.clone(), host.spec.address)).collect()
@@ -347,14 +348,17 @@ impl Daemon {
             start: start::number(self.paths.state.clone(), wall_ms()).await,
             clock: self.clock.clone(),
         };
-        let wire = UdpWire::bind(self.host.address).await.with_context(|| {
-            format!(
-                "the heartbeat port {} of {} is in use; does another daemon run?",
-                heartbeat::PORT,
-                self.host.address
-            )
-        })?;
-        Ok(heartbeat::run(config, Arc::new(wire), told, self.cancel.clone()))
+        let address = SocketAddr::from((self.host.address, heartbeat::PORT));
+        let (problems, cancel) = (Arc::clone(problems), self.cancel.clone());
+        Ok(async move {
+            let port = start::Port::heartbeat(address);
+            let wire = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                wire = start::opened(port, &problems, UdpWire::bind) => wire,
+            };
+            heartbeat::run(config, Arc::new(wire), told, cancel).await;
+        })
     }
 
     fn lease(

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 
 /// The file in the state directory that keeps the number of the last start.
 const KEPT: &str = "heartbeat.start";
@@ -29,25 +29,53 @@ pub fn in_background(
     facts
 }
 
-/// Opens the API's port, as soon as it is free; while it is not, this host's status says so.
-pub async fn listen(address: SocketAddr, problems: &Problems) -> TcpListener {
+/// A port of this host.
+pub struct Port {
+    /// What it is for, a word: under it this host's status tells why it is not open.
+    pub name: &'static str,
+    /// Address and number.
+    pub address: SocketAddr,
+    /// The options with which `ss` lists its kind.
+    pub ss: &'static str,
+    /// What is so while it is not open, in words.
+    pub without: &'static str,
+}
+
+impl Port {
+    /// The API's.
+    pub fn api(address: SocketAddr) -> Self {
+        Self { name: "api", address, ss: "-ltnp", without: "this host answers nobody" }
+    }
+
+    /// That of the heartbeats.
+    pub fn heartbeat(address: SocketAddr) -> Self {
+        let without = "no other host hears this one, and all suspect it";
+        Self { name: "heartbeat", address, ss: "-lunp", without }
+    }
+}
+
+/// Opens a port, as soon as it is free; while it is not, this host's status says so.
+pub async fn opened<T, F: Future<Output = io::Result<T>>>(
+    port: Port,
+    problems: &Problems,
+    open: impl Fn(SocketAddr) -> F,
+) -> T {
+    let Port { name, address, ss, without } = port;
     loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                problems.set("api", None);
-                return listener;
+        match open(address).await {
+            Ok(opened) => {
+                problems.set(name, None);
+                return opened;
             }
             Err(error) => {
                 let port = address.port();
                 let why = match error.kind() {
                     io::ErrorKind::AddrInUse => format!(
-                        "another program has the port {port}, so that this host answers nobody: end it; `ss -ltnp sport = :{port}` names it"
+                        "another program has the port {port}, so that {without}: end it; `ss {ss} sport = :{port}` names it"
                     ),
-                    _ => format!(
-                        "{address} cannot be opened, so that this host answers nobody: {error}"
-                    ),
+                    _ => format!("{address} cannot be opened, so that {without}: {error}"),
                 };
-                if problems.set("api", Some(why.clone())) {
+                if problems.set(name, Some(why.clone())) {
                     tracing::error!("{why}");
                 }
             }

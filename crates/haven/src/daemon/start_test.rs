@@ -1,10 +1,10 @@
 //! Tests of [`super::start`].
 
-use super::start::{in_background, listen, loaded, next, number};
+use super::start::{Port, in_background, loaded, next, number, opened};
 use haven_host::agent::{HostFacts, Problems};
 use haven_model::{Snapshot, keys};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 
 #[tokio::test]
 async fn a_look_that_takes_long_keeps_nobody_waiting_and_is_shown_at_its_end() {
@@ -63,10 +63,11 @@ fn a_damaged_number_does_not_keep_a_daemon_from_starting() {
 #[tokio::test]
 async fn a_port_in_use_is_told_and_taken_once_it_is_free() {
     let problems = Arc::new(Problems::default());
-    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = other.local_addr().unwrap();
     let told = Arc::clone(&problems);
-    let listening = tokio::spawn(async move { listen(address, &told).await });
+    let listening =
+        tokio::spawn(async move { opened(Port::api(address), &told, TcpListener::bind).await });
     let until = std::time::Instant::now() + Duration::from_secs(5);
     while problems.list().is_empty() {
         assert!(std::time::Instant::now() < until, "nothing is told");

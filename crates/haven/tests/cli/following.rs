@@ -2,7 +2,7 @@
 
 use crate::{
     Person,
-    fake::{Fake, no, ok},
+    fake::{Answer, Fake, no, ok},
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -14,14 +14,19 @@ fn event(id: &str) -> Value {
     })
 }
 
+fn page(ids: &[&str]) -> Answer {
+    let items: Vec<Value> = ids.iter().map(|id| event(id)).collect();
+    ok(&json!({"items": items}))
+}
+
 #[test]
 fn a_broken_stream_is_opened_again_and_no_event_is_missed_or_doubled() {
     let fake = Fake::new(|asked, before| match (asked.path.as_str(), before) {
         // The stream brings one event and breaks; while it is broken, events 3 and 4 happen.
         ("/v1/events/follow", 0) => (200, format!("data: {}\n\n: alive\n\n", event("2"))),
         ("/v1/events/follow", _) => (200, format!("data: {}\n\n", event("5"))),
-        (path, 0) if path.starts_with("/v1/events?limit=1") => ok(&json!([event("1")])),
-        _ => ok(&json!(["0", "1", "2", "3", "4"].map(event))),
+        (path, 0) if path.starts_with("/v1/events?limit=1") => page(&["1"]),
+        _ => page(&["0", "1", "2", "3", "4"]),
     });
     let person = Person::at(&fake.socket);
     let args = ["events", "--follow", "--limit", "1", "-o", "json"];

@@ -286,6 +286,52 @@ fn hosts_tokens_and_images() {
     assert!(audit.out.contains("POST /v1/tokens/ci"), "{}", audit.out);
 }
 
+/// A web server that has a disk, and one that breaks off; ends with the test's process.
+fn web_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 4096];
+            let n = std::io::Read::read(&mut stream, &mut head).unwrap();
+            let head = String::from_utf8_lossy(&head[..n]).into_owned();
+            let (status, length) = match head.split_whitespace().nth(1) {
+                Some("/disk.raw") => ("200 OK", 3),
+                Some("/broken.raw") => ("200 OK", 10),
+                _ => ("404 Not Found", 3),
+            };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\nabc");
+            std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn images_come_from_the_web_whole_or_not_at_all() {
+    let Some(api) = Api::start() else { return };
+    let person = Person::at(&api.socket());
+    let server = format!("http://127.0.0.1:{}", web_server());
+    let [disk, broken, missing] =
+        ["disk", "broken", "missing"].map(|file| format!("{server}/{file}.raw"));
+    let sum = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let other = "0".repeat(64);
+    let text = transcript(
+        &person,
+        &[
+            (&["image", "import", "web", &missing], "404"),
+            (&["image", "import", "web", &broken], "broke off"),
+            (&["image", "import", "web", &disk, "--checksum", &other], "is not"),
+            (&["image", "import", "web", "ftp://127.0.0.1/disk.raw"], "ftp"),
+            (&["image", "ls"], ""),
+            (&["image", "import", "web", &disk, "--checksum", sum], "imported"),
+            (&["image", "ls"], "web"),
+        ],
+    );
+    insta::assert_snapshot!(text.replace(&server, "http://SERVER"));
+}
+
 #[test]
 fn an_edit_never_overwrites_what_came_meanwhile() {
     let Some(api) = Api::start() else { return };

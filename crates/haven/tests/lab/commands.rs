@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use haven_lab::drive::Driver;
 use std::{
     io::{Read, Write},
+    net::{TcpListener, UdpSocket},
     path::PathBuf,
     process::{ChildStdin, Command, Stdio},
     sync::mpsc,
@@ -96,6 +97,60 @@ pub fn console(lab: &mut Lab, _: &Witness) -> Result<()> {
     Ok(())
 }
 
+/// Something opened within a host's network, by a thread of its own: it belongs there for good.
+fn opened_in<T: Send + 'static>(
+    lab: &Driver,
+    host: &str,
+    open: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let path = format!("/var/run/netns/{}-{host}", lab.haven(&["lab", "id"])?);
+    let opening = std::thread::spawn(move || -> Result<T> {
+        nix::sched::setns(std::fs::File::open(&path)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok(open()?)
+    });
+    opening.join().map_err(|_| anyhow::anyhow!("the opening thread died"))?
+}
+
+/// Other programs have the ports of a host that begins a cluster: each is named with what to do, and once they are free
+/// the host goes on by itself.
+fn ports_in_use(lab: &Driver) -> Result<()> {
+    let tcp = |port: u16| opened_in(lab, "host1", move || TcpListener::bind(("0.0.0.0", port)));
+    let store = [tcp(7379)?, tcp(7380)?];
+    let api = tcp(7443)?;
+    let heartbeat = opened_in(lab, "host1", || UdpSocket::bind("0.0.0.0:7381"))?;
+    lab.haven(&["lab", "exec", "host1", "--", "haven", "init", "--address", "10.88.0.1"])?;
+    let says = |words: &str| -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let said = match lab.haven(&["lab", "exec", "host1", "--", "haven", "status"]) {
+                Ok(said) => said,
+                Err(why) => format!("{why:#}"),
+            };
+            if said.contains(words) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "`haven status` should say `{words}`, and says {said}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let [client, peer] = store;
+    let named = |port: u16| format!("another program has the port {port}, which etcd needs");
+    says(&named(7379))?;
+    drop(client);
+    says(&named(7380))?;
+    drop(peer);
+    says("another program has the port 7443, so that this host answers nobody")?;
+    says("another program has the port 7381, so that no other host hears this one")?;
+    drop((api, heartbeat));
+    let until = Instant::now() + PATIENCE;
+    let status = ["lab", "exec", "host1", "--", "haven", "status"];
+    while lab.haven(&status)?.contains("another program") {
+        ensure!(Instant::now() < until, "the ports are free: {}", lab.haven(&status)?);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
 fn refused(lab: &Driver, args: &[&str], words: &str) -> Result<()> {
     let said = match lab.haven(args) {
         Ok(said) => bail!("`haven {}` should be refused, and says {said}", args.join(" ")),
@@ -141,6 +196,12 @@ fn on_bare_hosts(lab: &Driver) -> Result<()> {
     lab.haven(&["lab", "heal"])?;
     lab.haven(&["lab", "cut", "host2", "--from", "host1", "--one-way"])?;
     ensure!(!reaches("host1", "10.88.0.2"), "answers of host2 vanish");
+    listed(
+        lab,
+        1,
+        &serde_json::json!({"name": "host2", "address": "10.88.0.2", "power": "on",
+        "cable": "plugged", "cut_from": ["host1"]}),
+    )?;
     lab.haven(&["lab", "heal"])?;
     ensure!(reaches("host1", "10.88.0.2"), "healed");
     let mut typing = Typing::at(lab.command(&["lab", "shell", "host2"]))?;
@@ -160,10 +221,17 @@ fn on_bare_hosts(lab: &Driver) -> Result<()> {
         Ok(())
     };
     stands("paused")?;
+    listed(
+        lab,
+        1,
+        &serde_json::json!({"name": "host2", "address": "10.88.0.2", "power": "paused",
+        "cable": "plugged", "cut_from": []}),
+    )?;
     lab.haven(&["lab", "resume", "host2"])?;
     std::thread::sleep(Duration::from_millis(100));
     stands("awake")?;
     power_control(lab)?;
+    ports_in_use(lab)?;
     // As after an interrupted `up`, or a restart of this machine: it is made whole again.
     let client = format!("{}-client", lab.haven(&["lab", "id"])?.trim());
     let gone = Command::new("ip").args(["netns", "del", &client]).status()?;
@@ -171,6 +239,13 @@ fn on_bare_hosts(lab: &Driver) -> Result<()> {
     lab.haven(&["lab", "up", "--bare"])?;
     ensure!(reaches("client", "10.88.0.1") && reaches("host1", "10.88.0.2"), "whole again");
     refused(lab, &["lab", "up", "--hosts", "3", "--bare"], "`haven lab down`")
+}
+
+fn listed(lab: &Driver, index: usize, line: &serde_json::Value) -> Result<()> {
+    let text = lab.haven(&["lab", "ls", "-o", "json"])?;
+    let list: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(list[index] == *line, "`lab ls -o json` should say {line}, and says {text}");
+    Ok(())
 }
 
 /// What a management controller offers, asked as one is.

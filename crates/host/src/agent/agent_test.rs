@@ -296,6 +296,22 @@ async fn a_vm_that_ended_while_no_daemon_looked_follows_its_restart_policy() {
     assert!(fixture.runs("keep") && !fixture.runs("once"));
     assert_eq!(fixture.status("keep").unwrap().restarts, 1);
     assert_eq!(fixture.status("once").unwrap().phase, VmPhase::Stopped);
+    // Killed in the middle of a reset that began a new process, the daemon leaves nothing undone; nor is an ended VM
+    // that is wanted anew left ended.
+    let spec = |resets: u64| {
+        json!({"memory": "64MiB", "networks": [{"network": "good"}], "restart": "never",
+            "resets": resets, "disks": [{"name": "root", "pool": "fast", "size": "1GiB"}]})
+    };
+    fixture.object(Kind::Vm, "once", spec(1)).await;
+    fixture.pass(5).await;
+    assert!(fixture.runs("once"));
+    fixture.end().await;
+    fixture.object(Kind::Vm, "once", spec(2)).await;
+    fixture.world.end("host1", "once", Exit::Crashed);
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(fixture.runs("once"));
+    assert_eq!(fixture.status("once").unwrap().resets, 2);
     // After a new session everything was ended from outside: that is not their own end.
     fixture.end().await;
     fixture.world.kill_all("host1");

@@ -99,6 +99,9 @@ const MS: u64 = 1_000_000;
 /// The second line acts so long after the guard should have, and again after as long.
 const SECOND_LINE: Duration = Duration::from_millis(20);
 
+/// The pause before a step that cannot wait for the next renewal's time; not nothing, so that no error makes a hot loop.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
 struct LeaseTask {
     config: LeaseConfig,
     out: watch::Sender<Option<Session>>,
@@ -109,6 +112,8 @@ struct LeaseTask {
     accepted_ns: Arc<AtomicU64>,
     /// No deadline that the guard was ever told is later, whether it answered or not, `CLOCK_BOOTTIME` ns.
     told_ns: u64,
+    /// When the last renewal that the store took was sent, `CLOCK_BOOTTIME` ns.
+    renewed_ns: u64,
     /// Since when the guard does not answer.
     unguarded: Option<haven_store::clock::Mono>,
     /// The session that a former daemon of this boot left in the run directory.
@@ -140,6 +145,7 @@ pub async fn run(
         doubt: false,
         accepted_ns,
         told_ns: found_ns,
+        renewed_ns: 0,
         unguarded: None,
         remembered,
     };
@@ -223,7 +229,11 @@ impl LeaseTask {
     async fn beat(&mut self) -> Duration {
         let timers = self.config.timers.borrow().clone();
         let result = match (self.held, self.doubt) {
-            (Some(_), true) => self.resolve_doubt().await,
+            (Some(_), true) => match self.resolve_doubt().await {
+                // What was written did not reach the guard, and its deadline comes nearer.
+                Ok(()) if self.held.is_some() => return AT_ONCE,
+                done => done,
+            },
             (Some(_), false) if self.expired() && !self.config.remains.cleared().await => {
                 tracing::error!(
                     "the guard's deadline has passed; nothing is renewed until all VMs have ended and the guard answers"
@@ -234,6 +244,7 @@ impl LeaseTask {
             (None, _) => self.open(&timers).await,
         };
         match result {
+            Ok(()) if self.doubt => AT_ONCE,
             Ok(()) => timers.renew.duration(),
             Err(error) => {
                 tracing::debug!(
@@ -268,7 +279,7 @@ impl LeaseTask {
     }
 
     async fn read(&self) -> Result<Option<(Lease, i64)>, StoreError> {
-        let record = self.config.store.get(&self.key()).await?;
+        let record = self.config.store.get_from_any(&self.key()).await?;
         Ok(record.and_then(|kv| Some((serde_json::from_slice(&kv.value).ok()?, kv.mod_revision))))
     }
 
@@ -299,7 +310,19 @@ impl LeaseTask {
         }
         self.told_ns = latest_ns;
         self.extend(session, deadline_ns).await;
+        self.tell_late(sent_ns, timers);
         Ok(Some(Held { session, count, revision: outcome.revision }))
+    }
+
+    /// Says when more than half of what the guard waits for went by between two renewals.
+    fn tell_late(&mut self, sent_ns: u64, timers: &Timers) {
+        let gap_ms = sent_ns.saturating_sub(std::mem::replace(&mut self.renewed_ns, sent_ns)) / MS;
+        if gap_ms > timers.guard.0 / 2 && gap_ms < timers.guard.0 {
+            let left = timers.guard.0 - gap_ms;
+            tracing::warn!(
+                "the store took no renewal for {gap_ms} ms; with {left} ms more the guard would have ended all VMs"
+            );
+        }
     }
 
     /// Moves the guard's deadline on. A guard that does not answer for a while is ended, to be started again; until
@@ -336,7 +359,7 @@ impl LeaseTask {
             }
             None => self.doubt = true,
         }
-        if self.doubt { self.resolve_doubt().await } else { Ok(()) }
+        Ok(())
     }
 
     /// The record is not as this task left it: either a write of its own was applied after all, or the session is

@@ -69,6 +69,10 @@ pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
         (Wanted::Run { epoch, .. }, Some(running)) if running != epoch => Step::Kill,
         (Wanted::Run { resets, .. }, Some(_)) if resets > seen.resets => Step::Reset,
         (Wanted::Run { .. }, Some(_)) | (Wanted::Stop, None) => Step::Settled,
+        // Somebody wants it anew: how it ended does not count any more.
+        (Wanted::Run { resets, .. }, None) if resets > seen.resets => {
+            start(RestartPolicy::Always, seen)
+        }
         (Wanted::Run { .. }, None) => start(policy, seen),
         (Wanted::Stop, Some(_)) => Step::Stop,
         (Wanted::Delete | Wanted::NotMine, Some(_)) => Step::Kill,

@@ -53,12 +53,12 @@ pub trait Wire: Send + Sync {
 pub struct UdpWire(UdpSocket);
 
 impl UdpWire {
-    /// Listens on this host's address.
+    /// Listens on this host's address, at [`PORT`].
     ///
     /// # Errors
     /// When the port is in use.
-    pub async fn bind(address: Ipv4Addr) -> std::io::Result<Self> {
-        Ok(Self(UdpSocket::bind(SocketAddr::from((address, PORT))).await?))
+    pub async fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        Ok(Self(UdpSocket::bind(address).await?))
     }
 }
 

@@ -45,6 +45,8 @@ struct State {
     rules: String,
     /// The rules as the kernel listed them when they were loaded.
     listing: Vec<u8>,
+    /// [`firewall::generation`] when they were listed last.
+    generation: Option<u32>,
     prepared: bool,
     /// When memory was last compared with the machine.
     looked: Option<Instant>,
@@ -207,7 +209,9 @@ impl LinuxNetwork {
     /// Looks whether the rules are still as they were loaded; they are loaded anew if not.
     async fn rules(&self, rules: String, state: &mut State) -> Result<(), NetworkError> {
         let mut same = rules == state.rules;
-        if same && state.ways.is_some() {
+        let generation = firewall::generation();
+        let untouched = generation.is_some() && generation == state.generation;
+        if same && state.ways.is_some() && !untouched {
             same = match firewall::listing().await {
                 Ok(listing) => listing == state.listing,
                 // An `nft` that lists nothing in this form never did.
@@ -218,10 +222,12 @@ impl LinuxNetwork {
                     "somebody changed the firewall's tables `haven`; they are loaded again"
                 );
             }
+            state.generation = generation;
         }
         if !same {
             state.rules.clear();
             firewall::load(&rules).await?;
+            state.generation = firewall::generation();
             state.listing = firewall::listing().await.unwrap_or_default();
             state.rules = rules;
         }

@@ -3,6 +3,8 @@
 mod capacity;
 mod convergence;
 mod epochs;
+#[cfg(test)]
+mod invariants_test;
 mod one_manager;
 mod one_runner;
 mod orphans;

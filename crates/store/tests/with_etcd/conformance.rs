@@ -160,9 +160,14 @@ async fn pages(under: &Under) -> Seen {
         after = page.kvs.last().expect("a key").key.clone();
     }
     assert_eq!(seen, (0..7).map(|i| format!("/pages/{i}")).collect::<Vec<_>>());
-    let last = under.store.last("/pages/", 2).await.expect("the last");
+    let last = under.store.last("/pages/", None, 2).await.expect("the last").kvs;
     seen.extend(last.iter().map(|kv| kv.key.clone()));
     assert!(seen.ends_with(&["/pages/6".into(), "/pages/5".into()]), "{seen:?}");
+    // Further back, to the first; what lies beside the prefix is none of it.
+    under.put("/pagea", "beside").await;
+    let older = under.store.last("/pages/", Some("/pages/2"), 9).await.expect("the first");
+    seen.extend(older.kvs.iter().map(|kv| kv.key.clone()));
+    assert!(seen.ends_with(&["/pages/1".into(), "/pages/0".into()]) && !older.more, "{seen:?}");
     let keys = ["/pages/1".to_owned(), "/pages/none".to_owned(), "/pages/35".to_owned()];
     let many = under.store.get_many(&keys).await.expect("several");
     assert_eq!(many.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);

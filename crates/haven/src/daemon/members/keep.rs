@@ -226,7 +226,7 @@ impl Keeper {
             Err(error) if voter.is_some() => {
                 self.unanswered += 1;
                 self.failed |= self.unanswered >= SILENT;
-                let how = self.own.ended().unwrap_or_else(|| chain(&error));
+                let how = self.own.ended.said().unwrap_or_else(|| chain(&error));
                 problem = self.failed.then(|| {
                     format!("its member does not answer ({how}); while it does not, fewer hosts can be lost")
                 });

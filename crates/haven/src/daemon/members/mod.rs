@@ -31,9 +31,23 @@ pub struct Own {
     pki: PkiDir,
     host: HostFile,
     running: Option<CancellationToken>,
-    /// How the member ended last, in words, if it did by itself.
-    ended: Arc<Mutex<Option<String>>>,
+    ended: LastEnd,
     cancel: CancellationToken,
+}
+
+/// How this host's member ended last, in words, if it did by itself.
+#[derive(Clone, Default)]
+pub struct LastEnd(Arc<Mutex<Option<String>>>);
+
+impl LastEnd {
+    fn note(&self, how: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
+    }
+
+    /// The words.
+    pub fn said(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Own {
@@ -44,7 +58,7 @@ impl Own {
             pki,
             host: host.clone(),
             running: None,
-            ended: Arc::default(),
+            ended: LastEnd::default(),
             cancel,
         };
         own.run();
@@ -70,17 +84,17 @@ impl Own {
         };
         let stop = self.cancel.child_token();
         self.running = Some(stop.clone());
-        let ended = Arc::clone(&self.ended);
+        let ended = self.ended.clone();
         let note = move |how: String| {
             tracing::error!("{how}");
-            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
+            ended.note(how);
         };
         tokio::spawn(server::supervise(config, note, stop));
     }
 
-    /// How the member ended last, if it did by itself.
-    fn ended(&self) -> Option<String> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// How the member ended last, now and later.
+    pub fn last_end(&self) -> LastEnd {
+        self.ended.clone()
     }
 
     /// Begins a member that joins these others, with nothing of an older one.
@@ -124,6 +138,7 @@ const PATIENCE: u32 = 10;
 pub async fn register(
     store: &EtcdStore,
     host: &HostFile,
+    member: &LastEnd,
     waiting: &watch::Sender<Option<String>>,
 ) -> anyhow::Result<()> {
     let (mut asked, mut told) = (0u32, String::new());
@@ -136,7 +151,10 @@ pub async fn register(
             Ok(()) => return Ok(()),
             Err(error) => {
                 asked += 1;
-                let why = haven_host::agent::chain(&error);
+                let mut why = haven_host::agent::chain(&error);
+                if let Some(ended) = member.said() {
+                    why = format!("{why}; this host's own member does not run: {ended}");
+                }
                 waiting.send_replace(Some(why.clone()));
                 // A cluster that starts as a whole has no quorum for some seconds.
                 if asked >= PATIENCE && why != told {
