@@ -6,9 +6,9 @@
 mod inside;
 
 use haven_host::network::{
-    firewall,
     address::{AddressDriver, LinuxAddress},
     driver::{LeftAlone, LocalPort, NetworkDriver, NetworkKind, NetworkWanted, RemotePort},
+    firewall,
     linux::LinuxNetwork,
 };
 use std::{

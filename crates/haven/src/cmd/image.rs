@@ -142,9 +142,18 @@ impl Source {
         let length = answer.content_length();
         let bytes = answer
             .bytes_stream()
-            .map_err(|error| std::io::Error::other(haven_host::agent::chain(&error.without_url())));
+            .map_err(|error| std::io::Error::other(innermost(&error.without_url())));
         Ok((Box::new(tokio_util::io::StreamReader::new(Box::pin(bytes))), length))
     }
+}
+
+/// The error that caused all others, in words.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }
 
 /// What moves, for people at a terminal.
