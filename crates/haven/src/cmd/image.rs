@@ -47,7 +47,7 @@ pub enum ImageCommand {
     #[command(
         after_help = "Examples:\n  haven image import debian debian-13.qcow2 --checksum SHA256\n  haven image import debian https://mirror.example/debian-13.qcow2 --checksum SHA256\n  haven image import tiny --kernel vmlinuz --initrd initrd --cmdline 'console=ttyS0 quiet'"
     )]
-    Import(NewImage),
+    Import(Box<NewImage>),
     /// List images
     #[command(after_help = "Examples:\n  haven image ls\n  haven image ls -o wide")]
     Ls(How),
@@ -261,7 +261,7 @@ async fn import(image: NewImage) -> Result<(), Failure> {
 /// Runs it.
 pub async fn run(command: ImageCommand) -> Result<(), Failure> {
     match command {
-        ImageCommand::Import(image) => import(image).await,
+        ImageCommand::Import(image) => import(*image).await,
         ImageCommand::Ls(how) => list(Kind::Image, how.output).await,
         ImageCommand::Show { name, how } => show(&reference(Kind::Image, &name)?, how.output).await,
         ImageCommand::Rm(removal) => remove(Kind::Image, &removal).await,
