@@ -1,9 +1,10 @@
 //! The balancer's driver with a real HAProxy on loopback.
 
 use haven_host::balance::{
-    driver::{BalanceDriver, Check, FrontendMode, FrontendWanted, Member, MemberState},
+    driver::{BalanceDriver, Check, FrontendMode, FrontendWanted, Member, MemberState, Options},
     haproxy::HaproxyDriver,
 };
+use haven_model::service::{ProxyProtocol, Sticky};
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
@@ -50,6 +51,7 @@ impl Balancer {
                 interval_ms: 500,
                 timeout_ms: 500,
             }),
+            options: Options::default(),
         }
     }
 
@@ -292,6 +294,123 @@ async fn connections_of_mode_tcp_are_passed_on_and_only_to_members_that_take_the
     wanted.members[0].state = MemberState::Down;
     balancer.driver.apply(&[wanted]).await.unwrap();
     assert_eq!(heard(2), vec![""; 2], "nobody is left");
+}
+
+/// An answer's head and body.
+fn talk(address: SocketAddr, said: &str) -> (String, String) {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(said.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (head.to_owned(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_stays_with_its_member_until_that_one_leaves() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let (a, b) = (Guest::start(13, port, Manner::Answers), Guest::start(14, port, Manner::Answers));
+    let address = SocketAddr::new(LOOPBACK, balancer.port);
+    let wanted = |members: [Member; 2], sticky| {
+        let options = Options { sticky, ..Options::default() };
+        FrontendWanted { options, ..balancer.wanted(&members) }
+    };
+    let both = || [a.member.clone(), b.member.clone()];
+    balancer.driver.apply(&[wanted(both(), Sticky::Cookie)]).await.unwrap();
+    let with = |cookie: &str| talk(address, &format!("GET /page HTTP/1.0\r\n{cookie}\r\n"));
+    for name in ["web-13", "web-14"] {
+        let cookie = format!("Cookie: HAVEN={name}\r\n");
+        let said: Vec<String> = (0..6).map(|_| with(&cookie).1).collect();
+        assert_eq!(said, vec![name; 6]);
+    }
+    let (head, first) = with("");
+    assert!(head.contains(&format!("set-cookie: HAVEN={first}; ")), "{head}");
+    // It drains: whoever has its cookie goes to the other and stays there.
+    let leaving = [a.in_state(MemberState::Drain), b.member.clone()];
+    balancer.driver.apply(&[wanted(leaving, Sticky::Cookie)]).await.unwrap();
+    let (head, other) = with("Cookie: HAVEN=web-13\r\n");
+    assert!(other == "web-14" && head.contains("set-cookie: HAVEN=web-14; "), "{head}");
+    // By address, all questions of this client go to one member, and to the other when that one is gone.
+    balancer.driver.apply(&[wanted(both(), Sticky::Source)]).await.unwrap();
+    let mine = with("").1;
+    assert_eq!((0..6).map(|_| with("").1).collect::<Vec<_>>(), vec![mine.clone(); 6]);
+    let gone = both().map(|member| Member {
+        state: if member.name == mine { MemberState::Down } else { MemberState::Ready },
+        ..member
+    });
+    balancer.driver.apply(&[wanted(gone, Sticky::Source)]).await.unwrap();
+    let (_, next) = with("");
+    assert!(next != mine && next.starts_with("web-1"), "{next}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_beyond_the_limits_waits() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let guest = Guest::start(15, port, Manner::Hangs);
+    let frontend = Options { max_connections: Some(1), ..Options::default() };
+    let member = Options { max_connections_per_member: Some(1), ..Options::default() };
+    for options in [frontend, member] {
+        let members = std::slice::from_ref(&guest.member);
+        let wanted = FrontendWanted { options, check: None, ..balancer.wanted(members) };
+        balancer.driver.apply(&[wanted]).await.unwrap();
+        let address = SocketAddr::new(LOOPBACK, balancer.port);
+        let asking = |what: &str| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            stream.write_all(format!("GET {what} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+            stream
+        };
+        let hear = |stream: &mut TcpStream| {
+            let mut said = String::new();
+            stream.read_to_string(&mut said).map(|_| said)
+        };
+        // The guest never answers what is not a check.
+        let first = asking("/page");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut second = asking("/other");
+        assert!(hear(&mut second).is_err(), "{options:?}: there is no room for a second");
+        drop(first);
+        let said = hear(&mut second).unwrap_or_else(|error| error.to_string());
+        assert!(said.ends_with("web-15"), "{options:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_address_is_passed_on_by_the_proxy_protocol() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let ip = Ipv4Addr::new(127, 0, 0, 16);
+    let guest = TcpListener::bind((ip, port)).unwrap();
+    let members = [Member { healthy: true, ..member("web-16", ip, port) }];
+    let options = Options {
+        proxy_protocol: ProxyProtocol { accept: true, send: true },
+        ..Options::default()
+    };
+    let wanted = FrontendWanted { options, check: None, ..balancer.wanted(&members) };
+    balancer.driver.apply(&[wanted]).await.unwrap();
+    let heard = std::thread::spawn(move || {
+        let (mut stream, _) = guest.accept().unwrap();
+        let mut bytes = [0; 512];
+        let length = stream.read(&mut bytes).unwrap();
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nheard").unwrap();
+        bytes[..length].to_vec()
+    });
+    let address = SocketAddr::new(LOOPBACK, balancer.port);
+    let said = "PROXY TCP4 192.0.2.7 127.0.0.1 5555 80\r\nGET /page HTTP/1.0\r\n\r\n";
+    assert_eq!(talk(address, said).1, "heard");
+    let heard = heard.join().unwrap();
+    assert!(heard.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21\x11"), "{heard:?}");
+    assert_eq!(&heard[16..20], [192, 0, 2, 7]);
+    // Who does not speak it is not taken for somebody.
+    let mut plain = TcpStream::connect(address).unwrap();
+    plain.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    plain.write_all(b"GET /page HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = plain.read_to_string(&mut answer);
+    assert!(!answer.contains("200"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

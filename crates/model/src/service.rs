@@ -84,6 +84,41 @@ impl Default for UpdateSpec {
     }
 }
 
+/// Whether a client stays with its member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sticky {
+    /// Every connection, or request, may go to another.
+    #[default]
+    None,
+    /// By a cookie that the balancer sets, for HTTP; also after the address has moved to another host.
+    Cookie,
+    /// By the client's address.
+    Source,
+}
+
+impl Sticky {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+/// The PROXY protocol, which tells the client's address over a hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyProtocol {
+    /// Who connects to the frontend speaks it (version 1 or 2), and must.
+    pub accept: bool,
+    /// Members are told by it (version 2).
+    pub send: bool,
+}
+
+impl ProxyProtocol {
+    fn is_unused(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Where the world reaches a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -98,6 +133,18 @@ pub struct FrontendSpec {
     /// The guests' port; the same as `port` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
+    /// Whether a client stays with its member.
+    #[serde(default, skip_serializing_if = "Sticky::is_none")]
+    pub sticky: Sticky,
+    /// So many connections at once, 1 to 4000; further ones wait to be taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// So many connections at once to each member; what comes beyond waits up to 30 s for one that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections_per_member: Option<u32>,
+    /// The PROXY protocol, before and behind.
+    #[serde(default, skip_serializing_if = "ProxyProtocol::is_unused")]
+    pub proxy_protocol: ProxyProtocol,
 }
 
 /// What each member is made from.

@@ -5,7 +5,7 @@ use haven_model::{
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::Kind,
-    service::ServiceSpec,
+    service::{FrontendSpec, Protocol, ServiceSpec, Sticky},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -311,6 +311,43 @@ fn service_spec(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Sa
     frontend(after, spec, name, say);
 }
 
+/// The most connections at once that one balancer takes in all.
+const MOST_CONNECTIONS: u32 = 4000;
+
+fn options(spec: &ServiceSpec, frontend: &FrontendSpec, say: &mut Say<'_>) {
+    if frontend.sticky == Sticky::Cookie && frontend.mode == Protocol::Tcp {
+        say(
+            ("sticky", &"cookie"),
+            "cookies belong to HTTP, and this frontend has the mode tcp".into(),
+            "write `sticky: source`, or `mode: http`",
+        );
+    }
+    let limits = [
+        ("maxConnections", frontend.max_connections),
+        ("maxConnectionsPerMember", frontend.max_connections_per_member),
+    ];
+    for (field, limit) in limits {
+        if let Some(limit) = limit.filter(|limit| !(1..=MOST_CONNECTIONS).contains(limit)) {
+            say(
+                (field, &limit),
+                format!("{limit} connections cannot be a limit"),
+                "write 1 to 4000, or leave it out",
+            );
+        }
+    }
+    let checked = spec.check.as_ref().map(|check| check.port);
+    let port = frontend.target_port.unwrap_or(frontend.port);
+    if frontend.proxy_protocol.send && checked == Some(port) {
+        say(
+            ("send", &true),
+            format!(
+                "members that expect the PROXY protocol on port {port} fail a plain check there"
+            ),
+            "check another port of them, on which they speak without it",
+        );
+    }
+}
+
 fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_>) {
     let Some(frontend) = &spec.frontend else {
         return;
@@ -325,6 +362,7 @@ fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_
     if frontend.port == 0 {
         say(("port", &""), "a frontend needs a port".into(), "write for example `port: 80`");
     }
+    options(spec, frontend, say);
     let ip = frontend.address;
     for (network, of) in after.networks() {
         if of.subnet.contains(&ip) {

@@ -42,6 +42,29 @@ fn a_problem_points_at_the_value() {
 }
 
 #[test]
+fn options_of_a_frontend_that_cannot_work_are_refused() {
+    let service = |check: u16, frontend: &str| {
+        said(&format!(
+            "kind: Service\nname: web\nreplicas: 1\ncheck: {{port: {check}}}\n\
+             frontend: {{address: 10.88.0.100, port: 80, {frontend}}}\n\
+             template: {{spec: {{memory: 64MiB, networks: [{{network: front}}]}}}}\n"
+        ))
+    };
+    let good = "sticky: cookie, maxConnections: 100, proxyProtocol: {send: true}";
+    assert_eq!(service(8080, good), [""; 0]);
+    for (check, frontend, words) in [
+        (80, "mode: tcp, sticky: cookie", "cookies belong to HTTP"),
+        (80, "maxConnections: 0", "0 connections cannot be a limit"),
+        (80, "maxConnectionsPerMember: 5000", "5000 connections cannot be a limit"),
+        (80, "proxyProtocol: {send: true}", "fail a plain check"),
+        (8080, "targetPort: 8080, proxyProtocol: {send: true}", "fail a plain check"),
+    ] {
+        let said = service(check, frontend);
+        assert!(said.len() == 1 && said[0].contains(words), "{frontend}: {said:?}");
+    }
+}
+
+#[test]
 fn opposite_wishes_are_refused() {
     let wish = "affinity: {near: {tier: db}, apart: {tier: db}}";
     assert_eq!(

@@ -57,3 +57,32 @@ fn a_cluster_that_is_not_there_ends_it_at_once() {
     let person = Person::anybody().with("HAVEN_SOCKET", "/nowhere/api.sock");
     assert_eq!(person.run(&["events", "--follow"]).code, 5);
 }
+
+/// The screen is drawn anew each second, and goes on over a second in which nobody answers.
+#[test]
+fn the_status_that_is_watched_goes_on_when_the_asked_host_dies() {
+    let fake = Fake::new(|asked, before| match (asked.path.as_str(), before) {
+        ("/v1/status", 1) => no(503, "host1 waits for the store", "start the other hosts"),
+        ("/v1/status", n) => ok(&json!({
+            "cluster": "lab", "headline": format!("look {n}"), "hosts": [], "services": [],
+            "voters": [3, 3], "vms": [0, 0], "down": [], "risks": [], "survivable": 1,
+            "incidents": [],
+        })),
+        _ => ok(&json!({"version": "0"})),
+    });
+    let mut child = Person::at(&fake.socket).command(&["status", "--watch"]).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let wanted = ["look 0", "host1 waits for the store", "look 2"];
+    let seen: Vec<String> = lines
+        .map_while(Result::ok)
+        .filter(|line| wanted.iter().any(|words| line.contains(words)))
+        .take(3)
+        .collect();
+    assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for (line, words) in seen.iter().zip(wanted) {
+        // Each begins on an empty screen.
+        assert!(line.starts_with("\u{1b}[2J\u{1b}[H") && line.contains(words), "{seen:?}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::vm_step::Wanted;
 use crate::{
-    balance::driver::{Check, FrontendMode, FrontendWanted, Member, MemberState},
+    balance::driver::{Check, FrontendMode, FrontendWanted, Member, MemberState, Options},
     network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
@@ -225,6 +225,12 @@ pub fn frontends(
                 mode: mode_of(frontend.mode),
                 members,
                 check: service.spec.check.as_ref().map(check_of),
+                options: Options {
+                    sticky: frontend.sticky,
+                    max_connections: frontend.max_connections,
+                    max_connections_per_member: frontend.max_connections_per_member,
+                    proxy_protocol: frontend.proxy_protocol,
+                },
             })
         })
         .collect()

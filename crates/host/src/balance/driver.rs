@@ -1,6 +1,7 @@
 //! The seam: the whole wanted state of a host's frontends.
 
 use async_trait::async_trait;
+use haven_model::service::{ProxyProtocol, Sticky};
 use std::net::IpAddr;
 
 /// HTTP or TCP.
@@ -56,6 +57,19 @@ pub struct Check {
     pub timeout_ms: u64,
 }
 
+/// What else is wanted of a frontend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whether a client stays with its member.
+    pub sticky: Sticky,
+    /// Connections at once at most.
+    pub max_connections: Option<u32>,
+    /// Connections to each member at once at most.
+    pub max_connections_per_member: Option<u32>,
+    /// The PROXY protocol.
+    pub proxy_protocol: ProxyProtocol,
+}
+
 /// One frontend as this host shall serve it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendWanted {
@@ -74,6 +88,8 @@ pub struct FrontendWanted {
     pub members: Vec<Member>,
     /// How they are checked.
     pub check: Option<Check>,
+    /// What else is wanted.
+    pub options: Options,
 }
 
 /// Something of the balancer could not be done.

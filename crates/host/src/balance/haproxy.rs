@@ -8,9 +8,10 @@
 //! answer that comes late is better than none.
 
 use super::driver::{
-    BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState,
+    BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState, Options,
 };
 use async_trait::async_trait;
+use haven_model::service::Sticky;
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -30,6 +31,8 @@ use tokio::{
 const ELSEWHERE: Duration = Duration::from_millis(800);
 /// The servers of a slot: the one that is checked, and its backup.
 const KINDS: [&str; 2] = ["m", "p"];
+/// The cookie that names a client's member.
+const COOKIE: &str = "HAVEN";
 /// Slots come in such steps.
 const STEP: usize = 16;
 
@@ -95,14 +98,32 @@ pub fn config(
         let (name, mode) = (&frontend.service, mode_word(frontend.mode));
         let _ = writeln!(
             text,
-            "frontend f_{name}\n  mode {mode}\n  bind {}:{}\n  default_backend b_{name}\n",
-            frontend.address, frontend.port
+            "frontend f_{name}\n  mode {mode}\n  bind {}:{}{}\n  default_backend b_{name}",
+            frontend.address,
+            frontend.port,
+            if frontend.options.proxy_protocol.accept { " accept-proxy" } else { "" }
         );
+        if let Some(most) = frontend.options.max_connections {
+            let _ = writeln!(text, "  maxconn {most}");
+        }
         let _ = writeln!(
             text,
-            "backend b_{name}\n  mode {mode}\n  balance roundrobin\n  option allbackups\n  source {}",
+            "\nbackend b_{name}\n  mode {mode}\n  balance {}\n  option allbackups\n  source {}",
+            if frontend.options.sticky == Sticky::Source {
+                "source\n  hash-type consistent"
+            } else {
+                "roundrobin"
+            },
             frontend.source
         );
+        if frontend.options.sticky == Sticky::Cookie {
+            let _ = writeln!(text, "  cookie {COOKIE} insert indirect nocache httponly");
+        }
+        let limits = &frontend.options;
+        if limits.max_connections.or(limits.max_connections_per_member).is_some() {
+            // Whoever went away takes nobody's place.
+            text.push_str("  timeout queue 30s\n  option abortonclose\n");
+        }
         if frontend.mode == FrontendMode::Http {
             // What was sent may have been done: only what changes nothing is sent twice.
             text.push_str("  retry-on conn-failure empty-response response-timeout\n  http-request disable-l7-retry unless METH_GET\n  option http-server-close\n");
@@ -122,10 +143,12 @@ pub fn config(
                 } else {
                     " disabled"
                 };
-                for (kind, more) in KINDS.into_iter().zip([check.as_str(), " backup"]) {
+                let (all, cookie) = server_words(&frontend.options, slot.as_ref());
+                let own = format!("{check}{cookie}");
+                for (kind, more) in KINDS.into_iter().zip([own.as_str(), " backup"]) {
                     let _ = writeln!(
                         text,
-                        "  server {kind}{} {address}:{port} weight {weight}{more}{down}",
+                        "  server {kind}{} {address}:{port} weight {weight}{all}{more}{down}",
                         i + 1
                     );
                 }
@@ -134,6 +157,19 @@ pub fn config(
         text.push('\n');
     }
     text
+}
+
+/// What the options add to the lines of both servers of a slot, and to that of the checked one.
+fn server_words(options: &Options, member: Option<&Member>) -> (String, String) {
+    let mut all = String::new();
+    if let Some(most) = options.max_connections_per_member {
+        let _ = write!(all, " maxconn {most}");
+    }
+    if options.proxy_protocol.send {
+        all.push_str(" send-proxy-v2");
+    }
+    let cookie = member.filter(|_| options.sticky == Sticky::Cookie);
+    (all, cookie.map(|member| format!(" cookie {}", member.name)).unwrap_or_default())
 }
 
 fn mode_word(mode: FrontendMode) -> &'static str {
@@ -258,7 +294,7 @@ impl HaproxyDriver {
     /// Brings the members from what HAProxy was told to `slots`.
     async fn move_members(
         &self,
-        service: &str,
+        FrontendWanted { service, options, .. }: &FrontendWanted,
         before: &Slots,
         slots: &Slots,
     ) -> Result<(), BalanceError> {
@@ -272,6 +308,8 @@ impl HaproxyDriver {
                 .filter(|n| old.as_ref().is_none_or(|o| (o.ip, o.port) != (n.ip, n.port)));
             let state = match new.as_ref().map_or(MemberState::Down, |m| m.state) {
                 MemberState::Ready => "ready",
+                // One that only drains still gets those who have its cookie.
+                MemberState::Drain if options.sticky == Sticky::Cookie => "maint",
                 MemberState::Drain => "drain",
                 MemberState::Down => "maint",
             };
@@ -318,8 +356,17 @@ impl BalanceDriver for HaproxyDriver {
             })
             .collect();
         let mut structure = config(&self.directory, wanted, None);
-        for (service, slots) in &slots {
-            let _ = writeln!(structure, "# {service} {}", slots.len());
+        for frontend in wanted {
+            let slots = &slots[&frontend.service];
+            let _ = write!(structure, "# {} {}", frontend.service, slots.len());
+            if frontend.options.sticky == Sticky::Cookie {
+                // Cookies stand in the file alone.
+                let names = slots.iter().map(|slot| slot.as_ref().map_or("-", |m| m.name.as_str()));
+                names.for_each(|name| {
+                    let _ = write!(structure, " {name}");
+                });
+            }
+            structure.push('\n');
         }
         let running = self.pid().is_some();
         if wanted.is_empty() && !running {
@@ -327,13 +374,15 @@ impl BalanceDriver for HaproxyDriver {
         }
         let same = running && before.as_ref().is_some_and(|before| before.structure == structure);
         if same {
-            for (service, slots) in &slots {
-                self.move_members(service, &old(service), slots).await?;
-                self.end_sessions(service, &old(service), slots);
+            for frontend in wanted {
+                let (before, now) = (old(&frontend.service), &slots[&frontend.service]);
+                self.move_members(frontend, &before, now).await?;
+                self.end_sessions(&frontend.service, &before, now);
             }
         } else {
             self.reload(&config(&self.directory, wanted, Some(&slots))).await?;
-            for (service, slots) in &slots {
+            for frontend in wanted {
+                let slots = &slots[&frontend.service];
                 // Draining cannot be written into the file.
                 let ready: Slots = slots
                     .iter()
@@ -349,7 +398,7 @@ impl BalanceDriver for HaproxyDriver {
                     })
                     .collect();
                 if ready != *slots {
-                    self.move_members(service, &ready, slots).await?;
+                    self.move_members(frontend, &ready, slots).await?;
                 }
             }
         }
