@@ -298,11 +298,14 @@ async fn connections_of_mode_tcp_are_passed_on_and_only_to_members_that_take_the
 
 /// An answer's head and body.
 fn talk(address: SocketAddr, said: &str) -> (String, String) {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream.write_all(said.as_bytes()).unwrap();
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let mut talk = || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(said.as_bytes())?;
+        stream.read_to_string(&mut answer)
+    };
+    talk().expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     (head.to_owned(), body.to_owned())
 }
@@ -348,33 +351,45 @@ async fn a_client_stays_with_its_member_until_that_one_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_beyond_the_limits_waits() {
     let Some(balancer) = Balancer::new() else { return };
-    let port = free_port();
-    let guest = Guest::start(15, port, Manner::Hangs);
+    let (ip, port) = (Ipv4Addr::new(127, 0, 0, 15), free_port());
+    let guest = TcpListener::bind((ip, port)).unwrap();
+    guest.set_nonblocking(true).unwrap();
+    // Whoever comes to the guest within so long.
+    let comes = |within: Duration| {
+        let begin = Instant::now();
+        loop {
+            if let Ok((stream, _)) = guest.accept() {
+                return Some(stream);
+            }
+            if begin.elapsed() > within {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let answer = |mut stream: TcpStream| {
+        stream.set_nonblocking(false).unwrap();
+        let mut question = [0; 512];
+        assert!(stream.read(&mut question).unwrap() > 0);
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nheard").unwrap();
+    };
     let frontend = Options { max_connections: Some(1), ..Options::default() };
     let member = Options { max_connections_per_member: Some(1), ..Options::default() };
     for options in [frontend, member] {
-        let members = std::slice::from_ref(&guest.member);
-        let wanted = FrontendWanted { options, check: None, ..balancer.wanted(members) };
+        let members = [Member { healthy: true, ..self::member("web-15", ip, port) }];
+        let wanted = FrontendWanted { options, check: None, ..balancer.wanted(&members) };
         balancer.driver.apply(&[wanted]).await.unwrap();
         let address = SocketAddr::new(LOOPBACK, balancer.port);
-        let asking = |what: &str| {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-            stream.write_all(format!("GET {what} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
-            stream
-        };
-        let hear = |stream: &mut TcpStream| {
-            let mut said = String::new();
-            stream.read_to_string(&mut said).map(|_| said)
-        };
-        // The guest never answers what is not a check.
-        let first = asking("/page");
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let mut second = asking("/other");
-        assert!(hear(&mut second).is_err(), "{options:?}: there is no room for a second");
-        drop(first);
-        let said = hear(&mut second).unwrap_or_else(|error| error.to_string());
-        assert!(said.ends_with("web-15"), "{options:?}: {said}");
+        let ask = || std::thread::spawn(move || talk(address, "GET /page HTTP/1.0\r\n\r\n").1);
+        let clients = [ask(), ask()];
+        let first = comes(Duration::from_secs(5)).expect("one is taken");
+        let none = comes(Duration::from_millis(500)).is_none();
+        assert!(none, "{options:?}: there is no room for a second");
+        answer(first);
+        answer(comes(Duration::from_secs(5)).expect("there is room now"));
+        for client in clients {
+            assert_eq!(client.join().unwrap(), "heard", "{options:?}");
+        }
     }
 }
 
