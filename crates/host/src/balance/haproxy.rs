@@ -121,7 +121,7 @@ pub fn config(
         }
         let limits = &frontend.options;
         if limits.max_connections.or(limits.max_connections_per_member).is_some() {
-            // Whoever went away takes nobody's place.
+            // Whoever goes away while it waits takes nobody's place.
             text.push_str("  timeout queue 30s\n  option abortonclose\n");
         }
         if frontend.mode == FrontendMode::Http {
