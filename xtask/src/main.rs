@@ -33,7 +33,8 @@ fn main() -> anyhow::Result<()> {
 /// The code stands in `haven-control`, on which nothing here depends (see `tidy`), so `haven` itself is asked.
 fn openapi(check: bool) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["run", "--quiet", "-p", "haven", "--", "openapi"]);
+    // Not `-p haven`, which would build it with other features, and anew.
+    command.args(["run", "--quiet", "--bin", "haven", "--", "openapi"]);
     if check {
         command.arg("--check");
     }
