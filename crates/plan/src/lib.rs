@@ -4,6 +4,7 @@
 //!   snapshot + observations ──► host states (tolerance/hosts)
 //!                                    │
 //!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
+//!        tolerance/migration ◄───────┤          │
 //!        balance/frontends  ◄────────┤          │
 //!        monitor/incidents  ◄────────┘          ▼
 //!                                   placement (filters, scores, addresses)
@@ -46,6 +47,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     monitor::incidents::follow(&mut work);
     balance::services::plan(&mut work);
     tolerance::recovery::plan(&mut work);
+    tolerance::migration::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);
     work.finish()

@@ -100,8 +100,10 @@ impl<'a> Room<'a> {
             }
         }
         for (name, placement) in &snapshot.placements {
-            if let Some(vm) = snapshot.vms.get(name) {
-                room.use_up(&placement.host, vm);
+            let Some(vm) = snapshot.vms.get(name) else { continue };
+            room.use_up(&placement.host, vm);
+            if let Some(to) = &placement.moving_to {
+                room.use_up(&to.host, vm);
             }
         }
         room
@@ -121,6 +123,24 @@ impl<'a> Room<'a> {
         }
         if let Some(owner) = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
             self.services.entry(owner.name.clone()).or_default().push(host.clone());
+        }
+    }
+
+    /// Forgets `vm`, which is on `host` and looks for another one.
+    pub fn take_away(&mut self, host: &Name, vm: &Stored<VmSpec>) {
+        let Some(room) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let cost = cost(&vm.spec);
+        room.memory_used = room.memory_used.saturating_sub(cost.memory);
+        room.cpus_used = room.cpus_used.saturating_sub(cost.cpus);
+        room.vms.retain(|other| other.meta.name != vm.meta.name);
+        room.wishing.retain(|other| other.meta.name != vm.meta.name);
+        let owner = vm.meta.owner.as_ref().filter(|owner| owner.kind == Kind::Service);
+        if let Some(hosts) = owner.and_then(|owner| self.services.get_mut(&owner.name))
+            && let Some(index) = hosts.iter().position(|on| on == host)
+        {
+            hosts.swap_remove(index);
         }
     }
 
