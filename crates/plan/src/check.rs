@@ -41,8 +41,9 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
             }
             moves::check(snapshot, vm, placement, *expected_revision, step)
                 .map_err(|why| of(vm, why))?;
-            if *step == MoveStep::Begin {
+            if let (MoveStep::Begin, Some(to)) = (step, &placement.moving_to) {
                 touched.push(vm);
+                neighbours.add(vm, &to.host).map_err(|why| of(vm, why))?;
             }
             placements.insert(vm, placement);
             continue;

@@ -252,7 +252,7 @@ fn judge(
         }
         broken += 1;
     }
-    if !affinity.apart.is_empty() && room.runs(&affinity.apart) {
+    if !affinity.apart.is_empty() && room.will_run(&affinity.apart) {
         if !affinity.soft {
             return Err("runs a VM it must be apart from".into());
         }

@@ -156,7 +156,7 @@ fn begin(work: &mut Work<'_>, vm: &Name, migration: &Versioned<Migration>) {
                 options: migration.options.clone(),
             };
             if let Some(object) = work.snapshot.vms.get(vm) {
-                work.room.use_up(&host, object);
+                work.room.expect(&host, object);
             }
             let reason = format!(
                 "{vm} is to move from {} to {host}, as {} asked: {why}",
