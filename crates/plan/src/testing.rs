@@ -108,6 +108,8 @@ impl World {
     /// Its host reports a VM.
     pub fn report(&mut self, vm: &str, phase: VmPhase, ready: Option<bool>) {
         let placement = &self.snapshot.placements[vm];
+        let before = self.snapshot.told_of(&name(vm)).filter(|_| ready == Some(true));
+        let since = before.and_then(|status| status.ready_since_ms).unwrap_or(self.seen.now_ms);
         let status = VmStatus {
             host: placement.host.clone(),
             session: 1,
@@ -118,6 +120,7 @@ impl World {
             started_ms: Some(self.seen.now_ms),
             ready,
             ready_ms: ready.map(|_| self.seen.now_ms),
+            ready_since_ms: ready.filter(|ready| *ready).map(|_| since),
             restarts: 0,
             started_with: BTreeMap::new(),
             resets: 0,
@@ -136,6 +139,7 @@ impl World {
             update: UpdateSpec::default(),
             frontend: None,
             restarts: 0,
+            promoted: None,
         };
         self.snapshot.services.insert(name(service), at(7, stored(service, spec)));
     }
