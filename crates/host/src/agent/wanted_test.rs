@@ -59,13 +59,14 @@ fn a_member_without_a_check_gets_its_share_once_it_runs() {
 /// A service with members of these templates, all ready, and this split; each member's state and weight.
 fn weights(templates: &[&str], traffic: &Value) -> Vec<(MemberState, u32)> {
     let mut snapshot = one_member(None);
+    snapshot.vms.clear();
     put(
         &mut snapshot,
         "placement/frontend/web",
         &json!({"holder": "host1", "epoch": 1, "candidates": [], "traffic": traffic}),
     );
     for (i, template) in templates.iter().enumerate() {
-        let vm = format!("web-{}", i + 1);
+        let vm = format!("web-{:02}", i + 1);
         let spec = json!({"memory": "128MiB", "networks": [{"network": "front"}]});
         let meta = json!({"name": vm, "uid": vm, "generation": 1, "owner": "service/web",
             "labels": {"haven/template": template.trim_start_matches('-')}});

@@ -9,7 +9,7 @@ use haven_model::{
 };
 
 /// How long a drained member may finish what it began, milliseconds.
-pub const DRAIN_MS: i64 = 2000;
+const DRAIN_MS: i64 = 2000;
 
 pub(super) struct Member<'a> {
     pub name: &'a Name,

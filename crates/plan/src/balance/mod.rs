@@ -7,5 +7,3 @@ mod member;
 mod rolling;
 mod rollout;
 pub mod services;
-
-pub use member::DRAIN_MS;

@@ -160,8 +160,10 @@ impl<'a> Rollout<'a> {
         }
         let traffic = self.traffic(stage);
         let split = self.frontend.is_none_or(|frontend| frontend.traffic == traffic);
-        let unread = work.snapshot.unreadable_of(&service_ref(self.name));
-        if unread.is_none_or(|key| !key.starts_with("placement/")) && split {
+        // A record of it that cannot be read may give the traffic to those that would go.
+        let record = format!("placement/frontend/{}", self.name);
+        let unread = work.snapshot.unreadable.contains_key(&record) && self.old().next().is_some();
+        if split && !unread {
             self.make(work, stage);
             self.release(work, stage);
             self.retire_surplus(work, stage);
@@ -171,8 +173,8 @@ impl<'a> Rollout<'a> {
         if self.old().next().is_none() {
             return;
         }
-        if let Some(until) = stage.until_ms {
-            work.wake((until - self.now_ms).max(0).unsigned_abs());
+        if let Some(until) = stage.until_ms.filter(|until| *until > self.now_ms) {
+            work.wake((until - self.now_ms).unsigned_abs());
         }
         let why = format!("{} is being updated: {}", self.name, stage.step);
         work.wait(service_ref(self.name), why);
