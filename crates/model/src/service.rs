@@ -267,7 +267,7 @@ pub struct ServiceSpec {
     pub check: Option<HealthCheck>,
     /// How they are replaced.
     #[serde(default)]
-    pub update: UpdateSpec,
+    pub update: Box<UpdateSpec>,
     /// Where the world reaches them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frontend: Option<FrontendSpec>,

@@ -231,7 +231,8 @@ fn roll(max_unavailable: u32, max_surge: u32) -> (usize, usize) {
     assert_eq!(world.snapshot.vms.len(), 3);
     let mut service = (*world.snapshot.services["web"].value).clone();
     service.spec.template.spec.memory = Bytes::mib(256);
-    service.spec.update = UpdateSpec { max_unavailable, max_surge, ..UpdateSpec::default() };
+    let update = UpdateSpec { max_unavailable, max_surge, ..UpdateSpec::default() };
+    service.spec.update = Box::new(update);
     world.snapshot.services.insert(name("web"), at(9, service));
     let (mut fewest, mut most) = (usize::MAX, 0);
     for _ in 0..60 {

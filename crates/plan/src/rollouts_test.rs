@@ -312,8 +312,8 @@ fn blue_green_waits_for_all_switches_at_once_keeps_the_old_ones_and_ends() {
 
 impl Walk {
     fn last_of(&self, memory: Bytes) -> String {
-        let vms = self.world.snapshot.vms.iter().filter(|(_, vm)| vm.spec.memory == memory);
-        vms.last().unwrap().0.to_string()
+        let mut vms = self.world.snapshot.vms.iter().filter(|(_, vm)| vm.spec.memory == memory);
+        vms.next_back().unwrap().0.to_string()
     }
 }
 
@@ -337,7 +337,7 @@ fn blue_green_by_itself_cannot_be_promoted() {
     walk.version(V2);
     walk.rounds(2);
     assert!(walk.promote().unwrap_err().contains("switches by itself"));
-    walk.change(|spec| spec.update = haven_model::service::UpdateSpec::default());
+    walk.change(|spec| *spec.update = Default::default());
     assert!(walk.promote().unwrap_err().contains("by `rolling`, which waits for nobody"));
 }
 

@@ -7,7 +7,7 @@ use haven_model::{
     network::NetworkKind,
     object::Stored,
     plan::LeaseAge,
-    service::{SpreadSpec, UpdateSpec, VmTemplate},
+    service::{SpreadSpec, VmTemplate},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -136,7 +136,7 @@ impl World {
             template: VmTemplate { labels: BTreeMap::new(), spec: vm_spec(Bytes::mib(128)) },
             spread: SpreadSpec::default(),
             check: None,
-            update: UpdateSpec::default(),
+            update: Box::default(),
             frontend: None,
             restarts: 0,
             promoted: None,
