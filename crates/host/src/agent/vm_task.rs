@@ -75,6 +75,8 @@ struct VmTask {
     started_ms: Option<i64>,
     ready: Option<bool>,
     ready_ms: Option<i64>,
+    /// Counts while it is ready.
+    ready_since_ms: Option<i64>,
     /// The last status written, without its times.
     written: Option<VmStatus>,
     /// The last object and placement seen, for cleaning after both are gone.
@@ -108,6 +110,7 @@ pub async fn run(
         started_ms: None,
         ready: None,
         ready_ms: None,
+        ready_since_ms: None,
         written: None,
         last: None,
     };
@@ -213,6 +216,7 @@ impl VmTask {
             self.started_with.clone_from(&status.started_with);
             self.ready = status.ready;
             self.ready_ms = status.ready_ms;
+            self.ready_since_ms = status.ready_since_ms;
         }
     }
 
@@ -324,6 +328,7 @@ impl VmTask {
             started_ms: self.started_ms,
             ready: self.ready,
             ready_ms: self.ready_ms,
+            ready_since_ms: self.ready_since_ms.filter(|_| self.ready == Some(true)),
             restarts: self.restarts,
             started_with: started_with.unwrap_or_default(),
             resets: self.resets,
@@ -676,7 +681,9 @@ impl VmTask {
         self.ready = ready;
         if ready == Some(true) {
             self.failures = 0;
-            self.ready_ms.get_or_insert((self.parts.wall_ms)());
+            let now = (self.parts.wall_ms)();
+            self.ready_ms.get_or_insert(now);
+            self.ready_since_ms = Some(now);
         }
     }
 }
