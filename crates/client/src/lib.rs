@@ -403,6 +403,12 @@ impl Client {
         self.call("POST", &format!("/v1/services/{}/restart", encode(service)), Vec::new()).await
     }
 
+    /// Lets the new members of a canary or blue-green update into the whole service.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn promote(&self, service: &str) -> Result<Item, ClientError> {
+        self.call("POST", &format!("/v1/services/{}/promote", encode(service)), Vec::new()).await
+    }
+
     /// The last events.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn events(&self, limit: usize) -> Result<Vec<Event>, ClientError> {

@@ -64,6 +64,10 @@ impl Balancer {
         ask(SocketAddr::new(LOOPBACK, self.port)).unwrap_or_else(|error| error.to_string())
     }
 
+    fn pid(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("pid")).expect("HAProxy runs")
+    }
+
     async fn until(&self, what: &str, holds: impl Fn(&str) -> bool) {
         let begin = Instant::now();
         loop {
@@ -459,6 +463,108 @@ async fn a_changed_configuration_drops_no_question() {
     let said = tokio::task::spawn_blocking(|| asking.join().unwrap()).await.unwrap();
     let bad: Vec<&String> = said.iter().filter(|answer| *answer != "web-7").collect();
     assert!(said.len() > 50 && bad.is_empty(), "{} of {}: {bad:?}", bad.len(), said.len());
+}
+
+/// Questions, one after another, until told to stop.
+fn asking(address: SocketAddr) -> impl FnOnce() -> Vec<String> + Send + 'static {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let told = Arc::clone(&told);
+            std::thread::spawn(move || {
+                let mut said = Vec::new();
+                while !told.load(Ordering::Relaxed) {
+                    said.push(ask(address).unwrap_or_else(|error| error.to_string()));
+                }
+                said
+            })
+        })
+        .collect();
+    move || {
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().expect("a client ends")).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_is_split_by_weight_without_a_reload() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let guests = [17, 18, 19, 20].map(|number| Guest::start(number, port, Manner::Answers));
+    let members = |weights: [u32; 4]| {
+        let weighed = guests.iter().zip(weights);
+        let member = |(guest, weight): (&Guest, u32)| Member { weight, ..guest.member.clone() };
+        weighed.map(member).collect::<Vec<_>>()
+    };
+    let share = |n: usize| {
+        let new = (0..n).filter(|_| balancer.ask() == "web-20").count();
+        100.0 * new as f64 / n as f64
+    };
+    balancer.apply(&members([100; 4])).await;
+    assert!((share(100) - 25.0).abs() < 2.0);
+    let pid = balancer.pid();
+    // As three old members and a new one with 10 %.
+    balancer.apply(&members([256, 256, 256, 85])).await;
+    let got = share(1000);
+    assert!((6.0..=14.0).contains(&got), "{got} % of 1,000 instead of 10");
+    balancer.apply(&members([1, 1, 1, 256])).await;
+    let got = share(500);
+    assert!((96.0..=100.0).contains(&got), "{got} % of 500 instead of 98.8");
+    assert_eq!(balancer.pid(), pid, "it was not started anew");
+    // A weight holds for the one that takes a slot over, and after a reload.
+    let mut next = members([256, 256, 256, 85]);
+    next.remove(0);
+    balancer.apply(&next).await;
+    balancer.apply(&members([256, 256, 256, 85])).await;
+    assert_eq!(balancer.pid(), pid);
+    let mut reloaded = balancer.wanted(&members([256, 256, 256, 85]));
+    reloaded.options.max_connections = Some(1000);
+    balancer.driver.apply(&[reloaded]).await.unwrap();
+    assert_ne!(balancer.pid(), pid);
+    let got = share(500);
+    assert!((6.0..=14.0).contains(&got), "{got} % of 500 after a reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_from_all_old_members_to_all_new_ones_loses_no_question() {
+    let Some(balancer) = Balancer::new() else { return };
+    let port = free_port();
+    let blue = [21, 22, 23].map(|number| Guest::start(number, port, Manner::Answers));
+    let green = [24, 25, 26].map(|number| Guest::start(number, port, Manner::Answers));
+    let members = |blue_state: MemberState, green_state: MemberState| {
+        let blue = blue.iter().map(|guest| guest.in_state(blue_state));
+        let green = green.iter().map(|guest| guest.in_state(green_state));
+        blue.chain(green).map(|member| Member { healthy: true, ..member }).collect::<Vec<_>>()
+    };
+    let (ready, drain) = (MemberState::Ready, MemberState::Drain);
+    balancer.apply(&members(ready, drain)).await;
+    let pid = balancer.pid();
+    let is_green = |said: &str| ["web-24", "web-25", "web-26"].contains(&said);
+    for _ in 0..20 {
+        assert!(!is_green(&balancer.ask()), "the new ones get nothing yet");
+    }
+    let end = asking(SocketAddr::new(LOOPBACK, balancer.port));
+    for round in 0..10 {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let (blue, green) = if round % 2 == 0 { (drain, ready) } else { (ready, drain) };
+        balancer.apply(&members(blue, green)).await;
+        for _ in 0..5 {
+            assert_eq!(is_green(&balancer.ask()), green == ready, "all traffic at once");
+        }
+    }
+    let said = tokio::task::spawn_blocking(end).await.unwrap();
+    let bad: Vec<&String> = said.iter().filter(|answer| !answer.starts_with("web-2")).collect();
+    assert!(said.len() > 500 && bad.is_empty(), "{} of {}: {bad:?}", bad.len(), said.len());
+    assert_eq!(balancer.pid(), pid, "it was not started anew");
+    // Those that get nothing are not asked either when no check finds the others well.
+    let last = members(ready, drain);
+    for guest in blue {
+        guest.close();
+    }
+    balancer.apply(&last).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!is_green(&balancer.ask()), "{}", balancer.ask());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,7 +47,7 @@ pub use object::{Kind, Meta, Object};
 pub use placement::{FrontendPlacement, NicAddress, Placement};
 pub use plan::{Action, Observations, Plan, Planned, Waiting};
 pub use pool::{PoolDriverKind, PoolSpec};
-pub use service::ServiceSpec;
+pub use service::{ServiceSpec, UpdateStrategy};
 pub use snapshot::{Change, Handover, Snapshot, Versioned};
 pub use units::Bytes;
 pub use vm::{VmPhase, VmSpec, VmStatus};

@@ -8,7 +8,10 @@ use crate::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// A guest's address on one of its networks. It keeps it wherever it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -99,6 +102,10 @@ pub struct FrontendPlacement {
     pub epoch: u64,
     /// Who takes it next, in this order.
     pub candidates: Vec<Name>,
+    /// Percent of the traffic by template (a short hash), while an update splits it. Members of templates that are not
+    /// named share what is left evenly. Empty: all members share evenly.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub traffic: BTreeMap<String, u32>,
 }
 
 impl FrontendPlacement {
@@ -118,6 +125,16 @@ impl FrontendPlacement {
     /// The record after `host` took the address.
     #[must_use]
     pub fn claimed_by(&self, host: &Name) -> Self {
-        Self { holder: host.clone(), epoch: self.epoch + 1, candidates: self.candidates.clone() }
+        Self { holder: host.clone(), epoch: self.epoch + 1, ..self.clone() }
+    }
+    /// Percent that is left for templates that are not named.
+    #[must_use]
+    pub fn traffic_left(&self) -> u32 {
+        100u32.saturating_sub(self.traffic.values().sum())
+    }
+    /// Whether members of a template get nothing, however well they are.
+    #[must_use]
+    pub fn gets_nothing(&self, template: &str) -> bool {
+        self.traffic.get(template).copied().unwrap_or_else(|| self.traffic_left()) == 0
     }
 }

@@ -68,19 +68,112 @@ impl Default for SpreadSpec {
     }
 }
 
+/// In which order a new template takes the place of the old one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateStrategy {
+    /// One after another; traffic goes to all of them evenly.
+    #[default]
+    Rolling,
+    /// All new members beside the old ones, then all traffic to them at once.
+    BlueGreen,
+    /// A few new members get a part of the traffic first; then as `rolling`.
+    Canary,
+}
+
+impl UpdateStrategy {
+    /// As it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rolling => "rolling",
+            Self::BlueGreen => "blue-green",
+            Self::Canary => "canary",
+        }
+    }
+    fn is_rolling(&self) -> bool {
+        *self == Self::Rolling
+    }
+}
+
+/// The part of an update that goes first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct CanarySpec {
+    /// So many new members are made beside the old ones.
+    pub members: u32,
+    /// Percent of the traffic that they get together, 1 to 99.
+    pub weight: u32,
+    /// Once they have all been ready for so long without a break the others are replaced; without it a person promotes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Millis>,
+}
+
+impl Default for CanarySpec {
+    fn default() -> Self {
+        Self { members: 1, weight: 10, hold: None }
+    }
+}
+
+/// Who lets a blue-green update go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Promote {
+    /// Haven, once all new members are ready.
+    #[default]
+    Automatic,
+    /// A person, by `haven service promote`.
+    Manual,
+}
+
 /// How members are replaced when the template changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct UpdateSpec {
     /// So many members may be missing during the update.
     pub max_unavailable: u32,
-    /// So many members more than wanted may exist during the update.
+    /// So many members more than wanted may exist during a rolling update.
     pub max_surge: u32,
+    /// In which order.
+    #[serde(skip_serializing_if = "UpdateStrategy::is_rolling")]
+    pub strategy: UpdateStrategy,
+    /// For `canary`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanarySpec>,
+    /// For `blue-green`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promote: Option<Promote>,
+    /// For `blue-green`: so long the old members stay after the switch, so that going back takes no time; 30 s when
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_old: Option<Millis>,
 }
 
 impl Default for UpdateSpec {
     fn default() -> Self {
-        Self { max_unavailable: 0, max_surge: 1 }
+        Self {
+            max_unavailable: 0,
+            max_surge: 1,
+            strategy: UpdateStrategy::Rolling,
+            canary: None,
+            promote: None,
+            keep_old: None,
+        }
+    }
+}
+
+impl UpdateSpec {
+    /// Most members, of `replicas` wanted, that there are at once during an update.
+    #[must_use]
+    pub fn most_members(&self, replicas: u32) -> u32 {
+        let more = match self.strategy {
+            UpdateStrategy::Rolling => self.max_surge,
+            UpdateStrategy::BlueGreen => replicas,
+            UpdateStrategy::Canary => {
+                self.max_surge.max(self.canary.clone().unwrap_or_default().members)
+            }
+        };
+        replicas.saturating_add(more)
     }
 }
 
@@ -174,13 +267,16 @@ pub struct ServiceSpec {
     pub check: Option<HealthCheck>,
     /// How they are replaced.
     #[serde(default)]
-    pub update: UpdateSpec,
+    pub update: Box<UpdateSpec>,
     /// Where the world reaches them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frontend: Option<FrontendSpec>,
     /// Counts requested rolling restarts.
     #[serde(default)]
     pub restarts: u64,
+    /// The template, as a short hash, that a person has promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<String>,
 }
 
 /// Label on every member: the template it was made from, as a short hash.
@@ -189,3 +285,6 @@ pub const TEMPLATE_LABEL: &str = "haven/template";
 pub const SERVICE_LABEL: &str = "haven/service";
 /// Label set on a member that is being replaced: the balancer sends it nothing new.
 pub const DRAIN_LABEL: &str = "haven/drain";
+/// Label on a member whose template was let into the whole service, and when, wall clock, milliseconds since 1970.
+/// Going back to such a template waits for nobody.
+pub const RELEASE_LABEL: &str = "haven/release";

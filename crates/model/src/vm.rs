@@ -216,6 +216,9 @@ pub struct VmStatus {
     /// When it first passed its check after it started, wall clock, milliseconds since 1970.
     #[serde(default)]
     pub ready_ms: Option<i64>,
+    /// Since when it passes its check without a break, wall clock, milliseconds since 1970; absent while it does not.
+    #[serde(default)]
+    pub ready_since_ms: Option<i64>,
     /// How often it ended by itself under this epoch.
     #[serde(default)]
     pub restarts: u32,

@@ -14,7 +14,7 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
     let mut said = match object.kind {
         Kind::Vm => vm(snapshot, seen, &object.name),
         Kind::Host => host(snapshot, seen, &object.name),
-        Kind::Service => service(snapshot, &object.name),
+        Kind::Service => service(snapshot, seen, &object.name),
         Kind::Pool | Kind::Image | Kind::Network => {
             let users = users(snapshot, object.kind, &object.name);
             if users.is_empty() {
@@ -29,6 +29,14 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
         plan.actions.iter().filter(|a| a.object == *object).map(|a| format!("next: {}", a.reason)),
     );
     said.extend(plan.waiting.iter().filter(|w| w.object == *object).map(|w| w.reason.clone()));
+    if object.kind == Kind::Service {
+        // What its members wait for, it waits for.
+        let member = |of: &ObjectRef| {
+            let vm = snapshot.vms.get(&of.name).filter(|_| of.kind == Kind::Vm);
+            vm.is_some_and(|vm| vm.meta.owner.as_ref() == Some(object))
+        };
+        said.extend(plan.waiting.iter().filter(|w| member(&w.object)).map(|w| w.reason.clone()));
+    }
     said
 }
 
@@ -96,7 +104,7 @@ fn host(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     said
 }
 
-fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
+fn service(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
     let Some(service) = snapshot.services.get(name) else {
         return vec![format!("there is no service `{name}`")];
     };
@@ -123,6 +131,8 @@ fn service(snapshot: &Snapshot, name: &Name) -> Vec<String> {
             if next.is_empty() { "nobody".into() } else { next.join(", ") }
         ));
     }
+    let progress = crate::balance::services::progress(snapshot, seen, name);
+    said.extend(progress.and_then(|progress| progress.traffic));
     said
 }
 

@@ -31,6 +31,8 @@ mod plan_test;
 #[cfg(test)]
 mod property_test;
 #[cfg(test)]
+mod rollouts_test;
+#[cfg(test)]
 mod wishes_test;
 
 pub use check::{check, sound};

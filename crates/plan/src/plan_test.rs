@@ -231,7 +231,8 @@ fn roll(max_unavailable: u32, max_surge: u32) -> (usize, usize) {
     assert_eq!(world.snapshot.vms.len(), 3);
     let mut service = (*world.snapshot.services["web"].value).clone();
     service.spec.template.spec.memory = Bytes::mib(256);
-    service.spec.update = UpdateSpec { max_unavailable, max_surge };
+    let update = UpdateSpec { max_unavailable, max_surge, ..UpdateSpec::default() };
+    service.spec.update = Box::new(update);
     world.snapshot.services.insert(name("web"), at(9, service));
     let (mut fewest, mut most) = (usize::MAX, 0);
     for _ in 0..60 {
@@ -387,7 +388,8 @@ fn an_address_goes_to_the_next_service_only_once_it_is_released() {
         object.meta.deleting = deleting;
         world.snapshot.services.insert(name(service), at(7, object));
     }
-    let holder = FrontendPlacement { holder: name("host1"), epoch: 1, candidates: vec![] };
+    let holder = serde_json::json!({"holder": "host1", "epoch": 1, "candidates": []});
+    let holder: FrontendPlacement = serde_json::from_value(holder).unwrap();
     world.snapshot.frontends.insert(name("old"), at(8, holder));
     let about = |plan: &Plan| -> Vec<String> {
         let frontends = plan.actions.iter().filter_map(|planned| match &planned.action {

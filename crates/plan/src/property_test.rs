@@ -95,8 +95,180 @@ fn wish_badly(world: &mut World, wishes: &[u8]) {
     }
 }
 
+/// A member of a service that is being updated, as generated.
+#[derive(Clone, Debug)]
+struct MemberCase {
+    template: u8,
+    host: usize,
+    /// 0: not placed, 1: boots, 2: was ready, 3 and more: is ready.
+    health: u8,
+    released: bool,
+    drains: bool,
+    deleting: bool,
+}
+
+fn member_case() -> impl Strategy<Value = MemberCase> {
+    let flags = (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    (0u8..3, 0usize..4, 0u8..8, flags).prop_map(|(template, host, health, flags)| {
+        let (released, drains, deleting) = flags;
+        MemberCase { template, host, health, released, drains, deleting }
+    })
+}
+
+/// How a generated service is updated.
+#[derive(Clone, Debug)]
+struct UpdateCase {
+    update: serde_json::Value,
+    replicas: u32,
+    address: bool,
+    promoted: bool,
+    /// Percent per template; all evenly when none.
+    traffic: Option<(u8, u32)>,
+}
+
+fn update_case() -> impl Strategy<Value = UpdateCase> {
+    let canary =
+        (1u32..4, 1u32..100, prop::option::of(0u64..3)).prop_map(|(members, weight, hold)| {
+            let hold = hold.map(|minutes| format!("{minutes}m"));
+            let mut canary = serde_json::json!({"members": members, "weight": weight});
+            if let Some(hold) = hold {
+                canary["hold"] = hold.into();
+            }
+            serde_json::json!({"strategy": "canary", "canary": canary})
+        });
+    let blue_green = any::<bool>().prop_map(|manual| {
+        let promote = if manual { "manual" } else { "automatic" };
+        serde_json::json!({"strategy": "blue-green", "promote": promote, "keepOld": "10s"})
+    });
+    let update = prop_oneof![Just(serde_json::json!({})), canary, blue_green];
+    let traffic = prop::option::of((0u8..3, prop_oneof![Just(0u32), Just(10), Just(100)]));
+    (update, 0u32..5, 0u32..2, any::<bool>(), any::<bool>(), traffic).prop_map(
+        |(mut update, replicas, missing, address, promoted, traffic)| {
+            update["maxUnavailable"] = missing.into();
+            UpdateCase { update, replicas, address, promoted, traffic }
+        },
+    )
+}
+
+/// The memory of each template's members; the service wants the last.
+fn memory(template: u8) -> Bytes {
+    Bytes::mib(32 + u64::from(template))
+}
+
+/// A service in the middle of an update that may have come from anywhere.
+fn updating(world: &mut World, hosts: usize, case: &UpdateCase, members: &[MemberCase]) {
+    use haven_model::service::{DRAIN_LABEL, RELEASE_LABEL, SERVICE_LABEL, TEMPLATE_LABEL};
+    world.service("web", case.replicas);
+    let mut service = (*world.snapshot.services["web"].value).clone();
+    service.spec.template.spec.memory = memory(2);
+    service.spec.update = serde_json::from_value(case.update.clone()).unwrap();
+    service.spec.check = Some(serde_json::from_value(serde_json::json!({"port": 80})).unwrap());
+    let hash = |template: u8| {
+        let mut spec = service.spec.clone();
+        spec.template.spec.memory = memory(template);
+        crate::balance::services::template_hash(&spec)
+    };
+    let traffic: std::collections::BTreeMap<String, u32> =
+        case.traffic.iter().map(|(template, percent)| (hash(*template), *percent)).collect();
+    for (i, member) in members.iter().enumerate() {
+        let vm = format!("web-{}", i + 1);
+        let mut spec = vm_spec(memory(member.template));
+        spec.check.clone_from(&service.spec.check);
+        world.vm(&vm, spec);
+        let mut object = (*world.snapshot.vms[vm.as_str()].value).clone();
+        object.meta.owner = Some(World::reference("service/web"));
+        object.meta.deleting = member.deleting;
+        let labels = &mut object.meta.labels;
+        labels.insert(SERVICE_LABEL.into(), "web".into());
+        labels.insert(TEMPLATE_LABEL.into(), hash(member.template));
+        labels.extend(member.released.then(|| (RELEASE_LABEL.into(), "900000".into())));
+        labels.extend(member.drains.then(|| (DRAIN_LABEL.into(), "999000".into())));
+        world.snapshot.vms.insert(name(&vm), crate::testing::at(4, object));
+        if member.health > 0 {
+            world.run(&vm, &format!("host{}", member.host % hosts));
+            let ready = (member.health > 1).then_some(member.health > 2);
+            world.report(&vm, haven_model::VmPhase::Running, ready);
+        }
+    }
+    service.spec.promoted = case.promoted.then(|| hash(2));
+    if case.address {
+        let frontend = serde_json::json!({"address": "10.88.0.99", "port": 80});
+        service.spec.frontend = Some(serde_json::from_value(frontend).unwrap());
+        let held = serde_json::json!({"holder": "host0", "epoch": 1, "candidates": [], "traffic": traffic});
+        let held = serde_json::from_value(held).unwrap();
+        world.snapshot.frontends.insert(name("web"), crate::testing::at(4, held));
+    }
+    world.snapshot.services.insert(name("web"), crate::testing::at(4, service));
+}
+
+/// Ready members of `web` that get traffic; one on a suspected host gets none.
+fn getting(world: &World) -> usize {
+    use haven_model::service::{DRAIN_LABEL, TEMPLATE_LABEL};
+    let snapshot = &world.snapshot;
+    let frontend = snapshot.frontends.get("web");
+    let members = snapshot.vms.iter().filter(|(_, vm)| vm.meta.owner.is_some());
+    let gets = |(vm, object): &(&haven_model::Name, &haven_model::Versioned<_>)| {
+        let object: &haven_model::object::Stored<haven_model::VmSpec> = object;
+        let labels = &object.meta.labels;
+        let idle = frontend.is_some_and(|f| f.gets_nothing(&labels[TEMPLATE_LABEL]));
+        let goes = object.meta.deleting || labels.contains_key(DRAIN_LABEL);
+        let told = snapshot.told_of(vm).is_some_and(|status| status.ready == Some(true));
+        let host = snapshot.placements.get(*vm).map(|placement| &placement.host);
+        told && !idle && !goes && !host.is_some_and(|host| world.seen.suspected.contains(host))
+    };
+    members.filter(gets).count()
+}
+
+/// What an action writes, in the world.
+fn commit(world: &mut World, action: &Action) {
+    use haven_model::keys;
+    let (key, value) = match action {
+        Action::PutObject { object, .. } => (keys::object(&object.reference()), object.to_store()),
+        Action::PlaceFrontend { service, placement, .. } => {
+            (keys::frontend(service), serde_json::to_vec(placement).unwrap())
+        }
+        _ => return,
+    };
+    world.snapshot.revision += 1;
+    let revision = world.snapshot.revision;
+    world.snapshot.apply(&key, Some((&value, revision)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_update_takes_traffic_from_too_many(
+        hosts in prop::collection::vec((1024u64..8192, 0u8..24), 1..4),
+        case in update_case(),
+        members in prop::collection::vec(member_case(), 0..10),
+    ) {
+        let mut world = world(&hosts, &[]);
+        updating(&mut world, hosts.len(), &case, &members);
+        let missing = case.update["maxUnavailable"].as_u64().unwrap() as u32;
+        let floor = case.replicas.saturating_sub(missing) as usize;
+        // Each action alone, in its order, and so for a few plans of which each follows the one before.
+        for _ in 0..5 {
+            let next = plan(&world.snapshot, &world.seen);
+            prop_assert_eq!(&next, &plan(&world.snapshot, &world.seen));
+            if let Err(broken) = check(&world.snapshot, &next) {
+                prop_assert!(false, "{broken:?}");
+            }
+            for planned in &next.actions {
+                let before = getting(&world);
+                commit(&mut world, &planned.action);
+                let after = getting(&world);
+                prop_assert!(
+                    before < floor || after >= floor,
+                    "`{}` leaves {after} of {before}, and {floor} must get traffic", planned.reason
+                );
+                if let Action::PlaceFrontend { placement, .. } = &planned.action {
+                    prop_assert!(placement.traffic.values().sum::<u32>() <= 100, "{:?}", placement);
+                }
+            }
+            world.seen.now_ms += 3000;
+        }
+    }
 
     #[test]
     fn plans_keep_the_invariants_and_are_deterministic(

@@ -7,7 +7,7 @@ use haven_model::{
     network::NetworkKind,
     object::Stored,
     plan::LeaseAge,
-    service::{SpreadSpec, UpdateSpec, VmTemplate},
+    service::{SpreadSpec, VmTemplate},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -108,6 +108,8 @@ impl World {
     /// Its host reports a VM.
     pub fn report(&mut self, vm: &str, phase: VmPhase, ready: Option<bool>) {
         let placement = &self.snapshot.placements[vm];
+        let before = self.snapshot.told_of(&name(vm)).filter(|_| ready == Some(true));
+        let since = before.and_then(|status| status.ready_since_ms).unwrap_or(self.seen.now_ms);
         let status = VmStatus {
             host: placement.host.clone(),
             session: 1,
@@ -118,6 +120,7 @@ impl World {
             started_ms: Some(self.seen.now_ms),
             ready,
             ready_ms: ready.map(|_| self.seen.now_ms),
+            ready_since_ms: ready.filter(|ready| *ready).map(|_| since),
             restarts: 0,
             started_with: BTreeMap::new(),
             resets: 0,
@@ -133,9 +136,10 @@ impl World {
             template: VmTemplate { labels: BTreeMap::new(), spec: vm_spec(Bytes::mib(128)) },
             spread: SpreadSpec::default(),
             check: None,
-            update: UpdateSpec::default(),
+            update: Box::default(),
             frontend: None,
             restarts: 0,
+            promoted: None,
         };
         self.snapshot.services.insert(name(service), at(7, stored(service, spec)));
     }

@@ -9,6 +9,12 @@ use haven_model::{
 };
 use std::collections::BTreeMap;
 
+/// How the traffic of a service is to be split, and why.
+pub struct Split {
+    pub traffic: BTreeMap<String, u32>,
+    pub why: String,
+}
+
 pub struct Work<'a> {
     pub snapshot: &'a Snapshot,
     pub seen: &'a Observations,
@@ -18,6 +24,8 @@ pub struct Work<'a> {
     pub room: Room<'a>,
     /// Slots and addresses in use, with what this plan has given away already.
     pub taken: Taken,
+    /// By service.
+    pub splits: BTreeMap<Name, Split>,
     plan: Plan,
 }
 
@@ -27,7 +35,8 @@ impl<'a> Work<'a> {
         let room = Room::of(snapshot, &states);
         let taken = Taken::of(snapshot);
         let timers = snapshot.cluster_spec().timers.clone();
-        Self { snapshot, seen, timers, states, room, taken, plan: Plan::default() }
+        let (splits, plan) = (BTreeMap::new(), Plan::default());
+        Self { snapshot, seen, timers, states, room, taken, splits, plan }
     }
 
     pub fn act(&mut self, object: ObjectRef, reason: String, action: Action) {

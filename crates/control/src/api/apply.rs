@@ -143,8 +143,8 @@ fn write(manifest: &Manifest, snapshot: &Snapshot, vnis: &mut BTreeSet<u32>) -> 
     Write { applied, object, revision }
 }
 
-/// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, a host's
-/// password, a network's identifier.
+/// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, what was
+/// promoted, a host's password, a network's identifier.
 pub(super) fn keep(object: &mut Object, old: &Object) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => {
@@ -152,6 +152,7 @@ pub(super) fn keep(object: &mut Object, old: &Object) {
         }
         (Object::Service(new), Object::Service(old)) => {
             new.spec.restarts = new.spec.restarts.max(old.spec.restarts);
+            new.spec.promoted = new.spec.promoted.take().or_else(|| old.spec.promoted.clone());
         }
         (Object::Network(new), Object::Network(old)) => {
             new.spec.vni =

@@ -18,9 +18,12 @@ pub mod routes;
 pub mod serve;
 pub mod table;
 pub mod validate;
+mod validate_update;
 
 #[cfg(test)]
 mod openapi_test;
+#[cfg(test)]
+mod promote_test;
 #[cfg(test)]
 mod routes_test;
 #[cfg(test)]

@@ -58,6 +58,11 @@ pub fn item(
                 snapshot.members(name).filter(|(vm, _)| vm_state(snapshot, vm) == "ready").count();
             state = format!("{ready}/{} ready", service.spec.replicas);
             columns.insert("updated".into(), updated(snapshot, name, &service.spec));
+            columns.insert("strategy".into(), service.spec.update.strategy.as_str().into());
+            if let Some(progress) = haven_plan::balance::services::progress(snapshot, seen, name) {
+                columns.extend(progress.step.map(|step| ("step".into(), step)));
+                columns.extend(progress.traffic.map(|traffic| ("traffic".into(), traffic)));
+            }
             host = snapshot.frontends.get(name).map(|f| f.holder.clone());
             if let Some(frontend) = &service.spec.frontend {
                 columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));

@@ -27,6 +27,7 @@ use haven_model::{
     keys,
     object::{Kind, Stored},
 };
+use haven_plan::balance::services;
 use haven_store::raw::{Compare, Op};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -444,8 +445,8 @@ pub(super) async fn scale(
     let reference = reference("service", &name)?;
     let changed = objects::change(&state, &reference, |object| {
         if let Object::Service(service) = object {
-            let surge = service.spec.update.max_surge;
-            super::validate::names_of_members(&service.meta.name, replicas, surge)
+            let update = &service.spec.update;
+            super::validate::names_of_members(&service.meta.name, replicas, update)
                 .map_err(|(message, hint)| ApiError::bad(message, hint))?;
             service.spec.replicas = replicas;
         }
@@ -460,6 +461,27 @@ pub(super) async fn restart(State(state): Api, At(name): At<String>) -> ApiResul
         if let Object::Service(service) = object {
             service.spec.restarts += 1;
         }
+        Ok(())
+    });
+    changed.await.map(Json)
+}
+
+/// Lets the new template of a service go on, the one that this daemon shows and no other.
+pub(super) async fn promote(State(state): Api, At(name): At<String>) -> ApiResult<Json<Item>> {
+    let reference = reference("service", &name)?;
+    let changed = objects::change(&state, &reference, |object| {
+        let Object::Service(service) = object else {
+            return Ok(());
+        };
+        let snapshot = state.snapshot();
+        let refuse = |(why, hint): (String, String)| ApiError::new(StatusCode::CONFLICT, why, hint);
+        let template = services::promotable(&snapshot, &(state.seen)(), &service.meta.name);
+        let template = template.map_err(refuse)?;
+        if template != services::template_hash(&service.spec) {
+            let why = format!("{} was changed just now", service.meta.name);
+            return Err(refuse((why, "look at it again, then promote".into())));
+        }
+        service.spec.promoted = Some(template);
         Ok(())
     });
     changed.await.map(Json)

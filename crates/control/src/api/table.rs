@@ -410,4 +410,15 @@ pub const TABLE: &[Route] = &[
         gives: Gives::Json(of::<Item>),
         handler: || post(routes::restart),
     },
+    Route {
+        method: "POST",
+        path: "/v1/services/{name}/promote",
+        role: Role::Operator,
+        id: "promoteService",
+        summary: "let the new members of a canary or blue-green update into the whole service",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<Item>),
+        handler: || post(routes::promote),
+    },
 ];

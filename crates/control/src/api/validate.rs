@@ -5,7 +5,7 @@ use haven_model::{
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::Kind,
-    service::{FrontendSpec, Protocol, ServiceSpec, Sticky},
+    service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,9 +13,9 @@ use std::{
 };
 
 /// What a problem is about: a field's name, and what was written there.
-type Place<'a> = (&'a str, &'a dyn Display);
+pub(super) type Place<'a> = (&'a str, &'a dyn Display);
 /// Takes a place, what is wrong and what is right.
-type Say<'a> = dyn FnMut(Place<'_>, String, &str) + 'a;
+pub(super) type Say<'a> = dyn FnMut(Place<'_>, String, &str) + 'a;
 
 /// The cluster as it will be once all of `manifests` are applied.
 struct After<'a> {
@@ -266,10 +266,10 @@ fn addresses(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
 pub(super) fn names_of_members(
     name: &Name,
     replicas: u32,
-    max_surge: u32,
+    update: &UpdateSpec,
 ) -> Result<(), (String, String)> {
     // While members are replaced there are up to twice as many, and numbers are used again.
-    let most = replicas.max(1).saturating_add(max_surge).saturating_mul(2).to_string();
+    let most = update.most_members(replicas.max(1)).saturating_mul(2).to_string();
     let longest = NAME_MAX - 1 - most.len();
     if name.as_str().len() <= longest {
         return Ok(());
@@ -284,7 +284,7 @@ pub(super) fn names_of_members(
 
 fn service_spec(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_>) {
     vm_spec(after, &spec.template.spec, name, say);
-    if let Err((message, hint)) = names_of_members(name, spec.replicas, spec.update.max_surge) {
+    if let Err((message, hint)) = names_of_members(name, spec.replicas, &spec.update) {
         say(("name", name), message, &hint);
     }
     if spec.replicas > 500 {
@@ -294,13 +294,7 @@ fn service_spec(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Sa
             "a service has at most 500 members",
         );
     }
-    if spec.update.max_surge == 0 && spec.update.max_unavailable == 0 {
-        say(
-            ("maxUnavailable", &0),
-            "maxSurge and maxUnavailable are both 0, so no update could ever happen".into(),
-            "set one of them to 1",
-        );
-    }
+    super::validate_update::update(after.snapshot, spec, say);
     if spec.template.spec.networks.iter().any(|nic| nic.address.is_some()) {
         say(
             ("address", &""),

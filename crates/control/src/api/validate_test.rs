@@ -175,3 +175,43 @@ fn one_identifier_is_not_given_to_two_networks() {
     assert_eq!(told.len(), 2);
     assert!(told[0].starts_with("network `b` has the `vni` 7 already"), "{told:?}");
 }
+
+#[test]
+fn an_update_that_could_never_happen_is_refused() {
+    let update = |replicas: u32, spread: bool, update: &str| {
+        said(&format!(
+            "kind: Service\nname: web\nreplicas: {replicas}\nspread: {{required: {spread}}}\n\
+             update: {{{update}}}\ntemplate: {{spec: {{memory: 64MiB}}}}\n"
+        ))
+    };
+    for good in [
+        "strategy: rolling, maxSurge: 2",
+        "strategy: blue-green, promote: manual, keepOld: 1m, maxSurge: 0",
+        "strategy: canary, canary: {members: 2, weight: 25, hold: 5m}",
+        "strategy: canary",
+    ] {
+        assert_eq!(update(3, false, good), [""; 0], "{good}");
+    }
+    for (bad, words) in [
+        ("strategy: canary, canary: {weight: 0}", "cannot get 0 % of the traffic"),
+        ("strategy: canary, canary: {weight: 100}", "`strategy: blue-green`"),
+        ("strategy: canary, canary: {members: 0}", "a canary needs a member"),
+        ("strategy: canary, canary: {members: 4}", "4 new members are more than the 3"),
+        (
+            "canary: {weight: 10}",
+            "`canary` belongs to the strategy canary, and this one is rolling",
+        ),
+        ("strategy: canary, promote: manual", "`promote` belongs to the strategy blue-green"),
+        ("keepOld: 1m", "write `strategy: blue-green`, or remove `keepOld`"),
+        ("strategy: canary, maxSurge: 0", "no update could ever happen"),
+    ] {
+        let said = update(3, false, bad);
+        assert!(said.len() == 1 && said[0].contains(words), "{bad}: {said:?}");
+    }
+    // There are three hosts.
+    assert_eq!(update(2, true, "strategy: canary"), [""; 0]);
+    let said = update(3, true, "strategy: canary");
+    assert!(said[0].contains("they are 4 together, each needs a host of its own, and there are 3"));
+    assert!(update(2, true, "strategy: blue-green")[0].contains("they are 4 together"));
+    assert_eq!(update(3, true, "strategy: rolling"), [""; 0]);
+}

@@ -144,12 +144,19 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
 
 /// The event of an action, or none where it would only be noise.
 #[must_use]
-pub fn event_of(planned: &Planned, author: &Author, at_ms: i64, number: u64) -> Option<Event> {
+pub fn event_of(
+    planned: &Planned,
+    snapshot: &Snapshot,
+    author: &Author,
+    at_ms: i64,
+    number: u64,
+) -> Option<Event> {
     let severity = match &planned.action {
         Action::CloseSession { .. } => Severity::Error,
         Action::PlaceVm { taken_from: Some(_), .. } => Severity::Warning,
-        Action::PlaceFrontend { expected_revision, placement, .. } => {
-            if *expected_revision != 0 && placement.epoch > 1 {
+        Action::PlaceFrontend { service, placement, .. } => {
+            let old = snapshot.frontends.get(service);
+            if old.is_some_and(|old| old.epoch < placement.epoch) {
                 Severity::Warning
             } else {
                 Severity::Info

@@ -239,7 +239,7 @@ impl Manager {
             };
             let mut ops = commit.ops;
             self.events += 1;
-            if let Some(event) = event_of(planned, author, now_ms, self.events) {
+            if let Some(event) = event_of(planned, snapshot, author, now_ms, self.events) {
                 ops.push(put_event(&event));
             }
             let outcome = match self.config.store.txn(commit.compares, ops).await {

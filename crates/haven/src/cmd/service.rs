@@ -66,6 +66,16 @@ pub enum ServiceCommand {
         #[command(flatten)]
         patience: Patience,
     },
+    /// Let the new members of a canary or blue-green update into the whole service
+    #[command(
+        after_help = "Examples:\n  haven service promote hello\n  haven service promote hello --wait --timeout 600"
+    )]
+    Promote {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        patience: Patience,
+    },
     /// Delete a service and its members
     #[command(after_help = "Examples:\n  haven service rm hello --wait")]
     Rm(Removal),
@@ -89,6 +99,13 @@ pub async fn run(command: ServiceCommand) -> Result<(), Failure> {
             let name = reference(Kind::Service, &name)?.name;
             let client = connect().await?;
             let item = client.restart(name.as_str()).await?;
+            said(&item);
+            patience.keep(&client, &item).await?;
+        }
+        ServiceCommand::Promote { name, patience } => {
+            let name = reference(Kind::Service, &name)?.name;
+            let client = connect().await?;
+            let item = client.promote(name.as_str()).await?;
             said(&item);
             patience.keep(&client, &item).await?;
         }

@@ -3,7 +3,7 @@
 use crate::{failure::Failure, out};
 use haven_client::{Client, ClientError};
 use haven_model::{
-    Object, ObjectRef,
+    Object, ObjectRef, UpdateStrategy,
     api::{Applied, CHANGED, Item},
     object::Kind,
     vm::pending_words,
@@ -44,10 +44,17 @@ fn at(item: &Item, generation: u64) -> String {
     }
     match item.columns.get("updated") {
         Some(updated) if item.object.kind() == Kind::Service => {
-            format!("{}; updated {updated}", item.state)
+            let step = item.columns.get("step").filter(|_| is_staged(item));
+            let step = step.map(|step| format!("; {step}")).unwrap_or_default();
+            format!("{}; updated {updated}{step}", item.state)
         }
         _ => item.state.clone(),
     }
+}
+
+/// Whether a service is updated in stages, so that it says for what the next one waits.
+fn is_staged(item: &Item) -> bool {
+    matches!(&item.object, Object::Service(service) if service.spec.update.strategy != UpdateStrategy::Rolling)
 }
 
 /// What was applied, and the generation of each that is wanted.

@@ -30,6 +30,38 @@ fn apply_waits_for_the_rollout_and_not_for_old_members() {
 }
 
 #[test]
+fn promote_waits_for_the_rest_and_tells_a_refusal() {
+    let staged = |state: &str, updated: &str, step: Option<&str>| {
+        let mut item = service(3, state, updated);
+        item["spec"]["update"] = json!({"strategy": "canary"});
+        if let Some(step) = step {
+            item["columns"]["step"] = step.into();
+        }
+        item
+    };
+    let fake = Fake::new(move |asked, before| match (asked.method.as_str(), before) {
+        ("POST", 0) => ok(&staged("4/3 ready", "1/3, 3 going", None)),
+        ("POST", _) => no(409, "the new members of hello are not all ready yet", "wait"),
+        (_, 0) => {
+            ok(&staged("4/3 ready", "1/3, 3 going", Some("1 of 3 members are new and ready")))
+        }
+        _ => ok(&staged("3/3 ready", "3/3", None)),
+    });
+    let person = Person::at(&fake.socket);
+    let ended = person.run(&["service", "promote", "hello", "--wait"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert_eq!(fake.lines()[0], "POST /v1/services/hello/promote");
+    let (before, _) = ended.out.split_once("all of it runs").unwrap();
+    assert_eq!(
+        before,
+        "service/hello: 4/3 ready\nwaiting for service/hello: 4/3 ready; updated 1/3, 3 going; 1 of 3 members are new and ready\n"
+    );
+    let refused = person.run(&["service", "promote", "hello"]);
+    assert_eq!(refused.code, 4, "{}", refused.err);
+    assert!(refused.err.contains("are not all ready yet"), "{}", refused.err);
+}
+
+#[test]
 fn a_wait_that_ends_too_soon_says_why() {
     let fake = Fake::new(move |asked, _| match asked.path.as_str() {
         "/v1/apply" => ok(

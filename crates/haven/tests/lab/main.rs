@@ -23,7 +23,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 21] = [
+const CASES: [Case; 22] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -44,6 +44,10 @@ const CASES: [Case; 21] = [
         run: service::address_moves,
     },
     Case { name: "a_service_is_replaced_under_load_and_no_question_fails", run: service::rolls },
+    Case {
+        name: "a_new_version_comes_at_once_or_by_weight_and_no_question_fails",
+        run: service::versions,
+    },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
     Case {
         name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",

@@ -122,3 +122,40 @@ pub fn rolls(lab: &mut Lab, _: &Witness) -> Result<()> {
     lab.haven(&["delete", "service/pair", "--wait"])?;
     Ok(())
 }
+
+/// Two members, with an update of this kind. Each version says which it is by its memory.
+fn staged(update: &str, memory: u32) -> String {
+    format!("{}update: {update}\n", PAIR.replace("128MiB", &format!("{memory}MiB")))
+}
+
+/// A canary that goes on by itself, then a switch of all that a person promotes, then the way back; all under load.
+pub fn versions(lab: &mut Lab, _: &Witness) -> Result<()> {
+    let canary = "{strategy: canary, canary: {members: 1, weight: 20, hold: 5s}}";
+    let by_hand = "{strategy: blue-green, promote: manual, keepOld: 2m}";
+    lab.apply(&staged(canary, 128), &["--wait", "--timeout", "120"])?;
+    let asking = Asking::start(lab, "10.88.0.101:80", STEADILY)?;
+    lab.apply(&staged(canary, 136), &[])?;
+    shows(lab, "new members get 20 % of the traffic")?;
+    lab.apply(&staged(canary, 136), &["--wait", "--timeout", "120"])?;
+    lab.apply(&staged(by_hand, 144), &[])?;
+    shows(lab, "2 of 2 new members ready")?;
+    shows(lab, "new members get 0 % of the traffic")?;
+    lab.haven(&["service", "promote", "pair"])?;
+    shows(lab, "new members get 100 % of the traffic")?;
+    lab.apply(&staged(by_hand, 136), &["--wait", "--timeout", "60"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = asking.end()?;
+    let bad = asked.iter().filter(|a| !a.good).count();
+    println!("  {} questions during three updates, {bad} failed", asked.len());
+    if bad > 0 {
+        bail!("updates under load lost questions: {}", failures(&asked));
+    }
+    lab.haven(&["delete", "service/pair", "--wait"])?;
+    Ok(())
+}
+
+fn shows(lab: &Lab, words: &str) -> Result<()> {
+    lab.wait(&format!("`haven service show` says {words}"), Duration::from_secs(90), |lab| {
+        lab.haven(&["service", "show", "pair"]).is_ok_and(|said| said.contains(words))
+    })
+}

@@ -78,6 +78,8 @@ struct VmTask {
     started_ms: Option<i64>,
     ready: Option<bool>,
     ready_ms: Option<i64>,
+    /// Counts while it is ready.
+    ready_since_ms: Option<i64>,
     /// The last status written, without its times.
     written: Option<VmStatus>,
     /// A copy that this host sends.
@@ -121,6 +123,7 @@ pub async fn run(
         started_ms: None,
         ready: None,
         ready_ms: None,
+        ready_since_ms: None,
         written: None,
         outgoing: None,
         incoming: None,
@@ -235,6 +238,7 @@ impl VmTask {
             self.started_with.clone_from(&status.started_with);
             self.ready = status.ready;
             self.ready_ms = status.ready_ms;
+            self.ready_since_ms = status.ready_since_ms;
         }
     }
 
@@ -407,6 +411,7 @@ impl VmTask {
             started_ms: self.started_ms,
             ready: self.ready,
             ready_ms: self.ready_ms,
+            ready_since_ms: self.ready_since_ms.filter(|_| self.ready == Some(true)),
             restarts: self.restarts,
             started_with: started_with.unwrap_or_default(),
             resets: self.resets,
@@ -766,7 +771,9 @@ impl VmTask {
         self.ready = ready;
         if ready == Some(true) {
             self.failures = 0;
-            self.ready_ms.get_or_insert((self.parts.wall_ms)());
+            let now = (self.parts.wall_ms)();
+            self.ready_ms.get_or_insert(now);
+            self.ready_since_ms = Some(now);
         }
     }
 }

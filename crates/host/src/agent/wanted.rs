@@ -6,14 +6,15 @@ use crate::{
     network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
-    Handover, Name, NetworkSpec, ObjectRef, Placement, Snapshot, Versioned, VmPhase,
+    FrontendPlacement, Handover, Name, NetworkSpec, ObjectRef, Placement, Snapshot, Versioned,
+    VmPhase,
     network::NetworkKind as Driver,
     object::Kind,
     placement::NicAddress,
-    service::{DRAIN_LABEL, HealthCheck, Protocol},
+    service::{DRAIN_LABEL, HealthCheck, Protocol, TEMPLATE_LABEL},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -222,21 +223,8 @@ pub fn frontends(
         .filter_map(|(name, service)| {
             let frontend = service.spec.frontend.as_ref()?;
             let port = frontend.target_port.unwrap_or(frontend.port);
-            let members = snapshot
-                .members(name)
-                .filter_map(|(vm, _)| {
-                    let ip = snapshot.placements.get(vm)?.nics.first()?.ip;
-                    let state = member_state(snapshot, suspected, vm);
-                    Some(Member {
-                        name: vm.to_string(),
-                        ip: IpAddr::V4(ip),
-                        port,
-                        state,
-                        healthy: snapshot.told_of(vm).is_some_and(|s| s.ready == Some(true)),
-                        weight: 100,
-                    })
-                })
-                .collect();
+            let placement = snapshot.frontends.get(name)?;
+            let members = members(snapshot, suspected, name, port, placement);
             Some(FrontendWanted {
                 source,
                 service: name.to_string(),
@@ -254,6 +242,72 @@ pub fn frontends(
             })
         })
         .collect()
+}
+
+/// The members of a service, each with its part of the traffic.
+fn members(
+    snapshot: &Snapshot,
+    suspected: &BTreeSet<Name>,
+    service: &Name,
+    port: u16,
+    placement: &FrontendPlacement,
+) -> Vec<Member> {
+    let mut members = Vec::new();
+    let mut templates = Vec::new();
+    for (vm, object) in snapshot.members(service) {
+        let nic = snapshot.placements.get(vm).and_then(|placement| placement.nics.first());
+        let Some(nic) = nic else { continue };
+        members.push(Member {
+            name: vm.to_string(),
+            ip: IpAddr::V4(nic.ip),
+            port,
+            state: member_state(snapshot, suspected, vm),
+            healthy: snapshot.told_of(vm).is_some_and(|s| s.ready == Some(true)),
+            weight: EVEN,
+        });
+        templates.push(object.meta.labels.get(TEMPLATE_LABEL).map_or("", String::as_str));
+    }
+    split(&mut members, &templates, placement);
+    members
+}
+
+/// The weight of a member while all share evenly.
+const EVEN: u32 = 100;
+/// HAProxy's largest weight.
+const HEAVIEST: u64 = 256;
+
+/// Gives each member its weight, so that each template's members get its percentage together, whatever their number.
+/// Exact as far as weights from 1 to 256 can tell. One whose template gets nothing drains: HAProxy goes on to check it,
+/// and what it has begun ends well.
+fn split(members: &mut [Member], templates: &[&str], placement: &FrontendPlacement) {
+    if placement.traffic.is_empty() {
+        return;
+    }
+    for (member, template) in members.iter_mut().zip(templates) {
+        if member.state == MemberState::Ready && placement.gets_nothing(template) {
+            member.state = MemberState::Drain;
+        }
+    }
+    let named = |template: &str| placement.traffic.get_key_value(template);
+    // Members of templates that are not named are one group.
+    let group = |template: &str| named(template).map(|(name, _)| name.as_str());
+    let mut sizes: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+    for (member, template) in members.iter().zip(templates) {
+        *sizes.entry(group(template)).or_default() += u64::from(member.state == MemberState::Ready);
+    }
+    // Millionths of a percent.
+    let part = |template: &str| {
+        let percent = named(template).map_or(placement.traffic_left(), |(_, percent)| *percent);
+        u64::from(percent) * 1_000_000 / sizes.get(&group(template)).copied().unwrap_or(0).max(1)
+    };
+    let gets = |member: &Member| member.state == MemberState::Ready;
+    let parts: Vec<u64> = templates.iter().map(|template| part(template)).collect();
+    let most = parts.iter().zip(&*members).filter(|(_, m)| gets(m)).map(|(part, _)| *part).max();
+    let Some(most) = most.filter(|most| *most > 0) else { return };
+    for (member, part) in members.iter_mut().zip(parts).filter(|(member, _)| gets(member)) {
+        let weight = (part * HEAVIEST + most / 2) / most;
+        member.weight = u32::try_from(weight.max(1)).unwrap_or(EVEN);
+    }
 }
 
 /// The service addresses that this host holds.

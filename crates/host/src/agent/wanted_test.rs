@@ -55,3 +55,77 @@ fn a_member_that_boots_gets_nothing_until_it_has_answered_once() {
 fn a_member_without_a_check_gets_its_share_once_it_runs() {
     assert_eq!(state(&mut one_member(None), None, None), MemberState::Ready);
 }
+
+/// A service with members of these templates, all ready, and this split; each member's state and weight.
+fn weights(templates: &[&str], traffic: &Value) -> Vec<(MemberState, u32)> {
+    let mut snapshot = one_member(None);
+    snapshot.vms.clear();
+    put(
+        &mut snapshot,
+        "placement/frontend/web",
+        &json!({"holder": "host1", "epoch": 1, "candidates": [], "traffic": traffic}),
+    );
+    for (i, template) in templates.iter().enumerate() {
+        let vm = format!("web-{:02}", i + 1);
+        let spec = json!({"memory": "128MiB", "networks": [{"network": "front"}]});
+        let meta = json!({"name": vm, "uid": vm, "generation": 1, "owner": "service/web",
+            "labels": {"haven/template": template.trim_start_matches('-')}});
+        put(&mut snapshot, &format!("spec/vm/{vm}"), &json!({"meta": meta, "spec": spec}));
+        let nic = json!({"network": "front", "ip": format!("10.1.0.{}", 10 + i), "mac": "52:54:00:00:00:01"});
+        let placement = json!({"host": "host1", "epoch": 1, "slot": i, "nics": [nic]});
+        put(&mut snapshot, &format!("placement/vm/{vm}"), &placement);
+        // One whose template is written with a dash does not run.
+        let phase = if template.starts_with('-') { "stopped" } else { "running" };
+        let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1, "phase": phase,
+            "sinceMs": 1, "restarts": 0, "message": ""});
+        put(&mut snapshot, &format!("status/vm/{vm}"), &status);
+    }
+    let me = Name::new("host1").unwrap();
+    let frontends = frontends(&snapshot, &me, &BTreeSet::new());
+    frontends[0].members.iter().map(|member| (member.state, member.weight)).collect()
+}
+
+#[test]
+fn all_share_evenly_while_nothing_is_split() {
+    assert_eq!(weights(&["a", "b"], &json!({})), [(MemberState::Ready, 100); 2]);
+}
+
+#[test]
+fn each_template_gets_its_percentage_whatever_the_number_of_its_members() {
+    for (old, new, percent) in
+        [(3, 1, 10), (3, 2, 10), (1, 3, 50), (9, 1, 1), (2, 1, 99), (50, 2, 5)]
+    {
+        let mut templates = vec!["old"; old];
+        templates.extend(vec!["new"; new]);
+        let weights = weights(&templates, &json!({"new": percent}));
+        assert!(
+            weights.iter().all(|(state, weight)| {
+                *state == MemberState::Ready && (1..=256).contains(weight)
+            })
+        );
+        let sum =
+            |part: &[(MemberState, u32)]| part.iter().map(|(_, w)| f64::from(*w)).sum::<f64>();
+        let share = 100.0 * sum(&weights[old..]) / sum(&weights);
+        let wrong = (share - f64::from(percent)).abs();
+        assert!(wrong < 0.6, "{old} old, {new} new, {percent} % wanted: {share} %");
+    }
+}
+
+#[test]
+fn a_member_that_does_not_serve_leaves_its_part_to_its_like() {
+    let weights = weights(&["old", "-old", "new", "-new"], &json!({"new": 20}));
+    let [(_, old), (down, _), (_, new), _] = weights[..] else { panic!("{weights:?}") };
+    assert_eq!(down, MemberState::Down);
+    assert_eq!((old, new), (256, 64));
+}
+
+#[test]
+fn members_of_a_template_that_gets_nothing_drain() {
+    let states = |traffic: Value| {
+        let weights = weights(&["old", "old", "new", "-new"], &traffic);
+        weights.into_iter().map(|(state, _)| state).collect::<Vec<_>>()
+    };
+    let (ready, drain, down) = (MemberState::Ready, MemberState::Drain, MemberState::Down);
+    assert_eq!(states(json!({"new": 0})), [ready, ready, drain, down]);
+    assert_eq!(states(json!({"new": 100})), [drain, drain, ready, down]);
+}

@@ -6,6 +6,9 @@
 //! Every slot has a second server (`p1`…), a backup without a check: when the checks find no member up at all, which is
 //! what members look like that have more to do than they can, those that Haven knows to run are asked all the same. An
 //! answer that comes late is better than none.
+//!
+//! Weights, too, change over the runtime API. Of members that change together, those that get something are told before
+//! those that get nothing any more, so that there is no instant at which nobody does.
 
 use super::driver::{
     BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState, Options,
@@ -298,46 +301,65 @@ impl HaproxyDriver {
         before: &Slots,
         slots: &Slots,
     ) -> Result<(), BalanceError> {
-        let mut commands = String::new();
-        for (i, (old, new)) in before.iter().zip(slots).enumerate() {
-            if old == new {
-                continue;
-            }
-            let moved = new
-                .as_ref()
-                .filter(|n| old.as_ref().is_none_or(|o| (o.ip, o.port) != (n.ip, n.port)));
-            let state = match new.as_ref().map_or(MemberState::Down, |m| m.state) {
-                MemberState::Ready => "ready",
-                // One that only drains still gets those who have its cookie.
-                MemberState::Drain if options.sticky == Sticky::Cookie => "maint",
-                MemberState::Drain => "drain",
-                MemberState::Down => "maint",
-            };
-            for kind in KINDS {
-                let server = format!("b_{service}/{kind}{}", i + 1);
-                if let Some(Member { ip, port, .. }) = moved {
-                    let _ = write!(commands, "set server {server} state maint;");
-                    let _ = write!(commands, "set server {server} addr {ip} port {port};");
-                }
-                let _ = write!(commands, "set server {server} state {state};");
-            }
-            let was = old.as_ref().is_some_and(|o| o.healthy && moved.is_none());
-            if new.as_ref().is_some_and(|n| n.healthy && n.state != MemberState::Down) && !was {
-                let _ = write!(commands, "set server b_{service}/m{} health up;", i + 1);
+        let changed = before.iter().zip(slots).enumerate().filter(|(_, (old, new))| old != new);
+        let mut changed: Vec<_> = changed.collect();
+        changed.sort_by_key(|(_, (_, new))| {
+            new.as_ref().is_none_or(|member| member.state != MemberState::Ready)
+        });
+        let mut commands = Vec::new();
+        for (i, (old, new)) in changed {
+            tell(&mut commands, service, options.sticky, i + 1, old.as_ref(), new.as_ref());
+        }
+        // HAProxy reads at most 16 KiB at once.
+        for commands in commands.chunks(COMMANDS) {
+            let answer = self.ask(&commands.join(";")).await?;
+            let refused = answer.lines().find(|line| REFUSALS.iter().any(|no| line.contains(no)));
+            if let Some(line) = refused {
+                let what = "HAProxy refused a change of a member".into();
+                return Err(BalanceError { what, why: line.into() });
             }
         }
-        if commands.is_empty() {
-            return Ok(());
+        Ok(())
+    }
+}
+
+/// So many commands are sent at once.
+const COMMANDS: usize = 100;
+/// Words of an answer that refuses.
+const REFUSALS: [&str; 4] = ["No such", "Invalid", "static LB algorithm", "Require"];
+
+/// The commands that bring one slot's servers from what they were to what is wanted.
+fn tell(
+    commands: &mut Vec<String>,
+    service: &str,
+    sticky: Sticky,
+    slot: usize,
+    old: Option<&Member>,
+    new: Option<&Member>,
+) {
+    let moved = new.filter(|n| old.is_none_or(|o| (o.ip, o.port) != (n.ip, n.port)));
+    let weight = new.map(|n| n.weight).filter(|now| old.map(|o| o.weight) != Some(*now));
+    let state = match new.map_or(MemberState::Down, |m| m.state) {
+        MemberState::Ready => "ready",
+        // One that only drains still gets those who have its cookie.
+        MemberState::Drain if sticky == Sticky::Cookie => "maint",
+        MemberState::Drain => "drain",
+        MemberState::Down => "maint",
+    };
+    for kind in KINDS {
+        let server = format!("b_{service}/{kind}{slot}");
+        if let Some(Member { ip, port, .. }) = moved {
+            commands.push(format!("set server {server} state maint"));
+            commands.push(format!("set server {server} addr {ip} port {port}"));
         }
-        let answer = self.ask(commands.trim_end_matches(';')).await?;
-        let refused =
-            answer.lines().find(|line| line.contains("No such") || line.contains("Invalid"));
-        refused.map_or(Ok(()), |line| {
-            Err(BalanceError {
-                what: "HAProxy refused a change of a member".into(),
-                why: line.into(),
-            })
-        })
+        if let Some(weight) = weight {
+            commands.push(format!("set server {server} weight {weight}"));
+        }
+        commands.push(format!("set server {server} state {state}"));
+    }
+    let was = old.is_some_and(|o| o.healthy && moved.is_none());
+    if new.is_some_and(|n| n.healthy && n.state != MemberState::Down) && !was {
+        commands.push(format!("set server b_{service}/m{slot} health up"));
     }
 }
 

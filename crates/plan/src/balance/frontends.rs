@@ -1,7 +1,8 @@
 //! Which host holds each service's address, and who takes it next.
 //!
 //! The quick takeover on mere suspicion is the agents' (they can probe for the address); the plan chooses the first
-//! holder, moves an address from a host that is proven lost, and keeps the list of candidates.
+//! holder, moves an address from a host that is proven lost, and keeps the list of candidates. The split of the traffic
+//! stands in the same record, as the service's update wants it, so that every host sees it at one instant.
 
 use crate::{
     tolerance::hosts::HostState,
@@ -81,11 +82,16 @@ fn keep(
     usable: &[Name],
     held: &mut BTreeMap<Name, usize>,
 ) {
+    let split = work.splits.remove(name);
+    let traffic = match (&split, placement) {
+        (Some(split), _) => split.traffic.clone(),
+        (None, now) => now.map(|now| now.traffic.clone()).unwrap_or_default(),
+    };
     let next = match placement.filter(|p| stays(work, &p.holder)) {
-        Some(now) => FrontendPlacement {
-            candidates: candidates(&now.candidates, usable, &now.holder),
-            ..(*now.value).clone()
-        },
+        Some(now) => {
+            let candidates = candidates(&now.candidates, usable, &now.holder);
+            FrontendPlacement { candidates, traffic, ..(*now.value).clone() }
+        }
         None => {
             let Some(holder) = least(held, usable) else {
                 let why = format!("waiting: no host is online to hold {address}");
@@ -93,13 +99,21 @@ fn keep(
             };
             *held.entry(holder.clone()).or_default() += 1;
             let epoch = placement.map_or(1, |old| old.epoch + 1);
-            FrontendPlacement { candidates: candidates(&[], usable, &holder), holder, epoch }
+            FrontendPlacement {
+                candidates: candidates(&[], usable, &holder),
+                holder,
+                epoch,
+                traffic,
+            }
         }
     };
     if placement.is_some_and(|now| *now.value == next) {
         return;
     }
     let reason = match placement {
+        Some(now) if now.traffic != next.traffic && now.holder == next.holder => {
+            split.map(|split| split.why).unwrap_or_default()
+        }
         Some(now) if now.holder == next.holder => {
             format!("the hosts that may take {address} are now {}", list(&next.candidates))
         }

@@ -305,3 +305,47 @@ async fn what_is_left_behind_at_the_end_is_found() {
     history.write(&[(keys::frontend(&name("web")), held)]);
     only(&history.broken_at_end(), "orphans");
 }
+
+#[tokio::test(start_paused = true)]
+async fn traffic_that_is_taken_from_too_many_is_found() {
+    let labels = |drains: bool| {
+        let mut labels = json!({"haven/template": "old"});
+        if drains {
+            labels["haven/drain"] = "1".into();
+        }
+        labels
+    };
+    let member = |vm: &str, drains: bool| {
+        let (key, mut member) = object(Kind::Vm, vm, small());
+        member["meta"]["owner"] = "service/web".into();
+        member["meta"]["labels"] = labels(drains);
+        (key, member)
+    };
+    let begin = || {
+        let mut history = History::new();
+        let service = json!({"replicas": 2, "template": {"spec": small()}});
+        history.write(&[object(Kind::Service, "web", service)]);
+        for vm in ["web-1", "web-2"] {
+            let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1,
+                "phase": "running", "sinceMs": 1, "ready": true});
+            let told = (keys::vm_status(&name(vm)), status);
+            history.write(&[member(vm, false), placed(vm, "host1", 1), told]);
+        }
+        history
+    };
+    // One that becomes ill by itself is nobody's doing.
+    let mut history = begin();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    history.write(&[(keys::vm_status(&name("web-1")), Value::Null)]);
+    assert_eq!(history.broken(), [""; 0]);
+    let mut history = begin();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    history.write(&[member("web-2", true)]);
+    only(&history.broken(), "traffic");
+    // So it is when their template gets nothing.
+    let mut history = begin();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    let held = json!({"holder": "host1", "epoch": 1, "candidates": [], "traffic": {"old": 0}});
+    history.write(&[(keys::frontend(&name("web")), held)]);
+    only(&history.broken(), "traffic");
+}

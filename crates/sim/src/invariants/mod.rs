@@ -9,6 +9,7 @@ mod one_manager;
 mod one_runner;
 mod orphans;
 mod proof;
+mod traffic;
 mod wishes;
 
 pub(crate) use convergence::converged;
@@ -45,5 +46,6 @@ pub fn all(grace: Duration) -> Vec<Box<dyn Invariant>> {
         Box::new(wishes::Wishes),
         Box::new(convergence::Convergence),
         Box::new(orphans::Orphans),
+        Box::new(traffic::Traffic::default()),
     ]
 }

@@ -1,0 +1,70 @@
+//! Traffic: no transaction of an update leaves fewer ready members with traffic than `replicas - maxUnavailable`, when
+//! so many were ready before it. What becomes ill or is lost by itself is nobody's decision.
+
+use super::Invariant;
+use crate::judge::{Facts, Step};
+use haven_model::{
+    Name, ServiceSpec, Snapshot, VmSpec,
+    object::Stored,
+    service::{DRAIN_LABEL, TEMPLATE_LABEL},
+};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::Instant;
+
+/// A plan may be older than the last change of a status by so much.
+const SETTLED: Duration = Duration::from_secs(3);
+
+#[derive(Default)]
+pub(super) struct Traffic {
+    /// Per service: how many members were ready, whatever they get, and since when.
+    ready: BTreeMap<Name, (usize, Instant)>,
+}
+
+impl Invariant for Traffic {
+    fn check(&mut self, facts: &Facts, step: &Step<'_>) -> Result<(), String> {
+        let Step::Transaction(before) = step else { return Ok(()) };
+        for (name, service) in &facts.snapshot.services {
+            let now = &facts.snapshot;
+            let ready = ready_members(now, now, name).count();
+            let known = self.ready.get(name).filter(|(was, _)| *was == ready).copied();
+            let (_, since) = known.unwrap_or((ready, Instant::now()));
+            self.ready.insert(name.clone(), (ready, since));
+            let settled = since.elapsed() >= SETTLED;
+            let same = before.services.get(name).is_some_and(|old| old.spec == service.spec);
+            let floor = floor(service);
+            let (had, has) = (getting(before, now, name), getting(now, now, name));
+            if settled && same && had >= floor && has < floor {
+                return Err(format!(
+                    "traffic: {has} ready members of {name} get traffic, of {had}; {floor} must"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn floor(service: &Stored<ServiceSpec>) -> usize {
+    service.spec.replicas.saturating_sub(service.spec.update.max_unavailable) as usize
+}
+
+/// Members as one snapshot has them that are ready as another tells: what a lost host takes away is no decision.
+fn ready_members<'a>(
+    of: &'a Snapshot,
+    told: &'a Snapshot,
+    service: &'a Name,
+) -> impl Iterator<Item = &'a Stored<VmSpec>> {
+    let ready = |vm: &Name| told.told_of(vm).is_some_and(|status| status.ready == Some(true));
+    of.members(service).filter(move |(vm, _)| ready(vm)).map(|(_, object)| &*object.value)
+}
+
+/// How many of them get traffic.
+fn getting(of: &Snapshot, told: &Snapshot, service: &Name) -> usize {
+    let frontend = of.frontends.get(service);
+    let gets = |member: &&Stored<VmSpec>| {
+        let labels = &member.meta.labels;
+        let template = labels.get(TEMPLATE_LABEL).map_or("", String::as_str);
+        let idle = frontend.is_some_and(|frontend| frontend.gets_nothing(template));
+        !member.meta.deleting && !labels.contains_key(DRAIN_LABEL) && !idle
+    };
+    ready_members(of, told, service).filter(gets).count()
+}
