@@ -304,7 +304,11 @@ impl Adopted {
 async fn give_scope(vm: String, pid: i32) {
     if let Err(error) = scope::give(&vm, pid).await {
         let error = &error as &dyn std::error::Error;
-        tracing::warn!(vm, error, "it has no scope of its own: `systemctl kill haven` would end it");
+        tracing::warn!(
+            vm,
+            error,
+            "it has no scope of its own: `systemctl kill haven` would end it"
+        );
     }
 }
 

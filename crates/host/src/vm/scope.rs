@@ -9,7 +9,7 @@
 //! for its slowest moment); a group below the daemon's (`systemctl kill` and memory limits reach those as well).
 
 use std::{io, path::Path, time::Duration};
-use zbus::{Connection, zvariant::Value};
+use zbus::{Connection, Variant};
 
 /// How long systemd may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,13 +62,13 @@ pub async fn give(vm: &str, pid: i32) -> Result<(), ScopeError> {
 
 async fn ask(vm: &str, pid: i32) -> Result<(), ScopeError> {
     let properties = vec![
-        ("Description", Value::from(format!("VM {vm} of Haven"))),
-        ("Slice", Value::from(SLICE)),
-        ("Before", Value::from(vec![DAEMON])),
-        ("CollectMode", Value::from("inactive-or-failed")),
-        ("PIDs", Value::from(vec![pid.cast_unsigned()])),
+        ("Description", Variant::from(format!("VM {vm} of Haven"))),
+        ("Slice", Variant::from(SLICE)),
+        ("Before", Variant::from(vec![DAEMON])),
+        ("CollectMode", Variant::from("inactive-or-failed")),
+        ("PIDs", Variant::from(vec![pid.cast_unsigned()])),
     ];
-    let others: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
+    let others: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
     Connection::system()
         .await?
         .call_method(
