@@ -251,9 +251,15 @@ impl Walk {
         for host in HOSTS {
             self.undisturbed(host, &format!("apt-get install -y /root/{name}"))?;
             let version = self.machines.run(host, "dpkg-query -W -f '${Version}' haven")?;
-            ensure!(name.contains(&version), "{host} has {version} after the upgrade");
+            ensure!(name == format!("haven_{version}_amd64.deb"), "{host} still has {version}");
         }
         Ok(())
+    }
+
+    /// How many losses a host knows of, with what was done about them.
+    fn losses(&self, host: &str) -> Result<usize> {
+        let events = self.machines.run(host, "haven events")?;
+        Ok(events.lines().filter(|line| line.contains(" is lost")).count())
     }
 
     /// Loses the host that holds the address, and switches it on again once the others do all its work.
@@ -261,14 +267,24 @@ impl Walk {
         let status = self.status(HOSTS[0])?;
         let holder = status["services"][0]["holder"].as_str().context("somebody holds it")?;
         let other = HOSTS.into_iter().find(|host| *host != holder).context("there are others")?;
+        let (earlier, before) = (self.losses(other)?, copies(DIR)?);
+        let begin = Instant::now();
         lose(&mut self.machines, holder)?;
         until("the others do its work", PATIENCE, || {
             once_each()?;
             Machines::ask(ADDRESS)?;
             Ok(self.status(other)?["vms"] == serde_json::json!([3, 3]) && copies(DIR)?.len() == 3)
         })?;
+        let taken_s = begin.elapsed().as_secs_f64();
         self.machines.power_on(holder)?;
         self.whole(3)?;
+        let (back_s, after) = (begin.elapsed().as_secs_f64(), copies(DIR)?);
+        println!(
+            "     {holder}'s work was done elsewhere after {taken_s:.1} s, it was back after {back_s:.1} s"
+        );
+        let moved = before.iter().filter(|(vm, pids)| after.get(*vm) != Some(*pids)).count();
+        ensure!(self.losses(other)? > earlier, "{holder} was not taken for lost");
+        ensure!(moved > 0, "no VM of {holder} was started elsewhere: {before:?}, {after:?}");
         let events = self.machines.run(other, "haven events")?;
         ensure!(!events.contains("ended"), "a VM is told to have ended by itself:\n{events}");
         Ok(())
