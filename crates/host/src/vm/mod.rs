@@ -9,6 +9,7 @@
 //!      │           └── run_dir.rs: root's files; QEMU inherits sockets, log, taps and /dev/kvm, and opens none itself
 //!      ├──► record.rs, scan.rs: what an earlier daemon started, recorded or not
 //!      ├──► process.rs: the process, held by its pidfd
+//!      ├──► scope.rs: a control group of its own, from systemd
 //!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod qmp;
 pub mod record;
 pub mod run_dir;
 pub mod scan;
+pub mod scope;
 
 #[cfg(test)]
 mod fake_test;
