@@ -53,7 +53,8 @@ pub fn run() -> Result<()> {
     result
 }
 
-fn is_root() -> bool {
+/// Whether this process may make namespaces.
+pub fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0"))
 }
 
@@ -139,8 +140,9 @@ fn follow(before: usize) -> Result<String> {
     }
 }
 
-/// Counts the processes of each VM on this machine, whichever lab host they are in: the witness outside.
-fn nothing_runs_twice(dead: &str) -> Result<()> {
+/// The processes of each VM on this machine, whichever host they are in: the witness outside. `place` is a directory
+/// that only the hosts in question have mounted.
+pub fn copies(place: &str) -> Result<BTreeMap<String, Vec<String>>> {
     let mut copies: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let pid = entry.file_name().to_string_lossy().into_owned();
@@ -148,23 +150,23 @@ fn nothing_runs_twice(dead: &str) -> Result<()> {
             continue;
         };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if !line.starts_with("qemu-system") {
+        let program = line.split(' ').next().and_then(|path| path.rsplit('/').next());
+        if !program.is_some_and(|program| program.starts_with("qemu-system")) {
             continue;
         }
-        // Only the VMs of this lab: their process lives in one of its hosts.
-        let root = std::fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
-        let lab = std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/var/lib/haven-lab".into());
-        if !root.contains(&lab) {
-            continue;
+        let mounts = std::fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        let guest = line.split("guest=").nth(1).and_then(|rest| rest.split([',', ' ']).next());
+        // What tries KVM is no VM.
+        if let Some(vm) = guest.filter(|_| mounts.contains(place)) {
+            copies.entry(vm.to_owned()).or_default().push(pid);
         }
-        let vm = line
-            .split("guest=")
-            .nth(1)
-            .and_then(|rest| rest.split([',', ' ']).next())
-            .unwrap_or_default();
-        copies.entry(vm.to_owned()).or_default().push(pid);
     }
-    for (vm, pids) in copies {
+    Ok(copies)
+}
+
+fn nothing_runs_twice(dead: &str) -> Result<()> {
+    let lab = std::env::var("HAVEN_LAB_DIR").unwrap_or_else(|_| "/var/lib/haven-lab".into());
+    for (vm, pids) in copies(&lab)? {
         if pids.len() > 1 {
             bail!("{vm} runs {} times: processes {}", pids.len(), pids.join(", "));
         }

@@ -1,7 +1,9 @@
-//! Automation: `tidy` checks the laws of the tree, `drill` runs the main job on a lab and judges it, `openapi` writes
-//! the API's description.
+//! Automation: `tidy` checks the laws of the tree, `drill` runs the main job on a lab and judges it, `install-drill`
+//! walks the install guide on machines with systemd, `openapi` writes the API's description.
 
 mod drill;
+mod install_drill;
+mod machines;
 mod tidy;
 
 use anyhow::bail;
@@ -14,6 +16,12 @@ enum Task {
     Tidy,
     /// Make a lab (or use the one that is up), run the example, cut a host's power, judge what happens
     Drill,
+    /// Install the package on three machines with systemd and walk docs/guide/install.md; by hand, 10 minutes
+    InstallDrill {
+        /// Build the package as it is shipped, not with the profile `dev`
+        #[arg(long)]
+        release: bool,
+    },
     /// Write docs/openapi.json from the code
     Openapi {
         /// Only fail when it is not what the code gives
@@ -26,6 +34,7 @@ fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Tidy => tidy::run(),
         Task::Drill => drill::run(),
+        Task::InstallDrill { release } => install_drill::run(release),
         Task::Openapi { check } => openapi(check),
     }
 }

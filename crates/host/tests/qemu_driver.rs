@@ -72,6 +72,7 @@ fn driver(program: &str, answers: bool) -> QemuDriver {
         program: program.into(),
         run_dir: RUN.into(),
         log_dir: "/var/log/haven/vms".into(),
+        scopes: false,
     };
     QemuDriver::new(config, Arc::new(TestGuard { answers }))
 }

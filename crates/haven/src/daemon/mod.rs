@@ -36,6 +36,7 @@ use haven_host::{
         driver::VmDriver,
         probe,
         qemu::{QemuConfig, QemuDriver},
+        scope,
     },
 };
 use haven_model::{Name, Snapshot, Timers, host::PowerSpec, keys};
@@ -280,6 +281,7 @@ impl Daemon {
             program: "qemu-system-x86_64".into(),
             run_dir: self.paths.run.join("vms"),
             log_dir: self.paths.log.join("vms"),
+            scopes: scope::wanted(),
         };
         Arc::new(QemuDriver::new(config, Arc::clone(guard)))
     }

@@ -488,3 +488,18 @@ fn link_down(tap: &[u8; 16]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::FURTHEST_NS;
+
+    #[test]
+    fn systemd_lets_the_guard_stay_past_its_furthest_deadline() {
+        let unit = include_str!("../../../../packaging/haven-guard.service");
+        let patience_s: u64 = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s')?.parse().ok())
+            .expect("the unit has a limit in seconds");
+        assert!(patience_s * 1_000_000_000 > FURTHEST_NS);
+    }
+}

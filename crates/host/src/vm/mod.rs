@@ -10,6 +10,7 @@
 //!      ├──► record.rs, scan.rs: what an earlier daemon started, recorded or not
 //!      ├──► process.rs: the process, held by its pidfd
 //!      ├──► migration.rs, qemu_migration.rs: a guest moves while it runs
+//!      ├──► scope.rs: a control group of its own, from systemd
 //!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
 //! ```
 //!
@@ -34,6 +35,7 @@ pub mod qmp;
 pub mod record;
 pub mod run_dir;
 pub mod scan;
+pub mod scope;
 
 #[cfg(test)]
 mod fake_test;

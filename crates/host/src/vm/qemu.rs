@@ -15,7 +15,7 @@ use super::{
     launch::{self, Handed, system},
     process::Process,
     qmp::{DEADLINE, Qmp, QmpError},
-    record, run_dir, scan,
+    record, run_dir, scan, scope,
 };
 use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
@@ -39,6 +39,8 @@ pub struct QemuConfig {
     pub run_dir: PathBuf,
     /// `LOG/vms`: what consoles said.
     pub log_dir: PathBuf,
+    /// Each process gets a scope of systemd ([`scope`]).
+    pub scopes: bool,
 }
 
 struct Live {
@@ -222,6 +224,9 @@ impl QemuDriver {
             (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
         let (vm, directory) = (vm.to_owned(), self.directory(vm));
         let logs = Arc::new([self.log(&vm), directory.join(run_dir::MESSAGES)]);
+        if self.config.scopes {
+            tokio::spawn(give_scope(vm.clone(), process.pid()));
+        }
         tokio::spawn(async move {
             let bounded = tokio::spawn(bound(logs));
             let ended = process.ended().await;
@@ -338,6 +343,18 @@ impl Adopted {
     /// The first that cannot be told, if there is one.
     fn all_told(&mut self) -> io::Result<()> {
         self.untold.pop_first().map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
+/// Nothing waits for it: a start must not depend on how fast systemd is.
+async fn give_scope(vm: String, pid: i32) {
+    if let Err(error) = scope::give(&vm, pid).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(
+            vm,
+            error,
+            "it has no scope of its own: `systemctl kill haven` would end it"
+        );
     }
 }
 

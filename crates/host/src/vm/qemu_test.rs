@@ -42,6 +42,7 @@ fn driver(run: &std::path::Path) -> QemuDriver {
         program: "/nonexistent/qemu".into(),
         run_dir: run.into(),
         log_dir: run.join("log"),
+        scopes: false,
     };
     QemuDriver::new(config, guard)
 }
