@@ -43,6 +43,7 @@ use haven_store::{
     live::{LiveConfig, LiveCopy},
     pki::{self, PkiDir},
     raw::{EtcdStore, StoreConfig},
+    seal::ClusterKey,
     server,
 };
 use setup::HostFile;
@@ -273,6 +274,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// The key under which secrets are sealed. Without it this host runs VMs and serves what has no secret.
+    fn secrets(&self) -> Option<ClusterKey> {
+        let key = ClusterKey::of_host(&PkiDir(self.paths.state.join("pki")));
+        key.inspect_err(|error| tracing::error!("{}", agent::chain(error))).ok()
+    }
+
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
         let config = QemuConfig {
             program: "qemu-system-x86_64".into(),
@@ -306,6 +313,7 @@ impl Daemon {
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
             address: Arc::new(address),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
+            secrets: self.secrets(),
             storage: Arc::new(FileStorage::new(
                 images,
                 self.paths.run.join("vms"),
@@ -442,6 +450,7 @@ impl Daemon {
                 Arc::clone(vms),
                 live.clone(),
             )?),
+            secrets: self.secrets(),
             invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(&identity.ca)? }),
         })
     }
