@@ -99,7 +99,7 @@ fn words(name: &X509Name<'_>) -> String {
 fn read(number: usize, der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
     let unreadable = |why: String| CertificateError::Unreadable { number, why };
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err(unreadable("something follows behind its end".into())),
         Err(error) => Err(unreadable(error.to_string())),
     }

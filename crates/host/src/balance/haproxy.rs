@@ -101,24 +101,7 @@ pub fn config(
     );
     for frontend in wanted {
         let (name, mode) = (&frontend.service, mode_word(frontend.mode));
-        let _ = writeln!(
-            text,
-            "frontend f_{name}\n  mode {mode}\n  bind {}:{}{}{}\n  default_backend b_{name}",
-            frontend.address,
-            frontend.port,
-            if frontend.options.proxy_protocol.accept { " accept-proxy" } else { "" },
-            tls_words(directory, frontend)
-        );
-        if frontend.mode == FrontendMode::Http {
-            // A kept connection is closed with an answer, never under a question that is on its way.
-            text.push_str("  option idle-close-on-response\n");
-        }
-        if frontend.tls.is_some() && frontend.mode == FrontendMode::Http {
-            text.push_str("  http-request set-header X-Forwarded-Proto https\n");
-        }
-        if let Some(most) = frontend.options.max_connections {
-            let _ = writeln!(text, "  maxconn {most}");
-        }
+        frontend_lines(&mut text, directory, frontend);
         let _ = writeln!(
             text,
             "\nbackend b_{name}\n  mode {mode}\n  balance {}\n  option allbackups\n  source {}",
@@ -171,6 +154,29 @@ pub fn config(
         text.push('\n');
     }
     text
+}
+
+/// What HAProxy listens on.
+fn frontend_lines(text: &mut String, directory: &Path, frontend: &FrontendWanted) {
+    let (name, mode) = (&frontend.service, mode_word(frontend.mode));
+    let _ = writeln!(
+        text,
+        "frontend f_{name}\n  mode {mode}\n  bind {}:{}{}{}\n  default_backend b_{name}",
+        frontend.address,
+        frontend.port,
+        if frontend.options.proxy_protocol.accept { " accept-proxy" } else { "" },
+        tls_words(directory, frontend)
+    );
+    if frontend.mode == FrontendMode::Http {
+        // A kept connection is closed with an answer, never under a question that is on its way.
+        text.push_str("  option idle-close-on-response\n");
+    }
+    if frontend.tls.is_some() && frontend.mode == FrontendMode::Http {
+        text.push_str("  http-request set-header X-Forwarded-Proto https\n");
+    }
+    if let Some(most) = frontend.options.max_connections {
+        let _ = writeln!(text, "  maxconn {most}");
+    }
 }
 
 /// What TLS adds to the line on which a frontend listens.
