@@ -24,6 +24,12 @@ fn manifest(chain: &str, key: &str) -> String {
     format!("kind: Certificate\nname: shop\nchain: |\n{}key: {key}", indented(chain))
 }
 
+/// A certificate that can be applied.
+pub(super) fn any_certificate() -> String {
+    let one = Signer::new("Test authority").sign("shop.test", 90);
+    manifest(&one.leaf, &one.key)
+}
+
 fn service(certificate: &str) -> String {
     format!(
         "kind: Service\nname: web\nreplicas: 1\ntemplate: {{spec: {{memory: 64MiB, networks: [{{network: front}}]}}}}\n\
