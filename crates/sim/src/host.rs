@@ -308,6 +308,7 @@ impl SimHost {
             network: Arc::new(Failing { driver: FakeNetwork, net: Arc::clone(net) }),
             address: Arc::new(Failing { driver: address, net: Arc::clone(net) }),
             balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
+            secrets: None,
             storage: Arc::new(SimStorage(Arc::clone(net))),
             prober: Arc::new(SimProber {
                 host: self.name.to_string(),

@@ -109,7 +109,7 @@ fn removal(object: &ObjectRef) -> Vec<Op> {
             ops.push(Op::Delete(keys::lost(&object.name)));
         }
         Kind::Service => ops.push(Op::Delete(keys::frontend(&object.name))),
-        Kind::Pool | Kind::Image | Kind::Network => {}
+        Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {}
     }
     ops
 }
