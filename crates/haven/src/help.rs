@@ -10,7 +10,7 @@ pub const PILLARS: [(&str, &[&str]); 9] = [
     ("Cluster", &["init", "join", "token", "context", "version", "completions", "man", "daemon"]),
     ("Manifests", &["apply", "diff", "get", "edit", "delete"]),
     ("Compute", &["vm"]),
-    ("Balance", &["service"]),
+    ("Balance", &["service", "certificate"]),
     ("Storage", &["image", "pool"]),
     ("Network", &["network"]),
     ("Tolerance", &["host"]),

@@ -44,6 +44,9 @@ enum Command {
     /// Services and their addresses
     #[command(subcommand)]
     Service(cmd::service::ServiceCommand),
+    /// Certificates of services, for TLS at the balancer
+    #[command(subcommand)]
+    Certificate(cmd::certificate::CertificateCommand),
     /// Images, which disks are made from
     #[command(subcommand)]
     Image(cmd::image::ImageCommand),
@@ -145,6 +148,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Objects(command) => cmd::objects::run(command).await,
         Command::Vm(command) => cmd::vm::run(command).await,
         Command::Service(command) => cmd::service::run(command).await,
+        Command::Certificate(command) => cmd::certificate::run(command).await,
         Command::Image(command) => cmd::image::run(command).await,
         Command::Pool(command) => cmd::pool::run(command).await,
         Command::Network(command) => cmd::network::run(command).await,

@@ -1,5 +1,7 @@
 //! The balancer's driver with a real HAProxy on loopback.
 
+mod tls;
+
 use haven_host::balance::{
     driver::{BalanceDriver, Check, FrontendMode, FrontendWanted, Member, MemberState, Options},
     haproxy::HaproxyDriver,
@@ -52,6 +54,7 @@ impl Balancer {
                 timeout_ms: 500,
             }),
             options: Options::default(),
+            tls: None,
         }
     }
 

@@ -19,7 +19,9 @@ pub enum ModelError {
         text: String,
     },
     /// A kind that does not exist.
-    #[error("`{text}` is not a kind: the kinds are Host, Pool, Image, Network, VM and Service")]
+    #[error(
+        "`{text}` is not a kind: the kinds are Host, Pool, Image, Network, Certificate, VM and Service"
+    )]
     BadKind {
         /// What was given.
         text: String,

@@ -11,6 +11,7 @@
 //! into typed records, so an unknown key or field written by a newer daemon does no harm.
 
 pub mod api;
+pub mod certificate;
 pub mod cluster;
 pub mod error;
 pub mod event;
@@ -33,6 +34,7 @@ pub mod tolerant;
 pub mod units;
 pub mod vm;
 
+pub use certificate::CertificateSpec;
 pub use cluster::{ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};
 pub use error::ModelError;
 pub use event::{Event, Incident, IncidentStep, Severity};

@@ -1,8 +1,17 @@
 //! What all objects that people write have in common.
 
 use crate::{
-    error::ModelError, host::HostSpec, image::ImageSpec, name::Name, name::ObjectRef,
-    network::NetworkSpec, pool::PoolSpec, service::ServiceSpec, tolerant, vm::VmSpec,
+    certificate::{CertificateSpec, SEALED},
+    error::ModelError,
+    host::HostSpec,
+    image::ImageSpec,
+    name::Name,
+    name::ObjectRef,
+    network::NetworkSpec,
+    pool::PoolSpec,
+    service::ServiceSpec,
+    tolerant,
+    vm::VmSpec,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -22,6 +31,8 @@ pub enum Kind {
     Image,
     /// What VMs are plugged into.
     Network,
+    /// What a frontend proves itself with.
+    Certificate,
     /// A virtual machine.
     #[serde(rename = "VM")]
     Vm,
@@ -31,8 +42,15 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they must exist for one another.
-    pub const ALL: [Kind; 6] =
-        [Kind::Host, Kind::Pool, Kind::Image, Kind::Network, Kind::Vm, Kind::Service];
+    pub const ALL: [Kind; 7] = [
+        Kind::Host,
+        Kind::Pool,
+        Kind::Image,
+        Kind::Network,
+        Kind::Certificate,
+        Kind::Vm,
+        Kind::Service,
+    ];
 
     /// The kind as it stands in references and keys.
     #[must_use]
@@ -42,6 +60,7 @@ impl Kind {
             Kind::Pool => "pool",
             Kind::Image => "image",
             Kind::Network => "network",
+            Kind::Certificate => "certificate",
             Kind::Vm => "vm",
             Kind::Service => "service",
         }
@@ -147,6 +166,8 @@ pub enum Object {
     Image(Stored<ImageSpec>),
     /// What VMs are plugged into.
     Network(Stored<NetworkSpec>),
+    /// What a frontend proves itself with.
+    Certificate(Stored<CertificateSpec>),
     /// A virtual machine.
     #[serde(rename = "VM")]
     Vm(Stored<VmSpec>),
@@ -162,6 +183,7 @@ macro_rules! each {
             Object::Pool($inner) => $body,
             Object::Image($inner) => $body,
             Object::Network($inner) => $body,
+            Object::Certificate($inner) => $body,
             Object::Vm($inner) => $body,
             Object::Service($inner) => $body,
         }
@@ -177,6 +199,7 @@ impl Object {
             Object::Pool(_) => Kind::Pool,
             Object::Image(_) => Kind::Image,
             Object::Network(_) => Kind::Network,
+            Object::Certificate(_) => Kind::Certificate,
             Object::Vm(_) => Kind::Vm,
             Object::Service(_) => Kind::Service,
         }
@@ -203,6 +226,21 @@ impl Object {
     pub fn to_store(&self) -> Vec<u8> {
         each!(self, stored => stored.to_store()).expect("specs are plain data")
     }
+    /// The object as people may see it: where a secret stands it says [`SEALED`], or nothing at all for the password of
+    /// a power controller.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        match &mut self {
+            Object::Certificate(certificate) => certificate.spec.key = SEALED.into(),
+            Object::Host(host) => {
+                if let Some(power) = &mut host.spec.power {
+                    power.password.clear();
+                }
+            }
+            _ => {}
+        }
+        self
+    }
     /// Whether two objects want the same, whatever their generations.
     #[must_use]
     pub fn same_spec(&self, other: &Object) -> bool {
@@ -213,6 +251,7 @@ impl Object {
                 (Object::Pool(a), Object::Pool(b)) => a.spec == b.spec,
                 (Object::Image(a), Object::Image(b)) => a.spec == b.spec,
                 (Object::Network(a), Object::Network(b)) => a.spec == b.spec,
+                (Object::Certificate(a), Object::Certificate(b)) => a.spec == b.spec,
                 (Object::Vm(a), Object::Vm(b)) => a.spec == b.spec,
                 (Object::Service(a), Object::Service(b)) => a.spec == b.spec,
                 _ => false,

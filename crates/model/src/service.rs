@@ -1,6 +1,6 @@
 //! Services: N like VMs, spread over hosts, behind one address.
 
-use crate::{units::Millis, vm::VmSpec};
+use crate::{name::Name, units::Millis, vm::VmSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -212,6 +212,37 @@ impl ProxyProtocol {
     }
 }
 
+/// A version of TLS.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub enum TlsVersion {
+    /// 1.2, which everything speaks that is not long out of date.
+    #[default]
+    #[serde(rename = "1.2")]
+    V12,
+    /// 1.3.
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+impl TlsVersion {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// TLS that ends at the balancer; the members are spoken to without it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TlsSpec {
+    /// The certificate.
+    pub certificate: Name,
+    /// Clients that speak no version as high as this are refused.
+    #[serde(default, skip_serializing_if = "TlsVersion::is_default")]
+    pub min_version: TlsVersion,
+}
+
 /// Where the world reaches a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -238,6 +269,9 @@ pub struct FrontendSpec {
     /// The PROXY protocol, before and behind.
     #[serde(default, skip_serializing_if = "ProxyProtocol::is_unused")]
     pub proxy_protocol: ProxyProtocol,
+    /// TLS, ended at the balancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
 }
 
 /// What each member is made from.
@@ -277,6 +311,14 @@ pub struct ServiceSpec {
     /// The template, as a short hash, that a person has promoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<String>,
+}
+
+impl ServiceSpec {
+    /// The certificate that its frontend proves itself with.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Name> {
+        Some(&self.frontend.as_ref()?.tls.as_ref()?.certificate)
+    }
 }
 
 /// Label on every member: the template it was made from, as a short hash.

@@ -1,6 +1,7 @@
 //! The snapshot: everything that stands in the store, typed, at one revision.
 
 use crate::{
+    certificate::CertificateSpec,
     cluster::{ClusterSpec, ManagerRecord},
     event::Incident,
     host::{HostSpec, HostStatus, Lease, LostSession},
@@ -78,6 +79,8 @@ pub struct Snapshot {
     pub images: Table<Stored<ImageSpec>>,
     /// Networks.
     pub networks: Table<Stored<NetworkSpec>>,
+    /// Certificates.
+    pub certificates: Table<Stored<CertificateSpec>>,
     /// VMs, also those of services.
     pub vms: Table<Stored<VmSpec>>,
     /// Services.
@@ -247,6 +250,7 @@ impl Snapshot {
             Some(("pool", name)) => set_spec(&mut self.pools, name, raw),
             Some(("image", name)) => set_spec(&mut self.images, name, raw),
             Some(("network", name)) => set_spec(&mut self.networks, name, raw),
+            Some(("certificate", name)) => set_spec(&mut self.certificates, name, raw),
             Some(("vm", name)) => set_spec(&mut self.vms, name, raw),
             Some(("service", name)) => set_spec(&mut self.services, name, raw),
             _ => Applied::QUIET,
@@ -333,6 +337,10 @@ impl Snapshot {
             Kind::Network => {
                 self.networks.get(name).map(|o| (Object::Network((*o.value).clone()), o.revision))
             }
+            Kind::Certificate => self
+                .certificates
+                .get(name)
+                .map(|o| (Object::Certificate((*o.value).clone()), o.revision)),
             Kind::Vm => self.vms.get(name).map(|o| (Object::Vm((*o.value).clone()), o.revision)),
             Kind::Service => {
                 self.services.get(name).map(|o| (Object::Service((*o.value).clone()), o.revision))
@@ -348,6 +356,7 @@ impl Snapshot {
             Kind::Pool => self.pools.keys().cloned().collect(),
             Kind::Image => self.images.keys().cloned().collect(),
             Kind::Network => self.networks.keys().cloned().collect(),
+            Kind::Certificate => self.certificates.keys().cloned().collect(),
             Kind::Vm => self.vms.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
         };

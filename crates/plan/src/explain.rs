@@ -15,7 +15,7 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
         Kind::Vm => vm(snapshot, seen, &object.name),
         Kind::Host => host(snapshot, seen, &object.name),
         Kind::Service => service(snapshot, seen, &object.name),
-        Kind::Pool | Kind::Image | Kind::Network => {
+        Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {
             let users = users(snapshot, object.kind, &object.name);
             if users.is_empty() {
                 vec![format!("nothing uses {object}")]

@@ -5,9 +5,9 @@ use crate::{
     testing::{World, at, lease, name, stored, vm_spec},
 };
 use haven_model::{
-    Action, Bytes, FrontendPlacement, Lease, Name, NicAddress, Plan, PoolDriverKind, PoolSpec,
-    ProofKind, Versioned, VmPhase, VmSpec, host::PowerSpec, object::Stored, service::UpdateSpec,
-    vm::DiskSpec,
+    Action, Bytes, CertificateSpec, FrontendPlacement, Lease, Name, NicAddress, Plan,
+    PoolDriverKind, PoolSpec, ProofKind, Versioned, VmPhase, VmSpec, host::PowerSpec,
+    object::Stored, service::UpdateSpec, vm::DiskSpec,
 };
 
 fn planned(world: &World) -> Plan {
@@ -526,4 +526,31 @@ fn a_changed_address_stays_unique_and_a_recovery_never_waits_for_it() {
     assert_eq!(cards(&planned(&world), "b").unwrap(), ["10.77.0.22"]);
     with_cards(&mut world, "b", "host2", &["10.77.0.22"], fixed("10.77.0.22"));
     assert_eq!(cards(&planned(&world), "a").unwrap(), ["10.77.0.21"]);
+}
+
+#[test]
+fn a_certificate_goes_once_no_service_uses_it() {
+    let mut world = World::new(1, Bytes::gib(8));
+    let spec = CertificateSpec { chain: String::new(), key: String::new() };
+    let mut certificate = stored("shop", spec);
+    certificate.meta.deleting = true;
+    world.snapshot.certificates.insert(name("shop"), at(9, certificate));
+    world.service("web", 0);
+    let mut service = (*world.snapshot.services["web"].value).clone();
+    let frontend = r#"{"address": "10.88.0.100", "port": 443, "tls": {"certificate": "shop"}}"#;
+    service.spec.frontend = Some(serde_json::from_str(frontend).unwrap());
+    let removed = |world: &World| {
+        let plan = planned(world);
+        let waits = plan.waiting.iter().find(|w| w.object.to_string() == "certificate/shop");
+        let goes = plan.actions.iter().any(
+            |a| matches!(&a.action, Action::RemoveObject { object, .. } if object.to_string() == "certificate/shop"),
+        );
+        (goes, waits.map(|w| w.reason.clone()))
+    };
+    world.snapshot.services.insert(name("web"), at(10, service.clone()));
+    let why = "certificate/shop is removed once nothing uses it: service/web";
+    assert_eq!(removed(&world), (false, Some(why.into())));
+    service.spec.frontend = None;
+    world.snapshot.services.insert(name("web"), at(11, service));
+    assert_eq!(removed(&world), (true, None));
 }

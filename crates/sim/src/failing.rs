@@ -3,7 +3,7 @@
 use crate::net::Net;
 use async_trait::async_trait;
 use haven_host::{
-    balance::driver::{BalanceDriver, BalanceError, FrontendWanted},
+    balance::driver::{BalanceDriver, BalanceError, FrontendWanted, LeftOut},
     network::{
         address::AddressDriver,
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
@@ -66,7 +66,7 @@ impl<D: AddressDriver> AddressDriver for Failing<D> {
 
 #[async_trait]
 impl<D: BalanceDriver> BalanceDriver for Failing<D> {
-    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError> {
+    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<LeftOut, BalanceError> {
         if self.net.driver_fails() {
             let why = "the simulator lets it fail".to_owned();
             return Err(BalanceError { what: "the balancer does not start".into(), why });

@@ -311,6 +311,7 @@ impl SimHost {
             network: Arc::new(Failing { driver: FakeNetwork, net: Arc::clone(net) }),
             address: Arc::new(Failing { driver: address, net: Arc::clone(net) }),
             balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
+            secrets: None,
             storage: Arc::new(SimStorage(Arc::clone(net))),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
             prober: Arc::new(SimProber {

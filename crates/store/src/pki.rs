@@ -3,18 +3,24 @@
 //! Everything between hosts is mutual TLS under this authority. A person's client pins the authority by its
 //! fingerprint, which stands in the join token and in the context file.
 
-use crate::{file, raw::Identity};
+use crate::{certificate::Chain, file, raw::Identity};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
+    client::ResolvesClientCert,
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 /// What can go wrong with certificates.
@@ -44,25 +50,25 @@ fn tls<E: std::error::Error + Send + Sync + 'static>(error: E) -> PkiError {
     PkiError::Tls(Box::new(error))
 }
 
-/// Days that a host's certificate is good for.
-const HOST_DAYS: i64 = 825;
-/// Days that the authority is good for.
-const CA_DAYS: i64 = 3650 * 2;
+/// How long a host's certificate is good for: 825 days.
+pub const HOST_LIFE: Duration = Duration::from_secs(825 * 86_400);
+/// How long the authority is good for: 20 years.
+const CA_LIFE: Duration = Duration::from_secs(3650 * 2 * 86_400);
 
 /// The cluster's authority: its certificate and its key, PEM.
 #[derive(Clone)]
 pub struct Authority {
     /// Its certificate.
     pub certificate: String,
-    /// Its key. Only voters have it.
+    /// Its key. Every host has it.
     pub key: String,
 }
 
-fn validity(params: &mut CertificateParams, days: i64) {
+fn validity(params: &mut CertificateParams, life: Duration) {
     let now = std::time::SystemTime::now();
     // A little in the past, for hosts whose clocks run behind.
-    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
-    params.not_after = (now + std::time::Duration::from_secs(days.unsigned_abs() * 86_400)).into();
+    params.not_before = (now - Duration::from_secs(3600)).into();
+    params.not_after = (now + life).into();
 }
 
 impl Authority {
@@ -75,7 +81,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, format!("Haven cluster {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        validity(&mut params, CA_DAYS);
+        validity(&mut params, CA_LIFE);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
@@ -91,6 +97,20 @@ impl Authority {
         host: &str,
         addresses: &[IpAddr],
     ) -> Result<String, PkiError> {
+        self.sign_for(request, host, addresses, HOST_LIFE)
+    }
+
+    /// As [`Authority::sign`], for another time from now than [`HOST_LIFE`].
+    ///
+    /// # Errors
+    /// [`PkiError::Make`] when the request cannot be read.
+    pub fn sign_for(
+        &self,
+        request: &str,
+        host: &str,
+        addresses: &[IpAddr],
+        life: Duration,
+    ) -> Result<String, PkiError> {
         let issuer = Issuer::from_ca_cert_pem(&self.certificate, KeyPair::from_pem(&self.key)?)?;
         let mut request = CertificateSigningRequestParams::from_pem(request)?;
         let mut params =
@@ -101,7 +121,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        validity(&mut params, HOST_DAYS);
+        validity(&mut params, life);
         request.params = params;
         Ok(request.signed_by(&issuer)?.pem())
     }
@@ -113,10 +133,22 @@ impl Authority {
 /// [`PkiError::Make`] when the machine cannot make keys.
 pub fn request(host: &str) -> Result<(String, String), PkiError> {
     let key = KeyPair::generate()?;
+    Ok((key.serialize_pem(), request_of(&key, host)?))
+}
+
+fn request_of(key: &KeyPair, host: &str) -> Result<String, PkiError> {
     let mut params = CertificateParams::new(vec![host.to_owned()])?;
     params.distinguished_name.push(DnType::CommonName, host);
-    let request = params.serialize_request(&key)?.pem()?;
-    Ok((key.serialize_pem(), request))
+    Ok(params.serialize_request(key)?.pem()?)
+}
+
+/// Whether a host's certificate is to be renewed: less than a third of its life is left, or it cannot be read.
+#[must_use]
+pub fn is_due(certificate: &str, now_ms: i64) -> bool {
+    Chain::read(certificate).map_or(true, |chain| {
+        let facts = chain.facts();
+        (facts.ends_ms - now_ms).saturating_mul(3) < facts.ends_ms - facts.begins_ms
+    })
 }
 
 /// SHA-256 of a certificate, lower-case hexadecimal: what a join token carries.
@@ -145,40 +177,112 @@ fn own(
     Ok((vec![certificate, ca], key))
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// TLS for the API: hosts are known by their certificate, people come without one (and with a token).
+/// This host's certificate as its connections use it. One that replaces it is used from the next handshake on;
+/// connections that there are go on.
+#[derive(Clone, Debug)]
+pub struct Current {
+    ca: String,
+    key: Arc<RwLock<Arc<CertifiedKey>>>,
+}
+
+fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, PkiError> {
+    let (chain, key) = own(identity)?;
+    CertifiedKey::from_der(chain, key, &provider()).map(Arc::new).map_err(tls)
+}
+
+impl Current {
+    /// Begins with this one.
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] when certificate and key do not fit together.
+    pub fn new(identity: &Identity) -> Result<Self, PkiError> {
+        let key = Arc::new(RwLock::new(certified(identity)?));
+        Ok(Self { ca: identity.ca.clone(), key })
+    }
+
+    /// Uses another from now on.
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] when certificate and key do not fit together; the one of before stays.
+    pub fn replace(&self, identity: &Identity) -> Result<(), PkiError> {
+        let new = certified(identity)?;
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    /// The authority's certificate, PEM.
+    #[must_use]
+    pub fn ca(&self) -> &str {
+        &self.ca
+    }
+
+    fn now(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.key.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// TLS for the API: hosts are known by their certificate, people come without one (and with a token).
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] when the authority's certificate cannot be read.
+    pub fn server_config(&self) -> Result<ServerConfig, PkiError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots(&self.ca)?, provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(tls)?;
+        Ok(ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(tls)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(self.clone())))
+    }
+
+    /// TLS towards another host of the cluster.
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] when the authority's certificate cannot be read.
+    pub fn client_config(&self) -> Result<ClientConfig, PkiError> {
+        Ok(ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(tls)?
+            .with_root_certificates(roots(&self.ca)?)
+            .with_client_cert_resolver(Arc::new(self.clone())))
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
+}
+
+impl ResolvesClientCert for Current {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// TLS for the API with a certificate that stays.
 ///
 /// # Errors
 /// [`PkiError::Tls`] when the certificates do not fit together.
 pub fn server_config(identity: &Identity) -> Result<ServerConfig, PkiError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&identity.ca)?, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(tls)?;
-    let (chain, key) = own(identity)?;
-    ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(tls)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(tls)
+    Current::new(identity)?.server_config()
 }
 
-/// TLS towards another host of the cluster.
+/// TLS towards another host of the cluster with a certificate that stays.
 ///
 /// # Errors
 /// [`PkiError::Tls`] when the certificates do not fit together.
 pub fn client_config(identity: &Identity) -> Result<ClientConfig, PkiError> {
-    let (chain, key) = own(identity)?;
-    ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(tls)?
-        .with_root_certificates(roots(&identity.ca)?)
-        .with_client_auth_cert(chain, key)
-        .map_err(tls)
+    Current::new(identity)?.client_config()
 }
 
 /// Where a host keeps its certificates.
@@ -225,6 +329,31 @@ impl PkiDir {
     /// [`PkiError::File`] when there is none.
     pub fn load_authority(&self) -> Result<Authority, PkiError> {
         Ok(Authority { certificate: read(&self.ca())?, key: read(&self.ca_key())? })
+    }
+
+    /// Signs a new certificate for this host when [`is_due`] says so; nothing otherwise.
+    ///
+    /// The key stays, so that one file is replaced, whole, and fits its key at every instant, also over a power cut. A new
+    /// key would protect nothing more: who can read the host's can read the authority's beside it.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] when a file cannot be read or written, [`PkiError::Make`] when the key cannot be used.
+    pub fn renew(
+        &self,
+        host: &str,
+        address: IpAddr,
+        life: Duration,
+        now_ms: i64,
+    ) -> Result<Option<Identity>, PkiError> {
+        let identity = self.load()?;
+        if !is_due(&identity.certificate, now_ms) {
+            return Ok(None);
+        }
+        let request = request_of(&KeyPair::from_pem(&identity.key)?, host)?;
+        let authority = self.load_authority()?;
+        let certificate = authority.sign_for(&request, host, &[address], life)?;
+        write(&self.certificate(), &certificate)?;
+        Ok(Some(Identity { certificate, ..identity }))
     }
 
     /// Writes this host's identity, and the authority's key if it is given.

@@ -185,7 +185,7 @@ pub struct EtcdStore {
     current: Arc<AtomicUsize>,
     /// Calls in a row that the member in use did not answer.
     unanswered: Arc<AtomicUsize>,
-    tls: Arc<Option<Identity>>,
+    tls: Arc<RwLock<Option<Identity>>>,
     /// A member said that the store is nearly full.
     pub(crate) nearly_full: Arc<AtomicBool>,
 }
@@ -227,7 +227,7 @@ impl EtcdStore {
             members: Arc::new(RwLock::new(members)),
             current: Arc::default(),
             unanswered: Arc::default(),
-            tls: Arc::new(config.tls),
+            tls: Arc::new(RwLock::new(config.tls)),
             nearly_full: Arc::default(),
         })
     }
@@ -246,7 +246,7 @@ impl EtcdStore {
             members: Arc::new(RwLock::new(members)),
             current: Arc::default(),
             unanswered: Arc::default(),
-            tls: Arc::new(None),
+            tls: Arc::default(),
             nearly_full: Arc::default(),
         })
     }
@@ -259,11 +259,35 @@ impl EtcdStore {
         if self.members.read().unwrap_or_else(PoisonError::into_inner).endpoints == endpoints {
             return Ok(());
         }
-        let clients = clients(&endpoints, (*self.tls).as_ref()).await?;
+        let clients = clients(&endpoints, self.tls().as_ref()).await?;
         *self.members.write().unwrap_or_else(PoisonError::into_inner) =
             Members { clients, endpoints };
         self.current.store(0, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn tls(&self) -> Option<Identity> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows members another certificate on all connections that are made from now on; what is under way goes on over
+    /// those that there are.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the certificate cannot be read.
+    pub async fn show(&self, identity: Identity) -> Result<(), StoreError> {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+        loop {
+            let endpoints =
+                self.members.read().unwrap_or_else(PoisonError::into_inner).endpoints.clone();
+            let clients = clients(&endpoints, self.tls().as_ref()).await?;
+            let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+            // Members may have come or gone meanwhile.
+            if members.endpoints == endpoints {
+                *members = Members { clients, endpoints };
+                return Ok(());
+            }
+        }
     }
 
     /// How many members it knows.

@@ -4,7 +4,7 @@
 use super::{
     ApiState,
     auth::now_ms,
-    chosen,
+    certificates, chosen,
     error::{ApiError, ApiResult},
     validate::validate,
 };
@@ -68,18 +68,17 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
     }
     has_room(state)?;
     let snapshot = state.current().await?;
-    let problems = validate(&manifests, &snapshot);
-    if !problems.is_empty() {
-        return Err(ApiError::manifests(problems));
-    }
+    check(state, &manifests, &snapshot)?;
     for manifest in &manifests {
         if let Some((old, _)) = snapshot.object(&manifest.object.reference()) {
             not_deleting(&old)?;
         }
     }
     let mut vnis = chosen::vnis(&snapshot);
-    let mut writes: Vec<Write> =
-        manifests.iter().map(|manifest| write(manifest, &snapshot, &mut vnis)).collect();
+    let mut writes: Vec<Write> = manifests
+        .iter()
+        .map(|manifest| write(state, manifest, &snapshot, &mut vnis))
+        .collect::<ApiResult<_>>()?;
     writes.sort_by_key(|write| write.object.kind());
     let changed: Vec<&Write> = writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
     let (compares, ops) = transaction(&changed)?;
@@ -87,6 +86,17 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
         return Err(conflict(state, &changed).await?);
     }
     Ok(writes.into_iter().map(|write| write.applied).collect())
+}
+
+/// 422 with everything that is wrong with what would be written.
+pub(super) fn check(
+    state: &ApiState,
+    manifests: &[Manifest],
+    snapshot: &Snapshot,
+) -> ApiResult<()> {
+    let mut problems = validate(manifests, snapshot);
+    problems.extend(certificates::problems(state, manifests, snapshot, now_ms()));
+    if problems.is_empty() { Ok(()) } else { Err(ApiError::manifests(problems)) }
 }
 
 fn too_much(detail: String) -> ApiError {
@@ -105,12 +115,23 @@ pub(super) fn not_deleting(old: &Object) -> ApiResult<()> {
     Err(ApiError::new(StatusCode::CONFLICT, detail, hint))
 }
 
-fn write(manifest: &Manifest, snapshot: &Snapshot, vnis: &mut BTreeSet<u32>) -> Write {
+/// An object as people may see it, as a manifest.
+fn shown(object: &Object) -> String {
+    to_yaml(&object.clone().without_secrets())
+}
+
+fn write(
+    state: &ApiState,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+    vnis: &mut BTreeSet<u32>,
+) -> ApiResult<Write> {
     let mut object = manifest.object.clone();
     let reference = object.reference();
     let Some((old, revision)) = snapshot.object(&reference) else {
         chosen::choose(&mut object, vnis);
-        let after = to_yaml(&object);
+        certificates::seal(state, &mut object, None)?;
+        let after = shown(&object);
         let meta = object.meta_mut();
         meta.uid = uuid::Uuid::now_v7().to_string();
         meta.created_ms = now_ms();
@@ -121,9 +142,10 @@ fn write(manifest: &Manifest, snapshot: &Snapshot, vnis: &mut BTreeSet<u32>) -> 
             after,
             generation: object.meta().generation,
         };
-        return Write { applied, object, revision: 0 };
+        return Ok(Write { applied, object, revision: 0 });
     };
     keep(&mut object, &old);
+    certificates::seal(state, &mut object, Some(&old))?;
     let same = object.same_spec(&old);
     let meta = object.meta_mut();
     let labels = std::mem::take(&mut meta.labels);
@@ -136,11 +158,11 @@ fn write(manifest: &Manifest, snapshot: &Snapshot, vnis: &mut BTreeSet<u32>) -> 
     let applied = Applied {
         object: reference.to_string(),
         outcome: outcome.into(),
-        before: to_yaml(&old),
-        after: to_yaml(&object),
+        before: shown(&old),
+        after: shown(&object),
         generation: object.meta().generation,
     };
-    Write { applied, object, revision }
+    Ok(Write { applied, object, revision })
 }
 
 /// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, what was

@@ -123,6 +123,7 @@ impl<S: Send + Sync> FromRequest<S> for GivenItem {
             Kind::Pool => whole(&body, Object::Pool),
             Kind::Image => whole(&body, Object::Image),
             Kind::Network => whole(&body, Object::Network),
+            Kind::Certificate => whole(&body, Object::Certificate),
             Kind::Vm => whole(&body, Object::Vm),
             Kind::Service => whole(&body, Object::Service),
         }

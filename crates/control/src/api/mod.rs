@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod auth;
 pub mod body;
+mod certificates;
 mod chosen;
 mod cluster;
 pub mod error;
@@ -20,6 +21,8 @@ pub mod table;
 pub mod validate;
 mod validate_update;
 
+#[cfg(test)]
+mod certificates_test;
 #[cfg(test)]
 mod openapi_test;
 #[cfg(test)]
@@ -38,7 +41,7 @@ use haven_model::{
     image::ImageFile,
     keys,
 };
-use haven_store::raw::EtcdStore;
+use haven_store::{raw::EtcdStore, seal::ClusterKey};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{io::AsyncRead, sync::watch};
 
@@ -86,6 +89,8 @@ pub struct ApiState {
     pub seen: Arc<dyn Fn() -> Observations + Send + Sync>,
     /// This host's own doings.
     pub local: Arc<dyn LocalHost>,
+    /// Under which secrets are sealed; nothing on a host that cannot derive it.
+    pub secrets: Option<ClusterKey>,
     /// The address and the authority's fingerprint that go into join tokens.
     pub invite: Arc<InviteFacts>,
 }

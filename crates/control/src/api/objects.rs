@@ -1,7 +1,7 @@
 //! Objects as lists show them, and single writes.
 
 use super::{
-    ApiState,
+    ApiState, auth, certificates,
     error::{ApiError, ApiResult},
 };
 use axum::http::StatusCode;
@@ -64,6 +64,9 @@ pub fn item(
                 columns.extend(progress.traffic.map(|traffic| ("traffic".into(), traffic)));
             }
             host = snapshot.frontends.get(name).map(|f| f.holder.clone());
+            if let Some(certificate) = service.spec.certificate() {
+                columns.insert("certificate".into(), certificate.to_string());
+            }
             if let Some(frontend) = &service.spec.frontend {
                 columns.insert("address".into(), format!("{}:{}", frontend.address, frontend.port));
             }
@@ -72,6 +75,9 @@ pub fn item(
         Object::Network(network) => {
             columns.insert("subnet".into(), network.spec.subnet.to_string());
         }
+        Object::Certificate(certificate) => {
+            state = certificates::describe(snapshot, certificate, auth::now_ms(), &mut columns);
+        }
         Object::Pool(pool) => {
             columns.insert("path".into(), pool.spec.path.clone());
         }
@@ -79,12 +85,7 @@ pub fn item(
     if object.meta().deleting {
         state = "deleting".into();
     }
-    let mut object = object;
-    if let Object::Host(of) = &mut object
-        && let Some(power) = &mut of.spec.power
-    {
-        power.password = String::new();
-    }
+    let object = object.without_secrets();
     Item { resource_version, object, state, host, columns }
 }
 
@@ -233,15 +234,13 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
         return Err(taken());
     }
     let manifest = super::apply::replacement(&given);
-    let problems = super::validate::validate(std::slice::from_ref(&manifest), &snapshot);
-    if !problems.is_empty() {
-        return Err(ApiError::manifests(problems));
-    }
+    super::apply::check(state, std::slice::from_ref(&manifest), &snapshot)?;
     let mut object = given;
+    certificates::seal(state, &mut object, None)?;
     super::chosen::choose(&mut object, &mut super::chosen::vnis(&snapshot));
     let labels = std::mem::take(&mut object.meta_mut().labels);
     let uid = uuid::Uuid::now_v7().to_string();
-    *object.meta_mut() = Meta::new(reference.name.clone(), uid, super::auth::now_ms());
+    *object.meta_mut() = Meta::new(reference.name.clone(), uid, auth::now_ms());
     object.meta_mut().labels = labels;
     let key = keys::object(&reference);
     let ops = vec![Op::Put(key.clone(), object.to_store().into())];

@@ -1,6 +1,6 @@
 //! The cluster on one screen.
 
-use super::{ApiState, objects::vm_state};
+use super::{ApiState, auth, certificates, objects::vm_state};
 use haven_model::{
     Name, Snapshot,
     api::{HostLine, Overview, ServiceLine},
@@ -22,6 +22,7 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     hosts(&snapshot, &states, leader, &mut overview);
     services(&snapshot, &mut overview);
     vms(&snapshot, &mut overview);
+    overview.risks.extend(certificates::risks(&snapshot, auth::now_ms()));
     let plan = haven_plan::plan(&snapshot, &seen);
     overview.risks.extend(plan.waiting.iter().map(|w| format!("{}: {}", w.object, w.reason)));
     if overview.survivable == 0 && overview.hosts.len() > 1 {

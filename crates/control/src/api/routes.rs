@@ -4,6 +4,7 @@ use super::{
     ApiState, apply, auth,
     auth::{Caller, Role, make_token},
     body::{Asked, At, Given, GivenItem},
+    certificates,
     error::{ApiError, ApiResult},
     objects, overview, serve,
     table::TABLE,
@@ -382,11 +383,9 @@ pub(super) async fn replace(
     }
     apply::not_deleting(&old)?;
     let file = apply::replacement(&object);
-    let problems = super::validate::validate(std::slice::from_ref(&file), &snapshot);
-    if !problems.is_empty() {
-        return Err(ApiError::manifests(problems));
-    }
+    apply::check(&state, std::slice::from_ref(&file), &snapshot)?;
     apply::keep(&mut object, &old);
+    certificates::seal(&state, &mut object, Some(&old))?;
     let labels = std::mem::take(&mut object.meta_mut().labels);
     *object.meta_mut() = old.meta().clone();
     object.meta_mut().labels = labels;

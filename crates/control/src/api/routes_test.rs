@@ -4,6 +4,7 @@ use super::{
     ApiState,
     auth::{Role, make_token},
     body::LARGEST_BODY,
+    certificates_test::any_certificate,
     serve::{serve_listener, serve_unix},
     table::{TABLE, Takes},
     testing::{Answer, World, name},
@@ -78,6 +79,7 @@ async fn every_route_answers_exactly_whom_its_role_lets_in() {
 
 /// A service, a VM that is placed here, a network, an event and an incident.
 async fn furnish(world: &World) {
+    world.apply(&any_certificate()).await.ok();
     world
         .apply(
             "kind: Service\nname: web\nreplicas: 1\ntemplate: {spec: {memory: 64MiB}}\n---\n\

@@ -25,8 +25,9 @@ use haven_model::{
 use haven_store::{
     clock::Clock,
     live::{LiveConfig, LiveCopy},
-    pki::PkiDir,
+    pki::{Authority, PkiDir},
     raw::{EtcdStore, Op, StoreConfig},
+    seal::ClusterKey,
     server::{MemberConfig, command},
 };
 use http_body_util::BodyExt;
@@ -227,6 +228,7 @@ impl World {
             live: live.state(),
             seen: Arc::new(Observations::default),
             local: Arc::new(Nothing),
+            secrets: Some(ClusterKey::derive(&Authority::create("test").unwrap()).unwrap()),
             invite: Arc::new(InviteFacts { fingerprint: "f".repeat(64) }),
         };
         let mut tokens = BTreeMap::new();
@@ -245,6 +247,14 @@ impl World {
         let (tokens, document) = (self.tokens.clone(), self.document.clone());
         let app = router(state.clone());
         Self { state, app, tokens, document, cancel: CancellationToken::new(), _etcd: None }
+    }
+
+    /// Another host on the same store, with another key of secrets or none.
+    pub fn with_secrets(&self, secrets: Option<ClusterKey>) -> Self {
+        let mut other = self.with_copy(self.state.live.clone());
+        other.state.secrets = secrets;
+        other.app = router(other.state.clone());
+        other
     }
 
     /// What ends this world's tasks.

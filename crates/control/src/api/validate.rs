@@ -112,6 +112,8 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                 }
                 Some(_) => {}
             },
+            // What is written in one is for `super::certificates`.
+            Object::Certificate(_) => {}
             Object::Image(image) => {
                 if snapshot.images.get(&image.meta.name).is_none_or(|old| old.spec != image.spec) {
                     say(
@@ -357,6 +359,13 @@ fn frontend(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_
         say(("port", &""), "a frontend needs a port".into(), "write for example `port: 80`");
     }
     options(spec, frontend, say);
+    if let Some(tls) = &frontend.tls
+        && !after.has(Kind::Certificate, &tls.certificate)
+    {
+        let name = &tls.certificate;
+        let message = format!("certificate `{name}` does not exist");
+        say(("certificate", name), message, &after.names(Kind::Certificate));
+    }
     let ip = frontend.address;
     for (network, of) in after.networks() {
         if of.subnet.contains(&ip) {

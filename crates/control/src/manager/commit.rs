@@ -137,7 +137,7 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::lost(&object.name)));
         }
         Kind::Service => ops.push(Op::Delete(keys::frontend(&object.name))),
-        Kind::Pool | Kind::Image | Kind::Network => {}
+        Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {}
     }
     ops
 }

@@ -1,5 +1,6 @@
 //! The commands, by what they are about.
 
+pub mod certificate;
 pub mod cluster;
 pub mod context;
 pub mod edit;

@@ -16,7 +16,7 @@ use haven_model::{
     image::ImageFile,
 };
 use haven_store::{
-    pki::{self, PkiDir},
+    pki::{Current, PkiDir},
     raw::EtcdStore,
     server,
 };
@@ -34,12 +34,11 @@ pub struct Peers {
 impl Peers {
     /// With this host's certificate.
     pub fn new(
-        paths: &Paths,
+        current: &Current,
         me: Name,
         live: watch::Receiver<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
-        let identity = PkiDir(paths.state.join("pki")).load()?;
-        Ok(Self { me, tls: Arc::new(pki::client_config(&identity)?), live })
+        Ok(Self { me, tls: Arc::new(current.client_config()?), live })
     }
 
     /// The way into the process on `host` that takes `vm`.
@@ -105,6 +104,7 @@ impl Local {
     pub fn new(
         paths: &Paths,
         host: &HostFile,
+        current: &Current,
         store: EtcdStore,
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
@@ -112,7 +112,7 @@ impl Local {
         Ok(Self {
             images: ImageStore::new(paths.state.join("images")),
             vms,
-            peers: Peers::new(paths, host.name.clone(), live)?,
+            peers: Peers::new(current, host.name.clone(), live)?,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),

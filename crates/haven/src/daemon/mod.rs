@@ -7,6 +7,9 @@
 //!                                    └─ API (unix socket, TLS)
 //! ```
 
+mod certificate;
+#[cfg(test)]
+mod certificate_test;
 pub mod local;
 pub mod members;
 pub mod setup;
@@ -43,8 +46,9 @@ use haven_model::{Name, Snapshot, Timers, host::PowerSpec, keys};
 use haven_store::{
     clock::Clock,
     live::{LiveConfig, LiveCopy},
-    pki::{self, PkiDir},
+    pki::{self, Current, PkiDir},
     raw::{EtcdStore, StoreConfig},
+    seal::ClusterKey,
     server,
 };
 use setup::HostFile;
@@ -155,9 +159,10 @@ struct Daemon {
 impl Daemon {
     async fn run(self) -> anyhow::Result<()> {
         let pki = PkiDir(self.paths.state.join("pki"));
-        let identity = pki.load()?;
+        let identity = certificate::at_start(&pki, &self.host)?;
+        let (current, in_use) = (Current::new(&identity)?, identity.certificate.clone());
         let own = members::Own::start(&self.paths, &self.host, pki.clone(), self.cancel.clone());
-        let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity.clone()) };
+        let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity) };
         let store = EtcdStore::connect(config).await?;
         let live_config = LiveConfig {
             prefix: keys::ROOT.into(),
@@ -195,6 +200,7 @@ impl Daemon {
                 heard.clone(),
                 session.clone(),
                 store_member,
+                &current,
                 (Arc::clone(&guard), Arc::clone(&vms)),
                 Arc::clone(&problems),
             )
@@ -212,8 +218,11 @@ impl Daemon {
             Arc::clone(&problems),
             self.cancel.clone(),
         ));
-        let api = self.api(&store, &state, observer, heard.suspected, &vms, &identity)?;
-        self.serve(api, &identity, &problems, &mut tasks)?;
+        let api = self.api(&store, &state, observer, heard.suspected, &vms, &current)?;
+        self.serve(api, &current, &problems, &mut tasks)?;
+        let renewal =
+            certificate::Renewal { pki, host: self.host.clone(), current, in_use, store, problems };
+        tasks.spawn(renewal.keep(self.clock.clone(), self.cancel.clone()));
         self.cancel.cancelled().await;
         tracing::info!("the daemon ends; the VMs run on under the guard");
         tokio::time::timeout(END, async { while tasks.join_next().await.is_some() {} }).await.ok();
@@ -249,7 +258,7 @@ impl Daemon {
     fn serve(
         &self,
         api: ApiState,
-        identity: &haven_store::raw::Identity,
+        current: &Current,
         problems: &Arc<Problems>,
         tasks: &mut tokio::task::JoinSet<()>,
     ) -> anyhow::Result<()> {
@@ -260,7 +269,7 @@ impl Daemon {
                 tracing::error!(%error, "the API's socket cannot be served");
             }
         });
-        let tls = Arc::new(pki::server_config(identity)?);
+        let tls = Arc::new(current.server_config()?);
         let (address, cancel) =
             (SocketAddr::from((self.host.address, API_PORT)), self.cancel.clone());
         let problems = Arc::clone(problems);
@@ -274,6 +283,12 @@ impl Daemon {
             }
         });
         Ok(())
+    }
+
+    /// The key under which secrets are sealed. Without it this host runs VMs and serves what has no secret.
+    fn secrets(&self) -> Option<ClusterKey> {
+        let key = ClusterKey::of_host(&PkiDir(self.paths.state.join("pki")));
+        key.inspect_err(|error| tracing::error!("{}", agent::chain(error))).ok()
     }
 
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
@@ -294,12 +309,13 @@ impl Daemon {
         heard: heartbeat::Heard,
         session: watch::Receiver<Option<lease::Session>>,
         store_member: watch::Receiver<StoreMember>,
+        current: &Current,
         (guard, vms): (Arc<dyn Guard>, Arc<dyn VmDriver>),
         problems: Arc<Problems>,
     ) -> anyhow::Result<Arc<AgentParts>> {
         let address = LinuxAddress::new(self.paths.run.join("addresses.json"))?.guarded_by(guard);
         let images = ImageStore::new(self.paths.state.join("images"));
-        let peers = local::Peers::new(&self.paths, self.host.name.clone(), live.clone())?;
+        let peers = local::Peers::new(current, self.host.name.clone(), live.clone())?;
         Ok(Arc::new(AgentParts {
             me: self.host.name.clone(),
             store,
@@ -310,6 +326,7 @@ impl Daemon {
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
             address: Arc::new(address),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
+            secrets: self.secrets(),
             storage: Arc::new(FileStorage::new(
                 images,
                 self.paths.run.join("vms"),
@@ -425,7 +442,7 @@ impl Daemon {
         observer: Observer,
         suspected: watch::Receiver<BTreeSet<Name>>,
         vms: &Arc<dyn VmDriver>,
-        identity: &haven_store::raw::Identity,
+        current: &Current,
     ) -> anyhow::Result<ApiState> {
         let seen_live = live.clone();
         Ok(ApiState {
@@ -443,11 +460,13 @@ impl Daemon {
             local: Arc::new(local::Local::new(
                 &self.paths,
                 &self.host,
+                current,
                 store.clone(),
                 Arc::clone(vms),
                 live.clone(),
             )?),
-            invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(&identity.ca)? }),
+            secrets: self.secrets(),
+            invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(current.ca())? }),
         })
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The columns that a plain table shows, in this order; wide ones show all.
-const PLAIN: [&str; 10] = [
+const PLAIN: [&str; 15] = [
     "address",
     "addresses",
     "updated",
@@ -20,6 +20,11 @@ const PLAIN: [&str; 10] = [
     "path",
     "format",
     "size",
+    "subject",
+    "names",
+    "issuer",
+    "ends",
+    "used-by",
     "problems",
 ];
 
@@ -57,7 +62,7 @@ fn columns(item: &Item) -> BTreeMap<String, String> {
         Object::Vm(vm) => {
             add("owner", vm.meta.owner.as_ref().map(ToString::to_string).unwrap_or_default())
         }
-        Object::Service(_) => {}
+        Object::Certificate(_) | Object::Service(_) => {}
     }
     columns
 }

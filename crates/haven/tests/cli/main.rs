@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what helps tests fails by panicking, too")]
 
+mod certificates;
 mod connecting;
 mod editing;
 mod fake;

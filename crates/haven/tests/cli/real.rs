@@ -15,6 +15,7 @@ use haven_store::{
     live::{LiveConfig, LiveCopy},
     pki::{self, Authority},
     raw::{EtcdStore, Identity, Op, StoreConfig},
+    seal::ClusterKey,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -73,7 +74,7 @@ impl LocalHost for OnlyImages {
 }
 
 /// An etcd with the API over it.
-struct Api {
+pub struct Api {
     etcd: Child,
     directory: TempDir,
     far: Far,
@@ -158,6 +159,7 @@ async fn serve(endpoint: String, socket: PathBuf) -> Far {
         live: live.state(),
         seen: Arc::new(Default::default),
         local: Arc::new(OnlyImages),
+        secrets: Some(ClusterKey::derive(&Authority::create("test").unwrap()).unwrap()),
         invite: Arc::new(InviteFacts::default()),
     };
     let far = serve_far(api.clone(), cancel.clone());
@@ -170,7 +172,7 @@ async fn serve(endpoint: String, socket: PathBuf) -> Far {
 
 impl Api {
     /// None where it cannot be had.
-    fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let there = Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_ok();
         if !there || !nix::unistd::geteuid().is_root() {
             println!("skipped: needs root and etcd");
@@ -189,13 +191,13 @@ impl Api {
         Some(api)
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("api.sock")
     }
 }
 
 /// Runs it until it does what is wanted: the live copy may lag behind what was just written.
-fn until(person: &Person, args: &[&str], wanted: impl Fn(&Ended) -> bool) -> Ended {
+pub fn until(person: &Person, args: &[&str], wanted: impl Fn(&Ended) -> bool) -> Ended {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
         let ended = person.run(args);
@@ -207,7 +209,7 @@ fn until(person: &Person, args: &[&str], wanted: impl Fn(&Ended) -> bool) -> End
 }
 
 /// Commands with what they print, as a person sees it; those of `wanted` are repeated until their word is there.
-fn transcript(person: &Person, steps: &[(&[&str], &str)]) -> String {
+pub fn transcript(person: &Person, steps: &[(&[&str], &str)]) -> String {
     let mut text = String::new();
     for (args, wanted) in steps {
         let ended = until(person, args, |e| e.out.contains(wanted) || e.err.contains(wanted));

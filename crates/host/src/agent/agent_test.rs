@@ -3,6 +3,7 @@
 use super::fixture::{Fixture, name};
 use crate::vm::driver::{Exit, GuestState};
 use haven_model::{ObjectRef, VmPhase, keys, object::Kind};
+use haven_store::{seal::Plain, testing::Signer};
 use serde_json::json;
 use std::sync::atomic::Ordering;
 
@@ -326,4 +327,37 @@ async fn a_vm_that_ended_while_no_daemon_looked_follows_its_restart_policy() {
     fixture.start();
     fixture.pass(5).await;
     assert!(fixture.runs("once"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frontend_without_its_certificate_is_told_and_the_others_are_served() {
+    let mut fixture = Fixture::new().await;
+    fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
+    let holder = json!({"holder": "host1", "epoch": 1, "candidates": []});
+    for (service, address, tls) in
+        [("blog", "10.0.0.8", json!(null)), ("shop", "10.0.0.9", json!({"certificate": "shop"}))]
+    {
+        let frontend = json!({"address": address, "port": 443, "tls": tls});
+        let spec =
+            json!({"replicas": 0, "template": {"spec": {"memory": "64MiB"}}, "frontend": frontend});
+        fixture.object(Kind::Service, service, spec).await;
+        fixture.put(&keys::frontend(&name(service)), &holder).await;
+    }
+    let parts = fixture.start();
+    fixture.pass(5).await;
+    let served = || {
+        let served = fixture.balance.0.lock().unwrap();
+        served.iter().map(|frontend| frontend.service.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(served(), ["blog"]);
+    let told = ["frontend shop: certificate shop: there is no certificate/shop"];
+    assert_eq!(parts.problems.list(), told);
+    assert_eq!(fixture.told(), told, "it stands in the host's status");
+    let signed = Signer::new("Test authority").sign("shop.test", 90);
+    let plain = Plain::new(signed.key);
+    let key = fixture.secrets.seal(&"certificate/shop".parse().unwrap(), &plain).unwrap();
+    fixture.object(Kind::Certificate, "shop", json!({"chain": signed.leaf, "key": key})).await;
+    fixture.pass(5).await;
+    assert_eq!(served(), ["blog", "shop"]);
+    assert_eq!(parts.problems.list(), [""; 0]);
 }

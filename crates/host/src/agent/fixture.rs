@@ -25,7 +25,9 @@ use haven_store::{
     clock::Clock,
     live::{LiveConfig, LiveCopy},
     memory::{Direct, MemoryEtcd},
+    pki::Authority,
     raw::{EtcdStore, Op},
+    seal::ClusterKey,
 };
 use serde_json::{Value, json};
 use std::{
@@ -171,6 +173,10 @@ pub struct Fixture {
     pub wires: Arc<Wires>,
     /// Its guests.
     pub answers: Arc<Answers>,
+    /// Its balancer.
+    pub balance: Arc<FakeBalance>,
+    /// Under which secrets are sealed.
+    pub secrets: ClusterKey,
     /// Its session.
     pub session: watch::Sender<Option<Session>>,
     clock: Clock,
@@ -203,6 +209,8 @@ impl Fixture {
             disks: Arc::default(),
             wires: Arc::default(),
             answers: Arc::default(),
+            balance: Arc::default(),
+            secrets: ClusterKey::derive(&Authority::create("test").unwrap()).unwrap(),
             session,
             clock,
             daemon: None,
@@ -302,7 +310,8 @@ impl Fixture {
                 reaches: Arc::new(|_, _| true),
                 clock: self.clock.clone(),
             }),
-            balance: Arc::new(FakeBalance::default()),
+            balance: Arc::clone(&self.balance) as _,
+            secrets: Some(self.secrets.clone()),
             storage: Arc::clone(&self.disks) as _,
             tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
             prober: Arc::clone(&self.answers) as _,

@@ -8,6 +8,7 @@
 //! host without a session holds no address.
 
 use super::{AgentParts, lease::Session, wanted};
+use crate::balance::driver::FrontendWanted;
 use haven_model::{FrontendPlacement, Name, Snapshot, keys};
 use haven_store::raw::{Compare, Op};
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
@@ -33,6 +34,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         reunions: parts.heard.reunions.clone(),
         session: parts.session.clone(),
         taken: BTreeSet::new(),
+        left_out: BTreeSet::new(),
     };
     while !cancel.is_cancelled() {
         let pause = step(&parts, &mut inputs).await;
@@ -69,6 +71,8 @@ struct Inputs {
     session: watch::Receiver<Option<Session>>,
     /// Addresses taken from suspected holders whose claim the store has not shown yet.
     taken: BTreeSet<Ipv4Addr>,
+    /// Services whose frontends the balancer left out.
+    left_out: BTreeSet<String>,
 }
 
 async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
@@ -81,13 +85,9 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     let mut held = if current { wanted::addresses(&snapshot, &parts.me) } else { BTreeSet::new() };
     held.extend(&inputs.taken);
     hold(parts, &held).await;
-    let frontends = wanted::frontends(&snapshot, &parts.me, &suspected);
-    if let Err(error) = parts.balance.apply(&frontends).await {
-        parts.problem("balance", &error);
-        parts.clock.sleep(RETRY).await;
-    } else {
-        parts.solved("balance");
-    }
+    let secrets = parts.secrets.as_ref();
+    let frontends = wanted::frontends(&snapshot, &parts.me, &suspected, secrets);
+    balance(parts, &frontends, &mut inputs.left_out).await;
     let pause = match (claims.is_empty(), frontends.is_empty()) {
         (false, _) => CLAIM_AGAIN,
         (true, false) => ALIVE,
@@ -129,6 +129,30 @@ async fn hold(parts: &AgentParts, held: &BTreeSet<Ipv4Addr>) {
     match parts.address.hold(held).await {
         Ok(()) => parts.solved("address"),
         Err(error) => parts.problem("address", &error),
+    }
+}
+
+/// Has the frontends served; those that were left out are told, each by itself.
+async fn balance(
+    parts: &AgentParts,
+    frontends: &[FrontendWanted],
+    left_out: &mut BTreeSet<String>,
+) {
+    let part = |service: &String| format!("frontend {service}");
+    match parts.balance.apply(frontends).await {
+        Ok(now) => {
+            parts.solved("balance");
+            for (service, why) in &now {
+                parts.problem(&part(service), why);
+            }
+            let now: BTreeSet<String> = now.into_keys().collect();
+            left_out.difference(&now).for_each(|service| parts.solved(&part(service)));
+            *left_out = now;
+        }
+        Err(error) => {
+            parts.problem("balance", &error);
+            parts.clock.sleep(RETRY).await;
+        }
     }
 }
 

@@ -59,6 +59,7 @@ use haven_model::{Event, Name, ObjectRef, Severity, Snapshot, keys};
 use haven_store::{
     clock::Clock,
     raw::{EtcdStore, Op},
+    seal::ClusterKey,
 };
 use lease::Session;
 use std::{
@@ -108,6 +109,8 @@ pub struct AgentParts {
     pub address: Arc<dyn AddressDriver>,
     /// Balances.
     pub balance: Arc<dyn BalanceDriver>,
+    /// Under which secrets are sealed; nothing where it cannot be derived.
+    pub secrets: Option<ClusterKey>,
     /// Keeps volumes, images and seeds.
     pub storage: Arc<dyn Storage>,
     /// Leads to other hosts' processes that take guests.

@@ -2,7 +2,9 @@
 
 use super::vm_step::Wanted;
 use crate::{
-    balance::driver::{Check, FrontendMode, FrontendWanted, Member, MemberState, Options},
+    balance::driver::{
+        Check, FrontendMode, FrontendWanted, Identity, Member, MemberState, Options, TlsWanted,
+    },
     network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
@@ -11,7 +13,11 @@ use haven_model::{
     network::NetworkKind as Driver,
     object::Kind,
     placement::NicAddress,
-    service::{DRAIN_LABEL, HealthCheck, Protocol, TEMPLATE_LABEL},
+    service::{DRAIN_LABEL, HealthCheck, Protocol, TEMPLATE_LABEL, TlsSpec},
+};
+use haven_store::{
+    certificate::{Chain, Key},
+    seal::ClusterKey,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -200,12 +206,42 @@ fn mode_of(protocol: Protocol) -> FrontendMode {
     }
 }
 
+/// The certificate of a frontend with its key opened, or why there is none, in words.
+fn identity(
+    snapshot: &Snapshot,
+    secrets: Option<&ClusterKey>,
+    name: &Name,
+) -> Result<Identity, String> {
+    let object = ObjectRef::new(Kind::Certificate, name.clone());
+    let missing = || match snapshot.unreadable_of(&object) {
+        Some(_) => format!("the record of {object} cannot be read: update this host"),
+        None => format!("there is no {object}"),
+    };
+    let spec = &snapshot.certificates.get(name).ok_or_else(missing)?.spec;
+    let lacks = || "this host has no key with which secrets are opened".to_owned();
+    let plain = secrets.ok_or_else(lacks)?.open(&object, &spec.key);
+    let plain = plain.map_err(|error| error.to_string())?;
+    let chain = Chain::read(&spec.chain).map_err(|error| error.to_string())?;
+    let key = Key::read(&plain).map_err(|error| error.to_string())?;
+    key.belongs_to(&chain).map_err(|error| error.to_string())?;
+    Ok(Identity { chain: chain.pem(), key: key.pem(), fingerprint: chain.fingerprint() })
+}
+
+fn tls(snapshot: &Snapshot, secrets: Option<&ClusterKey>, spec: &TlsSpec) -> TlsWanted {
+    TlsWanted {
+        certificate: spec.certificate.to_string(),
+        identity: identity(snapshot, secrets, &spec.certificate),
+        min_version: spec.min_version,
+    }
+}
+
 /// The frontends that this host must be able to serve: those it holds or may take.
 #[must_use]
 pub fn frontends(
     snapshot: &Snapshot,
     me: &Name,
     suspected: &BTreeSet<Name>,
+    secrets: Option<&ClusterKey>,
 ) -> Vec<FrontendWanted> {
     let candidate = |service: &Name| {
         snapshot
@@ -239,6 +275,7 @@ pub fn frontends(
                     max_connections_per_member: frontend.max_connections_per_member,
                     proxy_protocol: frontend.proxy_protocol,
                 },
+                tls: frontend.tls.as_ref().map(|spec| tls(snapshot, secrets, spec)),
             })
         })
         .collect()

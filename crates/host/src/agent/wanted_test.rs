@@ -1,8 +1,13 @@
-//! Tests of [`super::wanted`]: what a member is for the balancer.
+//! Tests of [`super::wanted`]: what a member is for the balancer, and what a certificate.
 
 use super::wanted::frontends;
-use crate::balance::driver::MemberState;
-use haven_model::{Name, Snapshot, keys};
+use crate::balance::driver::{MemberState, TlsWanted};
+use haven_model::{Name, Snapshot, keys, service::TlsVersion};
+use haven_store::{
+    pki::Authority,
+    seal::{ClusterKey, Plain},
+    testing::Signer,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -37,7 +42,7 @@ fn state(snapshot: &mut Snapshot, ready: Option<bool>, ready_ms: Option<i64>) ->
         "sinceMs": 1, "restarts": 0, "message": "", "ready": ready, "readyMs": ready_ms});
     put(snapshot, "status/vm/web-1", &status);
     let me = Name::new("host1").unwrap();
-    frontends(snapshot, &me, &BTreeSet::new())[0].members[0].state
+    frontends(snapshot, &me, &BTreeSet::new(), None)[0].members[0].state
 }
 
 #[test]
@@ -81,7 +86,7 @@ fn weights(templates: &[&str], traffic: &Value) -> Vec<(MemberState, u32)> {
         put(&mut snapshot, &format!("status/vm/{vm}"), &status);
     }
     let me = Name::new("host1").unwrap();
-    let frontends = frontends(&snapshot, &me, &BTreeSet::new());
+    let frontends = frontends(&snapshot, &me, &BTreeSet::new(), None);
     frontends[0].members.iter().map(|member| (member.state, member.weight)).collect()
 }
 
@@ -128,4 +133,62 @@ fn members_of_a_template_that_gets_nothing_drain() {
     let (ready, drain, down) = (MemberState::Ready, MemberState::Drain, MemberState::Down);
     assert_eq!(states(json!({"new": 0})), [ready, ready, drain, down]);
     assert_eq!(states(json!({"new": 100})), [drain, drain, ready, down]);
+}
+
+/// The TLS of the one frontend, once its service asks for it with the certificate `shop`.
+fn tls(snapshot: &mut Snapshot, secrets: Option<&ClusterKey>) -> TlsWanted {
+    let service = json!({"replicas": 1, "template": {"spec": {"memory": "128MiB"}},
+        "frontend": {"address": "10.0.0.9", "port": 443,
+            "tls": {"certificate": "shop", "minVersion": "1.3"}}});
+    let meta = json!({"name": "web", "uid": "web", "generation": 2});
+    put(snapshot, "spec/service/web", &json!({"meta": meta, "spec": service}));
+    let me = Name::new("host1").unwrap();
+    let mut wanted = frontends(snapshot, &me, &BTreeSet::new(), secrets);
+    wanted.remove(0).tls.unwrap()
+}
+
+fn certificate(snapshot: &mut Snapshot, chain: &str, key: &str) {
+    let meta = json!({"name": "shop", "uid": "shop", "generation": 1});
+    let spec = json!({"chain": chain, "key": key});
+    put(snapshot, "spec/certificate/shop", &json!({"meta": meta, "spec": spec}));
+}
+
+#[test]
+fn a_frontends_certificate_is_opened_or_it_is_said_why_not() {
+    let authority = |name: &str| Authority::create(name).unwrap();
+    let secrets = ClusterKey::derive(&authority("test")).unwrap();
+    let (ca, shop) = (Signer::new("Test authority"), "certificate/shop".parse().unwrap());
+    let (one, two) = (ca.sign("shop.test", 90), ca.sign("shop.test", 90));
+    let sealed = |key: &str| secrets.seal(&shop, &Plain::new(key.into())).unwrap();
+    let mut snapshot = one_member(None);
+    let why = |tls: TlsWanted| tls.identity.unwrap_err();
+    assert_eq!(why(tls(&mut snapshot, Some(&secrets))), "there is no certificate/shop");
+    let chain = format!("{}{}", one.leaf, ca.certificate);
+    certificate(&mut snapshot, &chain, &sealed(&one.key));
+    let wanted = tls(&mut snapshot, Some(&secrets));
+    assert_eq!((wanted.certificate.as_str(), wanted.min_version), ("shop", TlsVersion::V13));
+    let first = wanted.identity.unwrap();
+    assert!(first.key.expose().starts_with("-----BEGIN PRIVATE KEY-----\n"));
+    assert_eq!(first.chain.matches("BEGIN CERTIFICATE").count(), 2);
+    assert!(!format!("{first:?}").contains("PRIVATE"));
+    // Another chain is another certificate, also for the same key.
+    let renewed = ca.renew(&one, "shop.test", 180);
+    certificate(&mut snapshot, &renewed.leaf, &sealed(&one.key));
+    let second = tls(&mut snapshot, Some(&secrets)).identity.unwrap();
+    assert!(second.fingerprint != first.fingerprint && second.key == first.key);
+    let other = ClusterKey::derive(&authority("other")).unwrap();
+    assert!(
+        why(tls(&mut snapshot, Some(&other)))
+            .starts_with("the secret of certificate/shop does not open")
+    );
+    assert!(why(tls(&mut snapshot, None)).starts_with("this host has no key"));
+    certificate(&mut snapshot, &one.leaf, &sealed(&two.key));
+    assert!(why(tls(&mut snapshot, Some(&secrets))).contains("does not belong"));
+    certificate(&mut snapshot, &one.leaf, &one.key);
+    assert!(why(tls(&mut snapshot, Some(&secrets))).contains("is not sealed"));
+    // One of a newer version is not taken for one that is not there.
+    let newer = json!({"meta": {"name": "blog"}, "spec": 7});
+    snapshot.apply("/haven/spec/certificate/shop", None);
+    put(&mut snapshot, "spec/certificate/shop", &newer);
+    assert!(why(tls(&mut snapshot, Some(&secrets))).contains("cannot be read: update this host"));
 }

@@ -1,8 +1,9 @@
 //! The seam: the whole wanted state of a host's frontends.
 
 use async_trait::async_trait;
-use haven_model::service::{ProxyProtocol, Sticky};
-use std::net::IpAddr;
+use haven_model::service::{ProxyProtocol, Sticky, TlsVersion};
+use haven_store::seal::Plain;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// HTTP or TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,28 @@ pub struct Options {
     pub proxy_protocol: ProxyProtocol,
 }
 
+/// A certificate with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The chain and nothing else, PEM, the leaf first.
+    pub chain: String,
+    /// Its key, PEM.
+    pub key: Plain,
+    /// Another chain has another: lower-case hexadecimal.
+    pub fingerprint: String,
+}
+
+/// TLS that ends here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsWanted {
+    /// The certificate's name.
+    pub certificate: String,
+    /// The certificate, or why there is none.
+    pub identity: Result<Identity, String>,
+    /// Older versions are refused.
+    pub min_version: TlsVersion,
+}
+
 /// One frontend as this host shall serve it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendWanted {
@@ -90,7 +113,12 @@ pub struct FrontendWanted {
     pub check: Option<Check>,
     /// What else is wanted.
     pub options: Options,
+    /// TLS, if it ends here.
+    pub tls: Option<TlsWanted>,
 }
+
+/// The services whose frontends were left out, and why.
+pub type LeftOut = BTreeMap<String, BalanceError>;
 
 /// Something of the balancer could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +133,7 @@ pub struct BalanceError {
 /// Balances.
 #[async_trait]
 pub trait BalanceDriver: Send + Sync {
-    /// Makes the balancer match; cheap when it does already.
-    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError>;
+    /// Makes the balancer match; cheap when it does already. A frontend whose certificate cannot be used is left out and
+    /// harms no other.
+    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<LeftOut, BalanceError>;
 }

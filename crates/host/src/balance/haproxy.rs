@@ -10,11 +10,15 @@
 //! Weights, too, change over the runtime API. Of members that change together, those that get something are told before
 //! those that get nothing any more, so that there is no instant at which nobody does.
 
-use super::driver::{
-    BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, Member, MemberState, Options,
+use super::{
+    certificates::{self, Certificates},
+    driver::{
+        BalanceDriver, BalanceError, Check, FrontendMode, FrontendWanted, LeftOut, Member,
+        MemberState, Options,
+    },
 };
 use async_trait::async_trait;
-use haven_model::service::Sticky;
+use haven_model::service::{Sticky, TlsVersion};
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -55,6 +59,7 @@ pub struct HaproxyDriver {
     /// `RUN/haproxy`.
     directory: PathBuf,
     told: Arc<Mutex<Option<Told>>>,
+    certificates: Mutex<Certificates>,
 }
 
 fn failed<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> BalanceError {
@@ -99,16 +104,7 @@ pub fn config(
     );
     for frontend in wanted {
         let (name, mode) = (&frontend.service, mode_word(frontend.mode));
-        let _ = writeln!(
-            text,
-            "frontend f_{name}\n  mode {mode}\n  bind {}:{}{}\n  default_backend b_{name}",
-            frontend.address,
-            frontend.port,
-            if frontend.options.proxy_protocol.accept { " accept-proxy" } else { "" }
-        );
-        if let Some(most) = frontend.options.max_connections {
-            let _ = writeln!(text, "  maxconn {most}");
-        }
+        frontend_lines(&mut text, directory, frontend);
         let _ = writeln!(
             text,
             "\nbackend b_{name}\n  mode {mode}\n  balance {}\n  option allbackups\n  source {}",
@@ -120,7 +116,8 @@ pub fn config(
             frontend.source
         );
         if frontend.options.sticky == Sticky::Cookie {
-            let _ = writeln!(text, "  cookie {COOKIE} insert indirect nocache httponly");
+            let secure = if frontend.tls.is_some() { " secure" } else { "" };
+            let _ = writeln!(text, "  cookie {COOKIE} insert indirect nocache httponly{secure}");
         }
         let limits = &frontend.options;
         if limits.max_connections.or(limits.max_connections_per_member).is_some() {
@@ -162,6 +159,42 @@ pub fn config(
     text
 }
 
+/// What HAProxy listens on.
+fn frontend_lines(text: &mut String, directory: &Path, frontend: &FrontendWanted) {
+    let (name, mode) = (&frontend.service, mode_word(frontend.mode));
+    let _ = writeln!(
+        text,
+        "frontend f_{name}\n  mode {mode}\n  bind {}:{}{}{}\n  default_backend b_{name}",
+        frontend.address,
+        frontend.port,
+        if frontend.options.proxy_protocol.accept { " accept-proxy" } else { "" },
+        tls_words(directory, frontend)
+    );
+    if frontend.mode == FrontendMode::Http {
+        // A kept connection is closed with an answer, never under a question that is on its way.
+        text.push_str("  option idle-close-on-response\n");
+    }
+    if frontend.tls.is_some() && frontend.mode == FrontendMode::Http {
+        text.push_str("  http-request set-header X-Forwarded-Proto https\n");
+    }
+    if let Some(most) = frontend.options.max_connections {
+        let _ = writeln!(text, "  maxconn {most}");
+    }
+}
+
+/// What TLS adds to the line on which a frontend listens.
+fn tls_words(directory: &Path, frontend: &FrontendWanted) -> String {
+    let Some(tls) = &frontend.tls else { return String::new() };
+    let version = match tls.min_version {
+        TlsVersion::V12 => "TLSv1.2",
+        TlsVersion::V13 => "TLSv1.3",
+    };
+    // What is spoken within connections is not known.
+    let alpn = if frontend.mode == FrontendMode::Http { " alpn h2,http/1.1" } else { "" };
+    let file = certificates::file(directory, tls);
+    format!(" ssl crt {}{alpn} ssl-min-ver {version}", file.display())
+}
+
 /// What the options add to the lines of both servers of a slot, and to that of the checked one.
 fn server_words(options: &Options, member: Option<&Member>) -> (String, String) {
     let mut all = String::new();
@@ -197,6 +230,13 @@ fn check_lines(text: &mut String, check: Option<&Check>) -> String {
     )
 }
 
+/// What HAProxy says is wrong, without what follows from it.
+pub(super) fn alerts(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let alerts = said.lines().filter(|line| line.contains("ALERT"));
+    alerts.take(2).collect::<Vec<_>>().join("; ")
+}
+
 /// One command of the runtime API of the HAProxy whose files stand in `directory`, and its answer.
 async fn ask(directory: &Path, command: &str) -> Result<String, BalanceError> {
     let what = || format!("HAProxy was asked `{}`", command.lines().next().unwrap_or_default());
@@ -217,7 +257,8 @@ impl HaproxyDriver {
     /// A driver whose files stand in `directory`, on a tmpfs.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, told: Arc::default() }
+        let certificates = Mutex::new(Certificates::new(directory.clone()));
+        Self { directory, told: Arc::default(), certificates }
     }
 
     fn pid(&self) -> Option<i32> {
@@ -284,14 +325,8 @@ impl HaproxyDriver {
         if output.status.success() {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let alert = said
-            .lines()
-            .filter(|line| line.contains("ALERT"))
-            .take(2)
-            .collect::<Vec<_>>()
-            .join("; ");
-        Err(BalanceError { what: "HAProxy refuses its configuration".into(), why: alert })
+        let why = alerts(&output.stderr);
+        Err(BalanceError { what: "HAProxy refuses its configuration".into(), why })
     }
 
     /// Brings the members from what HAProxy was told to `slots`.
@@ -363,9 +398,9 @@ fn tell(
     }
 }
 
-#[async_trait]
-impl BalanceDriver for HaproxyDriver {
-    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError> {
+impl HaproxyDriver {
+    /// Makes HAProxy serve these frontends, whose certificates are there.
+    async fn serve(&self, wanted: &[FrontendWanted]) -> Result<(), BalanceError> {
         let mut told = self.told.lock().await;
         let before = told.take();
         let old = |service: &str| {
@@ -426,5 +461,17 @@ impl BalanceDriver for HaproxyDriver {
         }
         *told = Some(Told { structure, slots });
         Ok(())
+    }
+}
+
+#[async_trait]
+impl BalanceDriver for HaproxyDriver {
+    async fn apply(&self, wanted: &[FrontendWanted]) -> Result<LeftOut, BalanceError> {
+        let mut certificates = self.certificates.lock().await;
+        let (served, left_out) = certificates.prepare(wanted).await;
+        self.serve(&served).await?;
+        // Those of before are needed until HAProxy has taken the new ones.
+        certificates.sweep(&served);
+        Ok(left_out)
     }
 }

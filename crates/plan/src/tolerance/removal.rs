@@ -16,10 +16,14 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     for host in hosts {
         remove_host(work, &host);
     }
-    let shared: [(Kind, Vec<Name>); 3] = [
+    let shared: [(Kind, Vec<Name>); 4] = [
         (Kind::Pool, deleting(work.snapshot.pools.iter().map(|(n, v)| (n, v.meta.deleting)))),
         (Kind::Image, deleting(work.snapshot.images.iter().map(|(n, v)| (n, v.meta.deleting)))),
         (Kind::Network, deleting(work.snapshot.networks.iter().map(|(n, v)| (n, v.meta.deleting)))),
+        (
+            Kind::Certificate,
+            deleting(work.snapshot.certificates.iter().map(|(n, v)| (n, v.meta.deleting))),
+        ),
     ];
     for (kind, names) in shared {
         for name in names {
@@ -77,7 +81,7 @@ fn remove_host(work: &mut Work<'_>, host: &Name) {
     }
 }
 
-/// Who uses a pool, an image or a network.
+/// Who uses a pool, an image, a network or a certificate.
 #[must_use]
 pub fn users(snapshot: &Snapshot, kind: Kind, name: &Name) -> Vec<String> {
     let uses = |spec: &haven_model::VmSpec| match kind {
@@ -93,7 +97,10 @@ pub fn users(snapshot: &Snapshot, kind: Kind, name: &Name) -> Vec<String> {
     let services = snapshot
         .services
         .iter()
-        .filter(|(_, s)| uses(&s.spec.template.spec))
+        .filter(|(_, s)| {
+            let certificate = kind == Kind::Certificate && s.spec.certificate() == Some(name);
+            certificate || uses(&s.spec.template.spec)
+        })
         .map(|(n, _)| format!("service/{n}"));
     vms.chain(services).collect()
 }

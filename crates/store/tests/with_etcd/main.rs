@@ -3,4 +3,5 @@
 mod conformance;
 mod etcd;
 mod live_copy;
+mod renewal;
 mod room;
