@@ -27,6 +27,8 @@ mod wishes;
 mod work;
 
 #[cfg(test)]
+mod migration_test;
+#[cfg(test)]
 mod plan_test;
 #[cfg(test)]
 mod property_test;
