@@ -43,7 +43,10 @@ pub fn live(lab: &mut Lab, witness: &Witness) -> Result<()> {
         bail!("tick-1 was started anew instead of moved");
     }
     if witness.places("tick-1") != 4 {
-        bail!("tick-1 should have counted on four places one after another, and it did on {}", witness.places("tick-1"));
+        bail!(
+            "tick-1 should have counted on four places one after another, and it did on {}",
+            witness.places("tick-1")
+        );
     }
     lab.haven(&["delete", "service/single", "--wait"])?;
     alone(lab, witness)
@@ -115,7 +118,11 @@ pub fn broken(lab: &mut Lab, witness: &Witness) -> Result<()> {
             !lab.pids(to, "guest=tick-1").is_empty()
         })?;
         (fault.does)(lab, &from, to)?;
-        println!("  {} {:.2} s after the move was asked for", fault.what, begin.elapsed().as_secs_f64());
+        println!(
+            "  {} {:.2} s after the move was asked for",
+            fault.what,
+            begin.elapsed().as_secs_f64()
+        );
         std::thread::sleep(Duration::from_secs(7));
         (fault.mends)(lab, &from, to)?;
         lab.all_well(witness)?;
