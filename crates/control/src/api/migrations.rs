@@ -2,7 +2,7 @@
 
 use super::{
     ApiState,
-    auth::{Caller, now_ms},
+    auth::{A_HOST, Caller, now_ms},
     body::{At, Given},
     error::{ApiError, ApiResult},
     objects, serve,
@@ -188,15 +188,11 @@ pub(super) async fn incoming(
     let vm = &reference.name;
     let snapshot = state.current().await?;
     let moves = snapshot.placements.get(vm).is_some_and(|placement| {
-        placement.host.as_str() == caller.who
-            && placement.moving_to.as_ref().is_some_and(|to| to.host == state.me)
+        placement.moving_to.as_ref().is_some_and(|to| to.host == state.me)
     });
-    if !moves {
-        let detail = format!("{vm} is not being moved from {} to {}", caller.who, state.me);
-        return Err(conflict(
-            detail,
-            "only the owner of a VM sends it, and only where it is to go",
-        ));
+    if !moves || caller.who != A_HOST {
+        let detail = format!("{vm} is not being moved by {} to {}", caller.who, state.me);
+        return Err(conflict(detail, "only hosts send VMs, and only where they are to go"));
     }
     let far = state.local.way_in(vm.as_str()).map_err(|why| {
         ApiError::new(StatusCode::BAD_GATEWAY, why, "the move is taken back; ask for it again")
