@@ -13,8 +13,8 @@ pub use tls::Pin;
 use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
-        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, ManifestFile, Overview,
-        Page, ProblemBody, Secret, TokenLine,
+        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, ManifestFile,
+        MigrationAsked, MigrationView, Overview, Page, ProblemBody, Secret, TokenLine,
     },
     event::AuditEntry,
     object::Kind,
@@ -365,6 +365,29 @@ impl Client {
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn vm(&self, vm: &str, action: &str) -> Result<Item, ClientError> {
         self.call("POST", &format!("/v1/vms/{}/{}", encode(vm), encode(action)), Vec::new()).await
+    }
+
+    /// Asks for a VM to be moved while it runs.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn migrate(
+        &self,
+        vm: &str,
+        asked: &MigrationAsked,
+    ) -> Result<MigrationView, ClientError> {
+        let body = serde_json::to_vec(asked).unwrap_or_default();
+        self.call("POST", &format!("/v1/vms/{}/migration", encode(vm)), body).await
+    }
+
+    /// How the last live migration of a VM stands.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn migration(&self, vm: &str) -> Result<MigrationView, ClientError> {
+        self.get(&format!("/v1/vms/{}/migration", encode(vm))).await
+    }
+
+    /// Takes a live migration back.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn cancel_migration(&self, vm: &str) -> Result<MigrationView, ClientError> {
+        self.call("DELETE", &format!("/v1/vms/{}/migration", encode(vm)), Vec::new()).await
     }
 
     /// Changes the number of a service's members.

@@ -71,7 +71,7 @@ fn one_bad_network_leaves_the_others_alone() {
         bad.kind = NetworkKind::Bridge { uplink_bridge: "br9".into() };
         let mut good = overlay("good", 16, 1);
         let (tap, ip) = ("hv3n0".to_owned(), Some(Ipv4Addr::new(10, 1, 0, 9)));
-        good.local.push(LocalPort { tap, mac: [2; 6], ip, owner_uid: 200_003 });
+        good.local.push(LocalPort { tap, mac: [2; 6], ip, owner_uid: 200_003, idle: false });
         let failed = driver.apply(&[bad, good], &LeftAlone::default()).await.unwrap();
         assert_eq!(failed.keys().collect::<Vec<_>>(), ["bad"]);
         let said = failed["bad"].to_string();
@@ -151,6 +151,7 @@ fn what_is_of_a_record_that_cannot_be_read_stays_and_all_else_goes_on() {
         mac: [2, 0x68, 10, net, 0, slot],
         ip: Some(Ipv4Addr::new(10, net, 0, slot)),
         owner_uid: 200_000 + u32::from(slot),
+        idle: false,
     };
     let with = |name, vni, net, local: &[u8], remote: &[u8]| {
         let mut network = overlay(name, vni, net);
@@ -351,7 +352,7 @@ fn no_guest_reaches_another_network_through_its_host() {
 
 /// A guest's card as its host knows it. The guests here have veth pairs for taps.
 fn port(tap: &str, mac: [u8; 6], ip: [u8; 4]) -> LocalPort {
-    LocalPort { tap: tap.into(), mac, ip: Some(ip.into()), owner_uid: 200_003 }
+    LocalPort { tap: tap.into(), mac, ip: Some(ip.into()), owner_uid: 200_003, idle: false }
 }
 
 fn card(guest: &Guest, mac: [u8; 6]) {

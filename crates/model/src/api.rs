@@ -1,6 +1,12 @@
 //! What goes over the API, beside the objects themselves.
 
-use crate::{cluster::ClusterSpec, manifest::Problem, name::Name, object::Object};
+use crate::{
+    cluster::ClusterSpec,
+    manifest::Problem,
+    migration::{Migration, MigrationOptions, MigrationStatus},
+    name::Name,
+    object::Object,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -174,6 +180,35 @@ pub struct JoinAnswer {
     pub heartbeat_key: String,
     /// Where the store's members are reached.
     pub endpoints: Vec<String>,
+}
+
+/// Asks for a VM to be moved while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MigrationAsked {
+    /// Where to; chosen by Haven when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Name>,
+    /// How.
+    pub options: MigrationOptions,
+}
+
+/// How the last live migration of a VM stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MigrationView {
+    /// The migration, with its outcome once it has ended; none when there never was one.
+    pub migration: Option<Migration>,
+    /// The VM's owner now.
+    pub host: Option<Name>,
+    /// While it moves: where to.
+    pub to: Option<Name>,
+    /// What the host that sends says.
+    pub source: Option<MigrationStatus>,
+    /// What the host that takes says.
+    pub target: Option<MigrationStatus>,
+    /// What it waits for, a sentence.
+    pub waiting: Option<String>,
 }
 
 /// A host on the overview.

@@ -15,6 +15,8 @@ pub const MANAGER: &str = "/haven/manager";
 pub const LEASES: &str = "/haven/leases/";
 /// Prefix of the owners of VMs.
 pub const PLACEMENTS: &str = "/haven/placement/vm/";
+/// Prefix of live migrations.
+pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
 pub const EVENTS: &str = "/haven/events/";
 /// Prefix of the audit log.
@@ -65,6 +67,16 @@ pub fn host_status(host: &Name) -> String {
 #[must_use]
 pub fn vm_status(vm: &Name) -> String {
     format!("/haven/status/vm/{vm}")
+}
+/// A VM's last live migration.
+#[must_use]
+pub fn migration(vm: &Name) -> String {
+    format!("{MIGRATIONS}{vm}")
+}
+/// What a host says of its side of a VM's migration.
+#[must_use]
+pub fn migration_status(vm: &Name, host: &Name) -> String {
+    format!("/haven/status/migration/{vm}/{host}")
 }
 /// An incident.
 #[must_use]

@@ -19,6 +19,7 @@ pub mod host;
 pub mod image;
 pub mod keys;
 pub mod manifest;
+pub mod migration;
 pub mod name;
 pub mod network;
 pub mod object;
@@ -39,6 +40,9 @@ pub use error::ModelError;
 pub use event::{Event, Incident, IncidentStep, Severity};
 pub use host::{HostSpec, HostStatus, Lease, LostSession};
 pub use image::ImageSpec;
+pub use migration::{
+    Migration, MigrationOptions, MigrationPhase, MigrationStatus, MovedFrom, MovingTo,
+};
 pub use name::{Name, ObjectRef};
 pub use network::{NetworkKind, NetworkSpec};
 pub use object::{Kind, Meta, Object};
@@ -46,6 +50,6 @@ pub use placement::{FrontendPlacement, NicAddress, Placement};
 pub use plan::{Action, Observations, Plan, Planned, Waiting};
 pub use pool::{PoolDriverKind, PoolSpec};
 pub use service::{ServiceSpec, UpdateStrategy};
-pub use snapshot::{Change, Snapshot, Versioned};
+pub use snapshot::{Change, Handover, Snapshot, Versioned};
 pub use units::Bytes;
 pub use vm::{VmPhase, VmSpec, VmStatus};

@@ -1,7 +1,11 @@
 //! Placements: who runs what. Written by the manager, except that the next candidate of a frontend may claim it
 //! when its holder is suspected and nobody answers for the address (DESIGN.md section 4, "Addresses").
 
-use crate::{name::Name, vm::VmSpec};
+use crate::{
+    migration::{MovedFrom, MovingTo},
+    name::Name,
+    vm::VmSpec,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -46,12 +50,29 @@ pub struct Placement {
     pub slot: u32,
     /// The guest's addresses, one per network card.
     pub nics: Vec<NicAddress>,
+    /// While it is being moved live: where to.
+    #[serde(default, rename = "movingTo", skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<MovingTo>,
+    /// After it was moved live: where from, until the copy there can run no more.
+    #[serde(default, rename = "movedFrom", skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<MovedFrom>,
 }
 
 /// The unix user of slot 0.
 pub const UID_BASE: u32 = 200_000;
 
 impl Placement {
+    /// A placement without a migration.
+    #[must_use]
+    pub fn new(host: Name, epoch: u64, slot: u32, nics: Vec<NicAddress>) -> Self {
+        Self { host, epoch, slot, nics, moving_to: None, moved_from: None }
+    }
+    /// Every host on which something of the VM may be: its owner, and the other side of a migration.
+    pub fn hosts(&self) -> impl Iterator<Item = &Name> {
+        let to = self.moving_to.iter().map(|to| &to.host);
+        let from = self.moved_from.iter().map(|from| &from.host);
+        std::iter::once(&self.host).chain(to).chain(from)
+    }
     /// The unix user that this VM's QEMU runs as.
     #[must_use]
     pub fn unix_uid(&self) -> u32 {

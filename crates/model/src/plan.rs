@@ -4,6 +4,7 @@ use crate::{
     cluster::ProofKind,
     event::Incident,
     host::LostSession,
+    migration::Migration,
     name::{Name, ObjectRef},
     object::Object,
     placement::{FrontendPlacement, Placement},
@@ -75,6 +76,28 @@ pub enum Action {
         /// stand when this commits, and the proof.
         taken_from: Option<TakenFrom>,
     },
+    /// A step of a live migration.
+    MoveVm {
+        /// Which VM.
+        vm: Name,
+        /// The new record.
+        placement: Placement,
+        /// The revision of the record it replaces.
+        expected_revision: i64,
+        /// Which step.
+        step: MoveStep,
+        /// How the migration ended, if it has: the record and the revision of the one it replaces.
+        ended: Option<(Box<Migration>, i64)>,
+    },
+    /// Write a live migration: one that a drain wants, or one that ended before it began.
+    PutMigration {
+        /// Which VM.
+        vm: Name,
+        /// The whole record.
+        migration: Box<Migration>,
+        /// The revision of the record it replaces; 0 when there is none.
+        expected_revision: i64,
+    },
     /// Forget the owner of a VM that does not run and shall not.
     ReleaseVm {
         /// Which VM.
@@ -119,6 +142,25 @@ pub enum Action {
         /// The revision of the record it replaces; 0 when there is none.
         expected_revision: i64,
     },
+}
+
+/// What a step of a live migration does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", tag = "is")]
+pub enum MoveStep {
+    /// Another host shall make ready.
+    Begin,
+    /// It shall not after all; the owner goes on.
+    TakeBack,
+    /// The other host is the owner from here on. Commits only while neither side has said anything since.
+    Commit {
+        /// The revision of what the owner said, which has stopped its copy.
+        source_told: i64,
+        /// The revision of what the other host said, which listens.
+        target_told: i64,
+    },
+    /// The copy of the owner before can run no more.
+    Settle,
 }
 
 /// The evidence under which a VM is taken from a lost host.

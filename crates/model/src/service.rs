@@ -271,7 +271,7 @@ pub struct FrontendSpec {
     pub proxy_protocol: ProxyProtocol,
     /// TLS, ended at the balancer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<TlsSpec>,
+    pub tls: Option<Box<TlsSpec>>,
 }
 
 /// What each member is made from.

@@ -6,6 +6,7 @@ use crate::{
     event::Incident,
     host::{HostSpec, HostStatus, Lease, LostSession},
     image::ImageSpec,
+    migration::{Migration, MigrationPhase, MigrationStatus, MovedFrom},
     name::{Name, ObjectRef},
     network::NetworkSpec,
     object::{Kind, Object, Stored},
@@ -40,6 +41,17 @@ impl<T> Deref for Versioned<T> {
 
 /// Records of one type by name.
 pub type Table<T> = BTreeMap<Name, Versioned<T>>;
+
+/// How the copy of a VM stands that its owner before a live migration had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// Not known yet: it may run.
+    Pending,
+    /// It can run no more, and the new owner has all of it.
+    Whole,
+    /// It can run no more, and the new owner may not have all of it.
+    Broken,
+}
 
 /// What applying one key changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +97,10 @@ pub struct Snapshot {
     pub host_status: Table<HostStatus>,
     /// VM statuses.
     pub vm_status: Table<VmStatus>,
+    /// Live migrations, wanted, under way and ended, by VM.
+    pub migrations: Table<Migration>,
+    /// What hosts say of migrations, by VM and host.
+    pub migration_status: BTreeMap<Name, Table<MigrationStatus>>,
     /// Incidents by number.
     pub incidents: BTreeMap<u64, Versioned<Incident>>,
     /// Records that are there and cannot be read by this version, by key below the root, with their revisions. Nothing
@@ -211,8 +227,10 @@ impl Snapshot {
             "status" => match rest.split_once('/') {
                 Some(("host", name)) => set(&mut self.host_status, name, raw),
                 Some(("vm", name)) => set(&mut self.vm_status, name, raw),
+                Some(("migration", path)) => self.apply_migration_status(path, raw),
                 _ => Applied::QUIET,
             },
+            "migrations" => set(&mut self.migrations, rest, raw),
             "incidents" => {
                 let Ok(number) = rest.parse() else {
                     return Applied::QUIET;
@@ -237,6 +255,30 @@ impl Snapshot {
             Some(("service", name)) => set_spec(&mut self.services, name, raw),
             _ => Applied::QUIET,
         }
+    }
+
+    fn apply_migration_status(&mut self, path: &str, raw: Raw<'_>) -> Applied {
+        let Some((vm, host)) = path.split_once('/') else { return Applied::QUIET };
+        let Ok(vm) = Name::new(vm) else { return Applied::QUIET };
+        let table = self.migration_status.entry(vm.clone()).or_default();
+        let applied = set(table, host, raw);
+        if table.is_empty() {
+            self.migration_status.remove(&vm);
+        }
+        applied
+    }
+
+    /// What a host says of its side of an attempt to move a VM, in the session that is open there now.
+    #[must_use]
+    pub fn migration_told(
+        &self,
+        vm: &Name,
+        host: &Name,
+        attempt: i64,
+    ) -> Option<&Versioned<MigrationStatus>> {
+        let lease = self.leases.get(host).filter(|lease| !lease.closed)?;
+        let told = self.migration_status.get(vm)?.get(host)?;
+        (told.attempt == attempt && told.session == lease.session).then_some(told)
     }
 
     /// A mere renewal wakes nobody; an opened or closed session does.
@@ -329,6 +371,9 @@ impl Snapshot {
 
     /// What a VM's owner says of it: of this epoch, and of the session that is open there now. A host that was lost and
     /// is back has said something in an earlier session, and what it ran then has ended.
+    ///
+    /// A guest that was handed over live is what it was: until its new owner has said something, what the one before
+    /// said counts.
     #[must_use]
     pub fn told_of(&self, vm: &Name) -> Option<&VmStatus> {
         let placement = self.placements.get(vm)?;
@@ -337,7 +382,30 @@ impl Snapshot {
         let current = status.epoch == placement.epoch
             && status.host == placement.host
             && status.session == lease.session;
-        current.then_some(status)
+        let handed = || {
+            placement.moved_from.as_ref().is_some_and(|from| {
+                status.epoch + 1 == placement.epoch
+                    && status.host == from.host
+                    && status.session == from.session
+                    && self.handover(vm, from) != Handover::Broken
+            })
+        };
+        (current || handed()).then_some(status)
+    }
+
+    /// Whether the copy of a VM that its owner before had can run no more, and how that came.
+    #[must_use]
+    pub fn handover(&self, vm: &Name, from: &MovedFrom) -> Handover {
+        let told = self.migration_status.get(vm).and_then(|hosts| hosts.get(&from.host));
+        match told.filter(|told| told.attempt == from.attempt).map(|told| told.phase) {
+            Some(MigrationPhase::HandedOver) => return Handover::Whole,
+            Some(MigrationPhase::Gone) => return Handover::Broken,
+            _ => {}
+        }
+        // A session that was closed, or that a later one followed, left nothing that runs.
+        let lease = self.leases.get(&from.host);
+        let stands = lease.is_some_and(|lease| lease.session == from.session && !lease.closed);
+        if stands { Handover::Pending } else { Handover::Broken }
     }
 
     /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew.

@@ -2,8 +2,10 @@
 //!
 //! The manager checks each plan before it commits; the property tests and the simulator check with the same code.
 
+mod moves;
+
 use crate::{placement::capacity::cost, wishes::Neighbours};
-use haven_model::{Action, Name, Placement, Plan, Planned, Snapshot, Waiting};
+use haven_model::{Action, Name, Placement, Plan, Planned, Snapshot, Waiting, plan::MoveStep};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An invariant that a plan would break.
@@ -29,17 +31,27 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
     let (mut touched, mut new) = (Vec::new(), BTreeSet::new());
     let mut neighbours = Neighbours::of(snapshot);
     for planned in &plan.actions {
+        if planned.reason.is_empty() {
+            let why = format!("an action on {} has no reason", planned.object);
+            return Err(Broken { vm: vm_of(&planned.action).cloned(), why });
+        }
+        if let Action::MoveVm { vm, placement, expected_revision, step, .. } = &planned.action {
+            if !new.insert(vm) {
+                return Err(of(vm, format!("{vm} is placed twice in one plan")));
+            }
+            moves::check(snapshot, vm, placement, *expected_revision, step)
+                .map_err(|why| of(vm, why))?;
+            if let (MoveStep::Begin, Some(to)) = (step, &placement.moving_to) {
+                touched.push(vm);
+                neighbours.add(vm, &to.host).map_err(|why| of(vm, why))?;
+            }
+            placements.insert(vm, placement);
+            continue;
+        }
         let Action::PlaceVm { vm, placement, expected_revision, taken_from } = &planned.action
         else {
-            if planned.reason.is_empty() {
-                let why = format!("an action on {} has no reason", planned.object);
-                return Err(Broken { vm: None, why });
-            }
             continue;
         };
-        if planned.reason.is_empty() {
-            return Err(of(vm, format!("{vm} is placed without a reason")));
-        }
         if !new.insert(vm) {
             return Err(of(vm, format!("{vm} is placed twice in one plan")));
         }
@@ -52,6 +64,12 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
         if *expected_revision != snapshot.placements.get(vm).map_or(0, |p| p.revision) {
             return Err(of(vm, format!("{vm} is placed over a revision that was not read")));
         }
+        if old.is_some_and(|old| old.moved_from.is_some()) {
+            return Err(of(vm, format!("{vm} is placed while its copy elsewhere may run")));
+        }
+        if placement.moving_to.is_some() || placement.moved_from.is_some() {
+            return Err(of(vm, format!("{vm} is placed as if it were moved live")));
+        }
         if let Some(old) = old
             && old.host != placement.host
         {
@@ -62,8 +80,9 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
     }
     unique(&placements, &touched)?;
     // What stays where it is takes no more room there than it did.
+    let on = |p: &Placement| (p.host.clone(), p.moving_to.as_ref().map(|to| to.host.clone()));
     let stays = |vm: &&Name| {
-        snapshot.placements.get(*vm).map(|p| &p.host) == placements.get(*vm).map(|p| &p.host)
+        snapshot.placements.get(*vm).map(|p| on(p)) == placements.get(*vm).map(|p| on(p))
     };
     let added: Vec<&Name> = touched.iter().copied().filter(|vm| !stays(vm)).collect();
     capacity(snapshot, &placements, &added)
@@ -79,7 +98,7 @@ pub fn sound(snapshot: &Snapshot, mut plan: Plan) -> (Plan, Vec<Broken>) {
         match &broken.vm {
             // The last one: of two for one VM the first stands.
             Some(vm) => {
-                let places = |planned: &Planned| matches!(&planned.action, Action::PlaceVm { vm: of, .. } if of == vm);
+                let places = |planned: &Planned| vm_of(&planned.action) == Some(vm);
                 if let Some(index) = plan.actions.iter().rposition(places) {
                     let object = plan.actions.remove(index).object;
                     let reason = format!(
@@ -97,6 +116,14 @@ pub fn sound(snapshot: &Snapshot, mut plan: Plan) -> (Plan, Vec<Broken>) {
         left_out.push(broken);
     }
     (plan, left_out)
+}
+
+/// The VM that an action gives an owner to.
+fn vm_of(action: &Action) -> Option<&Name> {
+    match action {
+        Action::PlaceVm { vm, .. } | Action::MoveVm { vm, .. } => Some(vm),
+        _ => None,
+    }
 }
 
 fn proven(
@@ -145,6 +172,11 @@ fn unique(placements: &BTreeMap<&Name, &Placement>, touched: &[&Name]) -> Result
     Ok(())
 }
 
+/// The hosts on which a VM takes room: the one that makes ready for it comes last.
+fn takes(placement: &Placement) -> impl Iterator<Item = &Name> {
+    std::iter::once(&placement.host).chain(placement.moving_to.iter().map(|to| &to.host))
+}
+
 /// No host that this plan adds to is promised more memory than it has.
 fn capacity(
     snapshot: &Snapshot,
@@ -154,12 +186,14 @@ fn capacity(
     let mut used: BTreeMap<&Name, u64> = BTreeMap::new();
     for (name, placement) in placements {
         if let Some(vm) = snapshot.vms.get(*name) {
-            *used.entry(&placement.host).or_default() += cost(&vm.spec).memory;
+            for host in takes(placement) {
+                *used.entry(host).or_default() += cost(&vm.spec).memory;
+            }
         }
     }
     // The last one placed on a host is the one too many.
     let added: BTreeMap<&Name, &Name> =
-        touched.iter().filter_map(|vm| Some((&placements.get(vm)?.host, *vm))).collect();
+        touched.iter().filter_map(|vm| Some((takes(placements.get(vm)?).last()?, *vm))).collect();
     for (host, vm) in added {
         let Some((status, object)) = snapshot.host_status.get(host).zip(snapshot.hosts.get(host))
         else {

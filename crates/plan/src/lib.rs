@@ -4,6 +4,7 @@
 //!   snapshot + observations ──► host states (tolerance/hosts)
 //!                                    │
 //!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
+//!        tolerance/migration ◄───────┤          │
 //!        balance/frontends  ◄────────┤          │
 //!        monitor/incidents  ◄────────┘          ▼
 //!                                   placement (filters, scores, addresses)
@@ -25,6 +26,8 @@ pub mod tolerance;
 mod wishes;
 mod work;
 
+#[cfg(test)]
+mod migration_test;
 #[cfg(test)]
 mod plan_test;
 #[cfg(test)]
@@ -48,6 +51,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     monitor::incidents::follow(&mut work);
     balance::services::plan(&mut work);
     tolerance::recovery::plan(&mut work);
+    tolerance::migration::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);
     work.finish()

@@ -100,7 +100,7 @@ impl World {
     /// Places a VM and lets it run.
     pub fn run(&mut self, vm: &str, host: &str) {
         let slot = self.snapshot.placements.len() as u32;
-        let placement = Placement { host: name(host), epoch: 1, slot, nics: Vec::new() };
+        let placement = Placement::new(name(host), 1, slot, Vec::new());
         self.snapshot.placements.insert(name(vm), at(5, placement));
         self.report(vm, VmPhase::Running, Some(true));
     }

@@ -15,6 +15,8 @@ pub(crate) struct Neighbours<'a> {
     snapshot: &'a Snapshot,
     /// Per host that is not lost.
     hosts: BTreeMap<&'a Name, Vec<&'a Stored<VmSpec>>>,
+    /// Per host, what is being moved there: others keep apart from it already, and are not near to it yet.
+    coming: BTreeMap<&'a Name, Vec<&'a Stored<VmSpec>>>,
 }
 
 impl<'a> Neighbours<'a> {
@@ -26,14 +28,17 @@ impl<'a> Neighbours<'a> {
         };
         let mut hosts: BTreeMap<&Name, Vec<_>> =
             snapshot.hosts.keys().filter(|host| here(host)).map(|host| (host, vec![])).collect();
+        let mut coming: BTreeMap<&Name, Vec<_>> = BTreeMap::new();
         for (name, placement) in &snapshot.placements {
-            if let Some(vms) = hosts.get_mut(&placement.host)
-                && let Some(vm) = snapshot.vms.get(name)
-            {
+            let Some(vm) = snapshot.vms.get(name) else { continue };
+            if let Some(vms) = hosts.get_mut(&placement.host) {
                 vms.push(&*vm.value);
             }
+            if let Some(to) = &placement.moving_to {
+                coming.entry(&to.host).or_default().push(&*vm.value);
+            }
         }
-        Self { snapshot, hosts }
+        Self { snapshot, hosts, coming }
     }
 
     /// Puts a VM on a host.
@@ -44,7 +49,7 @@ impl<'a> Neighbours<'a> {
         let Some(vm) = self.snapshot.vms.get(name).map(|vm| &*vm.value) else { return Ok(()) };
         self.own(vm, host)?;
         self.spread(vm, host)?;
-        for other in self.hosts.get(host).into_iter().flatten() {
+        for other in self.beside(host) {
             let must = |of: &Stored<VmSpec>, from: &Stored<VmSpec>| {
                 !of.spec.affinity.soft && asks_apart(&of.spec, &from.meta.labels)
             };
@@ -61,6 +66,12 @@ impl<'a> Neighbours<'a> {
         Ok(())
     }
 
+    /// What is on a host or comes to it.
+    fn beside(&self, host: &Name) -> impl Iterator<Item = &&'a Stored<VmSpec>> {
+        let here = self.hosts.get(host).into_iter().flatten();
+        here.chain(self.coming.get(host).into_iter().flatten())
+    }
+
     fn own(&self, vm: &Stored<VmSpec>, host: &Name) -> Result<(), String> {
         let (name, affinity) = (&vm.meta.name, &vm.spec.affinity);
         let labels = self.snapshot.hosts.get(host).map(|host| &host.meta.labels);
@@ -68,7 +79,8 @@ impl<'a> Neighbours<'a> {
             return Err(format!("{name} is placed on {host}, which lacks the labels it asks for"));
         }
         let wanted = |vms: &Vec<&Stored<VmSpec>>| {
-            vms.iter().any(|other| asks_near(&vm.spec, &other.meta.labels))
+            let mut others = vms.iter().filter(|other| other.meta.name != *name);
+            others.any(|other| asks_near(&vm.spec, &other.meta.labels))
         };
         let here = self.hosts.get(host).is_some_and(&wanted);
         if !affinity.soft && !here && self.hosts.values().any(wanted) {
@@ -94,7 +106,8 @@ impl<'a> Neighbours<'a> {
         let member = |other: &Stored<VmSpec>| {
             other.meta.owner.as_ref() == Some(owner) && other.meta.name != vm.meta.name
         };
-        let beside = self.hosts.iter().filter(|(other, _)| shared(other));
+        let all = self.hosts.iter().chain(&self.coming);
+        let beside = all.filter(|(other, _)| shared(other));
         match beside.flat_map(|(_, vms)| vms).find(|other| member(other)) {
             Some(other) => Err(format!(
                 "{} and {} of service {} share a {}",

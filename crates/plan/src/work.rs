@@ -6,6 +6,7 @@ use crate::{
 };
 use haven_model::{
     Action, Name, ObjectRef, Observations, Plan, Planned, Snapshot, Timers, Waiting, object::Kind,
+    plan::MoveStep,
 };
 use std::collections::BTreeMap;
 
@@ -75,6 +76,10 @@ fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -
         // It may have the number or the address that a newcomer would get.
         // Nor is it known how much memory it takes.
         Action::PlaceVm { expected_revision: 0, .. } => snapshot
+            .unreadable_under("placement/vm/")
+            .or_else(|| snapshot.unreadable_under("spec/vm/")),
+        // Planned work need not be done beside VMs of which it is not known what they must be apart from.
+        Action::MoveVm { step: MoveStep::Begin, .. } => snapshot
             .unreadable_under("placement/vm/")
             .or_else(|| snapshot.unreadable_under("spec/vm/")),
         Action::PutIncident { .. } => snapshot.unreadable_under("incidents/"),

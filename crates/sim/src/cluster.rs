@@ -8,7 +8,9 @@ use crate::{
     wire,
 };
 use haven_host::{network::fake::Segment, vm::fake::World};
-use haven_model::{ClusterSpec, Name, Timers, keys, manifest, object::Object};
+use haven_model::{
+    ClusterSpec, Migration, MigrationOptions, Name, Timers, keys, manifest, object::Object,
+};
 use haven_store::{
     memory::{Direct, MemoryEtcd},
     raw::{Compare, EtcdStore, Op},
@@ -250,6 +252,44 @@ impl Cluster {
             value["meta"]["generation"] = generation.into();
             let compare = vec![Compare::ModRevision(key.into(), kv.mod_revision)];
             let ops = vec![Op::Put(key.into(), value.to_string().into_bytes().into())];
+            if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
+                return;
+            }
+        }
+    }
+
+    /// Moves a VM live as a person does. Nothing when it has no host.
+    pub async fn migrate(&self, vm: &str, to: Option<&str>) {
+        let vm = name(vm);
+        let owner = self.shared.judge.read(|facts| {
+            facts.snapshot.placements.get(&vm).map(|placement| placement.host.clone())
+        });
+        let Some(from) = owner else { return };
+        let migration = Migration {
+            id: format!("m{}", self.shared.incarnation()),
+            from,
+            to: to.map(name),
+            options: MigrationOptions::default(),
+            by: "a person".into(),
+            at_ms: (self.shared.wall())(),
+            outcome: None,
+        };
+        let Ok(value) = serde_json::to_vec(&migration) else { return };
+        let _ = self.person.txn(vec![], vec![Op::Put(keys::migration(&vm), value.into())]).await;
+    }
+
+    /// Takes a move back as a person does.
+    pub async fn cancel_migration(&self, vm: &str) {
+        let key = keys::migration(&name(vm));
+        while let Ok(Some(kv)) = self.person.get(&key).await {
+            let Ok(migration) = serde_json::from_slice::<Migration>(&kv.value) else { return };
+            if migration.outcome.is_some() {
+                return;
+            }
+            let ended = migration.ended((self.shared.wall())(), false, "taken back".into());
+            let Ok(value) = serde_json::to_vec(&ended) else { return };
+            let compare = vec![Compare::ModRevision(key.clone(), kv.mod_revision)];
+            let ops = vec![Op::Put(key.clone(), value.into())];
             if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
                 return;
             }

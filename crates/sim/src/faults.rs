@@ -1,6 +1,7 @@
 //! What can go wrong, and what people do meanwhile.
 
 use crate::cluster::Cluster;
+use haven_host::vm::driver::Exit;
 use haven_model::{Timers, keys, object::Kind, units::Millis};
 use rand::{Rng, rngs::StdRng};
 use serde::Deserialize;
@@ -46,12 +47,20 @@ pub enum Fault {
     FailStarts(u32),
     /// Of a hundred calls to the drivers of storage, network and balance so many fail.
     FailDrivers(u32),
+    /// Of a hundred guests that are handed over live so many break at the very end.
+    BreakCopies(u32),
+    /// The process of a VM on a host ends, whether or not it runs the guest.
+    KillProcess(String, String),
     /// A host's power controller answers no more.
     KillController(String),
     /// A person stops a VM.
     StopVm(String),
     /// A person starts a VM.
     StartVm(String),
+    /// A person moves a VM live, to this host or to any.
+    Migrate(String, Option<String>),
+    /// A person takes that back.
+    CancelMigration(String),
     /// A person deletes a VM.
     DeleteVm(String),
     /// A person wants so many members.
@@ -86,6 +95,8 @@ impl Fault {
             Fault::Lose(percent) => net.lose(*percent),
             Fault::FailStarts(percent) => net.fail_starts(*percent),
             Fault::FailDrivers(percent) => net.fail_drivers(*percent),
+            Fault::BreakCopies(percent) => net.break_copies(*percent),
+            Fault::KillProcess(vm, host) => cluster.shared.world.end(host, vm, Exit::Crashed),
             Fault::KillController(host) => net.kill_controller(host),
             _ => self.by_a_person(cluster).await,
         }
@@ -117,6 +128,8 @@ impl Fault {
                 cluster.change(&service(name), more).await;
             }
             Fault::Timers(timers) => cluster.set_timers(timers).await,
+            Fault::Migrate(name, to) => cluster.migrate(name, to.as_deref()).await,
+            Fault::CancelMigration(name) => cluster.cancel_migration(name).await,
             _ => {}
         }
     }
@@ -135,6 +148,7 @@ impl Fault {
             | Fault::KillController(host)
             | Fault::Isolate(host) => vec![host],
             Fault::Cut(from, to) => vec![from, to],
+            Fault::KillProcess(_, host) | Fault::Migrate(_, Some(host)) => vec![host],
             _ => vec![],
         }
     }
@@ -157,7 +171,7 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
     let host = format!("host{}", random.random_range(1..=hosts));
     let other = format!("host{}", random.random_range(1..=hosts));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..100) {
+    match random.random_range(0..122) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -180,6 +194,11 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         93..95 => Fault::DeleteVm(vm),
         95..97 => Fault::Scale("web".into(), random.random_range(0..6)),
         97 => Fault::Restart("web".into()),
+        98..108 => Fault::Migrate(vm, None),
+        108..113 => Fault::Migrate(vm, Some(host)),
+        113 => Fault::CancelMigration(vm),
+        114..116 => Fault::BreakCopies(random.random_range(10..90)),
+        116..120 => Fault::KillProcess(vm, host),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

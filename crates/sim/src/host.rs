@@ -125,6 +125,7 @@ impl SimHost {
         machine.run.send_replace(Run::Dead);
         self.end_daemon();
         self.set_power(Power::Off);
+        self.shared.world.set_frozen(self.name.as_str(), false);
         self.shared.world.kill_all(self.name.as_str());
         self.shared.segment.drop_host(self.name.as_str());
     }
@@ -157,6 +158,7 @@ impl SimHost {
         if self.shared.net.power(self.name.as_str()) == power {
             return;
         }
+        self.shared.world.set_frozen(self.name.as_str(), paused);
         if paused {
             machine.run.send_replace(run);
             self.daemon.iter().for_each(|daemon| _ = daemon.run.send_replace(run));
@@ -244,6 +246,7 @@ impl SimHost {
             start_takes: START,
             clock: clock.clone(),
             fails: Arc::new(move || net.start_fails()),
+            copies: Arc::clone(&self.shared.net) as _,
         })
     }
 
@@ -310,6 +313,7 @@ impl SimHost {
             balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
             secrets: None,
             storage: Arc::new(SimStorage(Arc::clone(net))),
+            tunnel: Arc::new(agent::tunnel::NoTunnel),
             prober: Arc::new(SimProber {
                 host: self.name.to_string(),
                 judge: Arc::clone(&shared.judge),

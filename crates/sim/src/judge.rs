@@ -244,6 +244,8 @@ impl Inner {
         if short.starts_with("leases/") && closed()
             || short.starts_with("placement/")
             || short.starts_with("status/vm/")
+            || short.starts_with("status/migration/")
+            || short.starts_with("migrations/")
             || short == "manager"
             || short.starts_with("lost/")
         {

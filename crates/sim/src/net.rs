@@ -1,5 +1,6 @@
 //! Who reaches whom, which host runs, and where the store's leader is.
 
+use haven_host::vm::fake_migration::Copies;
 use haven_store::clock::Run;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -49,6 +50,8 @@ struct Weather {
     failing_starts: u32,
     /// Of a hundred calls to the drivers of storage, network and balance so many fail.
     failing_drivers: u32,
+    /// Of a hundred guests that are handed over so many break at the end.
+    breaking_copies: u32,
 }
 
 struct State {
@@ -169,6 +172,11 @@ impl Net {
         self.change(|state| state.weather.failing_drivers = percent);
     }
 
+    /// So many guests of a hundred that are handed over break at the end.
+    pub fn break_copies(&self, percent: u32) {
+        self.change(|state| state.weather.breaking_copies = percent);
+    }
+
     /// A host's power controller does not answer.
     pub fn kill_controller(&self, host: &str) {
         self.change(|state| {
@@ -249,6 +257,21 @@ impl Net {
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         self.state().leader.clone()
+    }
+}
+
+impl Copies for Net {
+    fn reach(&self, from: &str, to: &str) -> bool {
+        self.talk(from, to)
+    }
+    fn takes(&self) -> Duration {
+        Duration::from_millis(50 + self.random(2_000))
+    }
+    fn breaks(&self) -> Option<bool> {
+        let mut state = self.state();
+        let percent = state.weather.breaking_copies;
+        let breaks = percent > 0 && state.random.random_range(0..100) < percent;
+        breaks.then(|| state.random.random_bool(0.5))
     }
 }
 

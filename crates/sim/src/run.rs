@@ -114,6 +114,12 @@ async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
     cluster.mend().await;
     settle(&cluster, "after everything was mended").await;
     cluster.shared.judge.end();
+    for host in cluster.names() {
+        for (vm, epoch) in cluster.shared.world.idle_on(&host) {
+            let what = format!("orphans: a process of {vm}, epoch {epoch}, waits on {host}");
+            cluster.shared.judge.accuse(what);
+        }
+    }
     Ok(verdict(seed, &cluster))
 }
 

@@ -43,6 +43,9 @@ pub struct Caller {
     pub from: String,
 }
 
+/// Who calls with a host's certificate. No token has such a name.
+pub const A_HOST: &str = "a host of the cluster";
+
 /// A token as it stands in the store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenRecord {

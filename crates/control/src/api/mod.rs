@@ -11,6 +11,7 @@ mod certificates;
 mod chosen;
 mod cluster;
 pub mod error;
+mod migrations;
 pub mod objects;
 pub mod openapi;
 pub mod overview;
@@ -61,6 +62,8 @@ pub trait LocalHost: Send + Sync {
     fn console(&self, vm: &str) -> PathBuf;
     /// What a VM's console said.
     fn log(&self, vm: &str) -> PathBuf;
+    /// The way into the process here that takes a guest, once.
+    fn way_in(&self, vm: &str) -> Result<Box<dyn serve::Duplex>, String>;
     /// Makes another host part of the cluster; its token was checked.
     async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String>;
     /// Opens a byte stream to a path of another host's API (a console).

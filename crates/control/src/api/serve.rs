@@ -2,7 +2,7 @@
 
 use super::{
     ApiState,
-    auth::{Caller, Role, caller},
+    auth::{A_HOST, Caller, Role, caller},
     error::ApiError,
     routes::router,
 };
@@ -180,8 +180,7 @@ pub async fn serve_listener(
                 return;
             };
             // Only the cluster's authority signs client certificates, and only for hosts.
-            let host =
-                stream.get_ref().1.peer_certificates().map(|_| "a host of the cluster".to_owned());
+            let host = stream.get_ref().1.peer_certificates().map(|_| A_HOST.to_owned());
             let make = MakeCaller::Remote { state, from: peer.ip().to_string(), host };
             serve_connection(stream, app, make).await;
         });

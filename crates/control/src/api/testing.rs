@@ -157,6 +157,9 @@ impl LocalHost for Nothing {
     fn log(&self, vm: &str) -> PathBuf {
         PathBuf::from("/nonexistent").join(vm)
     }
+    fn way_in(&self, vm: &str) -> Result<Box<dyn super::serve::Duplex>, String> {
+        Err(format!("no process waits for {vm}"))
+    }
     async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String> {
         Ok(JoinAnswer {
             certificate: format!("PEM for {}", request.host),

@@ -8,7 +8,7 @@ use haven_model::{
     host::Lease,
     keys,
     object::{Kind, Object},
-    plan::TakenFrom,
+    plan::{MoveStep, TakenFrom},
 };
 use haven_store::raw::{Compare, Op};
 use serde::Serialize;
@@ -67,6 +67,27 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             }
             (compares, vec![put(keys::placement(vm), placement)])
         }
+        Action::MoveVm { vm, placement, expected_revision, step, ended } => {
+            let mut compares = vec![unchanged(keys::placement(vm), *expected_revision)];
+            let mut ops = vec![put(keys::placement(vm), placement)];
+            if let MoveStep::Commit { source_told, target_told } = step {
+                let from = placement.moved_from.as_ref()?;
+                let told = |host: &Name, revision: i64| {
+                    Compare::ModRevision(keys::migration_status(vm, host), revision)
+                };
+                compares.push(told(&from.host, *source_told));
+                compares.push(told(&placement.host, *target_told));
+            }
+            if let Some((migration, revision)) = ended {
+                compares.push(unchanged(keys::migration(vm), *revision));
+                ops.push(put(keys::migration(vm), migration.as_ref()));
+            }
+            (compares, ops)
+        }
+        Action::PutMigration { vm, migration, expected_revision } => (
+            vec![unchanged(keys::migration(vm), *expected_revision)],
+            vec![put(keys::migration(vm), migration.as_ref())],
+        ),
         Action::ReleaseVm { vm, expected_revision } => (
             vec![unchanged(keys::placement(vm), *expected_revision)],
             vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
@@ -79,7 +100,8 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             )
         }
         Action::RemoveObject { object, expected_revision } => {
-            (vec![unchanged(keys::object(object), *expected_revision)], removal(object))
+            let ops = removal(object, snapshot);
+            (vec![unchanged(keys::object(object), *expected_revision)], ops)
         }
         Action::PlaceFrontend { service, placement, expected_revision } => (
             vec![unchanged(keys::frontend(service), *expected_revision)],
@@ -99,10 +121,16 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
 }
 
 /// An object takes with it what only it explains.
-fn removal(object: &ObjectRef) -> Vec<Op> {
+fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
     let mut ops = vec![Op::Delete(keys::object(object))];
     match object.kind {
-        Kind::Vm => ops.push(Op::Delete(keys::vm_status(&object.name))),
+        Kind::Vm => {
+            ops.push(Op::Delete(keys::vm_status(&object.name)));
+            ops.push(Op::Delete(keys::migration(&object.name)));
+            let told = snapshot.migration_status.get(&object.name);
+            let hosts = told.into_iter().flat_map(|hosts| hosts.keys());
+            ops.extend(hosts.map(|host| Op::Delete(keys::migration_status(&object.name, host))));
+        }
         Kind::Host => {
             ops.push(Op::Delete(keys::host_status(&object.name)));
             ops.push(Op::Delete(keys::lease(&object.name)));
@@ -135,7 +163,16 @@ pub fn event_of(
             }
         }
         Action::PutObject { object, .. } if matches!(**object, Object::Vm(_)) => Severity::Info,
-        Action::PlaceVm { .. } | Action::RemoveObject { .. } => Severity::Info,
+        Action::MoveVm { step: MoveStep::TakeBack, .. } => Severity::Warning,
+        Action::MoveVm { step: MoveStep::Settle, ended: Some((migration, _)), .. }
+            if migration.outcome.as_ref().is_some_and(|outcome| !outcome.moved) =>
+        {
+            Severity::Warning
+        }
+        Action::MoveVm { .. }
+        | Action::PutMigration { .. }
+        | Action::PlaceVm { .. }
+        | Action::RemoveObject { .. } => Severity::Info,
         _ => return None,
     };
     Some(Event {

@@ -8,6 +8,7 @@ pub mod files;
 pub mod host;
 pub mod image;
 pub mod lab;
+mod migrate;
 pub mod network;
 pub mod objects;
 pub mod pool;

@@ -1,6 +1,10 @@
 //! `haven vm …`.
 
-use super::{Removal, create, files, list, new, reference, remove, said, show, wait};
+use super::{
+    Removal, create, files, list,
+    migrate::{self, Move},
+    new, reference, remove, said, show, wait,
+};
 use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Args, Subcommand};
 use haven_model::{
@@ -86,6 +90,11 @@ pub enum VmCommand {
         /// Its name
         name: String,
     },
+    /// Move a VM to another host while it runs
+    #[command(
+        after_help = "Examples:\n  haven vm migrate web-1\n  haven vm migrate web-1 --to host2 --downtime 100\n  haven vm migrate web-1 --cancel"
+    )]
+    Migrate(Move),
     /// Delete a VM
     #[command(after_help = "Examples:\n  haven vm rm web-1 --wait")]
     Rm(Removal),
@@ -190,6 +199,7 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
         VmCommand::Start { name } => act(&named(&name)?, "start").await?,
         VmCommand::Stop { name } => act(&named(&name)?, "stop").await?,
         VmCommand::Reset { name } => act(&named(&name)?, "reset").await?,
+        VmCommand::Migrate(wanted) => migrate::run(wanted).await?,
         VmCommand::Rm(removal) => remove(Kind::Vm, &removal).await?,
         VmCommand::Console { name } => {
             let name = named(&name)?.name;

@@ -41,6 +41,18 @@ impl Peers {
         Ok(Self { me, tls: Arc::new(current.client_config()?), live })
     }
 
+    /// The way into the process on `host` that takes `vm`.
+    pub async fn way_into(
+        &self,
+        host: &Name,
+        vm: &str,
+    ) -> Result<Box<dyn haven_client::Duplex>, String> {
+        let address = self.live.borrow().hosts.get(host).map(|host| host.spec.address);
+        let address = address.ok_or_else(|| format!("there is no host {host}"))?;
+        let client = self.client(address);
+        client.upgrade(&format!("/v1/vms/{vm}/incoming")).await.map_err(|error| error.to_string())
+    }
+
     fn client(&self, host: Ipv4Addr) -> Client {
         Client::as_host(format!("{host}:{API_PORT}"), Arc::clone(&self.tls))
     }
@@ -161,6 +173,14 @@ impl LocalHost for Local {
 
     fn log(&self, vm: &str) -> PathBuf {
         self.vms.log(vm)
+    }
+
+    fn way_in(&self, vm: &str) -> Result<Box<dyn Duplex>, String> {
+        let way = self.vms.way_in(vm);
+        let way = way.ok_or_else(|| format!("no process here waits for {vm}"))?;
+        let tell = |error: std::io::Error| format!("the way into {vm} cannot be used: {error}");
+        way.set_nonblocking(true).map_err(tell)?;
+        Ok(Box::new(tokio::net::UnixStream::from_std(way).map_err(tell)?))
     }
 
     async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String> {

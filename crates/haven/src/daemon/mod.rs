@@ -18,6 +18,7 @@ mod setup_test;
 mod start;
 #[cfg(test)]
 mod start_test;
+mod tunnel;
 
 use crate::paths::Paths;
 use async_trait::async_trait;
@@ -59,6 +60,7 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
+use tunnel::Tunnels;
 
 /// Port of the API.
 pub const API_PORT: u16 = 7443;
@@ -328,8 +330,9 @@ impl Daemon {
             storage: Arc::new(FileStorage::new(
                 images,
                 self.paths.run.join("vms"),
-                Arc::new(peers),
+                Arc::new(peers.clone()),
             )),
+            tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
             prober: Arc::new(NetProber),
             facts: {
                 let state = self.paths.state.clone();

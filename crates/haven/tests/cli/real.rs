@@ -59,6 +59,9 @@ impl LocalHost for OnlyImages {
     fn log(&self, _: &str) -> PathBuf {
         "/nowhere".into()
     }
+    fn way_in(&self, vm: &str) -> Result<Box<dyn haven_control::api::serve::Duplex>, String> {
+        Err(format!("no process waits for {vm}"))
+    }
     async fn admit(&self, _: &JoinRequest) -> Result<JoinAnswer, String> {
         Err("not here".into())
     }

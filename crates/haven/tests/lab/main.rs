@@ -6,6 +6,7 @@ mod crash;
 mod faults;
 mod input;
 mod lab;
+mod moves;
 mod network;
 mod service;
 mod storage;
@@ -23,7 +24,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 22] = [
+const CASES: [Case; 24] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -48,6 +49,8 @@ const CASES: [Case; 22] = [
         name: "a_new_version_comes_at_once_or_by_weight_and_no_question_fails",
         run: service::versions,
     },
+    Case { name: "a_guest_moves_live_and_nobody_notices", run: moves::live },
+    Case { name: "a_move_that_breaks_leaves_exactly_one_copy", run: moves::broken },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
     Case {
         name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",

@@ -12,11 +12,21 @@ use std::{
 /// How often the consoles are read.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Where a copy counted, and from where to where.
+#[derive(Clone, Debug)]
+struct Place {
+    host: String,
+    first: u64,
+    last: u64,
+}
+
 /// One copy of a VM: one boot of its guest.
 #[derive(Clone, Debug)]
 pub struct Copy {
-    /// Where it was seen.
+    /// Where it was seen last.
     pub host: String,
+    /// Where it was seen, one after another: more than one when it moved.
+    places: Vec<Place>,
     /// The guest's boot id.
     pub boot: String,
     /// How far it counted.
@@ -34,6 +44,8 @@ struct Seen {
     violations: Vec<String>,
     /// Old copies may be seen from the first instant on, for so long.
     grace: Option<(Instant, Duration)>,
+    /// A VM moves live: it has a process on two hosts, of which one executes.
+    moves: bool,
 }
 
 /// Watches until the process ends.
@@ -128,6 +140,16 @@ impl Witness {
         self.lock().grace = Some((at, grace));
     }
 
+    /// VMs move live from now on, or no more.
+    pub fn moves(&self, moves: bool) {
+        self.lock().moves = moves;
+    }
+
+    /// On how many places, one after another, the newest copy of a VM has counted.
+    pub fn places(&self, vm: &str) -> usize {
+        self.newest().get(vm).map_or(0, |copy| copy.places.len())
+    }
+
     /// What was seen that must not be.
     pub fn verdict(&self) -> Result<()> {
         let seen = self.lock();
@@ -135,6 +157,36 @@ impl Witness {
             None => Ok(()),
             Some(what) => bail!("{} violations, the first: {what}", seen.violations.len()),
         }
+    }
+}
+
+impl Copy {
+    /// It counts here. A copy that has moved counts on where it went, and no more where it was; what it said before
+    /// may be read late.
+    fn counts(&mut self, host: &str, count: u64) -> Result<(), String> {
+        let newest = self.places.len() - 1;
+        if count > self.count {
+            self.count = count;
+            host.clone_into(&mut self.host);
+            if self.places[newest].host == host {
+                self.places[newest].last = count;
+            } else {
+                self.places.push(Place { host: host.to_owned(), first: count, last: count });
+            }
+            return Ok(());
+        }
+        let again = |at: usize| {
+            let (here, next) = (&self.places[at], self.places.get(at + 1));
+            // What it said there is read late, or once more.
+            next.is_none_or(|next| count <= here.last || count < next.first)
+        };
+        if self.places.iter().rposition(|place| place.host == host).is_some_and(again) {
+            return Ok(());
+        }
+        Err(format!(
+            "counts {count} on {host}, after it counted {} on {}",
+            self.count, self.places[newest].host
+        ))
     }
 }
 
@@ -193,12 +245,15 @@ fn sign(seen: &mut Seen, vm: &str, host: &str, boot: &str, count: u64) {
     let (now, grace) = (Instant::now(), graced(seen));
     let copies = seen.copies.entry(vm.to_owned()).or_default();
     let Some(index) = copies.iter().position(|copy| copy.boot == boot) else {
-        let copy =
-            Copy { host: host.to_owned(), boot: boot.to_owned(), count, first: now, last: now };
-        copies.push(copy);
+        let places = vec![Place { host: host.to_owned(), first: count, last: count }];
+        let (host, boot) = (host.to_owned(), boot.to_owned());
+        copies.push(Copy { host, places, boot, count, first: now, last: now });
         return;
     };
-    copies[index].count = count;
+    if let Err(what) = copies[index].counts(host, count) {
+        seen.violations.push(format!("{vm} {what}"));
+        return;
+    }
     copies[index].last = now;
     if index + 1 < copies.len() && !grace {
         let newer = &copies[index + 1];
@@ -240,7 +295,7 @@ fn qemus(lab: &Path) -> BTreeMap<String, Vec<String>> {
 fn processes(lab: &Path, shared: &Mutex<Seen>) {
     let running = qemus(lab);
     let mut seen = shared.lock().unwrap_or_else(PoisonError::into_inner);
-    if graced(&seen) {
+    if graced(&seen) || seen.moves {
         return;
     }
     for (vm, hosts) in running {

@@ -246,7 +246,7 @@ impl Fixture {
     /// Places a VM.
     pub async fn place(&self, called: &str, network: &str, host: &str, epoch: u64) {
         let nics = vec![NicAddress::new(name(network), "10.1.0.9".parse().unwrap())];
-        let placement = Placement { host: name(host), epoch, slot: 1, nics };
+        let placement = Placement::new(name(host), epoch, 1, nics);
         self.put(&keys::placement(&name(called)), &serde_json::to_value(placement).unwrap()).await;
     }
 
@@ -294,6 +294,7 @@ impl Fixture {
             start_takes: Duration::from_millis(10),
             clock: self.clock.clone(),
             fails: Arc::new(|| false),
+            copies: Arc::new(crate::vm::fake_migration::GoodCopies),
         };
         let parts = Arc::new(AgentParts {
             me: name("host1"),
@@ -312,6 +313,7 @@ impl Fixture {
             balance: Arc::clone(&self.balance) as _,
             secrets: Some(self.secrets.clone()),
             storage: Arc::clone(&self.disks) as _,
+            tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
             prober: Arc::clone(&self.answers) as _,
             facts: watch::channel(Some(HostFacts::default())).1,
             clock: self.clock.clone(),

@@ -4,7 +4,7 @@
 //!             live copy ──┬──► lease.rs       renews, moves the guard's deadline, tells the session
 //!                         ├──► networks.rs    bridges, tunnels, taps, firewall
 //!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure;
-//!                         │                   what a start needs: vm_start.rs)
+//!                         │                   what a start needs: vm_start.rs; moved live: vm_task/moves.rs, tunnel.rs)
 //!                         ├──► volumes.rs     volumes that are nobody's
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         └──► status.rs      what this host is and what is wrong with it
@@ -29,6 +29,7 @@ pub mod remains;
 pub mod status;
 pub mod storage;
 pub mod timers;
+pub mod tunnel;
 pub mod vm_start;
 pub mod vm_step;
 pub mod vm_task;
@@ -112,6 +113,8 @@ pub struct AgentParts {
     pub secrets: Option<ClusterKey>,
     /// Keeps volumes, images and seeds.
     pub storage: Arc<dyn Storage>,
+    /// Leads to other hosts' processes that take guests.
+    pub tunnel: Arc<dyn tunnel::Tunnel>,
     /// Asks guests for their health.
     pub prober: Arc<dyn Prober>,
     /// What this host is; nothing until it is known. No VM is started and no status is written before.

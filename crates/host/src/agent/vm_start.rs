@@ -49,6 +49,8 @@ pub struct Preparation<'a> {
     pub kvm: bool,
     /// How this host's networks stand.
     pub networks: watch::Receiver<Networks>,
+    /// Its guest runs elsewhere and moves here: under which epoch, and as which machine type.
+    pub incoming: Option<(u64, Option<String>)>,
 }
 
 impl Preparation<'_> {
@@ -77,7 +79,7 @@ impl Preparation<'_> {
         Ok(VmLaunch {
             vm: self.vm.to_string(),
             uid: self.placement.unix_uid(),
-            epoch: self.placement.epoch,
+            epoch: self.incoming.as_ref().map_or(self.placement.epoch, |(epoch, _)| *epoch),
             session: self.session,
             cpus: self.object.spec.cpus,
             memory_bytes: self.object.spec.memory.0,
@@ -87,6 +89,8 @@ impl Preparation<'_> {
             nics,
             accel: if self.kvm { Accel::Kvm } else { Accel::Tcg },
             uuid: self.object.meta.uid.clone(),
+            incoming: self.incoming.is_some(),
+            machine: self.incoming.take().and_then(|(_, machine)| machine),
         })
     }
 

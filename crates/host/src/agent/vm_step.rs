@@ -1,7 +1,7 @@
 //! What to do about one VM next. Synchronous and pure: all that the VM's task knows goes in, one step comes out.
 
 use crate::vm::driver::Exit;
-use haven_model::vm::RestartPolicy;
+use haven_model::{Handover, vm::RestartPolicy};
 
 /// What the store wants of this host for this VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,18 @@ pub enum Wanted {
         epoch: u64,
         /// Resets asked for so far.
         resets: u64,
+    },
+    /// It runs elsewhere and is to move here live: make ready to take it.
+    Receive {
+        /// The epoch under which it will run here.
+        epoch: u64,
+        /// The attempt.
+        attempt: i64,
+    },
+    /// It ran here and has a new owner, to whom this host hands it over.
+    HandOver {
+        /// The attempt.
+        attempt: i64,
     },
     /// It is placed here and shall not run.
     Stop,
@@ -38,6 +50,12 @@ pub struct Seen {
     pub resets: u64,
     /// What a finished step left: the volumes are gone.
     pub deleted: bool,
+    /// The process that runs has not been let run: it takes, or took, a guest from elsewhere.
+    pub unstarted: bool,
+    /// How the copy stands that the owner before had.
+    pub handover: Handover,
+    /// This attempt has failed here already.
+    pub gave_up: bool,
 }
 
 /// What to do.
@@ -55,6 +73,14 @@ pub enum Step {
     Clean,
     /// It ended by itself and stays so.
     LeaveEnded,
+    /// Make ready to take a guest from elsewhere.
+    Receive,
+    /// See to a process that takes a guest.
+    Attend,
+    /// Hand the guest over to its new owner.
+    HandOver,
+    /// Let a guest run that was handed over.
+    LetRun,
     /// Nothing; it is as wanted.
     Settled,
     /// Nothing now; a pause or a session must come first.
@@ -66,6 +92,20 @@ pub enum Step {
 pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
     match (wanted, seen.running) {
         (Wanted::Unknown, _) => Step::Wait,
+        (Wanted::HandOver { .. }, _) => Step::HandOver,
+        (Wanted::Receive { epoch, .. }, running) => receive(epoch, running, seen),
+        // It may run elsewhere yet: nothing of it is started or removed here.
+        (Wanted::Run { .. } | Wanted::Delete, None) if seen.handover == Handover::Pending => {
+            Step::Wait
+        }
+        (Wanted::Run { epoch, .. }, Some(running)) if running == epoch && seen.unstarted => {
+            match seen.handover {
+                Handover::Pending => Step::Wait,
+                Handover::Whole => Step::LetRun,
+                Handover::Broken => Step::Kill,
+            }
+        }
+        (Wanted::Stop, Some(_)) if seen.unstarted => Step::Kill,
         (Wanted::Run { epoch, .. }, Some(running)) if running != epoch => Step::Kill,
         (Wanted::Run { resets, .. }, Some(_)) if resets > seen.resets => Step::Reset,
         (Wanted::Run { .. }, Some(_)) | (Wanted::Stop, None) => Step::Settled,
@@ -78,6 +118,16 @@ pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
         (Wanted::Delete | Wanted::NotMine, Some(_)) => Step::Kill,
         (Wanted::Delete | Wanted::NotMine, None) if seen.deleted => Step::Settled,
         (Wanted::Delete | Wanted::NotMine, None) => Step::Clean,
+    }
+}
+
+fn receive(epoch: u64, running: Option<u64>, seen: &Seen) -> Step {
+    match running {
+        // What an earlier daemon or an earlier attempt left is no use.
+        Some(running) if running != epoch || !seen.unstarted || seen.gave_up => Step::Kill,
+        Some(_) => Step::Attend,
+        None if seen.may_start && !seen.gave_up => Step::Receive,
+        None => Step::Wait,
     }
 }
 

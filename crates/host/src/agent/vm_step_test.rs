@@ -2,7 +2,10 @@
 
 use super::vm_step::{Seen, Step, Wanted, backoff_ms, next};
 use crate::vm::driver::Exit;
-use haven_model::vm::RestartPolicy::{Always, Never, OnFailure};
+use haven_model::{
+    Handover,
+    vm::RestartPolicy::{Always, Never, OnFailure},
+};
 
 const RUN: Wanted = Wanted::Run { epoch: 3, resets: 0 };
 
@@ -14,6 +17,9 @@ fn seen() -> Seen {
         backing_off: false,
         resets: 0,
         deleted: false,
+        unstarted: false,
+        handover: Handover::Broken,
+        gave_up: false,
     }
 }
 

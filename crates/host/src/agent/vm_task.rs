@@ -3,6 +3,8 @@
 //! Each turn: read what is wanted, look at what is seen, ask [`super::vm_step`] for the next step, do it. Only this
 //! task starts, stops or cleans this VM here (the guard may kill it at any time).
 
+mod moves;
+
 use super::{
     AgentParts,
     lease::Session,
@@ -18,8 +20,8 @@ use crate::{
     vm::driver::{Exit, GuestState, VmEvent, VmLaunch},
 };
 use haven_model::{
-    Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase, VmSpec,
-    VmStatus, keys,
+    Handover, MigrationPhase, Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity,
+    Snapshot, Versioned, VmPhase, VmSpec, VmStatus, keys,
     object::{Kind, Stored},
     service::Protocol,
     vm::RestartPolicy,
@@ -49,6 +51,7 @@ const FRESH: Duration = Duration::from_secs(1);
 fn same(then: Wanted, now: Wanted) -> bool {
     match (then, now) {
         (Wanted::Run { epoch: then, .. }, Wanted::Run { epoch: now, .. }) => then == now,
+        (Wanted::Receive { .. }, Wanted::Receive { .. }) => then == now,
         _ => false,
     }
 }
@@ -79,6 +82,16 @@ struct VmTask {
     ready_since_ms: Option<i64>,
     /// The last status written, without its times.
     written: Option<VmStatus>,
+    /// A copy that this host sends.
+    outgoing: Option<moves::Outgoing>,
+    /// The attempt for which the process here waits; its guest has not run here.
+    incoming: Option<i64>,
+    /// It was told that the process waits.
+    listening: bool,
+    /// An attempt that failed here.
+    gave_up: Option<i64>,
+    /// When to look again for a move's sake.
+    again: Option<Duration>,
     /// The last object and placement seen, for cleaning after both are gone.
     last: Option<(Arc<Stored<VmSpec>>, Arc<Placement>)>,
 }
@@ -112,6 +125,11 @@ pub async fn run(
         ready_ms: None,
         ready_since_ms: None,
         written: None,
+        outgoing: None,
+        incoming: None,
+        listening: false,
+        gave_up: None,
+        again: None,
         last: None,
     };
     task.look(&cancel).await;
@@ -161,7 +179,11 @@ impl VmTask {
         while self.running.is_some() && !cancel.is_cancelled() {
             match self.parts.vms.state(self.vm.as_str()).await {
                 Ok(GuestState::NotStarted) => self.end_unstarted("it was never let run").await,
-                Ok(_) => return,
+                // It came from elsewhere, and was not let run here.
+                Ok(GuestState::Paused) if !self.was_let_run() => {
+                    self.end_unstarted("it was never let run here").await;
+                }
+                Ok(_) => return self.find_copy().await,
                 Err(error) => {
                     tracing::warn!(vm = %self.vm, why = super::chain(&error), "it does not tell what it does");
                     if self.was_let_run() {
@@ -237,7 +259,7 @@ impl VmTask {
         let wanted = wanted::vm(snapshot, &self.parts.me, &self.vm);
         if let (Some(object), Some(placement)) =
             (snapshot.vms.get(&self.vm), snapshot.placements.get(&self.vm))
-            && placement.host == self.parts.me
+            && (placement.host == self.parts.me || matches!(wanted, Wanted::Receive { .. }))
         {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
@@ -252,13 +274,22 @@ impl VmTask {
             backing_off: now < self.not_before,
             resets: self.resets,
             deleted: self.deleted,
+            unstarted: self.incoming.is_some(),
+            handover: self.handover(snapshot),
+            gave_up: self.has_given_up(wanted),
         };
         let step = next(wanted, policy, &seen);
+        self.again = None;
         match step {
+            Step::Start | Step::Stop | Step::Reset
+                if !self.stays_here(snapshot, "it is stopped or started anew").await => {}
             Step::Start => self.start(snapshot).await,
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
             Step::Reset => self.reset(snapshot).await,
+            Step::Receive | Step::Attend | Step::HandOver | Step::LetRun => {
+                self.move_on(snapshot, wanted, step).await;
+            }
             Step::Clean => self.clean(snapshot, wanted).await,
             Step::LeaveEnded => {
                 self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it")
@@ -268,12 +299,56 @@ impl VmTask {
             Step::Settled => self.settled(snapshot, wanted).await,
             Step::Wait => {}
         }
+        Some(self.pause(step))
+    }
+
+    /// How long until the next turn at the latest.
+    fn pause(&self, step: Step) -> Duration {
         let rest = Duration::from_nanos(self.not_before.0.saturating_sub(self.parts.clock.now().0));
-        Some(match (rest.is_zero(), step) {
-            (true, Step::Kill | Step::Stop | Step::Reset | Step::Clean) => Duration::ZERO,
+        let pause = match (rest.is_zero(), step) {
+            (true, Step::Kill | Step::Clean) => Duration::ZERO,
+            (true, Step::Stop | Step::Reset) if self.again.is_none() => Duration::ZERO,
             (true, _) => NET,
             (false, _) => rest.min(NET),
-        })
+        };
+        self.again.map_or(pause, |again| again.max(rest).min(pause.max(again)))
+    }
+
+    /// Something of a move is to be looked at again so soon.
+    fn look_again(&mut self, pause: Duration) {
+        self.again = Some(self.again.map_or(pause, |now| now.min(pause)));
+    }
+
+    /// How the copy stands that the owner before had, if this is its new owner.
+    fn handover(&self, snapshot: &Snapshot) -> Handover {
+        let Some(placement) = snapshot.placements.get(&self.vm) else { return Handover::Broken };
+        match &placement.moved_from {
+            Some(from) => snapshot.handover(&self.vm, from),
+            // It was settled before this host looked.
+            None => self.incoming.map_or(Handover::Broken, |attempt| {
+                let hosts = snapshot.migration_status.get(&self.vm);
+                let whole = hosts.is_some_and(|hosts| {
+                    hosts.values().any(|told| {
+                        told.attempt == attempt && told.phase == MigrationPhase::HandedOver
+                    })
+                });
+                if whole { Handover::Whole } else { Handover::Broken }
+            }),
+        }
+    }
+
+    async fn move_on(&mut self, snapshot: &Snapshot, wanted: Wanted, step: Step) {
+        match (step, wanted) {
+            (Step::Receive, Wanted::Receive { epoch, attempt }) => {
+                self.receive(snapshot, attempt, epoch).await;
+            }
+            (Step::Attend, Wanted::Receive { attempt, .. }) => self.attend(attempt).await,
+            (Step::HandOver, Wanted::HandOver { attempt }) => {
+                self.hand_over(snapshot, attempt).await;
+            }
+            (Step::LetRun, _) => self.let_run(snapshot).await,
+            _ => {}
+        }
     }
 
     fn new_epoch(&mut self, wanted: Wanted) {
@@ -290,6 +365,8 @@ impl VmTask {
                 self.started_ms = None;
             }
             self.deleted = false;
+        } else if matches!(wanted, Wanted::Receive { .. }) {
+            self.deleted = false;
         } else if matches!(wanted, Wanted::Stop) {
             self.ended = None;
         }
@@ -300,17 +377,23 @@ impl VmTask {
             Wanted::Run { .. } => {
                 let note = self.note.clone();
                 self.report(snapshot, VmPhase::Running, &note).await;
+                self.send_away(snapshot).await;
             }
             Wanted::Stop => self.report(snapshot, VmPhase::Stopped, "").await,
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
-            Wanted::NotMine | Wanted::Unknown => {}
+            Wanted::Receive { .. }
+            | Wanted::HandOver { .. }
+            | Wanted::NotMine
+            | Wanted::Unknown => {}
         }
     }
 
     /// Writes the status if it changed, in a transaction that compares the placement: an agent that lost the VM
     /// meanwhile writes nothing. True when the store has it.
     async fn publish(&mut self, snapshot: &Snapshot, phase: VmPhase, message: &str) -> bool {
-        let Some(placement) = snapshot.placements.get(&self.vm) else {
+        // What is to move here is its owner's to tell of.
+        let mine = |placement: &&Versioned<Placement>| placement.host == self.parts.me;
+        let Some(placement) = snapshot.placements.get(&self.vm).filter(mine) else {
             return false;
         };
         let Some(session) = self.parts.current_session() else {
@@ -371,6 +454,8 @@ impl VmTask {
     }
 
     async fn start(&mut self, snapshot: &Snapshot) {
+        // What waited for a guest has ended.
+        self.incoming = None;
         // The whole start belongs to this session; the guard refuses it when another one is open at its end.
         let Some(session) = self.parts.current_session() else { return };
         // Before the transaction, so that nothing of the wait lies between it and the start.
@@ -397,6 +482,7 @@ impl VmTask {
             session: session.number,
             kvm,
             networks: self.networks.clone(),
+            incoming: None,
         };
         let launch = match self.prepare(snapshot, preparation, session).await {
             Some(Ok(launch)) => launch,
@@ -496,6 +582,8 @@ impl VmTask {
             Ok(()) => {
                 self.running = None;
                 self.written = None;
+                self.incoming = None;
+                self.outgoing = None;
                 self.note.clear();
             }
             Err(error) => self.failed("kill", &error),
@@ -600,6 +688,8 @@ impl VmTask {
             Ok(VmEvent::Exited { vm, epoch, how }) if vm == self.vm.as_str() => {
                 self.exited(epoch, how).await;
             }
+            // Woken, its turn looks at the copy.
+            Ok(VmEvent::Copied { .. }) => {}
             Ok(_) => {}
             Err(_) => self.resync().await,
         }

@@ -8,7 +8,8 @@ use crate::{
     network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
-    FrontendPlacement, Name, NetworkSpec, ObjectRef, Placement, Snapshot, VmPhase,
+    FrontendPlacement, Handover, Name, NetworkSpec, ObjectRef, Placement, Snapshot, Versioned,
+    VmPhase,
     network::NetworkKind as Driver,
     object::Kind,
     placement::NicAddress,
@@ -31,7 +32,7 @@ pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
         return if unreadable { Wanted::Unknown } else { Wanted::NotMine };
     };
     if placement.host != *me {
-        return Wanted::NotMine;
+        return moving(snapshot, me, vm, placement);
     }
     match snapshot.vms.get(vm) {
         None if unreadable => Wanted::Unknown,
@@ -44,9 +45,24 @@ pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
     }
 }
 
-/// The VMs placed on `me`.
+/// What the store wants of `me` for a VM of another host: to take it, to hand it over, or nothing.
+fn moving(snapshot: &Snapshot, me: &Name, vm: &Name, placement: &Versioned<Placement>) -> Wanted {
+    let runs = snapshot.vms.get(vm).is_some_and(|vm| vm.spec.running && !vm.meta.deleting);
+    if runs && placement.moving_to.as_ref().is_some_and(|to| to.host == *me) {
+        return Wanted::Receive { epoch: placement.epoch + 1, attempt: placement.revision };
+    }
+    match &placement.moved_from {
+        Some(from) if from.host == *me && snapshot.handover(vm, from) == Handover::Pending => {
+            Wanted::HandOver { attempt: from.attempt }
+        }
+        _ => Wanted::NotMine,
+    }
+}
+
+/// The VMs that `me` runs, takes or hands over.
 pub fn my_vms<'a>(snapshot: &'a Snapshot, me: &'a Name) -> impl Iterator<Item = &'a Name> {
-    snapshot.placements.iter().filter(move |(_, p)| p.host == *me).map(|(vm, _)| vm)
+    let mine = move |placement: &Placement| placement.hosts().any(|host| host == me);
+    snapshot.placements.iter().filter(move |(_, p)| mine(p)).map(|(vm, _)| vm)
 }
 
 fn kind(spec: &NetworkSpec) -> NetworkKind {
@@ -104,7 +120,7 @@ pub fn left_alone(snapshot: &Snapshot, me: &Name) -> LeftAlone {
     let networks: BTreeSet<Name> =
         unread.filter(|name| !snapshot.networks.contains_key(name)).collect();
     let placements = || snapshot.placements.values();
-    let mine = placements().filter(|placement| placement.host == *me);
+    let mine = placements().filter(|placement| placement.hosts().any(|host| host == me));
     let taps = mine.flat_map(|placement| {
         let nics = placement.nics.iter().enumerate();
         let unread = nics.filter(|(_, nic)| networks.contains(&nic.network));
@@ -132,14 +148,19 @@ fn add_port(
     nic: &NicAddress,
 ) {
     let mac = NicAddress::mac_of(nic.ip);
-    if placement.host == *me {
+    if placement.hosts().any(|host| host == me) {
         network.local.push(LocalPort {
             tap: placement.tap(index),
             mac,
             ip: Some(nic.ip),
             owner_uid: placement.unix_uid(),
+            idle: placement.host != *me,
         });
-    } else if let Some(host) = snapshot.hosts.get(&placement.host) {
+    }
+    if placement.host == *me {
+        return;
+    }
+    if let Some(host) = snapshot.hosts.get(&placement.host) {
         network.remote.push(RemotePort { mac, ip: nic.ip, host: host.spec.address });
     }
 }

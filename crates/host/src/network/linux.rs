@@ -343,6 +343,9 @@ impl LinuxNetwork {
                 LinkUnspec::new_with_index(index).controller(bridge_index).mtu(mtu).up().build();
             let set = self.handle.link().set(message).execute().await;
             set.map_err(failed(format!("the tap {} cannot be plugged in", port.tap)))?;
+            if port.idle {
+                continue;
+            }
             self.bridge_entry(index, &port.mac).await?;
             if let (true, Some(ip)) = (overlay, port.ip) {
                 self.arp(bridge_index, ip, &port.mac).await?;

@@ -17,6 +17,8 @@ pub struct Descriptors {
     pub kvm: Option<RawFd>,
     /// A tap for each network card.
     pub taps: Vec<RawFd>,
+    /// Where a guest comes in that runs elsewhere.
+    pub incoming: Option<RawFd>,
 }
 
 impl Descriptors {
@@ -26,6 +28,7 @@ impl Descriptors {
         let mut all = vec![self.qmp, self.console, self.log];
         all.extend(self.kvm);
         all.extend(&self.taps);
+        all.extend(self.incoming);
         all
     }
 }
@@ -48,7 +51,10 @@ pub fn arguments(launch: &VmLaunch, fds: &Descriptors) -> Vec<String> {
     for pair in accelerator(launch.accel, fds.kvm).chunks(2) {
         add(&pair[0], pair[1].clone());
     }
-    add("-machine", "q35,usb=off".into());
+    add("-machine", format!("{},usb=off", launch.machine.as_deref().unwrap_or("q35")));
+    if launch.incoming {
+        add("-incoming", "defer".into());
+    }
     add("-smp", launch.cpus.to_string());
     add("-m", format!("{}B", launch.memory_bytes));
     add("-uuid", launch.uuid.clone());

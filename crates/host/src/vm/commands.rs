@@ -85,14 +85,32 @@ commands! {
     RESET = "system_reset", [], [], false;
     /// What the guest does.
     STATUS = "query-status", [], ["status", "running"], false;
+    /// Which ways of moving a guest are used.
+    MIGRATION_CAPABILITIES = "migrate-set-capabilities", ["capabilities"], [], false;
+    /// The limits of a copy.
+    MIGRATION_PARAMETERS = "migrate-set-parameters", ["downtime-limit", "max-bandwidth"], [], false;
+    /// Begins to send a guest.
+    MIGRATE = "migrate", ["uri"], [], false;
+    /// Where a guest comes from.
+    MIGRATE_INCOMING = "migrate-incoming", ["uri"], [], false;
+    /// Sends what is left.
+    MIGRATE_CONTINUE = "migrate-continue", ["state"], [], false;
+    /// Ends a copy.
+    MIGRATE_CANCEL = "migrate_cancel", [], [], false;
+    /// How far a copy is.
+    QUERY_MIGRATE = "query-migrate", [], ["status", "ram", "downtime", "error-desc"], false;
+    /// A property of an object of QEMU's.
+    PROPERTY = "qom-get", ["path", "property"], [], false;
     /// Ends connections that hang, while a command that waits for them hangs too.
     YANK = "yank", ["instances"], [], true;
 }
 
 /// The guest, or somebody outside, ends the machine.
 pub const SHUTDOWN: Event = Event { name: "SHUTDOWN", reads: &["guest", "reason"] };
+/// A copy of a guest has come further, on either side.
+pub const MIGRATION: Event = Event { name: "MIGRATION", reads: &["status"] };
 /// All events that Haven acts upon.
-pub const EVENTS: &[Event] = &[SHUTDOWN];
+pub const EVENTS: &[Event] = &[SHUTDOWN, MIGRATION];
 
 /// The reason of a [`SHUTDOWN`] that is no power-off.
 pub const PANIC: &str = "guest-panic";

@@ -1,5 +1,6 @@
 //! The seam: what the agent asks of whatever runs VMs.
 
+use super::migration::LiveMigration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
@@ -79,6 +80,12 @@ pub struct VmLaunch {
     pub accel: Accel,
     /// The machine's UUID as the guest sees it.
     pub uuid: String,
+    /// The machine type; QEMU's newest when absent.
+    #[serde(default)]
+    pub machine: Option<String>,
+    /// It takes a guest that runs elsewhere.
+    #[serde(default)]
+    pub incoming: bool,
 }
 
 /// A VM that runs.
@@ -142,6 +149,11 @@ pub enum VmEvent {
         /// How.
         how: Exit,
     },
+    /// A copy of its guest has come further.
+    Copied {
+        /// Which VM.
+        vm: String,
+    },
 }
 
 /// Why something could not be done with a VM.
@@ -201,7 +213,7 @@ pub enum VmError {
 
 /// Runs VMs.
 #[async_trait]
-pub trait VmDriver: Send + Sync {
+pub trait VmDriver: LiveMigration {
     /// Starts a VM; when this returns the guest runs. It must not be dropped before it has returned.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
     /// What is known to have a process, also what an earlier daemon started and what is just being started. Whether the

@@ -1,7 +1,10 @@
 //! VMs that are only records, for the simulator. All hosts share one [`World`], so that a judge outside sees who
 //! runs what.
 
-use super::driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch};
+use super::{
+    driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch},
+    fake_migration::{Copies, Moves},
+};
 use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -30,6 +33,8 @@ pub struct World {
     /// Host to processes that nothing names.
     strays: Mutex<BTreeMap<String, Vec<Stray>>>,
     events: Mutex<BTreeMap<String, broadcast::Sender<VmEvent>>>,
+    /// Copies between hosts.
+    pub(super) moves: Moves,
 }
 
 impl World {
@@ -54,6 +59,14 @@ impl World {
             .filter(|((on, _), _)| on == host)
             .map(|((_, vm), epoch)| (vm.clone(), *epoch))
             .collect()
+    }
+
+    /// The VMs that have a process on a host, whether or not their guests execute.
+    #[must_use]
+    pub fn processes_on(&self, host: &str) -> Vec<(String, u64)> {
+        let mut all = self.running_on(host);
+        all.extend(self.idle_on(host));
+        all
     }
 
     /// Says what the guest of a VM that runs does from now on, until its end.
@@ -88,35 +101,54 @@ impl World {
 
     /// Ends every VM on a host: its guard fired. Strays stay: the guard does not know them.
     pub fn kill_all(&self, host: &str) {
-        for (vm, _) in self.running_on(host) {
+        for (vm, _) in self.processes_on(host) {
             self.end(host, &vm, Exit::Crashed);
         }
     }
 
     /// Ends one VM and tells the host's driver.
     pub fn end(&self, host: &str, vm: &str, how: Exit) {
+        let epoch = self.stop_executing(host, vm).or_else(|| self.end_idle(host, vm));
+        let key = (host.to_owned(), vm.to_owned());
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if let Some(epoch) = epoch {
+            self.tell(host, VmEvent::Exited { vm: vm.to_owned(), epoch, how });
+        }
+    }
+
+    pub(super) fn tell(&self, host: &str, event: VmEvent) {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = events.get(host) {
+            // Nobody listening is fine.
+            let _ = sender.send(event);
+        }
+    }
+
+    /// The guest executes no more; the epoch under which it did.
+    pub(super) fn stop_executing(&self, host: &str, vm: &str) -> Option<u64> {
         let key = (host.to_owned(), vm.to_owned());
         let epoch = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if let (Some(epoch), Some(witness)) = (epoch, &self.witness) {
             witness(host, vm, epoch, false);
         }
-        self.states.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(epoch), Some(sender)) = (epoch, events.get(host)) {
-            let _ = sender.send(VmEvent::Exited { vm: vm.to_owned(), epoch, how });
+        epoch
+    }
+
+    /// The guest executes.
+    pub(super) fn execute(&self, host: &str, vm: &str, epoch: u64) {
+        let key = (host.to_owned(), vm.to_owned());
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, epoch);
+        if let Some(witness) = &self.witness {
+            witness(host, vm, epoch, true);
         }
     }
 
     fn begin(&self, host: &str, vm: &str, epoch: u64) {
-        let key = (host.to_owned(), vm.to_owned());
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, epoch);
         let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         *starts.entry(vm.to_owned()).or_default() += 1;
         drop(starts);
-        if let Some(witness) = &self.witness {
-            witness(host, vm, epoch, true);
-        }
+        self.execute(host, vm, epoch);
     }
 
     fn subscribe(&self, host: &str) -> broadcast::Receiver<VmEvent> {
@@ -142,6 +174,8 @@ pub struct FakeVmDriver {
     pub clock: Clock,
     /// Whether a start fails.
     pub fails: Fails,
+    /// How copies to other hosts go.
+    pub copies: Arc<dyn Copies>,
 }
 
 #[async_trait]
@@ -151,8 +185,8 @@ impl VmDriver for FakeVmDriver {
         if (self.fails)() {
             return Err(VmError::Died { vm: launch.vm.clone(), said: "simulated".into() });
         }
-        let running = self.world.running();
-        if running.contains_key(&(self.host.clone(), launch.vm.clone())) {
+        let here = self.world.processes_on(&self.host);
+        if here.iter().any(|(vm, _)| *vm == launch.vm) {
             return Err(VmError::RunsAlready { vm: launch.vm.clone(), pid: 1 });
         }
         self.guard
@@ -165,7 +199,7 @@ impl VmDriver for FakeVmDriver {
     }
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {
         self.clock.pass().await;
-        let on = self.world.running_on(&self.host);
+        let on = self.world.processes_on(&self.host);
         Ok(on.into_iter().map(|(vm, epoch)| RunningVm { vm, epoch, pid: 1 }).collect())
     }
     async fn find(&self, vm: &str) -> Result<Option<RunningVm>, VmError> {
@@ -190,7 +224,8 @@ impl VmDriver for FakeVmDriver {
     async fn state(&self, vm: &str) -> Result<GuestState, VmError> {
         self.clock.pass().await;
         let key = (self.host.clone(), vm.to_owned());
-        if !self.world.running().contains_key(&key) {
+        let idle = self.world.idle_on(&self.host).iter().any(|(name, _)| name == vm);
+        if !idle && !self.world.running().contains_key(&key) {
             return Err(VmError::NotHere(vm.into()));
         }
         if self.world.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
@@ -198,7 +233,8 @@ impl VmDriver for FakeVmDriver {
             return Err(VmError::Qmp { vm: vm.into(), source });
         }
         let states = self.world.states.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(states.get(&key).copied().unwrap_or(GuestState::Running))
+        let usual = if idle { GuestState::Paused } else { GuestState::Running };
+        Ok(states.get(&key).copied().unwrap_or(usual))
     }
     async fn strays(&self) -> Result<Vec<Stray>, VmError> {
         self.clock.pass().await;

@@ -23,6 +23,8 @@ pub fn launch(vm: &str) -> VmLaunch {
         nics: Vec::new(),
         accel: Accel::Tcg,
         uuid: "6b1f2a3c-0000-4000-8000-000000000001".into(),
+        machine: None,
+        incoming: false,
     }
 }
 
@@ -43,6 +45,7 @@ async fn states_and_strays_are_told_as_by_qemu() {
         guard,
         start_takes: Duration::ZERO,
         clock,
+        copies: Arc::new(super::fake_migration::GoodCopies),
         fails: Arc::new(|| false),
     };
     assert!(matches!(driver.state("web-1").await, Err(VmError::NotHere(_))));

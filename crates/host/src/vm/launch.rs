@@ -31,6 +31,15 @@ struct Opened {
     messages: File,
     kvm: Option<OwnedFd>,
     taps: Vec<OwnedFd>,
+    incoming: Option<OwnedFd>,
+}
+
+/// What the daemon hands to a VM's process.
+pub struct Handed {
+    /// An open tap for each network card.
+    pub taps: Vec<OwnedFd>,
+    /// Where its guest comes in, if it runs elsewhere.
+    pub incoming: Option<OwnedFd>,
 }
 
 /// Makes a [`VmError::System`] of what was tried.
@@ -60,19 +69,20 @@ pub fn spawn(
     launch: &VmLaunch,
     run: &Path,
     log: &Path,
-    taps: Vec<OwnedFd>,
+    handed: Handed,
 ) -> Result<Process, VmError> {
     let directory = run_dir::prepare(run, &launch.vm).map_err(system(format!(
         "the directory {} cannot be prepared",
         run.join(&launch.vm).display()
     )))?;
-    let opened = open(launch, &directory, log, taps)?;
+    let opened = open(launch, &directory, log, handed)?;
     let fds = Descriptors {
         qmp: opened.qmp.as_raw_fd(),
         console: opened.console.as_raw_fd(),
         log: opened.log.as_raw_fd(),
         kvm: opened.kvm.as_ref().map(AsRawFd::as_raw_fd),
         taps: opened.taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        incoming: opened.incoming.as_ref().map(AsRawFd::as_raw_fd),
     };
     let inherited = fds.all();
     let mut command = Command::new(find(program).ok_or(VmError::NoQemu)?);
@@ -120,7 +130,7 @@ fn open(
     launch: &VmLaunch,
     directory: &Path,
     log: &Path,
-    taps: Vec<OwnedFd>,
+    Handed { taps, incoming }: Handed,
 ) -> Result<Opened, VmError> {
     let at = |name: &str| directory.join(name);
     let socket = |name: &str| {
@@ -148,6 +158,7 @@ fn open(
         messages,
         kvm,
         taps,
+        incoming,
     })
 }
 

@@ -9,6 +9,7 @@
 //!      │           └── run_dir.rs: root's files; QEMU inherits sockets, log, taps and /dev/kvm, and opens none itself
 //!      ├──► record.rs, scan.rs: what an earlier daemon started, recorded or not
 //!      ├──► process.rs: the process, held by its pidfd
+//!      ├──► migration.rs, qemu_migration.rs: a guest moves while it runs
 //!      ├──► scope.rs: a control group of its own, from systemd
 //!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
 //! ```
@@ -22,11 +23,14 @@ pub mod commands;
 pub mod console;
 pub mod driver;
 pub mod fake;
+pub mod fake_migration;
 pub mod kvm;
 pub mod launch;
+pub mod migration;
 pub mod probe;
 pub mod process;
 pub mod qemu;
+pub mod qemu_migration;
 pub mod qmp;
 pub mod record;
 pub mod run_dir;

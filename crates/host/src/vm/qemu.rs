@@ -12,7 +12,7 @@ use super::{
     commands::{self, Command},
     console,
     driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch},
-    launch::{self, system},
+    launch::{self, Handed, system},
     process::Process,
     qmp::{DEADLINE, Qmp, QmpError},
     record, run_dir, scan, scope,
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -54,12 +54,15 @@ struct Live {
     killed: bool,
     /// The guest said that it powers off.
     powered_off: bool,
+    /// The way into a process that takes a guest.
+    way_in: Option<UnixStream>,
 }
 
 impl Live {
     fn new(process: Arc<Process>, epoch: u64) -> Self {
         let qmp = Arc::default();
-        Self { process, epoch, qmp, listener: None, killed: false, powered_off: false }
+        let listener = None;
+        Self { process, epoch, qmp, listener, killed: false, powered_off: false, way_in: None }
     }
 }
 
@@ -137,18 +140,18 @@ impl QemuDriver {
     }
 
     /// Starts the process, stopped; from here on the table knows it.
-    fn spawn(&self, launch: &VmLaunch, taps: Vec<OwnedFd>) -> Result<Arc<Process>, VmError> {
+    fn spawn(&self, launch: &VmLaunch, handed: Handed) -> Result<Arc<Process>, VmError> {
         let _births = self.births();
         self.runs_not(&launch.vm, false)?;
         let (program, log) = (&self.config.program, self.log(&launch.vm));
-        let process = launch::spawn(program, launch, &self.config.run_dir, &log, taps)?;
+        let process = launch::spawn(program, launch, &self.config.run_dir, &log, handed)?;
         let process = Arc::new(process);
         let entry = Live::new(Arc::clone(&process), launch.epoch);
         lock(&self.live).insert(launch.vm.clone(), entry);
         Ok(process)
     }
 
-    /// Gives the process to the guard, and only then lets the guest run.
+    /// Gives the process to the guard, and only then lets the guest run, unless that runs elsewhere.
     async fn bring_up(&self, launch: &VmLaunch, process: &Process) -> Result<(), VmError> {
         let tap = launch.nics.first().map_or("", |nic| nic.tap.as_str());
         self.guard
@@ -160,10 +163,11 @@ impl QemuDriver {
             })
             .await
             .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
+        let first = if launch.incoming { &commands::STATUS } else { &commands::CONTINUE };
         let source = tokio::select! {
             biased;
             _ = process.ended() => QmpError::Closed,
-            met = self.ask(&launch.vm, &commands::CONTINUE, SOCKET_PATIENCE) => match met {
+            met = self.ask(&launch.vm, first, SOCKET_PATIENCE) => match met {
                 Err(VmError::Qmp { source, .. }) => source,
                 other => return other.map(|_| ()),
             },
@@ -175,6 +179,43 @@ impl QemuDriver {
             return Err(VmError::Died { vm: launch.vm.clone(), said });
         }
         Err(VmError::Qmp { vm: launch.vm.clone(), source })
+    }
+
+    /// Starts a VM's process under the guard, and its guest unless that comes in from elsewhere.
+    pub(super) async fn start_process(
+        &self,
+        launch: &VmLaunch,
+        incoming: Option<OwnedFd>,
+    ) -> Result<RunningVm, VmError> {
+        // Asked before its taps are, which it would hold, and again with nobody in between.
+        self.runs_not(&launch.vm, true)?;
+        let taps = launch::open_taps(launch).await?;
+        let process = self.spawn(launch, Handed { taps, incoming })?;
+        if let Err(error) = self.bring_up(launch, &process).await {
+            process.kill();
+            if tokio::time::timeout(KILL_PATIENCE, process.ended()).await.is_err() {
+                // It stays known, so that nothing is started beside it, and is forgotten when it has ended.
+                let pid = process.pid();
+                self.entry(&launch.vm, |entry| entry.killed = true);
+                self.follow(&launch.vm, process);
+                return Err(unkillable(pid, &launch.vm));
+            }
+            forget(&launch.vm, &self.directory(&launch.vm), &*self.guard, &self.live).await;
+            return Err(error);
+        }
+        let pid = process.pid();
+        self.follow(&launch.vm, process);
+        Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid })
+    }
+
+    /// Keeps the way into a process that takes a guest, until somebody asks for it.
+    pub(super) fn keep_way_in(&self, vm: &str, way: UnixStream) {
+        self.entry(vm, |entry| entry.way_in = Some(way));
+    }
+
+    /// Gives the way into a process that takes a guest away.
+    pub(super) fn take_way_in(&self, vm: &str) -> Option<UnixStream> {
+        self.entry(vm, |entry| entry.way_in.take()).flatten()
     }
 
     /// Follows a process to its end and keeps its logs bounded on the way.
@@ -209,7 +250,7 @@ impl QemuDriver {
     }
 
     /// The connection to a VM's QEMU, made anew if it ended.
-    async fn qmp(&self, vm: &str, patience: Duration) -> Result<Arc<Qmp>, VmError> {
+    pub(super) async fn qmp(&self, vm: &str, patience: Duration) -> Result<Arc<Qmp>, VmError> {
         let held = self.entry(vm, |entry| (Arc::clone(&entry.qmp), entry.process.pid()));
         let (held, pid) = held.ok_or_else(|| VmError::NotHere(vm.into()))?;
         let mut held = held.lock().await;
@@ -219,7 +260,12 @@ impl QemuDriver {
         let qmp = Qmp::connect(&self.directory(vm).join(run_dir::QMP_SOCKET), patience)
             .await
             .map_err(|source| VmError::Qmp { vm: vm.into(), source })?;
-        let listener = tokio::spawn(listen(Arc::clone(&self.live), vm.into(), pid, qmp.events()));
+        let listener = tokio::spawn(listen(
+            Arc::clone(&self.live),
+            self.events.clone(),
+            (vm.into(), pid),
+            qmp.events(),
+        ));
         self.entry(vm, |entry| entry.listener = Some(listener));
         *held = Some(Arc::clone(&qmp));
         Ok(qmp)
@@ -343,10 +389,19 @@ async fn forget(vm: &str, directory: &Path, guard: &dyn Guard, live: &Table) -> 
     lock(live).remove(vm)
 }
 
-/// Notes what a guest says of a power-off.
-async fn listen(live: Table, vm: String, pid: i32, mut said: broadcast::Receiver<Value>) {
+/// Notes what a guest says of a power-off, and tells how a copy of it comes on.
+async fn listen(
+    live: Table,
+    events: broadcast::Sender<VmEvent>,
+    (vm, pid): (String, i32),
+    mut said: broadcast::Receiver<Value>,
+) {
     loop {
         match said.recv().await {
+            Ok(event) if event["event"] == commands::MIGRATION.name() => {
+                // Nobody listening is fine.
+                let _ = events.send(VmEvent::Copied { vm: vm.clone() });
+            }
             Ok(event) if commands::powers_off(&event) => {
                 if let Some(entry) = lock(&live).get_mut(&vm).filter(|e| e.process.pid() == pid) {
                     entry.powered_off = true;
@@ -361,24 +416,7 @@ async fn listen(live: Table, vm: String, pid: i32, mut said: broadcast::Receiver
 #[async_trait]
 impl VmDriver for QemuDriver {
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
-        // Asked before its taps are, which it would hold, and again with nobody in between.
-        self.runs_not(&launch.vm, true)?;
-        let process = self.spawn(launch, launch::open_taps(launch).await?)?;
-        if let Err(error) = self.bring_up(launch, &process).await {
-            process.kill();
-            if tokio::time::timeout(KILL_PATIENCE, process.ended()).await.is_err() {
-                // It stays known, so that nothing is started beside it, and is forgotten when it has ended.
-                let pid = process.pid();
-                self.entry(&launch.vm, |entry| entry.killed = true);
-                self.follow(&launch.vm, process);
-                return Err(unkillable(pid, &launch.vm));
-            }
-            forget(&launch.vm, &self.directory(&launch.vm), &*self.guard, &self.live).await;
-            return Err(error);
-        }
-        let pid = process.pid();
-        self.follow(&launch.vm, process);
-        Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid })
+        self.start_process(launch, None).await
     }
 
     async fn list(&self) -> Result<Vec<RunningVm>, VmError> {

@@ -28,6 +28,8 @@ fn launch(vm: &str) -> VmLaunch {
         nics: Vec::new(),
         accel: Accel::Tcg,
         uuid: "u".into(),
+        machine: None,
+        incoming: false,
     }
 }
 

@@ -41,6 +41,8 @@ pub struct HostRoom<'a> {
     vms: Vec<&'a Stored<VmSpec>>,
     /// Those of them that have wishes about their neighbours.
     wishing: Vec<&'a Stored<VmSpec>>,
+    /// VMs that are being moved here: others keep apart from them already, and are not near to them yet.
+    coming: Vec<&'a Stored<VmSpec>>,
 }
 
 impl<'a> HostRoom<'a> {
@@ -49,15 +51,21 @@ impl<'a> HostRoom<'a> {
     pub fn memory_free(&self) -> u64 {
         self.memory.saturating_sub(self.memory_used)
     }
+    /// Whether a VM with these labels is there or comes.
+    #[must_use]
+    pub fn will_run(&self, selector: &Selector) -> bool {
+        self.runs(selector) || self.coming.iter().any(|vm| selects(selector, &vm.meta.labels))
+    }
     /// Whether a VM with these labels is there.
     #[must_use]
     pub fn runs(&self, selector: &Selector) -> bool {
         self.vms.iter().any(|vm| selects(selector, &vm.meta.labels))
     }
-    /// A VM that is there and asks to be apart from one with these labels; one whose wish may not be broken first.
+    /// A VM that is there or comes and asks to be apart from one with these labels; one whose wish may not be broken first.
     #[must_use]
     pub fn refuses(&self, labels: &BTreeMap<String, String>) -> Option<&'a Stored<VmSpec>> {
-        let asking = self.wishing.iter().copied().filter(|vm| asks_apart(&vm.spec, labels));
+        let all = self.wishing.iter().chain(&self.coming).copied();
+        let asking = all.filter(|vm| asks_apart(&vm.spec, labels));
         asking.min_by_key(|vm| vm.spec.affinity.soft)
     }
     /// A VM that is there, asks to be near one with these labels, and is near none yet.
@@ -100,8 +108,10 @@ impl<'a> Room<'a> {
             }
         }
         for (name, placement) in &snapshot.placements {
-            if let Some(vm) = snapshot.vms.get(name) {
-                room.use_up(&placement.host, vm);
+            let Some(vm) = snapshot.vms.get(name) else { continue };
+            room.use_up(&placement.host, vm);
+            if let Some(to) = &placement.moving_to {
+                room.expect(&to.host, vm);
             }
         }
         room
@@ -121,6 +131,38 @@ impl<'a> Room<'a> {
         }
         if let Some(owner) = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
             self.services.entry(owner.name.clone()).or_default().push(host.clone());
+        }
+    }
+
+    /// Notes that `vm` is being moved to `host`.
+    pub fn expect(&mut self, host: &Name, vm: &'a Stored<VmSpec>) {
+        let Some(room) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let cost = cost(&vm.spec);
+        room.memory_used += cost.memory;
+        room.cpus_used += cost.cpus;
+        room.coming.push(vm);
+        if let Some(owner) = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
+            self.services.entry(owner.name.clone()).or_default().push(host.clone());
+        }
+    }
+
+    /// Forgets `vm`, which is on `host` and looks for another one.
+    pub fn take_away(&mut self, host: &Name, vm: &Stored<VmSpec>) {
+        let Some(room) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let cost = cost(&vm.spec);
+        room.memory_used = room.memory_used.saturating_sub(cost.memory);
+        room.cpus_used = room.cpus_used.saturating_sub(cost.cpus);
+        room.vms.retain(|other| other.meta.name != vm.meta.name);
+        room.wishing.retain(|other| other.meta.name != vm.meta.name);
+        let owner = vm.meta.owner.as_ref().filter(|owner| owner.kind == Kind::Service);
+        if let Some(hosts) = owner.and_then(|owner| self.services.get_mut(&owner.name))
+            && let Some(index) = hosts.iter().position(|on| on == host)
+        {
+            hosts.swap_remove(index);
         }
     }
 

@@ -51,11 +51,39 @@ const CPU_OVERCOMMIT: u64 = 4;
 /// # Errors
 /// A sentence that begins with `waiting:` and names what is missing.
 pub(crate) fn choose(work: &Work<'_>, vm: &Name, wish: &Wish<'_>) -> Result<Choice, String> {
+    choose_among(work, vm, wish, &|_| true)
+}
+
+/// Chooses another host than `host`, where `vm` is, for it; `only` if one is given.
+///
+/// # Errors
+/// As [`choose`].
+pub(crate) fn choose_other<'a>(
+    work: &mut Work<'a>,
+    vm: &'a Stored<VmSpec>,
+    host: &Name,
+    only: Option<&Name>,
+) -> Result<Choice, String> {
+    // It is no neighbour of itself, and does not count twice.
+    let before = work.room.clone();
+    work.room.take_away(host, vm);
+    let may = |other: &Name| other != host && only.is_none_or(|only| only == other);
+    let choice = choose_among(work, &vm.meta.name, &Wish::of(vm), &may);
+    work.room = before;
+    choice
+}
+
+fn choose_among(
+    work: &Work<'_>,
+    vm: &Name,
+    wish: &Wish<'_>,
+    may: &dyn Fn(&Name) -> bool,
+) -> Result<Choice, String> {
     let mut refused: BTreeMap<String, u32> = BTreeMap::new();
     let spread = spread_of(work, wish);
     let mut best: Option<(Score, &Name)> = None;
     let mut most_free = (0, None);
-    for (host, state) in &work.states {
+    for (host, state) in work.states.iter().filter(|(host, _)| may(host)) {
         let room = work.room.of_host(host);
         let Some(room) = room.filter(|_| state.usable()) else {
             *refused.entry(format!("is {}", plain(*state))).or_default() += 1;
@@ -224,7 +252,7 @@ fn judge(
         }
         broken += 1;
     }
-    if !affinity.apart.is_empty() && room.runs(&affinity.apart) {
+    if !affinity.apart.is_empty() && room.will_run(&affinity.apart) {
         if !affinity.soft {
             return Err("runs a VM it must be apart from".into());
         }

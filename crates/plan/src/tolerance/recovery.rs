@@ -53,7 +53,8 @@ fn takes_up(vm: &VmSpec, status: &VmStatus) -> bool {
 /// Gives a VM the network cards that are wanted of it now. It stays where it is; the next epoch makes its host start it
 /// anew with them.
 fn renew(work: &mut Work<'_>, name: &Name, vm: &Stored<VmSpec>, old: &Versioned<Placement>) {
-    if !work.snapshot.told_of(name).is_some_and(|status| takes_up(&vm.spec, status)) {
+    let moves = old.moving_to.is_some() || old.moved_from.is_some();
+    if moves || !work.snapshot.told_of(name).is_some_and(|status| takes_up(&vm.spec, status)) {
         return;
     }
     let nics = match placement::address::renewed(work, name, &vm.spec, &old.nics) {
@@ -108,8 +109,7 @@ fn place_new<'a>(work: &mut Work<'a>, name: &Name, vm: &'a Stored<VmSpec>) {
             return work.wait(vm_ref(name), why);
         }
     };
-    let placement =
-        Placement { host: choice.host.clone(), epoch: 1, slot: work.taken.slot(), nics };
+    let placement = Placement::new(choice.host.clone(), 1, work.taken.slot(), nics);
     work.room.use_up(&choice.host, vm);
     let reason = format!("{name} starts on {}: {}", choice.host, choice.reason);
     let action =
@@ -145,6 +145,14 @@ fn recover<'a>(
     let Some((lease_revision, proof)) = proof_of(work, &old.host) else {
         return;
     };
+    if let Some(from) = &old.moved_from {
+        // Settled first, as soon as its copy there can run no more.
+        let why = format!(
+            "waiting: {name} was being handed over by {}, which has not said that its copy ended",
+            from.host
+        );
+        return work.wait(vm_ref(name), why);
+    }
     if let Some((disk, pool)) = bound_by(work.snapshot, vm) {
         let why = format!(
             "waiting: the disk `{disk}` of {name} lives in the local pool `{pool}` on {}; it returns with {}",
@@ -156,12 +164,8 @@ fn recover<'a>(
         Ok(choice) => choice,
         Err(why) => return work.wait(vm_ref(name), why),
     };
-    let placement = Placement {
-        host: choice.host.clone(),
-        epoch: old.epoch + 1,
-        slot: old.slot,
-        nics: cards(work, name, vm, old),
-    };
+    let nics = cards(work, name, vm, old);
+    let placement = Placement::new(choice.host.clone(), old.epoch + 1, old.slot, nics);
     work.room.use_up(&choice.host, vm);
     let reason = format!(
         "{name} restarts on {} because {} is lost ({proof}): {}",

@@ -2,6 +2,7 @@
 
 use super::Invariant;
 use crate::judge::{Facts, Step};
+use haven_model::Placement;
 use std::collections::BTreeMap;
 
 pub(super) struct Capacity;
@@ -14,10 +15,14 @@ impl Invariant for Capacity {
         for (vm, placement) in &snapshot.placements {
             let memory = snapshot.vms.get(vm).map_or(0, |vm| vm.spec.memory.0);
             *promised.entry(placement.host.as_str()).or_default() += memory;
+            if let Some(to) = &placement.moving_to {
+                *promised.entry(to.host.as_str()).or_default() += memory;
+            }
         }
         for (vm, placement) in &snapshot.placements {
-            let host = &placement.host;
-            if before.placements.get(vm).is_some_and(|old| old.host == *host) {
+            let on = |p: &Placement| p.moving_to.as_ref().map_or(&p.host, |to| &to.host).clone();
+            let host = &on(placement);
+            if before.placements.get(vm).is_some_and(|old| on(old) == *host || old.host == *host) {
                 continue;
             }
             let has = snapshot.host_status.get(host).map_or(0, |status| status.memory.0);

@@ -36,6 +36,9 @@ pub(crate) fn converged(facts: &Facts) -> Result<(), String> {
         let Some(placement) = snapshot.placements.get(name) else {
             return Err(format!("{name} has no host"));
         };
+        if placement.moving_to.is_some() || placement.moved_from.is_some() {
+            return Err(format!("{name} is still being moved"));
+        }
         if hosts != [placement.host.as_str()] {
             return Err(format!("{name} belongs on {} and runs on {hosts:?}", placement.host));
         }

@@ -2,6 +2,7 @@
 
 use super::Invariant;
 use crate::judge::{Facts, Step};
+use haven_model::Handover;
 
 pub(super) struct Epochs;
 
@@ -11,9 +12,18 @@ impl Invariant for Epochs {
             Step::Started { host, vm, epoch } => {
                 let placement = facts.snapshot.placements.get(*vm);
                 let owns = placement.is_some_and(|p| p.host.as_str() == *host && p.epoch == *epoch);
+                // A copy that broke at its end runs on by itself: its host ends it, and the new owner waits for that.
+                let broke = placement.is_some_and(|p| {
+                    p.epoch == *epoch + 1
+                        && p.moved_from.as_ref().is_some_and(|from| {
+                            from.host.as_str() == *host
+                                && facts.snapshot.handover(&crate::cluster::name(vm), from)
+                                    == Handover::Pending
+                        })
+                });
                 // Whose it is cannot be read since it began to start.
                 let unread = format!("placement/vm/{vm}");
-                if owns || facts.snapshot.unreadable.contains_key(&unread) {
+                if owns || broke || facts.snapshot.unreadable.contains_key(&unread) {
                     return Ok(());
                 }
                 let owner = placement.map(|p| format!("{} under {}", p.host, p.epoch));

@@ -25,6 +25,10 @@ impl Invariant for Proof {
             if old.host == placement.host {
                 continue;
             }
+            if let Some(from) = placement.moved_from.as_ref().filter(|from| from.host == old.host) {
+                moved(facts, vm.as_str(), from.host.as_str())?;
+                continue;
+            }
             let shut = facts.snapshot.leases.get(&old.host).is_some_and(|lease| {
                 let lost = facts.snapshot.lost.get(&old.host);
                 lease.closed && lost.is_some_and(|lost| lost.session == lease.session)
@@ -47,6 +51,16 @@ impl Invariant for Proof {
             }
         }
         Ok(())
+    }
+}
+
+/// A guest that changes its owner live executes nowhere at that instant.
+fn moved(facts: &Facts, vm: &str, from: &str) -> Result<(), String> {
+    match facts.executing(vm).first() {
+        Some(host) => {
+            Err(format!("proof: {vm} was handed over by {from} while it executes on {host}"))
+        }
+        None => Ok(()),
     }
 }
 

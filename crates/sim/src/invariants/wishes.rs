@@ -70,7 +70,10 @@ fn others<'a>(
 ) -> impl Iterator<Item = (&'a str, &'a Stored<VmSpec>)> {
     snapshot.placements.iter().filter_map(|(name, placement)| {
         let open = snapshot.leases.get(&placement.host).is_some_and(|lease| !lease.closed);
-        let other = snapshot.vms.get(name).filter(|_| open && *name != vm.meta.name)?;
+        // A manager that came after its record became unreadable knows none of its labels, and recovers others anyway.
+        let known = !snapshot.unreadable.contains_key(&format!("spec/vm/{name}"));
+        let counts = open && known && *name != vm.meta.name;
+        let other = snapshot.vms.get(name).filter(|_| counts)?;
         Some((placement.host.as_str(), &*other.value))
     })
 }

@@ -1,0 +1,442 @@
+//! The part of a VM's task that moves it live, on both hosts (docs/decisions/0011-live-migration.md).
+//!
+//! ```text
+//!   old host:  Preparing ─► Copying ─► Stopped ══ change of owner ══► HandedOver, or Gone
+//!   new host:  Preparing ─► Listening ═══════════ change of owner ══► lets it run, or starts it anew
+//!              └── either: Failed, before the change only ──┘
+//! ```
+//!
+//! What a side says before the change compares the placement that began the attempt, and the change compares what both
+//! sides said last. So once `Failed` stands in the store there is no change, and the old host may run the guest on; and
+//! once the change stands, the old host only ends its process. The new host does nothing with its own process before
+//! the old one has said how it ended, or was proven lost.
+
+use super::VmTask;
+use crate::{
+    agent::{
+        vm_start::{Preparation, StartFailure},
+        vm_step::Wanted,
+    },
+    vm::migration::Copy,
+};
+use haven_model::{
+    MigrationPhase, MigrationStatus, Placement, Snapshot, Versioned, VmPhase, keys,
+    migration::Progress,
+};
+use haven_store::{
+    clock::Mono,
+    raw::{Compare, Op},
+};
+use std::{sync::Arc, time::Duration};
+
+/// How often a copy is looked at; what it comes to is told by events.
+const WATCH: Duration = Duration::from_millis(200);
+/// How often its figures are told.
+const TELL: Duration = Duration::from_millis(500);
+/// How often the end of a handover is looked at.
+const AT_ONCE: Duration = Duration::from_millis(5);
+/// How long what is left of a guest may take to be sent. It is stopped meanwhile.
+const HANDOVER: Duration = Duration::from_secs(10);
+/// The pause after the store did not take what was told.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// A copy that this host sends.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    /// The attempt; 0 when an earlier daemon began it.
+    attempt: i64,
+    /// It was told that the guest is stopped.
+    stopped: bool,
+    /// Since when what is left is being sent.
+    handing: Option<Mono>,
+    /// When its figures were told last.
+    told: Mono,
+}
+
+impl VmTask {
+    fn my_placement(&self, snapshot: &Snapshot) -> Option<Versioned<Placement>> {
+        snapshot.placements.get(&self.vm).cloned()
+    }
+
+    /// What this host said last of an attempt, as the store has it.
+    fn said(&self, snapshot: &Snapshot, attempt: i64) -> Option<Versioned<MigrationStatus>> {
+        snapshot.migration_told(&self.vm, &self.parts.me, attempt).cloned()
+    }
+
+    /// Says how far this side of an attempt is, while the placement has `revision`; true when it stands.
+    async fn say(&mut self, revision: i64, status: MigrationStatus) -> bool {
+        let phase = status.phase;
+        let compare = vec![Compare::ModRevision(keys::placement(&self.vm), revision)];
+        let key = keys::migration_status(&self.vm, &self.parts.me);
+        let value = serde_json::to_vec(&status).expect("a status is plain data");
+        match self.parts.store.txn(compare, vec![Op::Put(key, value.into())]).await {
+            Ok(outcome) if outcome.succeeded => true,
+            Ok(_) => {
+                tracing::debug!(vm = %self.vm, ?phase, "its placement has changed meanwhile");
+                self.look_again(AGAIN);
+                false
+            }
+            Err(error) => {
+                tracing::debug!(vm = %self.vm, ?phase, %error, "its migration status could not be written");
+                self.look_again(AGAIN);
+                false
+            }
+        }
+    }
+
+    fn status(&self, attempt: i64, phase: MigrationPhase) -> Option<MigrationStatus> {
+        let session = self.parts.current_session()?.number;
+        let (progress, machine, message) = (None, None, String::new());
+        Some(MigrationStatus { attempt, session, phase, progress, machine, message })
+    }
+
+    /// Says that an attempt did not work out; true when that stands, so that the owner cannot change by it any more.
+    async fn withdraw(&mut self, attempt: i64, why: &str) -> bool {
+        let Some(mut status) = self.status(attempt, MigrationPhase::Failed) else { return false };
+        tracing::warn!(vm = %self.vm, why, "it is not moved");
+        why.clone_into(&mut status.message);
+        self.say(attempt, status).await
+    }
+
+    /// Ends a copy that this host sends; the guest runs on here.
+    async fn end_copy(&mut self) -> bool {
+        if self.running.is_some()
+            && let Err(error) = self.parts.vms.take_back(self.vm.as_str()).await
+        {
+            self.failed("end the copy of", &error);
+            return false;
+        }
+        self.parts.tunnel.close(self.vm.as_str());
+        self.outgoing = None;
+        true
+    }
+
+    /// Brings an attempt to its end, before the guest is stopped, reset or started anew here; true when there is none.
+    pub(super) async fn stays_here(&mut self, snapshot: &Snapshot, why: &str) -> bool {
+        let Some(placement) = self.my_placement(snapshot) else { return true };
+        let withdrawn = || {
+            let said = self.said(snapshot, placement.revision);
+            said.is_some_and(|said| said.phase == MigrationPhase::Failed)
+        };
+        if placement.moving_to.is_some()
+            && !withdrawn()
+            && !self.withdraw(placement.revision, why).await
+        {
+            return false;
+        }
+        self.outgoing.is_none() || self.end_copy().await
+    }
+
+    /// The owner's side of a move, while its guest runs.
+    pub(super) async fn send_away(&mut self, snapshot: &Snapshot) {
+        let Some(placement) = self.my_placement(snapshot) else { return };
+        let attempt = placement.moving_to.as_ref().map(|_| placement.revision);
+        match (attempt, self.outgoing.clone()) {
+            (None, None) => {}
+            // No change of owner can come of it: that would need what this host has not said of a later attempt.
+            (None, Some(_)) => _ = self.end_copy().await,
+            (Some(attempt), Some(copy)) if copy.attempt != attempt => {
+                let why = "the daemon of its host was started anew meanwhile";
+                if self.withdraw(attempt, why).await {
+                    self.end_copy().await;
+                }
+            }
+            (Some(attempt), None) => self.begin_copy(snapshot, &placement, attempt).await,
+            (Some(attempt), Some(copy)) => self.watch_copy(attempt, copy).await,
+        }
+    }
+
+    async fn begin_copy(&mut self, snapshot: &Snapshot, placement: &Placement, attempt: i64) {
+        let Some(to) = placement.moving_to.clone() else { return };
+        match self.said(snapshot, attempt).map(|said| said.phase) {
+            None => {
+                let machine = match self.parts.vms.machine(self.vm.as_str()).await {
+                    Ok(machine) => machine,
+                    Err(error) => return self.failed("ask for the machine type of", &error),
+                };
+                let Some(mut status) = self.status(attempt, MigrationPhase::Preparing) else {
+                    return;
+                };
+                status.machine = Some(machine);
+                self.say(attempt, status).await;
+            }
+            Some(MigrationPhase::Preparing) => {
+                let listens = snapshot
+                    .migration_told(&self.vm, &to.host, attempt)
+                    .is_some_and(|told| told.phase == MigrationPhase::Listening);
+                if listens && let Err(why) = self.send(placement, attempt).await {
+                    self.withdraw(attempt, &why).await;
+                }
+            }
+            Some(MigrationPhase::Failed) => {}
+            Some(_) => {
+                self.withdraw(attempt, "its copy was lost with the daemon of its host").await;
+            }
+        }
+    }
+
+    /// Begins to send.
+    async fn send(&mut self, placement: &Placement, attempt: i64) -> Result<(), String> {
+        let Some(to) = &placement.moving_to else { return Ok(()) };
+        let Some(status) = self.status(attempt, MigrationPhase::Copying) else { return Ok(()) };
+        // Said first: a daemon that comes after this one then knows that a copy may be under way.
+        if !self.say(attempt, status).await {
+            return Ok(());
+        }
+        let vm = self.vm.as_str();
+        let socket = self.parts.tunnel.open(vm, placement.unix_uid(), &to.host).await;
+        let socket = socket.map_err(|error| crate::agent::chain(&error))?;
+        let now = self.parts.clock.now();
+        self.outgoing = Some(Outgoing { attempt, stopped: false, handing: None, told: now });
+        let sent = self.parts.vms.send(self.vm.as_str(), &socket, &to.options).await;
+        self.look_again(WATCH);
+        sent.map_err(|error| crate::agent::chain(&error))
+    }
+
+    async fn watch_copy(&mut self, attempt: i64, copy: Outgoing) {
+        let transfer = match self.parts.vms.transfer(self.vm.as_str()).await {
+            Ok(transfer) => transfer,
+            Err(error) => return self.failed("look at the copy of", &error),
+        };
+        let now = self.parts.clock.now();
+        match transfer.copy {
+            Copy::Active => {
+                self.look_again(WATCH);
+                if now.since(copy.told) >= TELL {
+                    self.outgoing = Some(Outgoing { told: now, ..copy });
+                    self.tell_copy(attempt, MigrationPhase::Copying, transfer.progress).await;
+                }
+            }
+            Copy::Stopped if copy.stopped => self.look_again(WATCH),
+            Copy::Stopped => {
+                if self.tell_copy(attempt, MigrationPhase::Stopped, transfer.progress).await {
+                    self.outgoing = Some(Outgoing { stopped: true, ..copy });
+                    self.look_again(WATCH);
+                }
+            }
+            Copy::Broken(why) => {
+                if self.withdraw(attempt, &format!("the copy broke: {why}")).await {
+                    self.end_copy().await;
+                }
+            }
+            Copy::None | Copy::Whole => {
+                if self.withdraw(attempt, "QEMU knows of no copy").await {
+                    self.end_copy().await;
+                }
+            }
+        }
+    }
+
+    async fn tell_copy(&mut self, attempt: i64, phase: MigrationPhase, progress: Progress) -> bool {
+        let Some(mut status) = self.status(attempt, phase) else { return false };
+        status.progress = Some(progress);
+        self.say(attempt, status).await
+    }
+
+    /// The side of the owner before, after the change: what is left is sent, and the process ends.
+    pub(super) async fn hand_over(&mut self, snapshot: &Snapshot, attempt: i64) {
+        if self.running.is_none() {
+            return self.say_ended(snapshot, attempt, MigrationPhase::Gone, None).await;
+        }
+        let copy = self.outgoing.clone().filter(|copy| copy.attempt == attempt);
+        let now = self.parts.clock.now();
+        if let Some(copy) = &copy
+            && copy.handing.is_none()
+        {
+            self.outgoing = Some(Outgoing { handing: Some(now), ..copy.clone() });
+            if let Err(error) = self.parts.vms.hand_over(self.vm.as_str()).await {
+                tracing::warn!(vm = %self.vm, why = crate::agent::chain(&error), "it cannot be handed over");
+                return self.end_process().await;
+            }
+            return self.look_again(AT_ONCE);
+        }
+        let transfer = self.parts.vms.transfer(self.vm.as_str()).await;
+        let since = copy.as_ref().and_then(|copy| copy.handing);
+        match transfer {
+            Ok(transfer) if transfer.copy == Copy::Whole => {
+                let progress = Some(transfer.progress);
+                self.say_ended(snapshot, attempt, MigrationPhase::HandedOver, progress).await;
+            }
+            Ok(transfer)
+                if matches!(transfer.copy, Copy::Active | Copy::Stopped)
+                    && since.is_some_and(|since| now.since(since) < HANDOVER) =>
+            {
+                self.look_again(AT_ONCE);
+            }
+            // It may run the guest on by itself: its end comes before all else.
+            other => {
+                tracing::warn!(vm = %self.vm, ?other, "its copy broke while it was handed over; it is ended here");
+                self.end_process().await;
+            }
+        }
+    }
+
+    async fn end_process(&mut self) {
+        self.kill().await;
+        self.parts.tunnel.close(self.vm.as_str());
+        if self.running.is_none() {
+            self.outgoing = None;
+            self.look_again(Duration::ZERO);
+        }
+    }
+
+    async fn say_ended(
+        &mut self,
+        snapshot: &Snapshot,
+        attempt: i64,
+        phase: MigrationPhase,
+        progress: Option<Progress>,
+    ) {
+        let Some(placement) = self.my_placement(snapshot) else { return };
+        let Some(mut status) = self.status(attempt, phase) else { return };
+        status.progress = progress;
+        self.say(placement.revision, status).await;
+    }
+
+    /// The new host's side: makes ready what the guest needs, and a process that waits for it.
+    pub(super) async fn receive(&mut self, snapshot: &Snapshot, attempt: i64, epoch: u64) {
+        if self.incoming == Some(attempt) {
+            let why = "the process that waited for it ended";
+            self.gave_up = Some(attempt);
+            self.withdraw(attempt, why).await;
+            return;
+        }
+        let said = self.said(snapshot, attempt);
+        if said.as_ref().is_some_and(|said| said.phase == MigrationPhase::Failed) {
+            self.gave_up = Some(attempt);
+            return;
+        }
+        let Some(placement) = self.my_placement(snapshot) else { return };
+        let Some(Some(machine)) = snapshot
+            .migration_told(&self.vm, &placement.host, attempt)
+            .map(|told| told.machine.clone())
+        else {
+            // The owner says first what its machine is, or has failed.
+            return;
+        };
+        let Some(status) = self.status(attempt, MigrationPhase::Preparing) else { return };
+        if !self.say(attempt, status).await {
+            return;
+        }
+        match self.make_ready(snapshot, epoch, machine).await {
+            Some(Ok(())) => {
+                self.incoming = Some(attempt);
+                self.listening = false;
+                self.look_again(Duration::ZERO);
+            }
+            Some(Err(failure)) => {
+                self.gave_up = Some(attempt);
+                self.withdraw(attempt, &failure.0).await;
+            }
+            None => {}
+        }
+    }
+
+    async fn make_ready(
+        &mut self,
+        snapshot: &Snapshot,
+        epoch: u64,
+        machine: String,
+    ) -> Option<Result<(), StartFailure>> {
+        let session = self.parts.current_session()?;
+        let kvm = self.parts.facts.borrow().as_ref().map(|facts| facts.kvm)?;
+        let (object, placement) = self.last.clone()?;
+        let preparation = Preparation {
+            parts: Arc::clone(&self.parts),
+            vm: self.vm.clone(),
+            snapshot,
+            object,
+            placement,
+            session: session.number,
+            kvm,
+            networks: self.networks.clone(),
+            incoming: Some((epoch, Some(machine))),
+        };
+        let launch = match self.prepare(snapshot, preparation, session).await? {
+            Ok(launch) => launch,
+            Err(failure) => return Some(Err(failure)),
+        };
+        Some(match self.parts.vms.start_incoming(&launch).await {
+            Ok(running) => {
+                self.running = Some(running.epoch);
+                Ok(())
+            }
+            Err(error) => {
+                if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+                    self.running = found.map(|vm| vm.epoch);
+                }
+                Err(StartFailure::of(&error))
+            }
+        })
+    }
+
+    /// The new host's side, while its process waits.
+    pub(super) async fn attend(&mut self, attempt: i64) {
+        if self.incoming != Some(attempt) {
+            // It waits for an attempt that is over.
+            return self.end_process().await;
+        }
+        if !self.listening {
+            let Some(status) = self.status(attempt, MigrationPhase::Listening) else { return };
+            self.listening = self.say(attempt, status).await;
+        }
+        match self.parts.vms.transfer(self.vm.as_str()).await {
+            Ok(transfer) => {
+                if let Copy::Broken(why) = transfer.copy {
+                    self.gave_up = Some(attempt);
+                    self.withdraw(attempt, &format!("the copy broke: {why}")).await;
+                    self.look_again(Duration::ZERO);
+                }
+            }
+            Err(error) => self.failed("look at the copy of", &error),
+        }
+    }
+
+    /// Lets a guest run that was handed over: the owner before can run it no more.
+    pub(super) async fn let_run(&mut self, snapshot: &Snapshot) {
+        match self.parts.vms.transfer(self.vm.as_str()).await {
+            Ok(transfer) if transfer.copy == Copy::Whole => {}
+            // All was sent, and the last of it is being taken in.
+            Ok(transfer) if matches!(transfer.copy, Copy::Active) => {
+                return self.look_again(AT_ONCE);
+            }
+            other => {
+                tracing::error!(vm = %self.vm, ?other, "it was handed over and is not here");
+                return self.end_process().await;
+            }
+        }
+        if let Err(error) = self.parts.vms.let_run(self.vm.as_str()).await {
+            self.failed("let run", &error);
+            return self.end_process().await;
+        }
+        self.incoming = None;
+        self.inherit(snapshot);
+        self.report(snapshot, VmPhase::Running, "").await;
+    }
+
+    /// The guest is what it was: what its owner before knew of it holds.
+    fn inherit(&mut self, snapshot: &Snapshot) {
+        let before = snapshot.vm_status.get(&self.vm).filter(|s| s.epoch + 1 == self.epoch);
+        let Some(before) = before else { return };
+        self.started_ms = before.started_ms;
+        self.started_with.clone_from(&before.started_with);
+        self.resets = before.resets;
+        self.ready = before.ready;
+        self.ready_ms = before.ready_ms;
+    }
+
+    /// A copy that the daemon before this one began.
+    pub(super) async fn find_copy(&mut self) {
+        let found = self.parts.vms.transfer(self.vm.as_str()).await;
+        if found.is_ok_and(|found| matches!(found.copy, Copy::Active | Copy::Stopped)) {
+            let told = self.parts.clock.now();
+            let copy = Outgoing { attempt: 0, stopped: false, handing: None, told };
+            self.outgoing = Some(copy);
+        }
+    }
+
+    /// Whether the wanted attempt has failed here already.
+    pub(super) fn has_given_up(&self, wanted: Wanted) -> bool {
+        matches!(wanted, Wanted::Receive { attempt, .. } if self.gave_up == Some(attempt))
+    }
+}

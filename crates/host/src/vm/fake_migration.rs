@@ -1,0 +1,295 @@
+//! Moving VMs that are only records: the same ways to go on, to stop and to break as QEMU has, the nasty ones too.
+//!
+//! A sender whose copy breaks after it was told to hand over runs its guest on *by itself*, and the taker may have got
+//! all of it nevertheless.
+
+use super::{
+    driver::{RunningVm, VmError, VmEvent, VmLaunch},
+    fake::{FakeVmDriver, World},
+    migration::{Copy, LiveMigration, Transfer},
+    qmp::QmpError,
+};
+use crate::guard::Registration;
+use async_trait::async_trait;
+use haven_model::migration::{MigrationOptions, Progress};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Between two looks of a copy at the world.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How copies go.
+pub trait Copies: Send + Sync {
+    /// Whether two hosts hear each other.
+    fn reach(&self, from: &str, to: &str) -> bool;
+    /// How long the next copy takes while the guest runs.
+    fn takes(&self) -> Duration;
+    /// Whether the next one breaks at its very end, and whether the taker has all of it nevertheless.
+    fn breaks(&self) -> Option<bool>;
+}
+
+/// Copies that go well.
+pub struct GoodCopies;
+
+impl Copies for GoodCopies {
+    fn reach(&self, _from: &str, _to: &str) -> bool {
+        true
+    }
+    fn takes(&self) -> Duration {
+        Duration::from_millis(300)
+    }
+    fn breaks(&self) -> Option<bool> {
+        None
+    }
+}
+
+#[derive(Clone, Debug)]
+struct OneCopy {
+    from: String,
+    to: String,
+    sender: Copy,
+    taker: Copy,
+    /// The sender was told to send the rest.
+    handing: bool,
+}
+
+/// What of the world is about copies.
+#[derive(Default)]
+pub struct Moves {
+    /// Processes whose guest does not execute: one that waits for it, or one that has stopped it.
+    idle: Mutex<BTreeMap<(String, String), u64>>,
+    /// By VM.
+    copies: Mutex<BTreeMap<String, OneCopy>>,
+    /// Hosts on which nothing executes.
+    frozen: Mutex<BTreeSet<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    /// Nothing on a host executes any more, or again.
+    pub fn set_frozen(&self, host: &str, frozen: bool) {
+        let mut all = lock(&self.moves.frozen);
+        if frozen {
+            all.insert(host.to_owned());
+        } else {
+            all.remove(host);
+        }
+    }
+
+    /// Processes on a host whose guests do not execute.
+    #[must_use]
+    pub fn idle_on(&self, host: &str) -> Vec<(String, u64)> {
+        let idle = lock(&self.moves.idle);
+        let here = idle.iter().filter(|((on, _), _)| on == host);
+        here.map(|((_, vm), epoch)| (vm.clone(), *epoch)).collect()
+    }
+
+    pub(super) fn end_idle(&self, host: &str, vm: &str) -> Option<u64> {
+        lock(&self.moves.idle).remove(&(host.to_owned(), vm.to_owned()))
+    }
+
+    fn set_idle(&self, host: &str, vm: &str, epoch: u64) {
+        lock(&self.moves.idle).insert((host.to_owned(), vm.to_owned()), epoch);
+    }
+
+    /// The guest stops, and its process stays.
+    fn halt(&self, host: &str, vm: &str) {
+        if let Some(epoch) = self.stop_executing(host, vm) {
+            self.set_idle(host, vm, epoch);
+        }
+    }
+
+    /// The guest goes on in a process that stands.
+    fn go_on(&self, host: &str, vm: &str) {
+        if let Some(epoch) = self.end_idle(host, vm) {
+            self.execute(host, vm, epoch);
+        }
+    }
+
+    fn has_process(&self, host: &str, vm: &str) -> bool {
+        let key = (host.to_owned(), vm.to_owned());
+        lock(&self.moves.idle).contains_key(&key) || self.running().contains_key(&key)
+    }
+
+    fn change(&self, vm: &str, change: impl FnOnce(&mut OneCopy)) {
+        let mut copies = lock(&self.moves.copies);
+        let Some(copy) = copies.get_mut(vm) else { return };
+        change(copy);
+        let hosts = [copy.from.clone(), copy.to.clone()];
+        drop(copies);
+        for host in hosts {
+            self.tell(&host, VmEvent::Copied { vm: vm.to_owned() });
+        }
+    }
+
+    fn copy(&self, vm: &str) -> Option<OneCopy> {
+        lock(&self.moves.copies).get(vm).cloned()
+    }
+
+    fn stalls(&self, copy: &OneCopy, copies: &dyn Copies) -> bool {
+        let frozen = lock(&self.moves.frozen);
+        frozen.contains(&copy.from)
+            || frozen.contains(&copy.to)
+            || !copies.reach(&copy.from, &copy.to)
+    }
+
+    /// Ends a copy whose other side is gone; true when it did.
+    fn broken(&self, vm: &str, copy: &OneCopy) -> bool {
+        let gone = |why: &str| Copy::Broken(why.to_owned());
+        if !self.has_process(&copy.from, vm) {
+            self.change(vm, |copy| {
+                copy.sender = gone("the sender is gone");
+                if copy.taker != Copy::Whole {
+                    copy.taker = gone("the sender is gone");
+                }
+            });
+            return true;
+        }
+        if !self.has_process(&copy.to, vm) {
+            // The guest goes on by itself, whoever owns it.
+            self.go_on(&copy.from, vm);
+            self.change(vm, |copy| {
+                (copy.sender, copy.taker) = (gone("the taker is gone"), gone("the taker is gone"));
+            });
+            return true;
+        }
+        false
+    }
+}
+
+/// One copy, from its first byte to its end. Nobody waits for it: QEMU does it by itself.
+async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
+    let mut left = copies.takes();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(copy) = world.copy(&vm) else { return };
+        if matches!(copy.sender, Copy::Broken(_) | Copy::Whole) || world.broken(&vm, &copy) {
+            return;
+        }
+        if world.stalls(&copy, &*copies) {
+            continue;
+        }
+        if copy.sender == Copy::Active && !copy.handing {
+            left = left.saturating_sub(LOOK);
+            if left.is_zero() {
+                world.halt(&copy.from, &vm);
+                world.change(&vm, |copy| copy.sender = Copy::Stopped);
+            }
+        } else if copy.handing {
+            finish(&world, &vm, &copy, copies.breaks());
+            return;
+        }
+    }
+}
+
+fn finish(world: &World, vm: &str, copy: &OneCopy, breaks: Option<bool>) {
+    let Some(all_came) = breaks else {
+        return world.change(vm, |copy| (copy.sender, copy.taker) = (Copy::Whole, Copy::Whole));
+    };
+    world.go_on(&copy.from, vm);
+    let broken = || Copy::Broken("the wire broke".into());
+    world.change(vm, |copy| {
+        copy.sender = broken();
+        copy.taker = if all_came { Copy::Whole } else { broken() };
+    });
+}
+
+fn refused(vm: &str, command: &str, said: &str) -> VmError {
+    let source = QmpError::Refused { command: command.into(), said: said.into() };
+    VmError::Qmp { vm: vm.into(), source }
+}
+
+#[async_trait]
+impl LiveMigration for FakeVmDriver {
+    async fn machine(&self, _vm: &str) -> Result<String, VmError> {
+        self.clock.pass().await;
+        Ok("pc-q35-11.1".into())
+    }
+
+    async fn start_incoming(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
+        self.clock.sleep(self.start_takes).await;
+        if (self.fails)() {
+            return Err(VmError::Died { vm: launch.vm.clone(), said: "simulated".into() });
+        }
+        if self.world.has_process(&self.host, &launch.vm) {
+            return Err(VmError::RunsAlready { vm: launch.vm.clone(), pid: 1 });
+        }
+        self.guard
+            .register(&Registration { vm: &launch.vm, pid: 1, session: launch.session, tap: "" })
+            .await
+            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
+        self.clock.pass().await;
+        self.world.set_idle(&self.host, &launch.vm, launch.epoch);
+        Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
+    }
+
+    fn way_in(&self, _vm: &str) -> Option<UnixStream> {
+        None
+    }
+
+    async fn let_run(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let arrived = self.world.copy(vm).is_some_and(|copy| copy.taker == Copy::Whole);
+        if !arrived {
+            return Err(refused(vm, "cont", "the guest has not arrived"));
+        }
+        self.world.go_on(&self.host, vm);
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        vm: &str,
+        socket: &Path,
+        _options: &MigrationOptions,
+    ) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let to = socket.display().to_string();
+        let (from, sender, taker) = (self.host.clone(), Copy::Active, Copy::Active);
+        let copy = OneCopy { from, to, sender, taker, handing: false };
+        lock(&self.world.moves.copies).insert(vm.to_owned(), copy);
+        tokio::spawn(run(Arc::clone(&self.world), vm.to_owned(), Arc::clone(&self.copies)));
+        Ok(())
+    }
+
+    async fn transfer(&self, vm: &str) -> Result<Transfer, VmError> {
+        self.clock.pass().await;
+        let side = self.world.copy(vm).and_then(|copy| match &self.host {
+            host if *host == copy.from => Some(copy.sender),
+            host if *host == copy.to => Some(copy.taker),
+            _ => None,
+        });
+        Ok(Transfer { copy: side.unwrap_or(Copy::None), progress: Progress::default() })
+    }
+
+    async fn hand_over(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        match self.world.copy(vm) {
+            Some(copy) if copy.from == self.host && copy.sender == Copy::Stopped => {
+                self.world.change(vm, |copy| (copy.sender, copy.handing) = (Copy::Active, true));
+                Ok(())
+            }
+            _ => Err(refused(vm, "migrate-continue", "it does not wait")),
+        }
+    }
+
+    async fn take_back(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        self.world.go_on(&self.host, vm);
+        if self.world.copy(vm).is_some_and(|copy| copy.from == self.host) {
+            self.world.change(vm, |copy| {
+                copy.sender = Copy::Broken("taken back".into());
+                copy.taker = Copy::Broken("taken back".into());
+            });
+        }
+        Ok(())
+    }
+}

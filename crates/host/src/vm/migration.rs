@@ -1,0 +1,67 @@
+//! The seam for moving a guest that runs: what the agent asks of both hosts' drivers (docs/decisions/0011-live-migration.md).
+//!
+//! No driver decides who runs. The process on the new host never lets the guest run by itself; the one on the old host
+//! may do so by itself when a copy breaks, and whoever drives it ends it then if the owner has changed.
+
+use super::driver::{RunningVm, VmError, VmLaunch};
+use async_trait::async_trait;
+use haven_model::migration::{MigrationOptions, Progress};
+use std::{os::unix::net::UnixStream, path::Path};
+
+/// How far a copy is, as the process tells that sends or takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// There is none.
+    None,
+    /// It goes on.
+    Active,
+    /// The sender has stopped the guest and waits to hand it over.
+    Stopped,
+    /// All of it is on the other side: the sender can run the guest no more, and the taker can.
+    Whole,
+    /// It broke; the sender may run the guest on.
+    Broken(String),
+}
+
+/// A copy and its figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// How far it is.
+    pub copy: Copy,
+    /// Figures, on the sender's side.
+    pub progress: Progress,
+}
+
+impl Transfer {
+    /// There is none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { copy: Copy::None, progress: Progress::default() }
+    }
+}
+
+/// Moves guests that run.
+#[async_trait]
+pub trait LiveMigration: Send + Sync {
+    /// The machine type that a VM runs as, so that the other side makes the same.
+    async fn machine(&self, vm: &str) -> Result<String, VmError>;
+    /// Starts the process that takes a guest. It is under the guard, and does not let the guest run.
+    async fn start_incoming(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
+    /// The way into a process that takes a guest; once.
+    fn way_in(&self, vm: &str) -> Option<UnixStream>;
+    /// Lets a guest run that has arrived whole.
+    async fn let_run(&self, vm: &str) -> Result<(), VmError>;
+    /// Begins to send a guest that runs through `socket`. It stops by itself when little is left, and waits.
+    async fn send(
+        &self,
+        vm: &str,
+        socket: &Path,
+        options: &MigrationOptions,
+    ) -> Result<(), VmError>;
+    /// How far a copy is, on either side.
+    async fn transfer(&self, vm: &str) -> Result<Transfer, VmError>;
+    /// Sends what is left of a guest that was stopped for it.
+    async fn hand_over(&self, vm: &str) -> Result<(), VmError>;
+    /// Ends a copy; returns when the guest runs on here.
+    async fn take_back(&self, vm: &str) -> Result<(), VmError>;
+}

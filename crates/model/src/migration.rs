@@ -1,0 +1,166 @@
+//! Live migration: a change of owner while the guest runs (DESIGN.md section 5, docs/decisions/0011-live-migration.md).
+//!
+//! ```text
+//!  a person, a drain ─► migration ─► placement {A, n, movingTo B} ─► B makes ready, A copies and stops
+//!                                                                    │ both say so in their migration statuses
+//!            placement {B, n+1, movedFrom A} ◄── committed over both ┘
+//!            A hands over and says so ─► B lets it run ─► movedFrom is taken out
+//! ```
+//!
+//! An attempt is named by the revision of the placement that began it: no other write has that number, and nothing
+//! else writes the placement until the attempt has ended.
+
+use crate::{name::Name, units::Millis};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a VM is moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MigrationOptions {
+    /// How long QEMU may keep the guest stopped for the last of its memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<Millis>,
+}
+
+/// What QEMU keeps a guest stopped for at most, unless it is asked otherwise.
+pub const DOWNTIME: Millis = Millis(50);
+
+impl MigrationOptions {
+    /// The downtime that counts.
+    #[must_use]
+    pub fn downtime(&self) -> Millis {
+        self.downtime.unwrap_or(DOWNTIME)
+    }
+}
+
+/// How a migration ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationOutcome {
+    /// When, wall clock, milliseconds since 1970.
+    pub at_ms: i64,
+    /// The guest runs on, elsewhere.
+    pub moved: bool,
+    /// In words.
+    pub message: String,
+}
+
+/// Somebody wants a VM to be moved. It stays, with its outcome, until the next one of the same VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Migration {
+    /// Tells it from every other one.
+    pub id: String,
+    /// Where from: it is over once the VM is elsewhere.
+    pub from: Name,
+    /// Where to; chosen by the plan when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Name>,
+    /// How.
+    #[serde(default)]
+    pub options: MigrationOptions,
+    /// Who asked.
+    pub by: String,
+    /// When, wall clock, milliseconds since 1970.
+    pub at_ms: i64,
+    /// How it ended; absent while it is wanted or under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<MigrationOutcome>,
+}
+
+impl Migration {
+    /// The record once it has ended.
+    #[must_use]
+    pub fn ended(&self, at_ms: i64, moved: bool, message: String) -> Self {
+        Self { outcome: Some(MigrationOutcome { at_ms, moved, message }), ..self.clone() }
+    }
+}
+
+/// Part of a placement: the owner still runs the VM, and another host makes ready to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MovingTo {
+    /// The host that makes ready.
+    pub host: Name,
+    /// The [`Migration`] that this answers.
+    pub migration: String,
+    /// How.
+    #[serde(default)]
+    pub options: MigrationOptions,
+}
+
+/// Part of a placement: the host that ran the VM before, until it has said that its copy can run no more. The new owner
+/// neither lets the copy that it was handed run nor starts another one before that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MovedFrom {
+    /// That host.
+    pub host: Name,
+    /// Its session then. Once that was closed under a proof, its copy is gone.
+    pub session: u64,
+    /// The attempt that this was the end of.
+    pub attempt: i64,
+}
+
+/// How far one side of an attempt is.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationPhase {
+    /// The new host: disks, networks and process are being made.
+    Preparing,
+    /// The new host: its process waits for the guest. It does not run.
+    Listening,
+    /// The old host: memory is being copied while the guest runs.
+    Copying,
+    /// The old host: the guest is stopped, and waits for the change of owner.
+    Stopped,
+    /// The old host, after the change: all was handed over, and its process can run the guest no more.
+    HandedOver,
+    /// The old host, after the change: its process is gone, and not all was handed over.
+    Gone,
+    /// Either host, before the change: it did not work out; `message` says why. The old host runs the guest.
+    Failed,
+}
+
+/// How far the copy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Progress {
+    /// The guest's memory, bytes.
+    pub total: u64,
+    /// What is still to be sent of this round, bytes.
+    pub left: u64,
+    /// Sent so far, bytes; memory that the guest changes is sent again.
+    pub sent: u64,
+    /// Bytes per second.
+    pub rate: u64,
+    /// Rounds over the memory so far.
+    pub rounds: u64,
+    /// How long QEMU kept the guest stopped, once it has said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<Millis>,
+}
+
+/// What one side of an attempt says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationStatus {
+    /// The attempt: the revision of the placement that began it.
+    pub attempt: i64,
+    /// The session of the host that says so.
+    pub session: u64,
+    /// How far it is.
+    pub phase: MigrationPhase,
+    /// The old host: how far the copy is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The old host: the machine type of the running QEMU, so that the new one is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// In words, when there is something to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}

@@ -1,0 +1,272 @@
+//! Live migrations: where a VM goes, when the owner changes, and when an attempt is taken back
+//! (docs/decisions/0011-live-migration.md).
+//!
+//! Every step is one transaction over the placement. The change of owner also compares what both sides said last, so
+//! that a side that withdraws and the change exclude each other.
+
+use crate::{
+    placement,
+    tolerance::hosts::HostState,
+    work::{Work, vm_ref},
+};
+use haven_model::{
+    Action, Handover, Migration, MigrationPhase, MigrationStatus, MovedFrom, MovingTo, Name,
+    Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec, object::Stored,
+    plan::MoveStep,
+};
+
+/// Takes each migration one step further.
+pub(crate) fn plan(work: &mut Work<'_>) {
+    let snapshot = work.snapshot;
+    for (vm, placement) in &snapshot.placements {
+        if placement.moved_from.is_some() {
+            settle(work, vm, placement);
+        } else if let Some(to) = &placement.moving_to {
+            go_on(work, vm, placement, to);
+        }
+    }
+    for (vm, migration) in snapshot.migrations.iter().filter(|(_, m)| m.outcome.is_none()) {
+        let under_way = snapshot.placements.get(vm).is_some_and(|p| {
+            p.moved_from.is_some()
+                || p.moving_to.as_ref().is_some_and(|to| to.migration == migration.id)
+        });
+        if !under_way {
+            begin(work, vm, migration);
+        }
+    }
+}
+
+/// Takes out where a VM came from, once its copy there can run no more and its new owner has spoken.
+fn settle(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>) {
+    let Some(from) = &placement.moved_from else { return };
+    let handover = work.snapshot.handover(vm, from);
+    let here = work.snapshot.told_of(vm).is_some_and(|status| status.epoch == placement.epoch);
+    let lost = matches!(work.states.get(&placement.host), None | Some(HostState::Lost(_)));
+    let (moved, reason) = match handover {
+        Handover::Whole if here || lost => {
+            let downtime = told(work.snapshot, vm, &from.host)
+                .and_then(|told| told.progress?.downtime)
+                .map(|downtime| format!("; QEMU kept it stopped for {downtime}"))
+                .unwrap_or_default();
+            (true, format!("{vm} was moved from {} to {}{downtime}", from.host, placement.host))
+        }
+        Handover::Broken => {
+            let reason = format!(
+                "{vm} starts anew on {}: it was handed over, and its copy on {} ended before all of it had arrived",
+                placement.host, from.host
+            );
+            (false, reason)
+        }
+        Handover::Whole | Handover::Pending => {
+            let why = format!("waiting: {} hands {vm} over to {}", from.host, placement.host);
+            return work.wait(vm_ref(vm), why);
+        }
+    };
+    let ended = ended(work, vm, moved, &reason);
+    let settled = Placement { moved_from: None, ..(*placement.value).clone() };
+    step(work, vm, placement, settled, MoveStep::Settle, ended, reason);
+}
+
+/// An attempt that is under way: the owner changes, or it is taken back, or it goes on.
+fn go_on(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>, to: &MovingTo) {
+    let snapshot = work.snapshot;
+    let source = snapshot.migration_told(vm, &placement.host, placement.revision);
+    let target = snapshot.migration_told(vm, &to.host, placement.revision);
+    if let Some(why) = broken(work, vm, placement, to, source, target) {
+        let reason = format!("{vm} stays on {}: {why}", placement.host);
+        let ended = ended(work, vm, false, &reason);
+        let back = Placement { moving_to: None, ..(*placement.value).clone() };
+        return step(work, vm, placement, back, MoveStep::TakeBack, ended, reason);
+    }
+    let stopped = source.filter(|told| told.phase == MigrationPhase::Stopped);
+    let listens = target.filter(|told| told.phase == MigrationPhase::Listening);
+    let session = snapshot.leases.get(&placement.host).map_or(0, |lease| lease.session);
+    if let (Some(source), Some(target)) = (stopped, listens) {
+        let from = MovedFrom { host: placement.host.clone(), session, attempt: placement.revision };
+        let new = Placement {
+            host: to.host.clone(),
+            epoch: placement.epoch + 1,
+            moving_to: None,
+            moved_from: Some(from),
+            ..(*placement.value).clone()
+        };
+        let reason = format!("{vm} is handed over from {} to {}", placement.host, to.host);
+        let commit =
+            MoveStep::Commit { source_told: source.revision, target_told: target.revision };
+        return step(work, vm, placement, new, commit, None, reason);
+    }
+    let at = match (source.map(|told| told.phase), target.map(|told| told.phase)) {
+        (Some(MigrationPhase::Copying), _) => format!("its memory is copied to {}", to.host),
+        (_, Some(MigrationPhase::Listening)) => format!("{} is ready, the copy begins", to.host),
+        _ => format!("{} makes ready", to.host),
+    };
+    work.wait(
+        vm_ref(vm),
+        format!("{vm} is being moved from {} to {}: {at}", placement.host, to.host),
+    );
+}
+
+/// Why an attempt cannot go on.
+fn broken(
+    work: &Work<'_>,
+    vm: &Name,
+    placement: &Placement,
+    to: &MovingTo,
+    source: Option<&Versioned<MigrationStatus>>,
+    target: Option<&Versioned<MigrationStatus>>,
+) -> Option<String> {
+    let failed = |told: Option<&Versioned<MigrationStatus>>| {
+        told.filter(|told| told.phase == MigrationPhase::Failed).map(|told| told.message.clone())
+    };
+    let wanted = work.snapshot.migrations.get(vm).filter(|m| m.id == to.migration);
+    if let Some(outcome) = wanted.and_then(|m| m.outcome.as_ref()) {
+        return Some(outcome.message.clone());
+    }
+    if wanted.is_none() {
+        return Some("nobody wants it to move any more".into());
+    }
+    match work.snapshot.vms.get(vm) {
+        Some(object) if object.spec.running && !object.meta.deleting => {}
+        _ => return Some("it shall not run any more".into()),
+    }
+    if let Some(why) = failed(source) {
+        return Some(why);
+    }
+    if let Some(why) = failed(target) {
+        return Some(format!("{} could not make ready: {why}", to.host));
+    }
+    match work.states.get(&to.host) {
+        Some(HostState::Online | HostState::Cordoned) => {}
+        Some(state) => return Some(format!("{} is {state}", to.host)),
+        None => return Some(format!("{} is no host of the cluster any more", to.host)),
+    }
+    // A lost owner is a recovery's to judge.
+    let ends = work.snapshot.told_of(vm).is_some_and(|status| status.phase != VmPhase::Running);
+    (ends && work.states.get(&placement.host).is_some_and(|s| !matches!(s, HostState::Lost(_))))
+        .then(|| "it does not run at the moment".into())
+}
+
+/// Begins a migration, or says why it cannot begin.
+fn begin(work: &mut Work<'_>, vm: &Name, migration: &Versioned<Migration>) {
+    match target(work, vm, migration) {
+        Ok((placement, host, why)) => {
+            let to = MovingTo {
+                host: host.clone(),
+                migration: migration.id.clone(),
+                options: migration.options.clone(),
+            };
+            if let Some(object) = work.snapshot.vms.get(vm) {
+                work.room.expect(&host, object);
+            }
+            let reason = format!(
+                "{vm} is to move from {} to {host}, as {} asked: {why}",
+                placement.host, migration.by
+            );
+            let moving = Placement { moving_to: Some(to), ..(*placement.value).clone() };
+            step(work, vm, placement, moving, MoveStep::Begin, None, reason);
+        }
+        Err(Refusal::Never(why)) => {
+            let message = format!("{vm} is not moved: {why}");
+            let action = Action::PutMigration {
+                vm: vm.clone(),
+                migration: Box::new(migration.ended(work.seen.now_ms, false, message.clone())),
+                expected_revision: migration.revision,
+            };
+            work.act(vm_ref(vm), message, action);
+        }
+        Err(Refusal::NotNow(why)) => work.wait(vm_ref(vm), why),
+    }
+}
+
+/// Why a migration does not begin.
+pub(crate) enum Refusal {
+    /// It can never be as it was asked for.
+    Never(String),
+    /// It waits; the sentence begins with `waiting:`.
+    NotNow(String),
+}
+
+/// Where a VM would go now.
+fn target<'a>(
+    work: &mut Work<'a>,
+    vm: &Name,
+    migration: &Migration,
+) -> Result<(&'a Versioned<Placement>, Name, String), Refusal> {
+    let never = |why: String| Err(Refusal::Never(why));
+    let snapshot = work.snapshot;
+    let Some(object) = snapshot.vms.get(vm).filter(|v| v.spec.running && !v.meta.deleting) else {
+        return never("it shall not run".into());
+    };
+    let Some(placement) = snapshot.placements.get(vm) else {
+        return Err(Refusal::NotNow(format!("waiting: {vm} has no host yet")));
+    };
+    if let Some(why) = immovable(snapshot, object) {
+        return never(why);
+    }
+    if placement.host != migration.from {
+        return never(format!("it runs on {} by now", placement.host));
+    }
+    if migration.to.as_ref() == Some(&placement.host) {
+        return never(format!("it runs on {} already", placement.host));
+    }
+    if let Some(to) = migration.to.as_ref().filter(|to| !snapshot.hosts.contains_key(*to)) {
+        return never(format!("there is no host `{to}`"));
+    }
+    if matches!(work.states.get(&placement.host), None | Some(HostState::Lost(_))) {
+        return never(format!("its host {} is lost, so it starts elsewhere", placement.host));
+    }
+    let runs = snapshot.told_of(vm).is_some_and(|status| status.phase == VmPhase::Running);
+    if !runs || placement.moving_to.is_some() {
+        return Err(Refusal::NotNow(format!("waiting: {vm} moves once it runs")));
+    }
+    if let Some(state) = work.states.get(&placement.host).filter(|state| !speaks(**state)) {
+        return Err(Refusal::NotNow(format!(
+            "waiting: {vm} moves once {} is well, which is {state}",
+            placement.host
+        )));
+    }
+    let choice = placement::choose_other(work, object, &placement.host, migration.to.as_ref());
+    let choice = choice.map_err(Refusal::NotNow)?;
+    Ok((placement, choice.host, choice.reason))
+}
+
+fn speaks(state: HostState) -> bool {
+    matches!(state, HostState::Online | HostState::Cordoned)
+}
+
+/// Why a VM can never move live, if so.
+#[must_use]
+pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
+    let local = vm.spec.disks.iter().find(|disk| {
+        snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
+    })?;
+    Some(format!(
+        "its disk `{}` lives in the pool `{}`, which is local to its host",
+        local.name, local.pool
+    ))
+}
+
+fn told<'a>(snapshot: &'a Snapshot, vm: &Name, host: &Name) -> Option<&'a MigrationStatus> {
+    Some(&*snapshot.migration_status.get(vm)?.get(host)?.value)
+}
+
+/// The record of a migration that has ended with this step.
+fn ended(work: &Work<'_>, vm: &Name, moved: bool, why: &str) -> Option<(Box<Migration>, i64)> {
+    let migration = work.snapshot.migrations.get(vm).filter(|m| m.outcome.is_none())?;
+    let ended = migration.ended(work.seen.now_ms, moved, why.to_owned());
+    Some((Box::new(ended), migration.revision))
+}
+
+fn step(
+    work: &mut Work<'_>,
+    vm: &Name,
+    old: &Versioned<Placement>,
+    placement: Placement,
+    step: MoveStep,
+    ended: Option<(Box<Migration>, i64)>,
+    reason: String,
+) {
+    let action =
+        Action::MoveVm { vm: vm.clone(), placement, expected_revision: old.revision, step, ended };
+    work.act(vm_ref(vm), reason, action);
+}
