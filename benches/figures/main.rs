@@ -6,6 +6,7 @@ mod answer;
 mod create;
 mod failover;
 mod idle;
+mod migrate;
 mod rolling;
 mod sample;
 
@@ -28,7 +29,8 @@ fn main() -> Result<()> {
         Some("create") => create::run,
         Some("rolling") => rolling::run,
         Some("idle") => idle::run,
-        _ => bail!("which figure? failover, answer, address, create, rolling or idle"),
+        Some("migrate") => migrate::run,
+        _ => bail!("which figure? failover, answer, address, create, rolling, idle or migrate"),
     };
     lab.haven(&["lab", "down"])?;
     lab.haven(&["lab", "up", "--no-power-control"])?;

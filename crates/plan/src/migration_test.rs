@@ -5,8 +5,8 @@ use crate::{
     testing::{World, at, name, vm_spec},
 };
 use haven_model::{
-    Action, Bytes, Migration, MigrationOptions, MigrationPhase, MigrationStatus, Name, Placement,
-    PoolDriverKind, PoolSpec, ProofKind, VmPhase, plan::MoveStep,
+    Action, Bytes, HostStatus, Migration, MigrationOptions, MigrationPhase, MigrationStatus, Name,
+    Placement, PoolDriverKind, PoolSpec, ProofKind, VmPhase, plan::MoveStep,
 };
 
 /// One VM that runs on host1, and somebody who wants it to move.
@@ -218,6 +218,16 @@ fn a_move_that_can_never_be_ends_at_once_and_one_that_cannot_be_now_waits() {
         why,
         "db is not moved: its disk `root` lives in the pool `fast`, which is local to its host"
     );
+    let mut world = asked(Some("host2"));
+    let of = |qemu: &str| HostStatus {
+        qemu: qemu.into(),
+        ..(*world.snapshot.host_status["host1"].value).clone()
+    };
+    let (old, new) = (of("10.0.2 (Debian 1:10.0.2)"), of("11.1.0 (Debian 1:11.1.0)"));
+    world.snapshot.host_status.insert(name("host1"), at(2, new));
+    world.snapshot.host_status.insert(name("host2"), at(2, old));
+    let why = outcome(&world).unwrap();
+    assert!(why.starts_with("db is not moved: QEMU on host2 (10.0.2"), "{why}");
     // No room: it waits and says so.
     let mut world = asked(Some("host2"));
     world.vm("big", vm_spec(Bytes::gib(7)));

@@ -24,6 +24,8 @@ mod validate_update;
 #[cfg(test)]
 mod certificates_test;
 #[cfg(test)]
+mod migrations_test;
+#[cfg(test)]
 mod openapi_test;
 #[cfg(test)]
 mod promote_test;

@@ -331,7 +331,9 @@ impl World {
             a.clone().count() == b.clone().count()
                 && a.zip(b).all(|(a, b)| a == b || a.starts_with('{'))
         };
-        let route = TABLE.iter().find(|r| r.method == method && fits(r.path));
+        // Of those that fit the one with the fewest braces, as the router takes it.
+        let fitting = TABLE.iter().filter(|r| r.method == method && fits(r.path));
+        let route = fitting.min_by_key(|r| r.path.matches('{').count());
         let route = route.unwrap_or_else(|| panic!("{what}, and it is not in the table"));
         let operation = &self.document["paths"][route.path][method.to_ascii_lowercase()];
         let described = &operation["responses"][status.as_str()];

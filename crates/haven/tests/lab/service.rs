@@ -131,7 +131,7 @@ fn staged(update: &str, memory: u32) -> String {
 /// A canary that goes on by itself, then a switch of all that a person promotes, then the way back; all under load.
 pub fn versions(lab: &mut Lab, _: &Witness) -> Result<()> {
     let canary = "{strategy: canary, canary: {members: 1, weight: 20, hold: 5s}}";
-    let by_hand = "{strategy: blue-green, promote: manual, keepOld: 2m}";
+    let by_hand = "{strategy: blue-green, promote: manual, keepOld: 20s}";
     lab.apply(&staged(canary, 128), &["--wait", "--timeout", "120"])?;
     let asking = Asking::start(lab, "10.88.0.101:80", STEADILY)?;
     lab.apply(&staged(canary, 136), &[])?;
@@ -142,7 +142,8 @@ pub fn versions(lab: &mut Lab, _: &Witness) -> Result<()> {
     shows(lab, "new members get 0 % of the traffic")?;
     lab.haven(&["service", "promote", "pair"])?;
     shows(lab, "new members get 100 % of the traffic")?;
-    lab.apply(&staged(by_hand, 136), &["--wait", "--timeout", "60"])?;
+    // Back again: the old members are there yet. It waits until those that it left are gone, too.
+    lab.apply(&staged(by_hand, 136), &["--wait", "--timeout", "120"])?;
     std::thread::sleep(Duration::from_secs(1));
     let asked = asking.end()?;
     let bad = asked.iter().filter(|a| !a.good).count();

@@ -146,8 +146,11 @@ impl LiveMigration for QemuDriver {
             }
             // All had been sent before it was told to end: the guest is stopped, and goes on only when told to.
             let ended = !matches!(copy, Copy::Active | Copy::Stopped);
-            if ended && state == GuestState::Paused {
-                self.let_run(vm).await?;
+            match state {
+                GuestState::Paused if ended => self.let_run(vm).await?,
+                // What holds it up is not the copy: a disk's error, a panic, its own power-off.
+                GuestState::Broken | GuestState::Ended if ended => return Ok(()),
+                _ => {}
             }
             if tokio::time::Instant::now() >= until {
                 let within = RUNS_ON;

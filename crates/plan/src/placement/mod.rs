@@ -54,7 +54,7 @@ pub(crate) fn choose(work: &Work<'_>, vm: &Name, wish: &Wish<'_>) -> Result<Choi
     choose_among(work, vm, wish, &|_| true)
 }
 
-/// Chooses another host than `host`, where `vm` is, for it; `only` if one is given.
+/// Chooses another host than `host`, where `vm` is, for it, among those that `may`.
 ///
 /// # Errors
 /// As [`choose`].
@@ -62,12 +62,12 @@ pub(crate) fn choose_other<'a>(
     work: &mut Work<'a>,
     vm: &'a Stored<VmSpec>,
     host: &Name,
-    only: Option<&Name>,
+    may: &dyn Fn(&Name) -> bool,
 ) -> Result<Choice, String> {
     // It is no neighbour of itself, and does not count twice.
     let before = work.room.clone();
     work.room.take_away(host, vm);
-    let may = |other: &Name| other != host && only.is_none_or(|only| only == other);
+    let may = |other: &Name| other != host && may(other);
     let choice = choose_among(work, &vm.meta.name, &Wish::of(vm), &may);
     work.room = before;
     choice

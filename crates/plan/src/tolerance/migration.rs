@@ -225,13 +225,38 @@ fn target<'a>(
             placement.host
         )));
     }
-    let choice = placement::choose_other(work, object, &placement.host, migration.to.as_ref());
+    let to = migration.to.as_ref();
+    if let Some(why) = to.and_then(|to| unfit(snapshot, &placement.host, to)) {
+        return never(why);
+    }
+    let may = |other: &Name| {
+        to.is_none_or(|to| to == other) && unfit(snapshot, &placement.host, other).is_none()
+    };
+    let choice = placement::choose_other(work, object, &placement.host, &may);
     let choice = choice.map_err(Refusal::NotNow)?;
     Ok((placement, choice.host, choice.reason))
 }
 
 fn speaks(state: HostState) -> bool {
     matches!(state, HostState::Online | HostState::Cordoned)
+}
+
+/// Why what runs on one host cannot go on on another one, if so: QEMU takes a guest of its own or an older version.
+fn unfit(snapshot: &Snapshot, from: &Name, to: &Name) -> Option<String> {
+    let (from_status, to_status) = (snapshot.host_status.get(from)?, snapshot.host_status.get(to)?);
+    if from_status.accel != to_status.accel {
+        return Some(format!(
+            "{from} runs guests under {}, {to} under {}",
+            from_status.accel, to_status.accel
+        ));
+    }
+    let version = |text: &str| -> Vec<u32> {
+        let digits = text.split(|c: char| !c.is_ascii_digit());
+        digits.filter_map(|part| part.parse().ok()).take(3).collect()
+    };
+    (version(&to_status.qemu) < version(&from_status.qemu)).then(|| {
+        format!("QEMU on {to} ({}) is older than on {from} ({})", to_status.qemu, from_status.qemu)
+    })
 }
 
 /// Why a VM can never move live, if so.

@@ -4,7 +4,7 @@ use crate::{
     tolerance::hosts::HostState,
     work::{Work, host_ref, vm_ref},
 };
-use haven_model::{Action, Name, ObjectRef, Snapshot, VmPhase, object::Kind};
+use haven_model::{Action, Handover, Name, ObjectRef, Placement, Snapshot, VmPhase, object::Kind};
 
 /// Removes what can go; says what the rest waits for.
 pub(crate) fn plan(work: &mut Work<'_>) {
@@ -48,6 +48,12 @@ fn remove_vm(work: &mut Work<'_>, vm: &Name) {
     let Some(placement) = work.snapshot.placements.get(vm) else {
         return remove(work, vm_ref(vm));
     };
+    if let Some(from) = &placement.moved_from
+        && work.snapshot.handover(vm, from) == Handover::Pending
+    {
+        let why = format!("{vm} is removed once its copy on {} has ended", from.host);
+        return work.wait(vm_ref(vm), why);
+    }
     let gone = work.snapshot.vm_status.get(vm).is_some_and(|status| {
         status.epoch == placement.epoch
             && status.phase == VmPhase::Stopped
@@ -64,7 +70,8 @@ fn remove_vm(work: &mut Work<'_>, vm: &Name) {
 }
 
 fn remove_host(work: &mut Work<'_>, host: &Name) {
-    let placed = work.snapshot.placements.iter().filter(|(_, p)| p.host == *host).count();
+    let on = |placement: &Placement| placement.hosts().any(|of| of == host);
+    let placed = work.snapshot.placements.values().filter(|placement| on(placement)).count();
     let lives = work.snapshot.session_open(host);
     if placed > 0 {
         work.wait(
