@@ -311,7 +311,7 @@ impl VmTask {
             (true, _) => NET,
             (false, _) => rest.min(NET),
         };
-        self.again.map_or(pause, |again| again.max(rest).min(pause.max(again)))
+        self.again.map_or(pause, |again| again.max(rest).min(pause))
     }
 
     /// Something of a move is to be looked at again so soon.
@@ -688,8 +688,7 @@ impl VmTask {
             Ok(VmEvent::Exited { vm, epoch, how }) if vm == self.vm.as_str() => {
                 self.exited(epoch, how).await;
             }
-            // Woken, its turn looks at the copy.
-            Ok(VmEvent::Copied { .. }) => {}
+            // Another VM's, or a copy that has come further: woken, its turn looks at it.
             Ok(_) => {}
             Err(_) => self.resync().await,
         }

@@ -9,7 +9,6 @@ use super::{
     migration::{Copy, LiveMigration, Transfer},
     qmp::QmpError,
 };
-use crate::guard::Registration;
 use async_trait::async_trait;
 use haven_model::migration::{MigrationOptions, Progress};
 use std::{
@@ -215,18 +214,7 @@ impl LiveMigration for FakeVmDriver {
     }
 
     async fn start_incoming(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
-        self.clock.sleep(self.start_takes).await;
-        if (self.fails)() {
-            return Err(VmError::Died { vm: launch.vm.clone(), said: "simulated".into() });
-        }
-        if self.world.has_process(&self.host, &launch.vm) {
-            return Err(VmError::RunsAlready { vm: launch.vm.clone(), pid: 1 });
-        }
-        self.guard
-            .register(&Registration { vm: &launch.vm, pid: 1, session: launch.session, tap: "" })
-            .await
-            .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
-        self.clock.pass().await;
+        self.start_process(launch).await?;
         self.world.set_idle(&self.host, &launch.vm, launch.epoch);
         Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
     }
