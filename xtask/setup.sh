@@ -54,3 +54,20 @@ setup() {
   [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}" || fail "packages could not be installed" "read the message above"
   rust
 }
+
+# What only some tests need: programs of others that parts of Haven are tried against. Where one cannot be had, its
+# test says `skipped: needs`.
+test_programs() {
+  local agents=fence-agents venv=$HOME/.cache/haven/sushy-tools package missing=()
+  candidate fence-agents-ipmilan && agents=fence-agents-ipmilan
+  for package in "$agents" openipmi ipmitool qemu-guest-agent; do
+    dpkg-query -W -f='${Status}' "$package" 2> /dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}" || say "the tests of fence agents and of the guest agent will be skipped"
+  [ ! -x "$venv/bin/sushy-emulator" ] || return 0
+  say "installing sushy-tools into $venv"
+  # In a place of its own, by this machine's own settings of pip; half of it must not look like all of it.
+  rm -rf "$venv" && python3 -m venv "$venv" 2> /dev/null ||
+    { install_packages python3-venv && rm -rf "$venv" && python3 -m venv "$venv"; } &&
+    "$venv/bin/pip" install --quiet sushy-tools || { rm -rf "$venv"; say "the test of Redfish will be skipped"; }
+}

@@ -14,7 +14,8 @@ use std::{
 /// The roles that the dead host may have had.
 const ROLES: [&str; 4] = ["manager", "store leader", "address holder", "none"];
 
-pub fn run(lab: &Driver, runs: usize) -> Result<()> {
+/// Six VMs without a guest, and an address.
+pub(super) fn manifest() -> String {
     let mut manifest = String::from(
         "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
          kind: Service\nname: held\nreplicas: 0\ntemplate:\n  spec:\n    image: tiny\n    memory: 128MiB\n    networks:\n    - network: front\nfrontend:\n  address: 10.88.0.100\n  port: 80\n",
@@ -22,7 +23,11 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     for i in 1..=6 {
         manifest += &format!("---\nkind: VM\nname: empty-{i}\nmemory: 64MiB\n");
     }
-    lab.apply(&manifest, &[])?;
+    manifest
+}
+
+pub fn run(lab: &Driver, runs: usize) -> Result<()> {
+    lab.apply(&manifest(), &[])?;
     let mut samples: BTreeMap<&str, Sample> = BTreeMap::new();
     let mut all = Sample::default();
     for run in 0..runs {
@@ -46,7 +51,7 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
 }
 
 /// All hosts are online and every host runs a VM.
-fn well(lab: &Driver) -> Result<()> {
+pub(super) fn well(lab: &Driver) -> Result<()> {
     for host in &lab.hosts {
         lab.online(host)?;
     }
@@ -72,7 +77,7 @@ fn well(lab: &Driver) -> Result<()> {
 }
 
 /// The VMs that run: host, and when they were started, milliseconds since 1970.
-fn vms(lab: &Driver) -> Result<BTreeMap<String, (String, i64)>> {
+pub(super) fn vms(lab: &Driver) -> Result<BTreeMap<String, (String, i64)>> {
     let text = lab.haven(&["vm", "ls", "-o", "json"])?;
     let list: serde_json::Value = serde_json::from_str(&text).context("a list is JSON")?;
     let items = list.as_array().context("a list is an array")?;
@@ -107,7 +112,7 @@ fn with_role(lab: &Driver, role: &str) -> Result<Option<String>> {
 }
 
 /// Cuts the power; seconds until the last of its VMs was started elsewhere.
-fn fail(lab: &Driver, host: &str) -> Result<f64> {
+pub(super) fn fail(lab: &Driver, host: &str) -> Result<f64> {
     let before = vms(lab)?;
     let lost: Vec<&String> =
         before.iter().filter(|(_, (on, _))| on == host).map(|(name, _)| name).collect();

@@ -1,4 +1,4 @@
-//! The laws of the tree that no lint knows: the direction of dependencies, the length of files, a head on every
+//! The laws of the tree that no lint knows: the direction of dependencies and that each is used, the length of files, a head on every
 //! module, paths in documents that exist, no names of registries' hosts.
 
 use anyhow::{Result, bail};
@@ -27,13 +27,19 @@ const EDGES: [(&str, &[&str]); 8] = [
 /// Checks everything.
 pub fn run() -> Result<()> {
     let mut broken = Vec::new();
-    broken.extend(edges(&metadata()?));
+    let metadata = metadata()?;
+    broken.extend(edges(&metadata));
+    let mut sources = Vec::new();
     for path in tracked()? {
         let Ok(text) = std::fs::read_to_string(&path) else {
             continue;
         };
         broken.extend(file(&path, &text));
+        if path.extension().is_some_and(|e| e == "rs") {
+            sources.push((std::path::absolute(&path)?, text));
+        }
     }
+    broken.extend(unused(&metadata, &sources));
     if broken.is_empty() {
         println!("1 passed, 0 failed");
         return Ok(());
@@ -65,6 +71,33 @@ fn edges(metadata: &Value) -> Vec<String> {
             let for_tests = dependency["kind"] == "dev";
             if to.starts_with("haven-") && !for_tests && !allowed.contains(&to) {
                 broken.push(format!("{name} must not depend on {to}"));
+            }
+        }
+    }
+    broken
+}
+
+/// Dependencies that no source of their crate names: each costs every build.
+fn unused(metadata: &Value, sources: &[(PathBuf, String)]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let text = |key: &Value| PathBuf::from(key.as_str().unwrap_or_default());
+        // Tests and benches may stand elsewhere.
+        let targets = package["targets"].as_array().into_iter().flatten();
+        let homes: Vec<PathBuf> = targets
+            .map(|target| text(&target["src_path"]))
+            .chain([text(&package["manifest_path"])])
+            .filter_map(|file| file.parent().map(Path::to_path_buf))
+            .collect();
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let name = dependency["name"].as_str().unwrap_or_default();
+            let word = name.replace('-', "_");
+            let names_it = |(path, text): &(PathBuf, String)| {
+                homes.iter().any(|home| path.starts_with(home)) && text.contains(&word)
+            };
+            if !sources.iter().any(names_it) {
+                let who = package["name"].as_str().unwrap_or_default();
+                broken.push(format!("{who} depends on {name} and names it nowhere; take it out"));
             }
         }
     }
@@ -119,14 +152,28 @@ fn paths_of(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{edges, file, paths_of};
-    use std::path::Path;
+    use super::{edges, file, paths_of, unused};
+    use std::path::{Path, PathBuf};
 
     #[test]
     fn a_wrong_edge_is_found() {
         let metadata = serde_json::json!({"packages": [{"name": "haven-plan", "dependencies": [
             {"name": "haven-model", "kind": null}, {"name": "haven-store", "kind": null}]}]});
         assert_eq!(edges(&metadata), ["haven-plan must not depend on haven-store"]);
+    }
+
+    #[test]
+    fn a_dependency_that_nobody_names_is_found() {
+        let metadata = serde_json::json!({"packages": [{"name": "a", "manifest_path": "/a/Cargo.toml",
+            "targets": [{"src_path": "/b/test.rs"}],
+            "dependencies": [{"name": "far-off"}, {"name": "here"}, {"name": "idle"}]}]});
+        let sources =
+            [("/a/src/lib.rs", "use here;"), ("/b/test.rs", "far_off::f()"), ("/c/c.rs", "idle")]
+                .map(|(path, text)| (PathBuf::from(path), text.to_owned()));
+        assert_eq!(
+            unused(&metadata, &sources),
+            ["a depends on idle and names it nowhere; take it out"]
+        );
     }
 
     #[test]

@@ -13,11 +13,13 @@ pub use tls::Pin;
 use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
-        Applied, ApplyRequest, ClusterItem, Item, JoinAnswer, JoinRequest, ManifestFile,
-        MigrationAsked, MigrationView, Overview, Page, ProblemBody, Secret, TokenLine,
+        Applied, ApplyRequest, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest, ManifestFile,
+        MigrationAsked, MigrationView, Overview, Page, ProblemBody, Rehearsal, Secret, TokenLine,
     },
     event::AuditEntry,
+    failsafe::{PromiseAnswer, PromiseQuestion},
     object::Kind,
+    power::FenceTest,
 };
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
@@ -272,6 +274,13 @@ impl Client {
         self.get("/v1/status").await
     }
 
+    /// Whether this daemon promises to close no session of a host that cannot renew. Only hosts ask this.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn promise(&self, question: &PromiseQuestion) -> Result<PromiseAnswer, ClientError> {
+        let host = encode(question.host.as_str());
+        self.get(&format!("/v1/promise?host={host}&session={}", question.session)).await
+    }
+
     /// The cluster's own spec.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn cluster(&self) -> Result<ClusterItem, ClientError> {
@@ -341,7 +350,8 @@ impl Client {
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn create(&self, object: Object) -> Result<Item, ClientError> {
         let (state, host, columns) = (String::new(), None, std::collections::BTreeMap::new());
-        self.replace(&Item { resource_version: 0, object, state, host, columns }).await
+        let warning = String::new();
+        self.replace(&Item { resource_version: 0, object, state, host, columns, warning }).await
     }
 
     /// Deletes an object.
@@ -388,6 +398,38 @@ impl Client {
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn cancel_migration(&self, vm: &str) -> Result<MigrationView, ClientError> {
         self.call("DELETE", &format!("/v1/vms/{}/migration", encode(vm)), Vec::new()).await
+    }
+
+    /// What would happen if these hosts failed, or this one were drained; `what` is `fail` or `drain`.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn rehearse(&self, what: &str, hosts: &[String]) -> Result<Rehearsal, ClientError> {
+        let hosts: Vec<String> = hosts.iter().map(|host| encode(host)).collect();
+        self.get(&format!("/v1/rehearse/{}?hosts={}", encode(what), hosts.join(","))).await
+    }
+
+    /// Asks for a host to be emptied.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn drain(&self, host: &str) -> Result<DrainView, ClientError> {
+        self.call("POST", &format!("/v1/hosts/{}/drain", encode(host)), Vec::new()).await
+    }
+
+    /// How the drain of a host stands.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn drained(&self, host: &str) -> Result<DrainView, ClientError> {
+        self.get(&format!("/v1/hosts/{}/drain", encode(host))).await
+    }
+
+    /// Ends the drain of a host.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn undrain(&self, host: &str, bring_back: bool) -> Result<DrainView, ClientError> {
+        let path = format!("/v1/hosts/{}/drain?bringBack={bring_back}", encode(host));
+        self.call("DELETE", &path, Vec::new()).await
+    }
+
+    /// Reads a host's power from the hosts that could have to switch it off. Switches nothing.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn fence_test(&self, host: &str) -> Result<FenceTest, ClientError> {
+        self.call("POST", &format!("/v1/hosts/{}/fence/test", encode(host)), Vec::new()).await
     }
 
     /// Changes the number of a service's members.

@@ -13,7 +13,7 @@ pub const PILLARS: [(&str, &[&str]); 9] = [
     ("Balance", &["service", "certificate"]),
     ("Storage", &["image", "pool"]),
     ("Network", &["network"]),
-    ("Tolerance", &["host"]),
+    ("Tolerance", &["host", "rehearse"]),
     ("Monitor", &["status", "events", "incidents", "explain", "audit"]),
     ("Lab", &["lab"]),
 ];

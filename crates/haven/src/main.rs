@@ -59,6 +59,9 @@ enum Command {
     /// Servers of the cluster
     #[command(subcommand)]
     Host(cmd::host::HostCommand),
+    /// What would happen if hosts failed or one were drained; nothing is changed
+    #[command(subcommand)]
+    Rehearse(cmd::rehearse::RehearseCommand),
     #[command(flatten)]
     Watch(cmd::watch::WatchCommand),
     /// A real cluster on this machine, to try and to test
@@ -153,6 +156,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Pool(command) => cmd::pool::run(command).await,
         Command::Network(command) => cmd::network::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
+        Command::Rehearse(command) => cmd::rehearse::run(command).await,
         Command::Watch(command) => cmd::watch::run(command).await,
         Command::Lab(command) => cmd::lab::run(command).await,
         Command::Daemon => {

@@ -14,6 +14,14 @@ pub fn print(text: &str) {
     }
 }
 
+/// Prints warnings, each once, where they do not get into what is read by a program.
+pub fn warn<'a>(warnings: impl Iterator<Item = &'a str>) {
+    let warnings: std::collections::BTreeSet<&str> = warnings.filter(|w| !w.is_empty()).collect();
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
 /// Prints a line.
 pub fn line(text: impl std::fmt::Display) {
     print(&format!("{text}\n"));

@@ -47,15 +47,23 @@ impl Schema {
         entry.ok_or_else(|| format!("QEMU has no {kind} `{name}`"))
     }
 
-    /// The members of the type that an entry names.
+    /// The members of the type that an entry names; of its elements, if it is a list.
     fn members(&self, entry: &Value, what: &str) -> &[Value] {
-        let name = entry[what].as_str().unwrap();
-        self.entries[name]["members"].as_array().map_or(&[], Vec::as_slice)
+        let mut kind = &self.entries[entry[what].as_str().unwrap()];
+        if let Some(element) = kind["element-type"].as_str() {
+            kind = &self.entries[element];
+        }
+        kind["members"].as_array().map_or(&[], Vec::as_slice)
     }
 
+    /// `field` may be a path: `stats.rd_operations`.
     fn has(&self, entry: &Value, what: &str, field: &str) -> Result<(), String> {
-        let known = self.members(entry, what).iter().any(|member| member["name"] == field);
-        known.then_some(()).ok_or_else(|| format!("{} has no `{field}` in {what}", entry["name"]))
+        let (first, rest) = field.split_once('.').unzip();
+        let name = first.unwrap_or(field);
+        let member = self.members(entry, what).iter().find(|member| member["name"] == name);
+        let member =
+            member.ok_or_else(|| format!("{} has no `{name}` in {what}", entry["name"]))?;
+        rest.map_or(Ok(()), |rest| self.has(member, "type", rest))
     }
 
     /// The words that a field can have.

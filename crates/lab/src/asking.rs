@@ -2,9 +2,18 @@
 
 use crate::drive::Driver;
 use anyhow::{Context, Result};
+use haven_model::object::{Kind, Object};
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
+        time::{TimeVal, TimeValLike},
+    },
+};
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -79,9 +88,34 @@ impl Asking {
         every: Duration,
         patience: Duration,
     ) -> Result<Self> {
-        let id = lab.haven(&["lab", "id"])?;
-        let namespace = format!("/var/run/netns/{id}-client");
         let address: SocketAddr = address.parse()?;
+        Self::begin(lab, "client", every, move || question(|| ask(address, patience)))
+    }
+
+    /// Knocks at a port of a guest that nobody listens at, from one of the hosts: its kernel alone answers, so that this
+    /// shows when the guest executes and is reached, and not how fast its programs are. As a balancer does, it asks with
+    /// its host's own address: that of its side of the network every host has.
+    ///
+    /// # Errors
+    /// As [`Asking::start`].
+    pub fn knock(lab: &Driver, from: &str, guest: Ipv4Addr, every: Duration) -> Result<Self> {
+        let hosts = lab.ask(|client| async move { client.list(Kind::Host).await })?;
+        let address = hosts.into_iter().find_map(|item| match item.object {
+            Object::Host(host) if host.meta.name.as_str() == from => Some(host.spec.address),
+            _ => None,
+        });
+        let source = address.with_context(|| format!("there is no host `{from}`"))?;
+        Self::begin(lab, from, every, move || question(|| knock(source, guest)))
+    }
+
+    fn begin(
+        lab: &Driver,
+        from: &str,
+        every: Duration,
+        ask: impl Fn() -> Asked + Send + Clone + 'static,
+    ) -> Result<Self> {
+        let id = lab.haven(&["lab", "id"])?;
+        let namespace = format!("/var/run/netns/{id}-{from}");
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -92,7 +126,7 @@ impl Asking {
             let mut asked = Vec::new();
             let mut next = Instant::now();
             while !told.load(Ordering::Relaxed) {
-                asked.push(std::thread::spawn(move || question(address, patience)));
+                asked.push(std::thread::spawn(ask.clone()));
                 next = (next + every).max(Instant::now());
                 std::thread::sleep(next - Instant::now().min(next));
             }
@@ -112,14 +146,28 @@ impl Asking {
     }
 }
 
-fn question(address: SocketAddr, patience: Duration) -> Asked {
+fn question(ask: impl Fn() -> std::io::Result<u16>) -> Asked {
     let begin = Instant::now();
-    let how = match ask(address, patience) {
+    let how = match ask() {
         Ok(200) => None,
         Ok(status) => Some(Failure::Status(status)),
         Err(error) => Some(Failure::Error(error.kind())),
     };
     Asked { begin, end: Instant::now(), good: how.is_none(), how }
+}
+
+/// 200 when the guest's kernel says that nobody listens.
+fn knock(source: Ipv4Addr, guest: Ipv4Addr) -> std::io::Result<u16> {
+    let family = (AddressFamily::Inet, SockType::Stream);
+    let socket = socket::socket(family.0, family.1, SockFlag::SOCK_CLOEXEC, None)?;
+    let patience = TimeVal::milliseconds(PATIENCE.0.as_millis().try_into().unwrap_or(i64::MAX));
+    socket::setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+    match socket::connect(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(guest, 1))) {
+        Err(Errno::ECONNREFUSED) => Ok(200),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(0),
+    }
 }
 
 /// The status of the answer.
@@ -134,11 +182,12 @@ fn ask(address: SocketAddr, patience: Duration) -> std::io::Result<u16> {
     Ok(status.filter(|status| *status != 200 || whole).unwrap_or(0))
 }
 
-/// The longest time without a good answer, also at the end.
+/// The longest time without a good answer, also at the beginning and at the end.
 #[must_use]
 pub fn longest_gap(asked: &[Asked]) -> f64 {
     let good = asked.iter().filter(|a| a.good).map(|a| a.end);
-    let mut marks: Vec<Instant> = good.chain(asked.iter().map(|a| a.begin).max()).collect();
+    let begins = || asked.iter().map(|a| a.begin);
+    let mut marks: Vec<Instant> = good.chain(begins().min()).chain(begins().max()).collect();
     marks.sort();
     marks.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max)
 }

@@ -15,6 +15,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// The MAC address of the machine that the hosts are plugged into.
+const FABRIC_MAC: &str = "02:68:76:00:00:fe";
+
 /// What stands in `LABDIR/lab.json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct State {
@@ -238,7 +241,10 @@ impl Lab {
         let fabric = self.fabric();
         tool("ip", &["netns", "add", &fabric])?;
         tool("ip", &["-n", &fabric, "link", "set", "lo", "up"])?;
-        tool("ip", &["-n", &fabric, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
+        // Of its own: a bridge without one takes the lowest of its ports, another one with every cable, and hosts that
+        // knew the last one send into the void for as long as they remember it.
+        let own = ["link", "add", "br0", "address", FABRIC_MAC, "type", "bridge"];
+        tool("ip", &[&["-n", &fabric][..], &own, &["forward_delay", "0"]].concat())?;
         tool("ip", &["-n", &fabric, "addr", "add", "10.88.0.254/24", "dev", "br0"])?;
         tool("ip", &["-n", &fabric, "link", "set", "br0", "up"])?;
         for (i, host) in self.hosts().iter().enumerate() {

@@ -2,9 +2,10 @@
 
 use crate::{
     cluster::ClusterSpec,
+    drain::Drain,
     manifest::Problem,
     migration::{Migration, MigrationOptions, MigrationStatus},
-    name::Name,
+    name::{Name, ObjectRef},
     object::Object,
 };
 use schemars::JsonSchema;
@@ -31,6 +32,9 @@ pub struct Item {
     /// Further words by column, as wide lists show them.
     #[serde(default)]
     pub columns: std::collections::BTreeMap<String, String>,
+    /// What the one who changed it should know, a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub warning: String,
 }
 
 /// A page of a list. Objects and tokens come in order of their names, what happened in order of time.
@@ -128,6 +132,9 @@ pub struct Applied {
     /// The generation of the spec that is wanted now; who waits for it looks for at least this one.
     #[serde(default)]
     pub generation: u64,
+    /// What the one who applied it should know, a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub warning: String,
 }
 
 /// A token as lists show it: never its secret.
@@ -211,6 +218,87 @@ pub struct MigrationView {
     pub waiting: Option<String>,
 }
 
+/// A VM that keeps a host from being drained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainLeft {
+    /// Which VM.
+    pub vm: Name,
+    /// Where it moves to at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Name>,
+    /// What it waits for or is at, a sentence.
+    pub why: String,
+}
+
+/// How the drain of a host stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DrainView {
+    /// The host's state: `draining`, `drained`, or another where there is no drain.
+    pub state: String,
+    /// The drain; none when there is none, or none any more.
+    pub drain: Option<Drain>,
+    /// The VMs that run there, or have a copy there.
+    pub left: Vec<DrainLeft>,
+    /// What is to be said of each service address that it still holds, a sentence.
+    pub addresses: Vec<String>,
+    /// The VMs that it has moved.
+    pub moved: Vec<Name>,
+    /// The VMs that have their place there and do not run.
+    pub resting: Vec<Name>,
+    /// While it brings back: the VMs that are still away, each with what it waits for or is at.
+    pub away: Vec<DrainLeft>,
+    /// What a reboot of the host would cost, a sentence; none when it would cost nothing.
+    pub quorum: Option<String>,
+}
+
+/// One thing that would happen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RehearsedStep {
+    /// So long after the beginning, milliseconds.
+    pub after_ms: u64,
+    /// What it is about.
+    pub object: ObjectRef,
+    /// What and why, a sentence.
+    pub message: String,
+}
+
+/// What would become of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RehearsedVm {
+    /// Which VM.
+    pub vm: Name,
+    /// Where it is now; none for one that does not exist yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Name>,
+    /// Where it would be; none when it would be nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Name>,
+    /// So long after the beginning it would serve there, milliseconds; none when it would not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_ms: Option<u64>,
+    /// Why it would not, a sentence; empty when it would.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// What would happen, by the code that decides when it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Rehearsal {
+    /// In order of time.
+    pub steps: Vec<RehearsedStep>,
+    /// What would become of the VMs that it concerns: those that would serve in the order in which they would, then the
+    /// others.
+    pub vms: Vec<RehearsedVm>,
+    /// So long until nothing more would happen, milliseconds.
+    pub ends_after_ms: u64,
+    /// What the times rest on, a sentence.
+    pub figures: String,
+}
+
 /// A host on the overview.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HostLine {
@@ -264,8 +352,15 @@ pub struct Overview {
     pub down: Vec<String>,
     /// What is at risk.
     pub risks: Vec<String>,
-    /// So many hosts can be lost now.
+    /// So many hosts can be lost now: the smaller of the next two.
     pub survivable: usize,
+    /// So many hosts can be lost now, whichever they are, and every VM that can move finds a place; 3 stands for 3 or
+    /// more.
+    #[serde(default)]
+    pub survivable_vms: usize,
+    /// So many voters can be lost now, and the store keeps its quorum.
+    #[serde(default)]
+    pub survivable_store: usize,
     /// Open incidents, a sentence each.
     pub incidents: Vec<String>,
     /// The store's revision: every write counts it on.

@@ -1,6 +1,6 @@
 //! The cluster itself: its timers, its fencing policy, its manager.
 
-use crate::{error::ModelError, name::Name, units::Millis};
+use crate::{drain::MoveLimits, error::ModelError, name::Name, units::Millis};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -147,6 +147,22 @@ impl Timers {
     }
 }
 
+/// What becomes of a change after which the memory kept for the loss of hosts would not be there any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AdmissionPolicy {
+    /// It is made, and nobody is told.
+    Off,
+    /// It is made, and whoever asked for it is told.
+    Warn,
+    /// It is not made.
+    #[default]
+    Refuse,
+}
+
+/// The most hosts for whose loss memory can be kept.
+pub const MOST_RESERVED_HOSTS: u32 = 3;
+
 /// What is wanted of the cluster as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -165,6 +181,15 @@ pub struct ClusterSpec {
     /// A voter whose host is lost for so long is replaced by another host.
     #[serde(default = "default_replace_voter_after")]
     pub replace_voter_after: Millis,
+    /// How many VMs may be moved at once.
+    #[serde(default)]
+    pub moves: MoveLimits,
+    /// What becomes of a change that would use up what is kept for the loss of hosts.
+    #[serde(default)]
+    pub admission: AdmissionPolicy,
+    /// The loss of so many hosts, the worst ones, is kept memory for; absent: 1 with three or more hosts, else 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_hosts: Option<u32>,
 }
 
 fn default_fencing() -> Vec<ProofKind> {
@@ -185,11 +210,20 @@ impl Default for ClusterSpec {
             fencing: default_fencing(),
             voters: default_voters(),
             replace_voter_after: default_replace_voter_after(),
+            moves: MoveLimits::default(),
+            admission: AdmissionPolicy::default(),
+            reserved_hosts: None,
         }
     }
 }
 
 impl ClusterSpec {
+    /// The loss of how many hosts, of a cluster of so many, memory is kept for.
+    #[must_use]
+    pub fn reserved_hosts(&self, hosts: usize) -> usize {
+        self.reserved_hosts.map_or(usize::from(hosts >= 3), |reserved| reserved as usize)
+    }
+
     /// Everything that is wrong with it, one sentence each.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
@@ -212,6 +246,19 @@ impl ClusterSpec {
             problems.push(format!(
                 "`replaceVoterAfter` is {}: a host that only restarts must not lose its place, so write at least 10s",
                 self.replace_voter_after
+            ));
+        }
+        if self.moves.per_host == 0 || self.moves.cluster == 0 {
+            problems.push(
+                "`moves` has a 0, so that no VM could ever be moved: write at least 1 for \
+                 `perHost` and `cluster`"
+                    .into(),
+            );
+        }
+        if self.reserved_hosts.is_some_and(|hosts| hosts > MOST_RESERVED_HOSTS) {
+            problems.push(format!(
+                "`reservedHosts` is {}: write 0 to {MOST_RESERVED_HOSTS}, or leave it out",
+                self.reserved_hosts.unwrap_or(0)
             ));
         }
         problems
@@ -272,8 +319,22 @@ mod tests {
     #[test]
     fn a_spec_that_would_never_recover_anything_is_refused() {
         assert!(ClusterSpec::default().problems().is_empty());
-        let spec = ClusterSpec { fencing: vec![], voters: 2, ..ClusterSpec::default() };
+        let spec = ClusterSpec {
+            fencing: vec![],
+            voters: 2,
+            reserved_hosts: Some(4),
+            ..ClusterSpec::default()
+        };
         let problems = spec.problems().join("\n");
         assert!(problems.contains("`fencing` is empty") && problems.contains("`voters` is 2"));
+        assert!(problems.contains("`reservedHosts` is 4: write 0 to 3"));
+    }
+
+    #[test]
+    fn one_loss_is_kept_memory_for_once_there_are_three_hosts() {
+        let spec = ClusterSpec::default();
+        assert_eq!([1, 2, 3, 100].map(|hosts| spec.reserved_hosts(hosts)), [0, 0, 1, 1]);
+        let spec = ClusterSpec { reserved_hosts: Some(2), ..spec };
+        assert_eq!(spec.reserved_hosts(2), 2);
     }
 }

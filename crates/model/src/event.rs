@@ -55,10 +55,13 @@ pub struct Incident {
     pub number: u64,
     /// What it is about, a sentence.
     pub title: String,
-    /// The host that was lost.
+    /// The host that was lost, or on which a VM kept failing.
     pub host: Name,
-    /// The session of it that was lost.
+    /// The session of it that was lost, or in which the VM kept failing.
     pub session: u64,
+    /// The VM that kept failing, when it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Name>,
     /// The VMs that it ran then, still to be recovered.
     pub waiting_for: Vec<Name>,
     /// What happened, in order of time.

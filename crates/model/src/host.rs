@@ -1,5 +1,6 @@
 //! Hosts: the servers of the cluster, and the lease by which they are known to live.
 
+pub use crate::power::PowerSpec;
 use crate::{cluster::ProofKind, units::Bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,20 +8,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
 };
-
-/// Where and how a host's power is controlled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PowerSpec {
-    /// The power controller's address for this host, for example a Redfish system.
-    pub url: String,
-    /// User there.
-    #[serde(default)]
-    pub user: String,
-    /// Password there. Never printed.
-    #[serde(default)]
-    pub password: String,
-}
 
 /// What is wanted of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

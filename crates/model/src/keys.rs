@@ -15,6 +15,8 @@ pub const MANAGER: &str = "/haven/manager";
 pub const LEASES: &str = "/haven/leases/";
 /// Prefix of the owners of VMs.
 pub const PLACEMENTS: &str = "/haven/placement/vm/";
+/// Prefix of drains.
+pub const DRAINS: &str = "/haven/drains/";
 /// Prefix of live migrations.
 pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
@@ -67,6 +69,16 @@ pub fn host_status(host: &Name) -> String {
 #[must_use]
 pub fn vm_status(vm: &Name) -> String {
     format!("/haven/status/vm/{vm}")
+}
+/// The drain of a host.
+#[must_use]
+pub fn drain(host: &Name) -> String {
+    format!("{DRAINS}{host}")
+}
+/// Since when a VM waits for what it starts after.
+#[must_use]
+pub fn wait(vm: &Name) -> String {
+    format!("/haven/waits/{vm}")
 }
 /// A VM's last live migration.
 #[must_use]

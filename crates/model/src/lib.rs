@@ -13,8 +13,10 @@
 pub mod api;
 pub mod certificate;
 pub mod cluster;
+pub mod drain;
 pub mod error;
 pub mod event;
+pub mod failsafe;
 pub mod host;
 pub mod image;
 pub mod keys;
@@ -26,6 +28,7 @@ pub mod object;
 pub mod placement;
 pub mod plan;
 pub mod pool;
+pub mod power;
 pub mod service;
 pub mod snapshot;
 #[cfg(test)]
@@ -35,7 +38,8 @@ pub mod units;
 pub mod vm;
 
 pub use certificate::CertificateSpec;
-pub use cluster::{ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};
+pub use cluster::{AdmissionPolicy, ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};
+pub use drain::{Drain, DrainMove, MoveLimits};
 pub use error::ModelError;
 pub use event::{Event, Incident, IncidentStep, Severity};
 pub use host::{HostSpec, HostStatus, Lease, LostSession};
@@ -49,6 +53,7 @@ pub use object::{Kind, Meta, Object};
 pub use placement::{FrontendPlacement, NicAddress, Placement};
 pub use plan::{Action, Observations, Plan, Planned, Waiting};
 pub use pool::{PoolDriverKind, PoolSpec};
+pub use power::{PowerKind, PowerProblem, PowerSpec, PowerState};
 pub use service::{ServiceSpec, UpdateStrategy};
 pub use snapshot::{Change, Handover, Snapshot, Versioned};
 pub use units::Bytes;

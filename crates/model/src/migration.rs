@@ -10,7 +10,7 @@
 //! An attempt is named by the revision of the placement that began it: no other write has that number, and nothing
 //! else writes the placement until the attempt has ended.
 
-use crate::{name::Name, units::Millis};
+use crate::{drain::DrainMove, name::Name, units::Millis};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,9 @@ pub struct Migration {
     pub by: String,
     /// When, wall clock, milliseconds since 1970.
     pub at_ms: i64,
+    /// The drain that it is of, if it is of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainMove>,
     /// How it ended; absent while it is wanted or under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<MigrationOutcome>,
@@ -88,6 +91,9 @@ pub struct MovingTo {
     /// How.
     #[serde(default)]
     pub options: MigrationOptions,
+    /// It is not moved live: the owner stops it and says so, and it starts anew on the other host if it shall run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart: bool,
 }
 
 /// Part of a placement: the host that ran the VM before, until it has said that its copy can run no more. The new owner
@@ -119,7 +125,8 @@ pub enum MigrationPhase {
     Stopped,
     /// The old host, after the change: all was handed over, and its process can run the guest no more.
     HandedOver,
-    /// The old host, after the change: its process is gone, and not all was handed over.
+    /// The old host: its process is gone, after the change with not all handed over. When it is not moved live, before
+    /// the change: nothing of it runs, and it is not started as long as the attempt stands.
     Gone,
     /// Either host, before the change: it did not work out; `message` says why. The old host runs the guest.
     Failed,

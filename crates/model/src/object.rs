@@ -132,6 +132,12 @@ impl Meta {
             whole: None,
         }
     }
+
+    /// The service that this is a member of, if any.
+    #[must_use]
+    pub fn member_of(&self) -> Option<&ObjectRef> {
+        self.owner.as_ref().filter(|owner| owner.kind == Kind::Service)
+    }
 }
 
 /// A spec with its meta: what stands in the store under one key.
@@ -226,15 +232,16 @@ impl Object {
     pub fn to_store(&self) -> Vec<u8> {
         each!(self, stored => stored.to_store()).expect("specs are plain data")
     }
-    /// The object as people may see it: where a secret stands it says [`SEALED`], or nothing at all for the password of
-    /// a power controller.
+    /// The object as people may see it: where a secret stands it says [`SEALED`].
     #[must_use]
     pub fn without_secrets(mut self) -> Self {
         match &mut self {
             Object::Certificate(certificate) => certificate.spec.key = SEALED.into(),
             Object::Host(host) => {
-                if let Some(power) = &mut host.spec.power {
-                    power.password.clear();
+                if let Some(power) = &mut host.spec.power
+                    && !power.password.is_empty()
+                {
+                    power.password = SEALED.into();
                 }
             }
             _ => {}

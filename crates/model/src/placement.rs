@@ -56,6 +56,18 @@ pub struct Placement {
     /// After it was moved live: where from, until the copy there can run no more.
     #[serde(default, rename = "movedFrom", skip_serializing_if = "Option::is_none")]
     pub moved_from: Option<MovedFrom>,
+    /// It kept failing on another host and was given to this one.
+    #[serde(default, rename = "failedOn", skip_serializing_if = "Option::is_none")]
+    pub failed_on: Option<FailedOn>,
+}
+
+/// Where a VM kept failing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FailedOn {
+    /// The host.
+    pub host: Name,
+    /// When it was taken from there, wall clock, milliseconds since 1970.
+    pub at_ms: i64,
 }
 
 /// The unix user of slot 0.
@@ -65,11 +77,12 @@ impl Placement {
     /// A placement without a migration.
     #[must_use]
     pub fn new(host: Name, epoch: u64, slot: u32, nics: Vec<NicAddress>) -> Self {
-        Self { host, epoch, slot, nics, moving_to: None, moved_from: None }
+        Self { host, epoch, slot, nics, moving_to: None, moved_from: None, failed_on: None }
     }
     /// Every host on which something of the VM may be: its owner, and the other side of a migration.
     pub fn hosts(&self) -> impl Iterator<Item = &Name> {
-        let to = self.moving_to.iter().map(|to| &to.host);
+        // Where it only starts anew, nothing of it is before the change.
+        let to = self.moving_to.iter().filter(|to| !to.restart).map(|to| &to.host);
         let from = self.moved_from.iter().map(|from| &from.host);
         std::iter::once(&self.host).chain(to).chain(from)
     }
@@ -102,6 +115,10 @@ pub struct FrontendPlacement {
     pub epoch: u64,
     /// Who takes it next, in this order.
     pub candidates: Vec<Name>,
+    /// The holder before, when it gave the address up by plan: it goes on serving for a moment, so that nobody asks in
+    /// vain while the address moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Name>,
     /// Percent of the traffic by template (a short hash), while an update splits it. Members of templates that are not
     /// named share what is left evenly. Empty: all members share evenly.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -125,7 +142,7 @@ impl FrontendPlacement {
     /// The record after `host` took the address.
     #[must_use]
     pub fn claimed_by(&self, host: &Name) -> Self {
-        Self { holder: host.clone(), epoch: self.epoch + 1, ..self.clone() }
+        Self { holder: host.clone(), epoch: self.epoch + 1, from: None, ..self.clone() }
     }
     /// Percent that is left for templates that are not named.
     #[must_use]

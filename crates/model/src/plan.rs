@@ -2,12 +2,14 @@
 
 use crate::{
     cluster::ProofKind,
+    drain::Drain,
     event::Incident,
     host::LostSession,
     migration::Migration,
     name::{Name, ObjectRef},
     object::Object,
     placement::{FrontendPlacement, Placement},
+    vm::Wait,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,9 @@ pub struct Observations {
     pub suspected: BTreeSet<Name>,
     /// Hosts whose power was read back as off, with the session they had when the command was sent.
     pub powered_off: BTreeMap<Name, u64>,
+    /// For how many milliseconds this daemon may close no session of a host for its lease's sake: it promised so, or
+    /// cannot know yet whether others did (docs/decisions/0015-failsafe.md).
+    pub promised: BTreeMap<Name, u64>,
 }
 
 /// One thing to do.
@@ -47,6 +52,14 @@ pub enum Action {
         host: Name,
         /// The revision expected.
         revision: i64,
+    },
+    /// Ask the host's power controller whether the host is off, and if it says so make sure of it. A host that has power
+    /// keeps it. Changes nothing in the store.
+    ReadPower {
+        /// Which host.
+        host: Name,
+        /// Its session when asked.
+        session: u64,
     },
     /// Ask the host's power controller to switch it off and read it back. Changes nothing in the store.
     PowerOff {
@@ -76,7 +89,19 @@ pub enum Action {
         /// stand when this commits, and the proof.
         taken_from: Option<TakenFrom>,
     },
-    /// A step of a live migration.
+    /// Give a VM that keeps failing on its host, which lives, to another one. Commits only while its host has said
+    /// nothing since it said that no process of it is there: whoever starts one says so first.
+    TryElsewhere {
+        /// Which VM.
+        vm: Name,
+        /// The new record.
+        placement: Placement,
+        /// The revision of the record it replaces.
+        expected_revision: i64,
+        /// The revision of what its host said.
+        told: i64,
+    },
+    /// A step of a migration.
     MoveVm {
         /// Which VM.
         vm: Name,
@@ -86,10 +111,10 @@ pub enum Action {
         expected_revision: i64,
         /// Which step.
         step: MoveStep,
-        /// How the migration ended, if it has: the record and the revision of the one it replaces.
-        ended: Option<(Box<Migration>, i64)>,
+        /// The migration that begins or has ended with it: the record and the revision of the one it replaces.
+        record: Option<(Box<Migration>, i64)>,
     },
-    /// Write a live migration: one that a drain wants, or one that ended before it began.
+    /// Write a live migration that ended before it began.
     PutMigration {
         /// Which VM.
         vm: Name,
@@ -98,11 +123,29 @@ pub enum Action {
         /// The revision of the record it replaces; 0 when there is none.
         expected_revision: i64,
     },
+    /// Write a drain: the host is empty by now, or all that it had moved is back and the record goes.
+    PutDrain {
+        /// Of which host.
+        host: Name,
+        /// The whole record; none takes it away.
+        drain: Option<Drain>,
+        /// The revision of the record.
+        expected_revision: i64,
+    },
     /// Forget the owner of a VM that does not run and shall not.
     ReleaseVm {
         /// Which VM.
         vm: Name,
         /// The revision of the placement.
+        expected_revision: i64,
+    },
+    /// Note that a VM waits for what it starts after, or that it does so no more.
+    PutWait {
+        /// Which VM.
+        vm: Name,
+        /// Since when; nothing when it waits no more.
+        wait: Option<Wait>,
+        /// The revision of the record it replaces; 0 when there is none.
         expected_revision: i64,
     },
     /// Write an object (a service's member: made, changed or marked for deletion).
@@ -161,6 +204,14 @@ pub enum MoveStep {
     },
     /// The copy of the owner before can run no more.
     Settle,
+    /// It is not moved live: the owner has stopped it, and the other host is the owner from here on. Commits only while
+    /// the owner before has said nothing since.
+    Restart {
+        /// The owner before.
+        from: Name,
+        /// The revision of what it said.
+        told: i64,
+    },
 }
 
 /// The evidence under which a VM is taken from a lost host.

@@ -3,6 +3,7 @@
 use crate::{
     certificate::CertificateSpec,
     cluster::{ClusterSpec, ManagerRecord},
+    drain::Drain,
     event::Incident,
     host::{HostSpec, HostStatus, Lease, LostSession},
     image::ImageSpec,
@@ -14,7 +15,7 @@ use crate::{
     pool::PoolSpec,
     service::ServiceSpec,
     tolerant,
-    vm::{VmPhase, VmSpec, VmStatus},
+    vm::{VmPhase, VmSpec, VmStatus, Wait},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
@@ -89,6 +90,8 @@ pub struct Snapshot {
     pub leases: Table<Lease>,
     /// Proofs of lost sessions by host.
     pub lost: Table<LostSession>,
+    /// Drains by host.
+    pub drains: Table<Drain>,
     /// Owners by VM.
     pub placements: Table<Placement>,
     /// Address holders by service.
@@ -101,6 +104,8 @@ pub struct Snapshot {
     pub migrations: Table<Migration>,
     /// What hosts say of migrations, by VM and host.
     pub migration_status: BTreeMap<Name, Table<MigrationStatus>>,
+    /// Since when VMs wait for what they start after.
+    pub waits: Table<Wait>,
     /// Incidents by number.
     pub incidents: BTreeMap<u64, Versioned<Incident>>,
     /// Records that are there and cannot be read by this version, by key below the root, with their revisions. Nothing
@@ -230,7 +235,9 @@ impl Snapshot {
                 Some(("migration", path)) => self.apply_migration_status(path, raw),
                 _ => Applied::QUIET,
             },
+            "drains" => set(&mut self.drains, rest, raw),
             "migrations" => set(&mut self.migrations, rest, raw),
+            "waits" => set(&mut self.waits, rest, raw),
             "incidents" => {
                 let Ok(number) = rest.parse() else {
                     return Applied::QUIET;
@@ -429,8 +436,8 @@ impl Snapshot {
         &'a self,
         service: &'a Name,
     ) -> impl Iterator<Item = (&'a Name, &'a Versioned<Stored<VmSpec>>)> {
-        self.vms.iter().filter(move |(_, vm)| {
-            vm.meta.owner.as_ref().is_some_and(|o| o.kind == Kind::Service && o.name == *service)
-        })
+        self.vms
+            .iter()
+            .filter(move |(_, vm)| vm.meta.member_of().is_some_and(|of| of.name == *service))
     }
 }

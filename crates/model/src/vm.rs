@@ -1,12 +1,15 @@
 //! Virtual machines.
 
 use crate::{
-    name::Name,
+    name::{Name, ObjectRef},
     units::{Bytes, Millis},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// Labels that must all be there.
 pub type Selector = BTreeMap<String, String>;
@@ -48,6 +51,81 @@ pub enum RestartPolicy {
     OnFailure,
     /// Leave it.
     Never,
+}
+
+/// Who gets a host first when there are several, and at all when there is not room for all.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Last.
+    Low,
+    /// Where nothing is said.
+    #[default]
+    Normal,
+    /// Before what is normal.
+    High,
+    /// Before all others.
+    Critical,
+}
+
+impl Priority {
+    fn is_normal(&self) -> bool {
+        *self == Self::Normal
+    }
+}
+
+/// How long a VM waits for what it starts after, when it does not say.
+pub const DEFAULT_AFTER_TIMEOUT: Millis = Millis(300_000);
+
+/// Since when a VM waits for what it starts after. Written by the manager, gone once the VM has a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Wait {
+    /// Wall clock, milliseconds since 1970.
+    pub since_ms: i64,
+}
+
+/// What shows that a guest lives.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Sign {
+    /// The QEMU guest agent in it answers.
+    Agent,
+    /// Its health check passes.
+    Check,
+    /// It reads or writes a disk.
+    Disk,
+    /// It sends on a network card.
+    Network,
+}
+
+/// When a guest counts as hung. It is reset then; the second time it is ended and tried on another host, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HangSpec {
+    /// When it gave no sign of life for so long, at least 10 s. One whose agent or check never answered since it was
+    /// started is booting, or has none, and is left alone.
+    #[serde(default = "a_minute")]
+    pub after: Millis,
+    /// What counts as a sign of life; the agent or the check must be among them.
+    #[serde(default = "all_but_the_check")]
+    pub signs: BTreeSet<Sign>,
+}
+
+impl HangSpec {
+    /// Shorter is not taken: a host under load holds a guest up for a moment.
+    pub const SHORTEST: Millis = Millis(10_000);
+}
+
+fn a_minute() -> Millis {
+    Millis(60_000)
+}
+
+fn all_but_the_check() -> BTreeSet<Sign> {
+    [Sign::Agent, Sign::Disk, Sign::Network].into()
 }
 
 /// Where a VM may and should run.
@@ -94,6 +172,15 @@ pub struct VmSpec {
     /// Where it may run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub affinity: AffinitySpec,
+    /// Who gets a host first, when it is started and after a host is lost.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// VMs and services that must be ready before it is started on a host: `vm/NAME` or `service/NAME`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<ObjectRef>,
+    /// It is started without them after so long; 5 min when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_timeout: Option<Millis>,
     /// Whether it should run at all.
     #[serde(default = "yes")]
     pub running: bool,
@@ -106,6 +193,9 @@ pub struct VmSpec {
     /// How its health is known; given by the service for a member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<crate::service::HealthCheck>,
+    /// What is done when its guest hangs; nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hang: Option<HangSpec>,
 }
 
 impl VmSpec {
@@ -122,7 +212,15 @@ impl VmSpec {
         });
         let parts = parts.as_object().into_iter().flatten();
         let print = |part: &serde_json::Value| format!("{:08x}", fnv1a(&part.to_string()) as u32);
-        parts.map(|(name, part)| (name.clone(), print(part))).collect()
+        // Named only where it is there, so that nothing changed for what was started before there was any.
+        let agent = self.has_agent_port().then(|| ("agent".to_owned(), print(&true.into())));
+        parts.map(|(name, part)| (name.clone(), print(part))).chain(agent).collect()
+    }
+
+    /// Whether its machine has the port of a guest agent.
+    #[must_use]
+    pub fn has_agent_port(&self) -> bool {
+        self.hang.as_ref().is_some_and(|hang| hang.signs.contains(&Sign::Agent))
     }
 }
 
@@ -151,6 +249,10 @@ fn yes() -> bool {
 }
 fn default_grace() -> Millis {
     Millis(10_000)
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 fn is_default(affinity: &AffinitySpec) -> bool {
     *affinity == AffinitySpec::default()
@@ -191,6 +293,13 @@ impl VmPhase {
     }
 }
 
+/// A VM that failed so often in a row keeps failing: it is tried on another host, once, and told of.
+pub const KEEPS_FAILING: u32 = 5;
+/// A guest that hung so often in a row on one host is tried on another one.
+pub const KEEPS_HANGING: u32 = 2;
+/// One that has run for so long, and passes its health check if it has one, runs well.
+pub const RUNS_WELL: Millis = Millis(60_000);
+
 /// What an agent reports of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -219,9 +328,25 @@ pub struct VmStatus {
     /// Since when it passes its check without a break, wall clock, milliseconds since 1970; absent while it does not.
     #[serde(default)]
     pub ready_since_ms: Option<i64>,
+    /// It came here by a live migration and has not answered its check here yet: what is said of its health is what the
+    /// host before knew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
     /// How often it ended by itself under this epoch.
     #[serde(default)]
     pub restarts: u32,
+    /// How often in a row it ended by itself or could not be started, under this epoch, since it last ran well.
+    #[serde(default)]
+    pub failures: u32,
+    /// How often in a row its guest was found hung, under this epoch.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hung: u32,
+    /// Its guest agent or its health check has answered since its guest booted; told where [`VmSpec::hang`] asks for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub heard: bool,
+    /// It is known that no process of it is there. Before the next one is started the store says otherwise.
+    #[serde(default)]
+    pub idle: bool,
     /// [`VmSpec::hardware`] of the spec that its process was started with; empty while none runs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub started_with: BTreeMap<String, String>,

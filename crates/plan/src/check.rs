@@ -4,8 +4,10 @@
 
 mod moves;
 
-use crate::{placement::capacity::cost, wishes::Neighbours};
-use haven_model::{Action, Name, Placement, Plan, Planned, Snapshot, Waiting, plan::MoveStep};
+use crate::{placement::capacity::cost, tolerance::order::Order, wishes::Neighbours};
+use haven_model::{
+    Action, Name, Placement, Plan, Planned, Snapshot, VmPhase, Waiting, plan::MoveStep,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An invariant that a plan would break.
@@ -48,36 +50,38 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
             placements.insert(vm, placement);
             continue;
         }
-        let Action::PlaceVm { vm, placement, expected_revision, taken_from } = &planned.action
-        else {
-            continue;
+        let (vm, placement, expected_revision, evidence) = match &planned.action {
+            Action::PlaceVm { vm, placement, expected_revision, taken_from } => {
+                (vm, placement, expected_revision, Evidence::Lost(taken_from.as_ref()))
+            }
+            Action::TryElsewhere { vm, placement, expected_revision, told } => {
+                (vm, placement, expected_revision, Evidence::Idle(*told))
+            }
+            _ => continue,
         };
         if !new.insert(vm) {
             return Err(of(vm, format!("{vm} is placed twice in one plan")));
         }
         touched.push(vm);
         let old = placements.get(vm).copied();
-        if placement.epoch != old.map_or(0, |p| p.epoch) + 1 {
-            let from = old.map(|p| p.epoch);
-            return Err(of(vm, format!("{vm} goes from epoch {from:?} to {}", placement.epoch)));
-        }
-        if *expected_revision != snapshot.placements.get(vm).map_or(0, |p| p.revision) {
-            return Err(of(vm, format!("{vm} is placed over a revision that was not read")));
-        }
-        if old.is_some_and(|old| old.moved_from.is_some()) {
-            return Err(of(vm, format!("{vm} is placed while its copy elsewhere may run")));
-        }
-        if placement.moving_to.is_some() || placement.moved_from.is_some() {
-            return Err(of(vm, format!("{vm} is placed as if it were moved live")));
-        }
+        well_formed(snapshot, vm, placement, *expected_revision, old)?;
         if let Some(old) = old
             && old.host != placement.host
         {
-            proven(snapshot, vm, old, taken_from.as_ref()).map_err(|why| of(vm, why))?;
+            let proven = match evidence {
+                Evidence::Lost(taken_from) => proven(snapshot, vm, old, taken_from),
+                Evidence::Idle(told) => idle(snapshot, vm, old, told),
+            };
+            proven.map_err(|why| of(vm, why))?;
+        }
+        let stays = old.is_some_and(|old| old.host == placement.host);
+        if !stays && crate::tolerance::drain::stands(snapshot, &placement.host).is_some() {
+            return Err(of(vm, format!("{vm} is placed on {}, which is drained", placement.host)));
         }
         neighbours.add(vm, &placement.host).map_err(|why| of(vm, why))?;
         placements.insert(vm, placement);
     }
+    in_order(snapshot, plan)?;
     unique(&placements, &touched)?;
     // What stays where it is takes no more room there than it did.
     let on = |p: &Placement| (p.host.clone(), p.moving_to.as_ref().map(|to| to.host.clone()));
@@ -86,6 +90,30 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
     };
     let added: Vec<&Name> = touched.iter().copied().filter(|vm| !stays(vm)).collect();
     capacity(snapshot, &placements, &added)
+}
+
+/// A new placement follows the one that was read, and nothing of the VM is on its way.
+fn well_formed(
+    snapshot: &Snapshot,
+    vm: &Name,
+    placement: &Placement,
+    expected_revision: i64,
+    old: Option<&Placement>,
+) -> Result<(), Broken> {
+    if placement.epoch != old.map_or(0, |p| p.epoch) + 1 {
+        let from = old.map(|p| p.epoch);
+        return Err(of(vm, format!("{vm} goes from epoch {from:?} to {}", placement.epoch)));
+    }
+    if expected_revision != snapshot.placements.get(vm).map_or(0, |p| p.revision) {
+        return Err(of(vm, format!("{vm} is placed over a revision that was not read")));
+    }
+    if old.is_some_and(|old| old.moved_from.is_some()) {
+        return Err(of(vm, format!("{vm} is placed while its copy elsewhere may run")));
+    }
+    if placement.moving_to.is_some() || placement.moved_from.is_some() {
+        return Err(of(vm, format!("{vm} is placed as if it were moved live")));
+    }
+    Ok(())
 }
 
 /// The plan without what would break an invariant: one VM that cannot be placed must not keep the others from being
@@ -121,8 +149,34 @@ pub fn sound(snapshot: &Snapshot, mut plan: Plan) -> (Plan, Vec<Broken>) {
 /// The VM that an action gives an owner to.
 fn vm_of(action: &Action) -> Option<&Name> {
     match action {
-        Action::PlaceVm { vm, .. } | Action::MoveVm { vm, .. } => Some(vm),
+        Action::PlaceVm { vm, .. }
+        | Action::TryElsewhere { vm, .. }
+        | Action::MoveVm { vm, .. } => Some(vm),
         _ => None,
+    }
+}
+
+/// Why a VM may change its owner.
+enum Evidence<'a> {
+    /// Its host is lost.
+    Lost(Option<&'a haven_model::plan::TakenFrom>),
+    /// Its host said at this revision that no process of it is there.
+    Idle(i64),
+}
+
+/// The owner, whose session is open, said last that nothing of the VM is there.
+fn idle(snapshot: &Snapshot, vm: &Name, old: &Placement, told: i64) -> Result<(), String> {
+    let says = snapshot.vm_status.get(vm).is_some_and(|status| status.revision == told)
+        && snapshot.told_of(vm).is_some_and(|status| {
+            status.epoch == old.epoch && status.phase == VmPhase::Failed && status.idle
+        });
+    if says && old.moving_to.is_none() {
+        Ok(())
+    } else {
+        Err(format!(
+            "{vm} is taken from {}, which has not said that nothing of it is there",
+            old.host
+        ))
     }
 }
 
@@ -144,6 +198,32 @@ fn proven(
     } else {
         Err(format!("{vm} is taken from {} whose session is not closed under a proof", old.host))
     }
+}
+
+/// Those that get a host get it in their order: by priority, what others start after first, then by age.
+fn in_order(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
+    let new = plan.actions.iter().filter_map(|planned| match &planned.action {
+        Action::PlaceVm { vm, expected_revision: 0, .. }
+        | Action::PlaceVm { vm, taken_from: Some(_), .. } => Some(vm),
+        _ => None,
+    });
+    let mut new = new.filter_map(|vm| Some((vm, snapshot.vms.get(vm)?))).peekable();
+    if new.peek().is_none() {
+        return Ok(());
+    }
+    let order = Order::of(snapshot);
+    let mut last = None;
+    for (name, vm) in new {
+        let place = order.place(name, vm);
+        if let Some((before, _)) = last.filter(|(_, last)| *last > place) {
+            return Err(of(
+                name,
+                format!("{name} gets a host after {before}, and comes before it"),
+            ));
+        }
+        last = Some((name, place));
+    }
+    Ok(())
 }
 
 /// No VM gets a number or an address that another has. What stands in the store already is not this plan's doing.

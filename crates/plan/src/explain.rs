@@ -1,10 +1,8 @@
 //! Answers in words, from the same code that decides.
 
 use crate::{
-    host_states,
-    placement::capacity::{Room, cost},
-    plan,
-    tolerance::{hosts::HostState, recovery::bound_by, removal::users},
+    host_states, plan,
+    tolerance::{drain, hosts::HostState, recovery::bound_by, removal::users},
 };
 use haven_model::{Name, ObjectRef, Observations, Snapshot, object::Kind, vm::pending_words};
 
@@ -98,9 +96,37 @@ fn host(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String> {
         let word = if lease.closed { "closed" } else { "open" };
         said.push(format!("its session {} is {word}", lease.session));
     }
+    said.extend(drained(snapshot, seen, name));
     if let Some(status) = snapshot.host_status.get(name) {
         said.extend(status.problems.iter().cloned());
     }
+    said
+}
+
+/// What there is to say of the drain of a host.
+fn drained(snapshot: &Snapshot, seen: &Observations, host: &Name) -> Vec<String> {
+    let view = drain::view(snapshot, seen, host);
+    let Some(of) = &view.drain else { return Vec::new() };
+    let mut said = vec![if of.bringing_back {
+        format!("its drain was ended, and {} VMs are still to come back", view.away.len())
+    } else {
+        format!(
+            "it is {}, as {} asked: {} VMs are left, {} were moved; `haven host undrain {host}` ends that",
+            view.state,
+            of.by,
+            view.left.len(),
+            view.moved.len()
+        )
+    }];
+    said.extend(view.left.iter().chain(&view.away).map(|left| left.why.clone()));
+    if !view.addresses.is_empty() && !of.bringing_back {
+        said.extend(view.addresses.iter().cloned());
+    }
+    if !view.resting.is_empty() {
+        let names: Vec<&str> = view.resting.iter().map(Name::as_str).collect();
+        said.push(format!("these do not run and have their place there: {}", names.join(", ")));
+    }
+    said.extend(view.quorum);
     said
 }
 
@@ -134,31 +160,4 @@ fn service(snapshot: &Snapshot, seen: &Observations, name: &Name) -> Vec<String>
     let progress = crate::balance::services::progress(snapshot, seen, name);
     said.extend(progress.and_then(|progress| progress.traffic));
     said
-}
-
-/// How many hosts can be lost, the largest first, with memory left on the others for all that runs.
-#[must_use]
-pub fn losses_survivable(snapshot: &Snapshot, seen: &Observations) -> usize {
-    let states = host_states(snapshot, seen);
-    let room = Room::of(snapshot, &states);
-    let mut memory: Vec<u64> = room.hosts().map(|(_, host)| host.memory).collect();
-    memory.sort_unstable();
-    let wanted: u64 = snapshot
-        .vms
-        .values()
-        .filter(|vm| vm.spec.running && !vm.meta.deleting && bound_by(snapshot, vm).is_none())
-        .map(|vm| cost(&vm.spec).memory)
-        .sum();
-    let voters = snapshot.host_status.iter().filter(|(_, status)| status.etcd_member.is_some());
-    let (all, answer) = voters.fold((0, 0), |(all, answer), (name, status)| {
-        let up = matches!(states.get(name), Some(HostState::Online | HostState::Cordoned));
-        let up = up && !status.etcd_silent;
-        (all + 1, answer + usize::from(up))
-    });
-    let quorum = usize::saturating_sub(answer, all / 2 + 1);
-    let mut losses = 0;
-    while memory.pop().is_some() && memory.iter().sum::<u64>() >= wanted && !memory.is_empty() {
-        losses += 1;
-    }
-    losses.min(quorum)
 }

@@ -4,10 +4,12 @@
 //!   snapshot + observations ──► host states (tolerance/hosts)
 //!                                    │
 //!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
+//!        tolerance/failing ◄─────────┤          │
 //!        tolerance/migration ◄───────┤          │
+//!        tolerance/drain     ◄───────┤          │
 //!        balance/frontends  ◄────────┤          │
 //!        monitor/incidents  ◄────────┘          ▼
-//!                                   placement (filters, scores, addresses)
+//!                                   placement (filters, scores, addresses) ◄── tolerance/admission, asked by the API
 //! ```
 //!
 //! What it promises: the same inputs give the same plan; every action carries its reason, and everything wanted that
@@ -21,11 +23,14 @@ pub mod check;
 pub mod explain;
 pub mod monitor;
 pub mod placement;
+pub mod rehearse;
 pub mod testing;
 pub mod tolerance;
 mod wishes;
 mod work;
 
+#[cfg(test)]
+mod drain_test;
 #[cfg(test)]
 mod migration_test;
 #[cfg(test)]
@@ -33,14 +38,21 @@ mod plan_test;
 #[cfg(test)]
 mod property_test;
 #[cfg(test)]
+mod rehearse_test;
+#[cfg(test)]
 mod rollouts_test;
 #[cfg(test)]
 mod wishes_test;
 
 pub use check::{check, sound};
-pub use explain::{explain, losses_survivable};
+pub use explain::explain;
 use haven_model::{Observations, Plan, Snapshot};
-pub use tolerance::hosts::{HostState, host_states};
+pub use rehearse::{Event, rehearse};
+pub use tolerance::{
+    admission::{Losses, losses},
+    admit::admit,
+    hosts::{HostState, host_states},
+};
 use work::Work;
 
 /// Decides everything that is to be done now.
@@ -51,7 +63,9 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     monitor::incidents::follow(&mut work);
     balance::services::plan(&mut work);
     tolerance::recovery::plan(&mut work);
+    tolerance::failing::plan(&mut work);
     tolerance::migration::plan(&mut work);
+    tolerance::drain::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);
     work.finish()

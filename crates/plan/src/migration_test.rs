@@ -21,6 +21,7 @@ fn asked(to: Option<&str>) -> World {
         options: MigrationOptions::default(),
         by: "alice".into(),
         at_ms: 1,
+        drain: None,
         outcome: None,
     };
     world.snapshot.migrations.insert(name("db"), at(20, migration));
@@ -106,7 +107,7 @@ fn the_outcome_is_written_with_the_last_step() {
     take(&mut world, 40);
     says(&mut world, "host1", 30, MigrationPhase::Gone, "");
     let plan = plan(&world.snapshot, &world.seen);
-    let Action::MoveVm { step: MoveStep::Settle, ended: Some((migration, 20)), .. } =
+    let Action::MoveVm { step: MoveStep::Settle, record: Some((migration, 20)), .. } =
         &plan.actions[0].action
     else {
         panic!("{plan:?}");

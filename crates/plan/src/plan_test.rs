@@ -109,14 +109,16 @@ fn a_record_is_judged_by_the_time_that_it_states_itself() {
 fn power_goes_off_after_half_of_the_time_that_the_record_states_itself() {
     let mut world = World::new(3, Bytes::gib(8));
     let mut host = (*world.snapshot.hosts["host1"].value).clone();
-    host.spec.power =
-        Some(PowerSpec { url: "http://x".into(), user: String::new(), password: String::new() });
+    host.spec.power = Some(PowerSpec::redfish("http://x", "", ""));
     world.snapshot.hosts.insert(name("host1"), at(1, host));
     let longer = Lease { ttl_ms: 20_000, ..lease(false) };
     world.snapshot.leases.insert(name("host1"), at(900, longer));
     world.seen.suspected.insert(name("host1"));
     world.silent("host1", 9_000, false);
-    assert!(planned(&world).actions.is_empty(), "a daemon that lives by longer timers restarts");
+    let early = planned(&world);
+    assert!(matches!(early.actions[0].action, Action::ReadPower { .. }));
+    assert_eq!(early.actions.len(), 1);
+    assert_eq!(early.wake_after_ms, Some(1_000), "a daemon that lives by longer timers restarts");
     world.silent("host1", 10_000, false);
     assert!(matches!(planned(&world).actions[0].action, Action::PowerOff { .. }));
     world.snapshot.leases.insert(name("host1"), at(901, lease(false)));
@@ -131,15 +133,24 @@ fn suspicion_moves_nothing_but_switches_the_power_off() {
     world.seen.suspected.insert(name("host1"));
     assert!(planned(&world).actions.is_empty());
     let mut host = (*world.snapshot.hosts["host1"].value).clone();
-    host.spec.power =
-        Some(PowerSpec { url: "http://x".into(), user: String::new(), password: String::new() });
+    host.spec.power = Some(PowerSpec::redfish("http://x", "", ""));
     world.snapshot.hosts.insert(name("host1"), at(1, host));
     // One that renews is only unreachable from here, and one whose daemon restarts is back in time: its power stays on.
-    world.silent("host1", 2400, false);
+    // Whether it is off already is asked once it has missed two renewals.
+    world.silent("host1", 900, false);
     assert!(planned(&world).actions.is_empty());
+    assert_eq!(planned(&world).wake_after_ms, Some(100));
+    for silent_ms in [1000, 2400] {
+        world.silent("host1", silent_ms, false);
+        let plan = planned(&world);
+        let [only] = &plan.actions[..] else { panic!("{:?}", plan.actions) };
+        assert!(matches!(only.action, Action::ReadPower { session: 1, .. }), "{only:?}");
+    }
     world.silent("host1", 2600, false);
     assert!(matches!(planned(&world).actions[0].action, Action::PowerOff { session: 1, .. }));
     world.seen.powered_off.insert(name("host1"), 1);
+    // A promise lets a host run on that cannot renew; this one does not run.
+    world.seen.promised.insert(name("host1"), 2000);
     assert!(matches!(&planned(&world).actions[0].action, Action::CloseSession { lost, .. }
         if lost.proof == ProofKind::PoweredOff));
 }

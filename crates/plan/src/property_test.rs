@@ -4,7 +4,10 @@ use crate::{
     check, plan,
     testing::{World, name, vm_spec},
 };
-use haven_model::{Action, Bytes, ProofKind};
+use haven_model::{
+    Action, Bytes, ProofKind,
+    vm::{KEEPS_FAILING, Priority},
+};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -13,16 +16,25 @@ struct VmCase {
     host: Option<usize>,
     running: bool,
     deleting: bool,
+    /// Its priority, and how many VMs before it, by number, is the one that it starts after; itself is none.
+    order: (u8, usize),
+    /// How often it failed in a row, and whether its host says that nothing of it is there.
+    failures: Option<bool>,
 }
 
 fn vm_case() -> impl Strategy<Value = VmCase> {
-    (64u64..3000, prop::option::of(0usize..6), prop::bool::weighted(0.9), prop::bool::weighted(0.1))
-        .prop_map(|(memory_mib, host, running, deleting)| VmCase {
+    let flags = (prop::bool::weighted(0.9), prop::bool::weighted(0.1));
+    let failures = prop::option::weighted(0.15, any::<bool>());
+    (64u64..3000, prop::option::of(0usize..6), flags, (0u8..4, 0usize..12), failures).prop_map(
+        |(memory_mib, host, (running, deleting), order, failures)| VmCase {
             memory_mib,
             host,
             running,
             deleting,
-        })
+            order,
+            failures,
+        },
+    )
 }
 
 fn world(hosts: &[(u64, u8)], vms: &[VmCase]) -> World {
@@ -34,6 +46,16 @@ fn world(hosts: &[(u64, u8)], vms: &[VmCase]) -> World {
         let vm = format!("vm{i}");
         let mut spec = vm_spec(Bytes::mib(case.memory_mib));
         spec.running = case.running;
+        spec.priority = match case.order.0 {
+            0 => Priority::Low,
+            1 => Priority::Normal,
+            2 => Priority::High,
+            _ => Priority::Critical,
+        };
+        if let Some(before) = i.checked_sub(case.order.1).filter(|_| (1..4).contains(&case.order.1))
+        {
+            spec.after = vec![World::reference(&format!("vm/vm{before}"))];
+        }
         world.vm(&vm, spec);
         if case.deleting {
             let mut object = (*world.snapshot.vms[vm.as_str()].value).clone();
@@ -42,10 +64,26 @@ fn world(hosts: &[(u64, u8)], vms: &[VmCase]) -> World {
         }
         if let Some(host) = case.host.filter(|h| *h < hosts.len()) {
             world.run(&vm, &format!("host{host}"));
+            if let Some(idle) = case.failures {
+                let mut status = (*world.snapshot.vm_status[vm.as_str()].value).clone();
+                status.phase = haven_model::VmPhase::Failed;
+                (status.failures, status.idle) = (KEEPS_FAILING, idle);
+                world.snapshot.vm_status.insert(name(&vm), crate::testing::at(6, status));
+            }
         }
     }
     for (i, (_, state)) in hosts.iter().enumerate() {
         let host = format!("host{i}");
+        if state % 5 == 4 {
+            let drain = haven_model::Drain {
+                id: format!("d{i}"),
+                by: "a person".into(),
+                at_ms: 1,
+                drained_ms: None,
+                bringing_back: state % 3 == 0,
+            };
+            world.snapshot.drains.insert(name(&host), crate::testing::at(9, drain));
+        }
         match state % 6 {
             0 => world.lost(&host, ProofKind::LeaseExpired),
             1 => world.silent(&host, 6000, false),
@@ -59,7 +97,7 @@ fn world(hosts: &[(u64, u8)], vms: &[VmCase]) -> World {
     world
 }
 
-/// Adds wishes that nobody can fulfil, younger than all others.
+/// Adds wishes that nobody can fulfil, last in every order.
 fn wish_badly(world: &mut World, wishes: &[u8]) {
     world.network("front");
     for (i, wish) in wishes.iter().enumerate() {
@@ -91,6 +129,7 @@ fn wish_badly(world: &mut World, wishes: &[u8]) {
         world.vm(&vm, serde_json::from_value(bad).unwrap());
         let mut object = (*world.snapshot.vms[vm.as_str()].value).clone();
         object.meta.created_ms = i64::MAX;
+        object.spec.priority = Priority::Low;
         world.snapshot.vms.insert(name(&vm), crate::testing::at(4, object));
     }
 }
@@ -290,6 +329,57 @@ proptest! {
                 if let Some(old) = old {
                     prop_assert!(world.snapshot.leases[&old.host].closed, "{vm} leaves {} that may run it", old.host);
                 }
+            }
+        }
+    }
+
+    /// Whatever else is so: nothing sets out for a drained host or leaves one that it is not on, limits hold, and what
+    /// is left on a drained host that is well is on its way or says why it is not.
+    #[test]
+    fn a_drain_keeps_its_limits_and_its_word(
+        hosts in prop::collection::vec((1024u64..8192, 0u8..60), 2..6),
+        vms in prop::collection::vec(vm_case(), 0..24),
+        per_host in 1u32..4,
+        cluster in 1u32..6,
+    ) {
+        use crate::tolerance::drain::{left, stands};
+        let mut world = world(&hosts, &vms);
+        let moves = haven_model::MoveLimits { per_host, cluster };
+        let spec = haven_model::ClusterSpec { moves, ..haven_model::ClusterSpec::default() };
+        world.snapshot.cluster = Some(crate::testing::at(1, spec));
+        let plan = plan(&world.snapshot, &world.seen);
+        if let Err(why) = check(&world.snapshot, &plan) {
+            prop_assert!(false, "{why:?}");
+        }
+        let mut sets_out = std::collections::BTreeMap::new();
+        for planned in &plan.actions {
+            if let Action::MoveVm { vm, placement, .. } = &planned.action {
+                let to = placement.moving_to.as_ref().map(|to| to.host.clone());
+                let Some(to) = to else { continue };
+                prop_assert!(stands(&world.snapshot, &to).is_none(), "{}", planned.reason);
+                let from = world.snapshot.placements[vm].host.clone();
+                prop_assert!(stands(&world.snapshot, &from).is_some(), "{}", planned.reason);
+                sets_out.insert(vm.clone(), [from, to]);
+            }
+        }
+        prop_assert!(sets_out.len() <= cluster as usize);
+        for host in world.snapshot.hosts.keys() {
+            let busy = sets_out.values().filter(|hosts| hosts.contains(host)).count();
+            prop_assert!(busy <= per_host as usize, "{host} has a part in {busy} moves");
+            let well = crate::host_states(&world.snapshot, &world.seen)[host].well();
+            if stands(&world.snapshot, host).is_none() || !well {
+                continue;
+            }
+            for vm in left(&world.snapshot, host) {
+                let object = &world.snapshot.vms[vm];
+                let ends = object.meta.deleting || !object.spec.running;
+                let told = plan.waiting.iter().any(|waiting| waiting.object.name == *vm);
+                // What keeps failing there starts elsewhere, whether or not the host is drained.
+                let tried = plan.actions.iter().any(|planned| matches!(
+                    &planned.action, Action::TryElsewhere { vm: of, .. } if of == vm
+                ));
+                let leaves = tried || sets_out.contains_key(vm);
+                prop_assert!(ends || told || leaves, "{vm} is left on {host} without a word");
             }
         }
     }

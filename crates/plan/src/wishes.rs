@@ -4,10 +4,7 @@
 //! near to. Soft wishes may be broken.
 
 use crate::placement::{asks_apart, asks_near, selects};
-use haven_model::{
-    Name, Snapshot, VmSpec,
-    object::{Kind, Stored},
-};
+use haven_model::{Name, Snapshot, VmSpec, object::Stored};
 use std::collections::BTreeMap;
 
 /// Which VMs stand beside each other.
@@ -90,9 +87,7 @@ impl<'a> Neighbours<'a> {
     }
 
     fn spread(&self, vm: &Stored<VmSpec>, host: &Name) -> Result<(), String> {
-        let Some(owner) = vm.meta.owner.as_ref().filter(|owner| owner.kind == Kind::Service) else {
-            return Ok(());
-        };
+        let Some(owner) = vm.meta.member_of() else { return Ok(()) };
         let Some(service) = self.snapshot.services.get(&owner.name) else { return Ok(()) };
         let spread = &service.spec.spread;
         if !spread.required {

@@ -2,13 +2,16 @@
 
 use crate::{
     placement::{capacity::Room, names::Taken},
-    tolerance::hosts::{HostState, host_states},
+    tolerance::{
+        drain::Moves,
+        hosts::{HostState, host_states},
+    },
 };
 use haven_model::{
     Action, Name, ObjectRef, Observations, Plan, Planned, Snapshot, Timers, Waiting, object::Kind,
     plan::MoveStep,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How the traffic of a service is to be split, and why.
 pub struct Split {
@@ -25,8 +28,14 @@ pub struct Work<'a> {
     pub room: Room<'a>,
     /// Slots and addresses in use, with what this plan has given away already.
     pub taken: Taken,
+    /// Moves that are under way, with what this plan has begun already.
+    pub moves: Moves,
     /// By service.
     pub splits: BTreeMap<Name, Split>,
+    /// The number of the last incident, with those that this plan opens.
+    pub incidents: u64,
+    /// VMs that this plan gives another placement. The next plan sees what came of it.
+    placed: BTreeSet<Name>,
     plan: Plan,
 }
 
@@ -35,12 +44,34 @@ impl<'a> Work<'a> {
         let states = host_states(snapshot, seen);
         let room = Room::of(snapshot, &states);
         let taken = Taken::of(snapshot);
+        let moves = Moves::of(snapshot);
         let timers = snapshot.cluster_spec().timers.clone();
         let (splits, plan) = (BTreeMap::new(), Plan::default());
-        Self { snapshot, seen, timers, states, room, taken, splits, plan }
+        let incidents = crate::monitor::incidents::last_number(snapshot);
+        Self {
+            snapshot,
+            seen,
+            timers,
+            states,
+            room,
+            taken,
+            moves,
+            splits,
+            incidents,
+            placed: BTreeSet::new(),
+            plan,
+        }
     }
 
     pub fn act(&mut self, object: ObjectRef, reason: String, action: Action) {
+        if let Action::PlaceVm { vm, .. }
+        | Action::TryElsewhere { vm, .. }
+        | Action::MoveVm { vm, .. } = &action
+            && !self.placed.insert(vm.clone())
+        {
+            // The first stands.
+            return;
+        }
         if let Some(key) = unreadable(self.snapshot, &object, &action) {
             let why = format!(
                 "waiting: {object} is left as it is, because the record {key} cannot be read by this version of Haven; update the managing host"
@@ -76,6 +107,10 @@ fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -
         // It may have the number or the address that a newcomer would get.
         // Nor is it known how much memory it takes.
         Action::PlaceVm { expected_revision: 0, .. } => snapshot
+            .unreadable_under("placement/vm/")
+            .or_else(|| snapshot.unreadable_under("spec/vm/")),
+        // Nor need this be done blindly.
+        Action::TryElsewhere { .. } => snapshot
             .unreadable_under("placement/vm/")
             .or_else(|| snapshot.unreadable_under("spec/vm/")),
         // Planned work need not be done beside VMs of which it is not known what they must be apart from.

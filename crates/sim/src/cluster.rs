@@ -4,12 +4,14 @@ use crate::{
     host::{SimHost, reset_times},
     judge::Judge,
     net::{Net, Power},
+    promises,
     surroundings::PowerSwitch,
     wire,
 };
 use haven_host::{network::fake::Segment, vm::fake::World};
 use haven_model::{
-    ClusterSpec, Migration, MigrationOptions, Name, Timers, keys, manifest, object::Object,
+    ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, Timers, keys, manifest,
+    object::Object,
 };
 use haven_store::{
     memory::{Direct, MemoryEtcd},
@@ -38,6 +40,8 @@ pub struct Shared {
     pub segment: Arc<Segment>,
     /// Who listens for heartbeats.
     pub wires: Arc<wire::Segment>,
+    /// Which daemons answer hosts that cannot renew.
+    pub promisers: Arc<promises::Answering>,
     /// Checks everything.
     pub judge: Arc<Judge>,
     /// The hosts' run directories.
@@ -96,6 +100,16 @@ pub enum Broken {
     Sessions,
     /// The guards leave service addresses where they are.
     Addresses,
+    /// Hosts that cannot renew take silence for a promise.
+    Silence,
+    /// Daemons forget what they promised.
+    Promises,
+    /// Live migrations go on without waiting for the change of the owner.
+    Switchover,
+    /// A power-off is believed without reading it back.
+    Power,
+    /// The store takes placements and leases over others than those that were read, so that no epoch is checked.
+    Comparisons,
 }
 
 /// A cluster.
@@ -127,9 +141,14 @@ impl Cluster {
         let segment: Arc<Segment> = Arc::default();
         let judge = Arc::new(Judge::new(grace, Arc::clone(&segment)));
         let (seen, heard) = (Arc::clone(&judge), Arc::clone(&judge));
-        let etcd = MemoryEtcd::new(Some(Arc::new(move |revision, events| {
+        let witness: haven_store::memory::Witness = Arc::new(move |revision, events| {
             seen.transaction(revision, &changes(events));
-        })));
+        });
+        let careless = match setup.broken {
+            Some(Broken::Comparisons) => vec![keys::PLACEMENTS.to_owned(), keys::LEASES.to_owned()],
+            _ => vec![],
+        };
+        let etcd = MemoryEtcd::careless(Some(witness), careless);
         let world = World::witnessed(Arc::new(move |host, vm, epoch, started| {
             heard.world(host, vm, epoch, started);
         }));
@@ -140,6 +159,7 @@ impl Cluster {
             world: Arc::new(world),
             segment,
             wires: Arc::default(),
+            promisers: Arc::default(),
             judge,
             dir,
             switch: OnceLock::new(),
@@ -250,12 +270,26 @@ impl Cluster {
             change(&mut value);
             let generation = value["meta"]["generation"].as_u64().unwrap_or(0) + 1;
             value["meta"]["generation"] = generation.into();
+            if self.is_too_much(key, &value) {
+                return self.shared.judge.note(&format!("refused: {key} would be too much"));
+            }
             let compare = vec![Compare::ModRevision(key.into(), kv.mod_revision)];
             let ops = vec![Op::Put(key.into(), value.to_string().into_bytes().into())];
             if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
                 return;
             }
         }
+    }
+
+    /// Whether the API would refuse a change.
+    fn is_too_much(&self, key: &str, value: &serde_json::Value) -> bool {
+        let mut snapshot = self.shared.judge.read(|facts| facts.snapshot.clone());
+        let before = snapshot.clone();
+        snapshot.apply(key, Some((value.to_string().as_bytes(), 0)));
+        let path = key.strip_prefix(keys::ROOT).and_then(|path| path.strip_prefix("spec/"));
+        let object = path.and_then(|path| snapshot.object(&path.parse().ok()?));
+        let wanted: Vec<_> = object.into_iter().map(|(object, _)| object).collect();
+        haven_plan::admit(&before, &Observations::default(), &wanted).is_some()
     }
 
     /// Moves a VM live as a person does. Nothing when it has no host.
@@ -272,6 +306,7 @@ impl Cluster {
             options: MigrationOptions::default(),
             by: "a person".into(),
             at_ms: (self.shared.wall())(),
+            drain: None,
             outcome: None,
         };
         let Ok(value) = serde_json::to_vec(&migration) else { return };
@@ -291,6 +326,40 @@ impl Cluster {
             let compare = vec![Compare::ModRevision(key.clone(), kv.mod_revision)];
             let ops = vec![Op::Put(key.clone(), value.into())];
             if self.person.txn(compare, ops).await.is_ok_and(|outcome| outcome.succeeded) {
+                return;
+            }
+        }
+    }
+
+    /// Drains a host as a person does. Nothing when it is drained already.
+    pub async fn drain(&self, host: &str) {
+        let drain = Drain {
+            id: format!("d{}", self.shared.incarnation()),
+            by: "a person".into(),
+            at_ms: (self.shared.wall())(),
+            drained_ms: None,
+            bringing_back: false,
+        };
+        let key = keys::drain(&name(host));
+        let Ok(value) = serde_json::to_vec(&drain) else { return };
+        let ops = vec![Op::Put(key.clone(), value.into())];
+        let _ = self.person.txn(vec![Compare::Absent(key)], ops).await;
+    }
+
+    /// Ends the drain of a host as a person does.
+    pub async fn undrain(&self, host: &str, bring_back: bool) {
+        let key = keys::drain(&name(host));
+        while let Ok(Some(kv)) = self.person.get(&key).await {
+            let Ok(drain) = serde_json::from_slice::<Drain>(&kv.value) else { return };
+            let op = if bring_back {
+                let back = Drain { bringing_back: true, ..drain };
+                let Ok(value) = serde_json::to_vec(&back) else { return };
+                Op::Put(key.clone(), value.into())
+            } else {
+                Op::Delete(key.clone())
+            };
+            let compare = vec![Compare::ModRevision(key.clone(), kv.mod_revision)];
+            if self.person.txn(compare, vec![op]).await.is_ok_and(|outcome| outcome.succeeded) {
                 return;
             }
         }
@@ -409,6 +478,9 @@ impl Cluster {
         self.shared.judge.note("everything is mended");
         self.shared.net.heal();
         self.ungarble().await;
+        for name in self.names() {
+            self.undrain(&name, false).await;
+        }
         for name in self.names() {
             let host = self.host(&name);
             let mut host = host.lock().await;

@@ -62,6 +62,10 @@ impl<D: AddressDriver> AddressDriver for Failing<D> {
         self.network("the address cannot be announced")?;
         self.driver.announce().await
     }
+    async fn pass_on(&self, to: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> Result<(), NetworkError> {
+        self.network("nothing can be passed on")?;
+        self.driver.pass_on(to).await
+    }
 }
 
 #[async_trait]

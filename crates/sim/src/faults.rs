@@ -1,11 +1,15 @@
 //! What can go wrong, and what people do meanwhile.
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, net::Controller};
 use haven_host::vm::driver::Exit;
 use haven_model::{Timers, keys, object::Kind, units::Millis};
 use rand::{Rng, rngs::StdRng};
 use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
+
+/// How long and how often a process ends by [`Fault::Crash`].
+const CRASH_S: u64 = 30;
+const CRASH_EVERY_MS: u64 = 350;
 
 /// One thing that happens.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -51,8 +55,12 @@ pub enum Fault {
     BreakCopies(u32),
     /// The process of a VM on a host ends, whether or not it runs the guest.
     KillProcess(String, String),
+    /// On a host a VM's process ends again and again, for half a minute.
+    Crash(String, String),
     /// A host's power controller answers no more.
     KillController(String),
+    /// A host's power controller takes requests and never answers one.
+    HangController(String),
     /// A person stops a VM.
     StopVm(String),
     /// A person starts a VM.
@@ -61,6 +69,12 @@ pub enum Fault {
     Migrate(String, Option<String>),
     /// A person takes that back.
     CancelMigration(String),
+    /// A person drains a host.
+    Drain(String),
+    /// A person ends that.
+    Undrain(String),
+    /// A person ends that, and wants back what it moved.
+    BringBack(String),
     /// A person deletes a VM.
     DeleteVm(String),
     /// A person wants so many members.
@@ -76,6 +90,9 @@ impl Fault {
     pub async fn happen(&self, cluster: &Arc<Cluster>) {
         let net = &cluster.shared.net;
         cluster.shared.judge.note(&format!("FAULT {self:?}"));
+        if !matches!(self, Fault::PowerOff(_) | Fault::PowerOn(_)) {
+            cluster.shared.judge.disturb();
+        }
         match self {
             Fault::PowerOff(host) => cluster.host(host).lock().await.power_off(),
             Fault::PowerOn(host) => cluster.host(host).lock().await.power_on().await,
@@ -97,7 +114,17 @@ impl Fault {
             Fault::FailDrivers(percent) => net.fail_drivers(*percent),
             Fault::BreakCopies(percent) => net.break_copies(*percent),
             Fault::KillProcess(vm, host) => cluster.shared.world.end(host, vm, Exit::Crashed),
-            Fault::KillController(host) => net.kill_controller(host),
+            Fault::KillController(host) => net.set_controller(host, Controller::Dead),
+            Fault::HangController(host) => net.set_controller(host, Controller::Hung),
+            Fault::Crash(vm, host) => {
+                let (cluster, vm, host) = (Arc::clone(cluster), vm.clone(), host.clone());
+                tokio::spawn(async move {
+                    for _ in 0..CRASH_S * 1000 / CRASH_EVERY_MS {
+                        tokio::time::sleep(Duration::from_millis(CRASH_EVERY_MS)).await;
+                        cluster.shared.world.end(&host, &vm, Exit::Crashed);
+                    }
+                });
+            }
             _ => self.by_a_person(cluster).await,
         }
     }
@@ -130,6 +157,9 @@ impl Fault {
             Fault::Timers(timers) => cluster.set_timers(timers).await,
             Fault::Migrate(name, to) => cluster.migrate(name, to.as_deref()).await,
             Fault::CancelMigration(name) => cluster.cancel_migration(name).await,
+            Fault::Drain(host) => cluster.drain(host).await,
+            Fault::Undrain(host) => cluster.undrain(host, false).await,
+            Fault::BringBack(host) => cluster.undrain(host, true).await,
             _ => {}
         }
     }
@@ -146,9 +176,15 @@ impl Fault {
             | Fault::HangDaemon(host)
             | Fault::WakeDaemon(host)
             | Fault::KillController(host)
+            | Fault::Drain(host)
+            | Fault::Undrain(host)
+            | Fault::BringBack(host)
+            | Fault::HangController(host)
             | Fault::Isolate(host) => vec![host],
             Fault::Cut(from, to) => vec![from, to],
-            Fault::KillProcess(_, host) | Fault::Migrate(_, Some(host)) => vec![host],
+            Fault::KillProcess(_, host) | Fault::Crash(_, host) | Fault::Migrate(_, Some(host)) => {
+                vec![host]
+            }
             _ => vec![],
         }
     }
@@ -171,7 +207,7 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
     let host = format!("host{}", random.random_range(1..=hosts));
     let other = format!("host{}", random.random_range(1..=hosts));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..122) {
+    match random.random_range(0..136) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -188,7 +224,8 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         81..83 => Fault::Lose(random.random_range(5..60)),
         83 | 84 => Fault::FailStarts(random.random_range(10..80)),
         85 => Fault::FailDrivers(random.random_range(10..80)),
-        86..88 => Fault::KillController(host),
+        86 => Fault::KillController(host),
+        87 => Fault::HangController(host),
         88..91 => Fault::StopVm(vm),
         91..93 => Fault::StartVm(vm),
         93..95 => Fault::DeleteVm(vm),
@@ -199,6 +236,10 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         113 => Fault::CancelMigration(vm),
         114..116 => Fault::BreakCopies(random.random_range(10..90)),
         116..120 => Fault::KillProcess(vm, host),
+        120..126 => Fault::Drain(host),
+        126..129 => Fault::Undrain(host),
+        129..132 => Fault::BringBack(host),
+        132..134 => Fault::Crash(vm, host),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

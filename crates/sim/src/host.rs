@@ -3,14 +3,16 @@
 use crate::{
     cluster::{Broken, Shared},
     failing::Failing,
-    net::Power,
+    net::{Net, Power},
     path::StorePath,
+    promises::{Answerer, SimPromisers},
     surroundings::{PowerSwitch, SimPower, SimProber, SimStorage},
     wire::SimWire,
 };
 use haven_control::manager::{
     self, ManagerConfig,
     observe::{ObservedSince, Observer},
+    promises::Promises,
 };
 use haven_host::{
     agent::{self, AgentParts, HostFacts, StoreMember, lease, remains::HostRemains},
@@ -18,11 +20,12 @@ use haven_host::{
     guard::fake::{FakeGuard, Rules},
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
-    vm::{driver::VmDriver, fake::FakeVmDriver},
+    vm::{driver::VmDriver, fake::FakeVmDriver, fake_migration::Copies},
 };
 use haven_model::{Name, Snapshot, Timers, keys};
 use haven_store::{
     clock::{Clock, Mono, Run},
+    contact::Contact,
     live::{LiveConfig, LiveCopy},
     raw::EtcdStore,
 };
@@ -214,6 +217,11 @@ impl SimHost {
         let timers = agent::timers::follow(live.state());
         let vms = self.vms(&clock, &guard);
         self.heartbeat(&live, timers.clone(), told, &clock, &cancel);
+        let contact = Contact::new(clock.clone());
+        let promises = Promises::new(clock.clone(), contact.clone());
+        let answers =
+            Answerer { promises: promises.clone(), live: live.state(), clock: clock.clone() };
+        self.shared.promisers.begin(self.name.as_str(), answers);
         tokio::spawn(lease::run(
             lease::LeaseConfig {
                 me: self.name.clone(),
@@ -222,7 +230,17 @@ impl SimHost {
                 remains: Arc::new(HostRemains { guard, vms: Arc::clone(&vms) }),
                 timers,
                 session_file: Some(self.dir.join("session")),
+                live: live.state(),
+                promisers: Arc::new(SimPromisers {
+                    host: self.name.to_string(),
+                    net: Arc::clone(&self.shared.net),
+                    clock: clock.clone(),
+                    answering: Arc::clone(&self.shared.promisers),
+                    credulous: self.shared.broken == Some(Broken::Silence),
+                }),
+                contact,
                 clock: clock.clone(),
+                wall_ms: self.shared.wall(),
             },
             session_out,
             cancel.clone(),
@@ -231,7 +249,7 @@ impl SimHost {
         parts.store_member = member;
         tokio::spawn(agent::run(Arc::new(parts), cancel.clone()));
         tokio::spawn(manager::run(
-            self.manager(store, &live, heard.suspected, session, &clock),
+            self.manager(store, &live, heard.suspected, session, promises, &clock),
             cancel.clone(),
         ));
         self.daemon = Some(Daemon { run, cancel, _member: member_out });
@@ -246,7 +264,10 @@ impl SimHost {
             start_takes: START,
             clock: clock.clone(),
             fails: Arc::new(move || net.start_fails()),
-            copies: Arc::clone(&self.shared.net) as _,
+            copies: match self.shared.broken {
+                Some(Broken::Switchover) => Arc::new(Hasty(Arc::clone(&self.shared.net))),
+                _ => Arc::clone(&self.shared.net) as _,
+            },
         })
     }
 
@@ -361,6 +382,7 @@ impl SimHost {
         live: &LiveCopy<Snapshot>,
         suspected: watch::Receiver<BTreeSet<Name>>,
         mut session: watch::Receiver<Option<lease::Session>>,
+        promises: Promises,
         clock: &Clock,
     ) -> ManagerConfig {
         let (number_out, number) = watch::channel(None);
@@ -383,16 +405,55 @@ impl SimHost {
             store,
             live: live.state(),
             observer,
+            promises: match self.shared.broken {
+                Some(Broken::Promises) => forgetful(clock, promises, live.state()),
+                _ => promises,
+            },
             suspected,
             session: number,
             power: Arc::new(SimPower {
                 net: Arc::clone(&self.shared.net),
                 clock: clock.clone(),
                 switch,
+                reads_back: self.shared.broken != Some(Broken::Power),
             }),
+            secrets: None,
             clock: clock.clone(),
             wall_ms: self.shared.wall(),
         }
+    }
+}
+
+/// A manager's promises that know of none given, and of no trouble with the store. `given` are those of its daemon.
+fn forgetful(clock: &Clock, given: Promises, live: watch::Receiver<Arc<Snapshot>>) -> Promises {
+    let contact = Contact::new(clock.clone());
+    let promises = Promises::new(clock.clone(), contact.clone());
+    let clock = clock.clone();
+    tokio::spawn(async move {
+        loop {
+            contact.acknowledged(Duration::from_secs(2));
+            given.note(&live.borrow());
+            clock.sleep(Duration::from_millis(500)).await;
+        }
+    });
+    promises
+}
+
+/// Copies that go on without waiting.
+struct Hasty(Arc<Net>);
+
+impl Copies for Hasty {
+    fn reach(&self, from: &str, to: &str) -> bool {
+        self.0.reach(from, to)
+    }
+    fn takes(&self) -> Duration {
+        self.0.takes()
+    }
+    fn breaks(&self) -> Option<bool> {
+        self.0.breaks()
+    }
+    fn waits(&self) -> bool {
+        false
     }
 }
 

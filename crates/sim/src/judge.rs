@@ -44,6 +44,8 @@ pub struct Facts {
     pub woke: BTreeMap<String, Instant>,
     /// Who answers for which address.
     pub segment: Arc<Segment>,
+    /// Something else than power has failed, or a person has changed something.
+    pub disturbed: bool,
 }
 
 impl Facts {
@@ -108,6 +110,7 @@ impl Judge {
             power: BTreeMap::new(),
             woke: BTreeMap::new(),
             segment,
+            disturbed: false,
         };
         let inner = Inner {
             facts,
@@ -128,6 +131,11 @@ impl Judge {
     /// A line of the transcript.
     pub fn note(&self, line: &str) {
         self.lock().note(line);
+    }
+
+    /// Something else than power fails from now on, or a person changes something.
+    pub fn disturb(&self) {
+        self.lock().facts.disturbed = true;
     }
 
     /// A VM began or ended.
@@ -246,6 +254,7 @@ impl Inner {
             || short.starts_with("status/vm/")
             || short.starts_with("status/migration/")
             || short.starts_with("migrations/")
+            || short.starts_with("drains/")
             || short == "manager"
             || short.starts_with("lost/")
         {

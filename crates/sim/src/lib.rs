@@ -27,6 +27,7 @@ pub mod invariants;
 pub mod judge;
 pub mod net;
 pub mod path;
+pub mod promises;
 pub mod run;
 pub mod scenario;
 pub mod surroundings;

@@ -33,13 +33,24 @@ impl Power {
     }
 }
 
+/// How a host's power controller is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controller {
+    /// It answers.
+    Well,
+    /// It does not answer, and whoever asks notices.
+    Dead,
+    /// It takes every request and never answers.
+    Hung,
+}
+
 /// How bad things are now.
 #[derive(Clone, Debug, Default)]
 struct Weather {
     /// Packets from the first to the second vanish.
     cuts: BTreeSet<(String, String)>,
-    /// Hosts whose power controller does not answer.
-    dead_controllers: BTreeSet<String>,
+    /// Power controllers that are not well, by host.
+    controllers: BTreeMap<String, Controller>,
     /// Every store request takes so much longer.
     slow_store: Duration,
     /// The store serves nobody.
@@ -177,17 +188,17 @@ impl Net {
         self.change(|state| state.weather.breaking_copies = percent);
     }
 
-    /// A host's power controller does not answer.
-    pub fn kill_controller(&self, host: &str) {
+    /// A host's power controller is from now on so.
+    pub fn set_controller(&self, host: &str, controller: Controller) {
         self.change(|state| {
-            state.weather.dead_controllers.insert(host.to_owned());
+            state.weather.controllers.insert(host.to_owned(), controller);
         });
     }
 
-    /// Whether a host's power controller answers.
+    /// How a host's power controller is.
     #[must_use]
-    pub fn controller_answers(&self, host: &str) -> bool {
-        !self.state().weather.dead_controllers.contains(host)
+    pub fn controller(&self, host: &str) -> Controller {
+        self.state().weather.controllers.get(host).copied().unwrap_or(Controller::Well)
     }
 
     /// Whether this start of a VM fails.

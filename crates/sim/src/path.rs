@@ -50,6 +50,10 @@ impl Path for StorePath {
         Ok(())
     }
 
+    fn lingers(&self) -> bool {
+        self.net.random(2) == 0
+    }
+
     async fn come_back(&self) -> Result<(), Status> {
         tokio::time::sleep(self.net.delay()).await;
         if tokio::time::timeout(KEEP_ALIVE, self.served()).await.is_err() {

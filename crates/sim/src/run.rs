@@ -3,7 +3,8 @@
 use crate::{
     cluster::{Broken, Cluster, Setup},
     faults::{self, Fault},
-    invariants::converged,
+    invariants::{converged, drained},
+    judge::Facts,
     scenario::Scenario,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -113,6 +114,9 @@ async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
     tokio::time::sleep(left).await;
     cluster.mend().await;
     settle(&cluster, "after everything was mended").await;
+    if hosts > 2 && random.random_bool(0.5) {
+        empty(&cluster, &format!("host{}", random.random_range(1..=hosts))).await;
+    }
     cluster.shared.judge.end();
     for host in cluster.names() {
         for (vm, epoch) in cluster.shared.world.idle_on(&host) {
@@ -123,15 +127,46 @@ async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
     Ok(verdict(seed, &cluster))
 }
 
+/// With everything well, a host that is drained gets empty, and what it had comes back when that is asked.
+async fn empty(cluster: &Arc<Cluster>, host: &str) {
+    // A person's own move comes before a drain, also one that has no room yet.
+    let asked: Vec<String> = cluster
+        .shared
+        .judge
+        .read(|facts| facts.snapshot.migrations.keys().map(ToString::to_string).collect());
+    for vm in asked {
+        cluster.cancel_migration(&vm).await;
+    }
+    Fault::Drain(host.into()).happen(cluster).await;
+    settle_as(cluster, "drained", |facts| {
+        converged(facts)?;
+        drained(facts, host)
+    })
+    .await;
+    Fault::BringBack(host.into()).happen(cluster).await;
+    settle_as(cluster, "brought back", |facts| {
+        converged(facts)?;
+        if facts.snapshot.drains.is_empty() {
+            return Ok(());
+        }
+        Err(format!("the drain of {host} is not forgotten"))
+    })
+    .await;
+}
+
 /// Waits until all that is wanted has been so for a while.
 async fn settle(cluster: &Cluster, when: &str) {
+    settle_as(cluster, when, converged).await;
+}
+
+async fn settle_as(cluster: &Cluster, when: &str, is_so: impl Fn(&Facts) -> Result<(), String>) {
     let until = Instant::now() + SETTLE;
     let mut good = 0;
     while good < STEADY {
         tokio::time::sleep(LOOK).await;
         // A fence command that was under way may still have switched a host off; a person switches it on.
         cluster.power_on_all().await;
-        match cluster.shared.judge.read(converged) {
+        match cluster.shared.judge.read(&is_so) {
             Ok(()) => good += 1,
             Err(what) if Instant::now() > until => {
                 cluster.shared.judge.accuse(format!("convergence: {when}, after 60 s: {what}"));
@@ -190,10 +225,18 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     if expect.converged {
         judge.end();
     }
+    if let Some(host) = &expect.drained
+        && let Err(what) = judge.read(|facts| drained(facts, host))
+    {
+        judge.accuse(format!("expected {host} to be drained: {what}"));
+    }
     if let Some(running) = expect.running
         && running != executing
     {
         judge.accuse(format!("expected {running} VMs to execute, and {executing} do"));
+    }
+    for vm in expect.runs.iter().filter(|vm| judge.read(|facts| facts.executing(vm).is_empty())) {
+        judge.accuse(format!("expected {vm} to execute, and it does not"));
     }
     if expect.undisturbed && latest.is_some() {
         judge.accuse("expected no VM to be disturbed, and one was started again".into());

@@ -56,9 +56,14 @@ pub struct Expect {
     pub converged: bool,
     /// So many VMs execute.
     pub running: Option<usize>,
+    /// These VMs execute, whatever others do.
+    #[serde(default)]
+    pub runs: Vec<String>,
     /// No VM was started after the first fault: what happened disturbed none.
     #[serde(default)]
     pub undisturbed: bool,
+    /// Nothing is left on this host.
+    pub drained: Option<String>,
     /// A VM that had to be recovered ran again within so many seconds of the first fault.
     pub recovered_within: Option<f64>,
 }

@@ -56,6 +56,39 @@ fn records_judged_by_the_timers_of_the_moment_are_found() {
     assert!(broken.count() > 0);
 }
 
+/// How many seeds of a scenario break an invariant, with something broken on purpose.
+fn found_in(file: &str, broken: Broken) -> usize {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(file);
+    let scenario = scenario::read(&path).unwrap();
+    let breaks = |seed: &u64| {
+        let verdict = run::scenario(&scenario, *seed, Some(broken)).unwrap();
+        let safety = |what: &String| what.starts_with("one runner") || what.starts_with("proof");
+        verdict.violations.iter().any(safety)
+    };
+    (0..scenario.seeds).filter(breaks).count()
+}
+
+#[test]
+fn hosts_that_take_silence_for_a_promise_are_found() {
+    assert!(found_in("host-cut-off.yaml", Broken::Silence) > 0);
+}
+
+#[test]
+fn daemons_that_forget_their_promises_are_found() {
+    assert!(found_in("store-frozen-for-long.yaml", Broken::Promises) > 0);
+}
+
+/// Each breaks one rule on which it rests that nothing runs twice. None of a thousand seeds may be needed to the end.
+#[test]
+fn whatever_breaks_a_rule_is_found() {
+    for broken in [Broken::Deadlines, Broken::Switchover, Broken::Power, Broken::Comparisons] {
+        let breaks = |seed: &u64| !run::seed(*seed, Some(broken)).unwrap().violations.is_empty();
+        let first = (0..1000).find(breaks);
+        println!("{broken:?} is found by seed {first:?}");
+        assert!(first.is_some(), "{broken:?} is not found");
+    }
+}
+
 #[test]
 fn guards_that_leave_addresses_where_they_are_are_found() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/daemon-hangs.yaml");

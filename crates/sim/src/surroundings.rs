@@ -1,13 +1,16 @@
 //! What a simulated daemon finds around it beside VMs and network: disks, guests that answer, power controllers.
 
-use crate::{judge::Judge, net::Net};
+use crate::{
+    judge::Judge,
+    net::{Controller, Net, Power},
+};
 use async_trait::async_trait;
 use haven_control::manager::effects;
 use haven_host::{
     agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     health::{Prober, Target},
 };
-use haven_model::{Name, PoolSpec, host::PowerSpec, image::ImageFile};
+use haven_model::{Name, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile};
 use haven_store::clock::Clock;
 use std::{
     collections::BTreeSet,
@@ -116,22 +119,49 @@ pub struct SimPower {
     pub clock: Clock,
     /// Cuts the power.
     pub switch: Weak<dyn PowerSwitch>,
+    /// It tells only what it has read back; a command is taken for its effect otherwise: broken on purpose.
+    pub reads_back: bool,
+}
+
+impl SimPower {
+    /// How long the controller takes; an error when it is dead, and no end when it hangs.
+    async fn takes(&self, host: &Name) -> Result<Duration, PowerProblem> {
+        self.clock.pass().await;
+        let takes = Duration::from_millis(100 + self.net.random(500));
+        match self.net.controller(host.as_str()) {
+            Controller::Well => Ok(takes),
+            Controller::Hung => std::future::pending().await,
+            Controller::Dead => {
+                self.clock.sleep(Duration::from_secs(2)).await;
+                Err(problem("the power controller does not answer"))
+            }
+        }
+    }
+}
+
+fn problem(message: &str) -> PowerProblem {
+    PowerProblem { message: message.into(), hint: "it is the simulator's".into() }
 }
 
 #[async_trait]
 impl effects::Power for SimPower {
-    async fn off(&self, host: &Name, _power: &PowerSpec) -> Result<(), String> {
-        self.clock.pass().await;
-        let takes = Duration::from_millis(100 + self.net.random(500));
-        if !self.net.controller_answers(host.as_str()) {
-            self.clock.sleep(Duration::from_secs(2)).await;
-            return Err("the power controller does not answer".into());
+    async fn state(&self, host: &Name, _power: &PowerSpec) -> Result<PowerState, PowerProblem> {
+        let takes = self.takes(host).await?;
+        self.clock.sleep(takes / 4).await;
+        let off = self.net.power(host.as_str()) == Power::Off;
+        Ok(if off { PowerState::Off } else { PowerState::On })
+    }
+
+    async fn off(&self, host: &Name, _power: &PowerSpec) -> Result<(), PowerProblem> {
+        if !self.reads_back {
+            return Ok(());
         }
+        let takes = self.takes(host).await?;
         // The command is on its way even when the one who sent it dies now.
         tokio::time::sleep(takes).await;
         let done = self.switch.upgrade().is_some_and(|switch| switch.off(host.as_str()));
         if !done {
-            return Err("the host is being switched by somebody else".into());
+            return Err(problem("the host is being switched by somebody else"));
         }
         self.clock.sleep(Duration::from_millis(20)).await;
         Ok(())

@@ -6,6 +6,7 @@
 
 pub mod certificate;
 pub mod clock;
+pub mod contact;
 pub mod file;
 pub mod live;
 pub mod memory;

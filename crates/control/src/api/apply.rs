@@ -2,10 +2,11 @@
 //! so that all of it happens or nothing.
 
 use super::{
-    ApiState,
+    ApiState, admission,
     auth::now_ms,
     certificates, chosen,
     error::{ApiError, ApiResult},
+    power,
     validate::validate,
 };
 use axum::http::StatusCode;
@@ -55,7 +56,7 @@ pub(super) fn has_room(state: &ApiState) -> ApiResult<()> {
 /// Applies, or only says what would happen.
 ///
 /// # Errors
-/// 422 with everything that is wrong; 409 when somebody changed one of the objects meanwhile.
+/// 422 with everything that is wrong, or when it would use up what is kept for the loss of hosts; 409 when somebody changed one of the objects meanwhile.
 pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Applied>> {
     let files: Vec<(String, String)> =
         request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
@@ -80,6 +81,11 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
         .map(|manifest| write(state, manifest, &snapshot, &mut vnis))
         .collect::<ApiResult<_>>()?;
     writes.sort_by_key(|write| write.object.kind());
+    let objects: Vec<Object> = writes.iter().map(|write| write.object.clone()).collect();
+    let admitted = admission::ask(state, &snapshot, &objects)?;
+    for write in &mut writes {
+        write.applied.warning = admitted.warning(&write.object.reference());
+    }
     let changed: Vec<&Write> = writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
     let (compares, ops) = transaction(&changed)?;
     if !request.dry_run && !changed.is_empty() && !state.store.txn(compares, ops).await?.succeeded {
@@ -96,6 +102,7 @@ pub(super) fn check(
 ) -> ApiResult<()> {
     let mut problems = validate(manifests, snapshot);
     problems.extend(certificates::problems(state, manifests, snapshot, now_ms()));
+    problems.extend(power::problems(manifests, snapshot));
     if problems.is_empty() { Ok(()) } else { Err(ApiError::manifests(problems)) }
 }
 
@@ -115,6 +122,12 @@ pub(super) fn not_deleting(old: &Object) -> ApiResult<()> {
     Err(ApiError::new(StatusCode::CONFLICT, detail, hint))
 }
 
+/// Seals the secrets of an object that was checked, or keeps those of `old`.
+pub(super) fn seal(state: &ApiState, object: &mut Object, old: Option<&Object>) -> ApiResult<()> {
+    certificates::seal(state, object, old)?;
+    power::seal(state, object, old)
+}
+
 /// An object as people may see it, as a manifest.
 fn shown(object: &Object) -> String {
     to_yaml(&object.clone().without_secrets())
@@ -130,7 +143,7 @@ fn write(
     let reference = object.reference();
     let Some((old, revision)) = snapshot.object(&reference) else {
         chosen::choose(&mut object, vnis);
-        certificates::seal(state, &mut object, None)?;
+        seal(state, &mut object, None)?;
         let after = shown(&object);
         let meta = object.meta_mut();
         meta.uid = uuid::Uuid::now_v7().to_string();
@@ -141,11 +154,12 @@ fn write(
             before: String::new(),
             after,
             generation: object.meta().generation,
+            warning: String::new(),
         };
         return Ok(Write { applied, object, revision: 0 });
     };
     keep(&mut object, &old);
-    certificates::seal(state, &mut object, Some(&old))?;
+    seal(state, &mut object, Some(&old))?;
     let same = object.same_spec(&old);
     let meta = object.meta_mut();
     let labels = std::mem::take(&mut meta.labels);
@@ -161,12 +175,13 @@ fn write(
         before: shown(&old),
         after: shown(&object),
         generation: object.meta().generation,
+        warning: String::new(),
     };
     Ok(Write { applied, object, revision })
 }
 
 /// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, what was
-/// promoted, a host's password, a network's identifier.
+/// promoted, a network's identifier.
 pub(super) fn keep(object: &mut Object, old: &Object) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => {
@@ -179,13 +194,6 @@ pub(super) fn keep(object: &mut Object, old: &Object) {
         (Object::Network(new), Object::Network(old)) => {
             new.spec.vni =
                 new.spec.vni.or(old.spec.vni).filter(|_| new.spec.vni_in_use().is_some());
-        }
-        (Object::Host(new), Object::Host(old)) => {
-            if let (Some(new), Some(old)) = (&mut new.spec.power, &old.spec.power)
-                && new.password.is_empty()
-            {
-                new.password.clone_from(&old.password);
-            }
         }
         _ => {}
     }

@@ -106,6 +106,8 @@ struct Whole<S> {
     _host: IgnoredAny,
     #[serde(default, rename = "columns")]
     _columns: IgnoredAny,
+    #[serde(default, rename = "warning")]
+    _warning: IgnoredAny,
 }
 
 fn whole<S: DeserializeOwned>(body: &[u8], of: fn(Stored<S>) -> Object) -> ApiResult<GivenItem> {

@@ -274,20 +274,3 @@ async fn a_host_without_the_key_of_secrets_takes_none() {
     world.state.secrets.clone_from(&other.state.secrets);
     assert!(opened(&world, &stored(&world).await).expose().contains(core(&one.key)));
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_controllers_password_is_not_in_what_apply_answers() {
-    let Some(world) = World::start().await else { return };
-    let meta = haven_model::Meta::new(name("host1"), "u".into(), 0);
-    let spec = json!({"address": "10.0.0.1", "power": {"url": "http://10.0.0.9", "user": "root", "password": "hush"}});
-    let spec = serde_json::from_value(spec).unwrap();
-    world.put(&Object::Host(haven_model::object::Stored { meta, spec })).await;
-    world.state.current().await.unwrap();
-    let text = "kind: Host\nname: host1\naddress: 10.0.0.1\ncordoned: true\npower: {url: 'http://10.0.0.9', user: root}\n";
-    let answer = world.apply(text).await;
-    assert!(!answer.body.to_string().contains("hush"), "{answer:?}");
-    assert_eq!(outcomes(answer), ["changed"]);
-    let key = keys::object(&ObjectRef::new(Kind::Host, name("host1")));
-    let kept = world.state.store.get(&key).await.unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&kept.value).contains("hush"));
-}

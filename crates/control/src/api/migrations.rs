@@ -95,6 +95,7 @@ pub(super) async fn migrate(
         options: asked.options,
         by: caller.who,
         at_ms: now_ms(),
+        drain: None,
         outcome: None,
     };
     let key = keys::migration(vm);

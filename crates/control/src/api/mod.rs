@@ -4,31 +4,45 @@
 //! people bring a token and hosts their certificate. Every write is checked against what the writer saw (a conflict
 //! is 409 with both versions) and stands in the audit log.
 
+mod admission;
 pub mod apply;
 pub mod auth;
 pub mod body;
 mod certificates;
 mod chosen;
 mod cluster;
+mod drains;
 pub mod error;
 mod migrations;
 pub mod objects;
 pub mod openapi;
 pub mod overview;
+mod power;
+mod promises;
+mod rehearsals;
 pub mod routes;
 pub mod serve;
 pub mod table;
 pub mod validate;
+mod validate_after;
 mod validate_update;
 
 #[cfg(test)]
+mod admission_test;
+#[cfg(test)]
 mod certificates_test;
+#[cfg(test)]
+mod drains_test;
 #[cfg(test)]
 mod migrations_test;
 #[cfg(test)]
 mod openapi_test;
 #[cfg(test)]
+mod power_test;
+#[cfg(test)]
 mod promote_test;
+#[cfg(test)]
+mod rehearsals_test;
 #[cfg(test)]
 mod routes_test;
 #[cfg(test)]
@@ -36,6 +50,7 @@ mod testing;
 #[cfg(test)]
 mod validate_test;
 
+use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use haven_model::{
     Name, ObjectRef, Observations, Snapshot,
@@ -89,8 +104,12 @@ pub struct ApiState {
     pub live: watch::Receiver<Arc<Snapshot>>,
     /// What this daemon observes now.
     pub seen: Arc<dyn Fn() -> Observations + Send + Sync>,
+    /// What this daemon promised to hosts that cannot renew.
+    pub promises: Promises,
     /// This host's own doings.
     pub local: Arc<dyn LocalHost>,
+    /// Reads the power of hosts.
+    pub power: Arc<dyn Power>,
     /// Under which secrets are sealed; nothing on a host that cannot derive it.
     pub secrets: Option<ClusterKey>,
     /// The address and the authority's fingerprint that go into join tokens.

@@ -1,7 +1,7 @@
 //! Objects as lists show them, and single writes.
 
 use super::{
-    ApiState, auth, certificates,
+    ApiState, admission, auth, certificates,
     error::{ApiError, ApiResult},
 };
 use axum::http::StatusCode;
@@ -86,7 +86,7 @@ pub fn item(
         state = "deleting".into();
     }
     let object = object.without_secrets();
-    Item { resource_version, object, state, host, columns }
+    Item { resource_version, object, state, host, columns, warning: String::new() }
 }
 
 /// `3/3`: all members are from the current template, stay and are ready. `1/3, 2 going`: a rollout is under way.
@@ -194,7 +194,7 @@ pub async fn read(state: &ApiState, reference: &ObjectRef) -> ApiResult<(Object,
 /// Changes one object by a function, as often as somebody else is quicker (at most five times).
 ///
 /// # Errors
-/// 404, or 409 when it cannot be written.
+/// 404; 409 when it cannot be written; 422 when it would use up what is kept for the loss of hosts.
 pub async fn change(
     state: &ApiState,
     reference: &ObjectRef,
@@ -205,11 +205,13 @@ pub async fn change(
         let (mut object, revision) = read(state, reference).await?;
         change(&mut object)?;
         object.meta_mut().generation += 1;
+        let admitted = admission::ask_now(state, &object).await?;
         let ops = vec![Op::Put(key.clone(), object.to_store().into())];
         let outcome =
             state.store.txn(vec![Compare::ModRevision(key.clone(), revision)], ops).await?;
         if outcome.succeeded {
-            return Ok(item(&state.snapshot(), &(state.seen)(), object, outcome.revision));
+            let item = item(&state.snapshot(), &(state.seen)(), object, outcome.revision);
+            return Ok(Item { warning: admitted.warning(reference), ..item });
         }
     }
     Err(ApiError::busy(&reference.to_string()))
@@ -218,7 +220,8 @@ pub async fn change(
 /// Makes an object that must not be there yet.
 ///
 /// # Errors
-/// 409 when there is one of that name; 422 with what is wrong with it; 507 when the store is nearly full.
+/// 409 when there is one of that name; 422 with what is wrong with it, or when it would use up what is kept for the loss
+/// of hosts; 507 when the store is nearly full.
 pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     let reference = given.reference();
     let taken = || {
@@ -236,19 +239,21 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     let manifest = super::apply::replacement(&given);
     super::apply::check(state, std::slice::from_ref(&manifest), &snapshot)?;
     let mut object = given;
-    certificates::seal(state, &mut object, None)?;
+    super::apply::seal(state, &mut object, None)?;
     super::chosen::choose(&mut object, &mut super::chosen::vnis(&snapshot));
     let labels = std::mem::take(&mut object.meta_mut().labels);
     let uid = uuid::Uuid::now_v7().to_string();
     *object.meta_mut() = Meta::new(reference.name.clone(), uid, auth::now_ms());
     object.meta_mut().labels = labels;
+    let admitted = admission::ask(state, &snapshot, std::slice::from_ref(&object))?;
     let key = keys::object(&reference);
     let ops = vec![Op::Put(key.clone(), object.to_store().into())];
     let outcome = state.store.txn(vec![Compare::Absent(key)], ops).await?;
     if !outcome.succeeded {
         return Err(taken());
     }
-    Ok(item(&snapshot, &(state.seen)(), object, outcome.revision))
+    let item = item(&snapshot, &(state.seen)(), object, outcome.revision);
+    Ok(Item { warning: admitted.warning(&reference), ..item })
 }
 
 /// Marks an object for deletion.
@@ -258,8 +263,7 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
 pub async fn delete(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> {
     let snapshot = state.current().await?;
     change(state, reference, |object| {
-        let owner = object.meta().owner.as_ref().filter(|owner| owner.kind == Kind::Service);
-        if let Some(owner) = owner
+        if let Some(owner) = object.meta().member_of()
             && snapshot.services.get(&owner.name).is_some_and(|service| !service.meta.deleting)
         {
             let detail = format!("{reference} is a member of {owner}, which would replace it");

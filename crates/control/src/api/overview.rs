@@ -6,7 +6,7 @@ use haven_model::{
     api::{HostLine, Overview, ServiceLine},
     vm::pending_words,
 };
-use haven_plan::{HostState, placement::capacity::Room};
+use haven_plan::{HostState, Losses, placement::capacity::Room};
 use std::collections::BTreeMap;
 
 /// Composes it from the live copy; `leader` is the store's leading member, where one is known.
@@ -14,9 +14,12 @@ use std::collections::BTreeMap;
 pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     let (snapshot, seen) = (state.snapshot(), (state.seen)());
     let states = haven_plan::host_states(&snapshot, &seen);
+    let losses = haven_plan::losses(&snapshot, &seen);
     let mut overview = Overview {
         cluster: snapshot.cluster_spec().name.clone(),
-        survivable: haven_plan::losses_survivable(&snapshot, &seen),
+        survivable: losses.both(),
+        survivable_vms: losses.vms,
+        survivable_store: losses.store,
         ..Overview::default()
     };
     hosts(&snapshot, &states, leader, &mut overview);
@@ -25,11 +28,7 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     overview.risks.extend(certificates::risks(&snapshot, auth::now_ms()));
     let plan = haven_plan::plan(&snapshot, &seen);
     overview.risks.extend(plan.waiting.iter().map(|w| format!("{}: {}", w.object, w.reason)));
-    if overview.survivable == 0 && overview.hosts.len() > 1 {
-        overview.risks.push(
-            "no further host may be lost: too few voters or too little memory would be left".into(),
-        );
-    }
+    overview.risks.extend(losses_words(&losses, overview.hosts.len()));
     overview.revision = snapshot.revision;
     let open = snapshot.incidents.values().filter(|i| i.closed_ms.is_none());
     overview.incidents = open.map(|i| format!("incident {}: {}", i.number, i.title)).collect();
@@ -40,6 +39,25 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
         n => format!("{n} things are down, the first: {}", overview.down[0]),
     };
     overview
+}
+
+/// What is at risk if another host is lost.
+fn losses_words(losses: &Losses, hosts: usize) -> Vec<String> {
+    let mut risks = Vec::new();
+    if losses.store == 0 && hosts > 1 {
+        risks.push("no further voter may be lost: the store would have no quorum".into());
+    }
+    match &losses.short {
+        Some(short) => risks.push(format!(
+            "memory is to be kept for the loss of {} hosts, and is there for {}: {short}",
+            losses.reserved, losses.vms
+        )),
+        None if losses.vms == 0 && hosts > 1 => {
+            risks.push("no further host may be lost: its VMs would find no place".into());
+        }
+        None => {}
+    }
+    risks
 }
 
 fn hosts(
@@ -64,7 +82,7 @@ fn hosts(
         if member.is_some() {
             roles.push("voter".into());
             overview.voters.1 += 1;
-            let online = matches!(state, HostState::Online | HostState::Cordoned);
+            let online = state.well();
             overview.voters.0 += usize::from(online && answers);
         }
         for (service, frontend) in snapshot.frontends.iter().filter(|(_, f)| f.holder == *name) {
@@ -74,7 +92,15 @@ fn hosts(
                 |f| format!("holds {}", f.address),
             ));
         }
-        if !matches!(state, HostState::Online | HostState::Cordoned) {
+        if let Some(drain) = haven_plan::tolerance::drain::stands(snapshot, name) {
+            overview.risks.push(format!(
+                "{name} is {state}, as {} asked: `haven host undrain {name}` lets it take VMs again",
+                drain.by
+            ));
+            let cost = haven_plan::tolerance::drain::costs_quorum(snapshot, states, name);
+            overview.risks.extend(cost);
+        }
+        if !state.well() {
             overview.down.push(format!("{name} is {state}"));
         }
         if let Some(status) = snapshot.host_status.get(name) {

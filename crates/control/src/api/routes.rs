@@ -1,10 +1,9 @@
 //! What every route does; which routes there are stands in [`super::table`].
 
 use super::{
-    ApiState, apply, auth,
+    ApiState, admission, apply, auth,
     auth::{Caller, Role, make_token},
     body::{Asked, At, Given, GivenItem},
-    certificates,
     error::{ApiError, ApiResult},
     objects, overview, serve,
     table::TABLE,
@@ -385,11 +384,12 @@ pub(super) async fn replace(
     let file = apply::replacement(&object);
     apply::check(&state, std::slice::from_ref(&file), &snapshot)?;
     apply::keep(&mut object, &old);
-    certificates::seal(&state, &mut object, Some(&old))?;
+    apply::seal(&state, &mut object, Some(&old))?;
     let labels = std::mem::take(&mut object.meta_mut().labels);
     *object.meta_mut() = old.meta().clone();
     object.meta_mut().labels = labels;
     object.meta_mut().generation += 1;
+    let admitted = admission::ask(&state, &snapshot, std::slice::from_ref(&object))?;
     let key = keys::object(&reference);
     let compare = vec![Compare::ModRevision(key.clone(), resource_version)];
     let write = vec![Op::Put(key.clone(), object.to_store().into())];
@@ -397,7 +397,8 @@ pub(super) async fn replace(
     if !outcome.succeeded {
         return Err(conflict(state.store.get(&key).await?.map_or(0, |kv| kv.mod_revision)));
     }
-    Ok(Json(objects::item(&snapshot, &(state.seen)(), object, outcome.revision)))
+    let item = objects::item(&snapshot, &(state.seen)(), object, outcome.revision);
+    Ok(Json(Item { warning: admitted.warning(&reference), ..item }))
 }
 
 pub(super) async fn act(

@@ -122,10 +122,14 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
         let path = match route.id {
             "deleteObject" => "/v1/objects/network/front".to_owned(),
             "endToken" => "/v1/tokens/viewer".to_owned(),
+            "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),
             _ if route.path.starts_with("/v1/services") => {
                 example(route.path).replace("absent", "web")
             }
             _ if route.path.starts_with("/v1/tokens") => example(route.path),
+            _ if route.path.starts_with("/v1/hosts") => {
+                example(route.path).replace("absent", "host1")
+            }
             _ => example(route.path).replace("absent", "alone"),
         };
         let body = match route.id {
@@ -142,9 +146,12 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             missed.push(route.id);
         }
     }
-    // No image file is kept here, no guest comes in, no VM runs whose console could be opened, and no update waits
-    // (`promote_test.rs`).
-    assert_eq!(missed, ["blob", "vmIncoming", "vmConsole", "promoteService"]);
+    // Only hosts ask for promises. No image file is kept here, no guest comes in, no VM runs whose console could be opened, there is no other host
+    // that could read this one's power (`power_test.rs`), and no update waits (`promote_test.rs`).
+    assert_eq!(
+        missed,
+        ["promise", "blob", "vmIncoming", "vmConsole", "testFence", "promoteService"]
+    );
     for kind in Kind::ALL {
         let list = world.ask(admin, "GET", &format!("/v1/objects/{kind}"), "").await.ok();
         assert!(!list["items"].as_array().unwrap().is_empty(), "there is no {kind} to look at");

@@ -9,6 +9,7 @@ use super::{
     serve::{Duplex, MakeCaller, answer},
     table::TABLE,
 };
+use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use axum::{
     Router,
@@ -17,13 +18,14 @@ use axum::{
     http::{StatusCode, header},
 };
 use haven_model::{
-    Bytes, Name, Object, Observations, Snapshot,
+    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, Snapshot,
     api::{JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
 };
 use haven_store::{
     clock::Clock,
+    contact::Contact,
     live::{LiveConfig, LiveCopy},
     pki::{Authority, PkiDir},
     raw::{EtcdStore, Op, StoreConfig},
@@ -177,6 +179,19 @@ impl LocalHost for Nothing {
     }
 }
 
+#[async_trait]
+impl Power for Nothing {
+    async fn state(&self, _: &Name, power: &PowerSpec) -> Result<PowerState, PowerProblem> {
+        match power.user.as_str() {
+            "nobody" => Err(PowerProblem { message: "no such user".into(), hint: "ask".into() }),
+            _ => Ok(PowerState::On),
+        }
+    }
+    async fn off(&self, _: &Name, _: &PowerSpec) -> Result<(), PowerProblem> {
+        panic!("the API switches nothing off")
+    }
+}
+
 /// The API of one host, until it is dropped.
 pub struct World {
     /// What the API stands on.
@@ -227,7 +242,9 @@ impl World {
             store,
             live: live.state(),
             seen: Arc::new(Observations::default),
+            promises: Promises::new(Clock::real(), Contact::new(Clock::real())),
             local: Arc::new(Nothing),
+            power: Arc::new(Nothing),
             secrets: Some(ClusterKey::derive(&Authority::create("test").unwrap()).unwrap()),
             invite: Arc::new(InviteFacts { fingerprint: "f".repeat(64) }),
         };
@@ -310,6 +327,15 @@ impl World {
     pub async fn put(&self, object: &Object) {
         let op = Op::Put(keys::object(&object.reference()), object.to_store().into());
         self.state.store.txn(vec![], vec![op]).await.unwrap();
+    }
+
+    /// Makes hosts, as `haven join` does.
+    pub async fn hosts(&self, names: &[&str]) {
+        for host in names {
+            let meta = haven_model::Meta::new(name(host), format!("u-{host}"), 1);
+            let spec = serde_json::from_value(serde_json::json!({"address": "10.88.0.1"})).unwrap();
+            self.put(&Object::Host(haven_model::object::Stored { meta, spec })).await;
+        }
     }
 
     /// An answer must be what the description says.

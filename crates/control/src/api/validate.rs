@@ -6,6 +6,7 @@ use haven_model::{
     name::NAME_MAX,
     object::Kind,
     service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
+    vm::{HangSpec, RestartPolicy, Sign},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,6 +73,12 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
         let mut say = |(key, value): Place<'_>, message: String, hint: &str| {
             problems.push(manifest.problem_at(key, &value.to_string(), message, hint));
         };
+        super::validate_after::check(
+            &after.given,
+            snapshot,
+            &manifest.object.reference(),
+            &mut say,
+        );
         match &manifest.object {
             Object::Vm(vm) => vm_spec(&after, &vm.spec, &vm.meta.name, &mut say),
             Object::Service(service) => {
@@ -204,6 +211,7 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
         }
     }
     addresses(after, spec, name, say);
+    hang(spec, say);
     let affinity = &spec.affinity;
     let both = affinity.near.iter().any(|(key, value)| affinity.apart.get(key) == Some(value));
     if both {
@@ -284,8 +292,49 @@ pub(super) fn names_of_members(
     ))
 }
 
+/// What is asked for when a guest hangs must be able to be told, and to be done.
+fn hang(spec: &VmSpec, say: &mut Say<'_>) {
+    let Some(hang) = &spec.hang else { return };
+    if hang.after < HangSpec::SHORTEST {
+        say(
+            ("after", &hang.after),
+            format!("a guest cannot be told to hang within {}", hang.after),
+            &format!(
+                "write {} or more: under load a guest is held up for a moment",
+                HangSpec::SHORTEST
+            ),
+        );
+    }
+    let has = |sign| hang.signs.contains(&sign);
+    if !has(Sign::Agent) && !has(Sign::Check) {
+        say(
+            ("signs", &""),
+            "without `agent` or `check` a guest that has nothing to do looks like one that hangs"
+                .into(),
+            "add one of them to `signs`",
+        );
+    }
+    if has(Sign::Check) && spec.check.is_none() {
+        say(
+            ("signs", &""),
+            "`signs` names the check, and there is none".into(),
+            "give a `check`, or take it out of `signs`",
+        );
+    }
+    if spec.restart == RestartPolicy::Never {
+        say(
+            ("restart", &"never"),
+            "`restart: never` and `hang` ask for the opposite of each other".into(),
+            "remove one of them",
+        );
+    }
+}
+
 fn service_spec(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Say<'_>) {
-    vm_spec(after, &spec.template.spec, name, say);
+    // The service's check is its members'.
+    let mut member = spec.template.spec.clone();
+    member.check.clone_from(&spec.check);
+    vm_spec(after, &member, name, say);
     if let Err((message, hint)) = names_of_members(name, spec.replicas, &spec.update) {
         say(("name", name), message, &hint);
     }

@@ -42,6 +42,29 @@ fn a_problem_points_at_the_value() {
 }
 
 #[test]
+fn a_hang_that_cannot_be_told_or_acted_upon_is_refused() {
+    let vm = |more: &str| said(&format!("kind: VM\nname: web\nmemory: 64MiB\n{more}\n"));
+    assert_eq!(vm("hang: {}"), [""; 0]);
+    assert_eq!(vm("check: {port: 80}\nhang: {after: 10s, signs: [check]}"), [""; 0]);
+    for (more, words) in [
+        ("hang: {after: 9s}", "cannot be told to hang within 9s"),
+        ("hang: {signs: [disk, network]}", "looks like one that hangs"),
+        ("hang: {signs: [check]}", "names the check, and there is none"),
+        ("restart: never\nhang: {}", "ask for the opposite"),
+    ] {
+        let said = vm(more);
+        assert!(said.len() == 1 && said[0].contains(words), "{more}: {said:?}");
+    }
+    let service = |check: &str| {
+        said(&format!(
+            "kind: Service\nname: web\nreplicas: 1\n{check}\ntemplate: {{spec: {{memory: 64MiB, hang: {{signs: [check]}}}}}}\n"
+        ))
+    };
+    assert_eq!(service("check: {port: 80}"), [""; 0]);
+    assert_eq!(service("labels: {}").len(), 1);
+}
+
+#[test]
 fn options_of_a_frontend_that_cannot_work_are_refused() {
     let service = |check: u16, frontend: &str| {
         said(&format!(
@@ -214,4 +237,49 @@ fn an_update_that_could_never_happen_is_refused() {
     assert!(said[0].contains("they are 4 together, each needs a host of its own, and there are 3"));
     assert!(update(2, true, "strategy: blue-green")[0].contains("they are 4 together"));
     assert_eq!(update(3, true, "strategy: rolling"), [""; 0]);
+}
+
+#[test]
+fn nothing_starts_after_itself_or_after_what_is_not_there() {
+    let vm = |name: &str, after: &str| {
+        format!("kind: VM\nname: {name}\nmemory: 1GiB\nafter: [{after}]\n")
+    };
+    let all = |texts: &[String]| said(&texts.join("---\n"));
+    assert_eq!(all(&[vm("app", "vm/db"), vm("db", "")]), [""; 0]);
+    assert_eq!(
+        all(&[vm("app", "vm/db, pool/fast")]),
+        [
+            "vm/db does not exist [apply it first, or in the same step]",
+            "nothing can start after pool/fast [name a VM (`vm/NAME`) or a service (`service/NAME`)]",
+        ]
+    );
+    assert_eq!(
+        all(&[vm("app", "vm/app")]),
+        [
+            "nothing of this could ever start: vm/app starts after vm/app [take one of them out of `after`]"
+        ]
+    );
+    let service = "kind: Service\nname: web\nreplicas: 1\ntemplate: {spec: {memory: 64MiB, after: [vm/app]}}\n";
+    let round = all(&[vm("app", "vm/db"), vm("db", "service/web"), service.into()]);
+    assert_eq!(round.len(), 3, "{round:?}");
+    assert!(
+        round[0].starts_with(
+            "nothing of this could ever start: vm/app starts after vm/db starts after service/web starts after vm/app"
+        ),
+        "{round:?}"
+    );
+}
+
+/// The place in the file, and what stands in the cluster already counts.
+#[test]
+fn a_circle_is_found_where_it_is_closed() {
+    let mut world = World::new(3, Bytes::gib(4));
+    let mut db = haven_plan::testing::vm_spec(Bytes::gib(1));
+    db.after = vec!["vm/app".parse().unwrap()];
+    world.vm("db", db);
+    let text = "kind: VM\nname: app\nmemory: 1GiB\nafter:\n- vm/db\n";
+    let manifests = parse(&[("x.yaml".into(), text.into())]).unwrap();
+    let problems = validate(&manifests, &world.snapshot);
+    assert_eq!(problems.len(), 1);
+    assert_eq!((problems[0].line, problems[0].column), (5, 3));
 }

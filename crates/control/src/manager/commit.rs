@@ -4,7 +4,7 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Event, Name, ObjectRef, Planned, Severity, Snapshot,
+    Action, Event, Name, ObjectRef, Placement, Planned, Severity, Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
@@ -47,11 +47,51 @@ fn unchanged(key: String, revision: i64) -> Compare {
     if revision == 0 { Compare::Absent(key) } else { Compare::ModRevision(key, revision) }
 }
 
+/// A VM gets an owner, and waits for nothing any more.
+fn place(
+    snapshot: &Snapshot,
+    vm: &Name,
+    placement: &Placement,
+    expected_revision: i64,
+    taken_from: Option<&TakenFrom>,
+) -> (Vec<Compare>, Vec<Op>) {
+    let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
+    if let Some(TakenFrom { host, lease_revision, .. }) = taken_from {
+        compares.push(Compare::ModRevision(keys::lease(host), *lease_revision));
+    }
+    let mut ops = vec![put(keys::placement(vm), placement)];
+    ops.extend(snapshot.waits.get(vm).map(|_| Op::Delete(keys::wait(vm))));
+    (compares, ops)
+}
+
+/// A step of a migration: a change of the owner rests on what both sides said last.
+fn step_of(
+    vm: &Name,
+    placement: &Placement,
+    expected_revision: i64,
+    step: &MoveStep,
+) -> Option<(Vec<Compare>, Vec<Op>)> {
+    let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
+    compares.extend(told(vm, placement, step)?);
+    Some((compares, vec![put(keys::placement(vm), placement)]))
+}
+
+/// A record in place of the one that was read; or none any more.
+fn one<T: Serialize>(key: String, read: i64, record: Option<&T>) -> (Vec<Compare>, Vec<Op>) {
+    let op = match record {
+        Some(record) => put(key.clone(), record),
+        None => Op::Delete(key.clone()),
+    };
+    (vec![unchanged(key, read)], vec![op])
+}
+
 /// What of this plan goes to the store; `None` for actions that change nothing there.
 #[must_use]
 pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Option<Commit> {
     let (mut compares, ops) = match &planned.action {
-        Action::ConfirmLease { .. } | Action::PowerOff { .. } => return None,
+        Action::ConfirmLease { .. } | Action::ReadPower { .. } | Action::PowerOff { .. } => {
+            return None;
+        }
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
             let closed = Lease { session: lost.session, closed: true, ..(*lease.value).clone() };
@@ -61,33 +101,30 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             )
         }
         Action::PlaceVm { vm, placement, expected_revision, taken_from } => {
-            let mut compares = vec![unchanged(keys::placement(vm), *expected_revision)];
-            if let Some(TakenFrom { host, lease_revision, .. }) = taken_from {
-                compares.push(Compare::ModRevision(keys::lease(host), *lease_revision));
-            }
-            (compares, vec![put(keys::placement(vm), placement)])
+            place(snapshot, vm, placement, *expected_revision, taken_from.as_ref())
         }
-        Action::MoveVm { vm, placement, expected_revision, step, ended } => {
-            let mut compares = vec![unchanged(keys::placement(vm), *expected_revision)];
-            let mut ops = vec![put(keys::placement(vm), placement)];
-            if let MoveStep::Commit { source_told, target_told } = step {
-                let from = placement.moved_from.as_ref()?;
-                let told = |host: &Name, revision: i64| {
-                    Compare::ModRevision(keys::migration_status(vm, host), revision)
-                };
-                compares.push(told(&from.host, *source_told));
-                compares.push(told(&placement.host, *target_told));
-            }
-            if let Some((migration, revision)) = ended {
+        Action::TryElsewhere { vm, placement, expected_revision, told } => {
+            let (mut compares, ops) = place(snapshot, vm, placement, *expected_revision, None);
+            compares.push(Compare::ModRevision(keys::vm_status(vm), *told));
+            (compares, ops)
+        }
+        Action::PutWait { vm, wait, expected_revision } => {
+            one(keys::wait(vm), *expected_revision, wait.as_ref())
+        }
+        Action::MoveVm { vm, placement, expected_revision, step, record } => {
+            let (mut compares, mut ops) = step_of(vm, placement, *expected_revision, step)?;
+            if let Some((migration, revision)) = record {
                 compares.push(unchanged(keys::migration(vm), *revision));
                 ops.push(put(keys::migration(vm), migration.as_ref()));
             }
             (compares, ops)
         }
-        Action::PutMigration { vm, migration, expected_revision } => (
-            vec![unchanged(keys::migration(vm), *expected_revision)],
-            vec![put(keys::migration(vm), migration.as_ref())],
-        ),
+        Action::PutMigration { vm, migration, expected_revision } => {
+            one(keys::migration(vm), *expected_revision, Some(migration.as_ref()))
+        }
+        Action::PutDrain { host, drain, expected_revision } => {
+            one(keys::drain(host), *expected_revision, drain.as_ref())
+        }
         Action::ReleaseVm { vm, expected_revision } => (
             vec![unchanged(keys::placement(vm), *expected_revision)],
             vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
@@ -103,21 +140,33 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             let ops = removal(object, snapshot);
             (vec![unchanged(keys::object(object), *expected_revision)], ops)
         }
-        Action::PlaceFrontend { service, placement, expected_revision } => (
-            vec![unchanged(keys::frontend(service), *expected_revision)],
-            vec![put(keys::frontend(service), placement)],
-        ),
-        Action::ReleaseFrontend { service, expected_revision } => (
-            vec![unchanged(keys::frontend(service), *expected_revision)],
-            vec![Op::Delete(keys::frontend(service))],
-        ),
+        Action::PlaceFrontend { service, placement, expected_revision } => {
+            one(keys::frontend(service), *expected_revision, Some(placement))
+        }
+        Action::ReleaseFrontend { service, expected_revision } => {
+            one::<()>(keys::frontend(service), *expected_revision, None)
+        }
         Action::PutIncident { incident, expected_revision } => {
-            let key = keys::incident(incident.number);
-            (vec![unchanged(key.clone(), *expected_revision)], vec![put(key, incident.as_ref())])
+            one(keys::incident(incident.number), *expected_revision, Some(incident.as_ref()))
         }
     };
     compares.push(Compare::ModRevision(keys::MANAGER.to_owned(), author.record_revision));
     Some(Commit { compares, ops })
+}
+
+/// What a change of a VM's owner compares beside its placement: the last words of those that it rests on.
+fn told(vm: &Name, placement: &Placement, step: &MoveStep) -> Option<Vec<Compare>> {
+    let told = |host: &Name, revision: i64| {
+        Compare::ModRevision(keys::migration_status(vm, host), revision)
+    };
+    Some(match step {
+        MoveStep::Commit { source_told, target_told } => {
+            let from = placement.moved_from.as_ref()?;
+            vec![told(&from.host, *source_told), told(&placement.host, *target_told)]
+        }
+        MoveStep::Restart { from, told: revision } => vec![told(from, *revision)],
+        MoveStep::Begin | MoveStep::TakeBack | MoveStep::Settle => Vec::new(),
+    })
 }
 
 /// An object takes with it what only it explains.
@@ -127,6 +176,7 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
         Kind::Vm => {
             ops.push(Op::Delete(keys::vm_status(&object.name)));
             ops.push(Op::Delete(keys::migration(&object.name)));
+            ops.push(Op::Delete(keys::wait(&object.name)));
             let told = snapshot.migration_status.get(&object.name);
             let hosts = told.into_iter().flat_map(|hosts| hosts.keys());
             ops.extend(hosts.map(|host| Op::Delete(keys::migration_status(&object.name, host))));
@@ -135,6 +185,7 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::host_status(&object.name)));
             ops.push(Op::Delete(keys::lease(&object.name)));
             ops.push(Op::Delete(keys::lost(&object.name)));
+            ops.push(Op::Delete(keys::drain(&object.name)));
         }
         Kind::Service => ops.push(Op::Delete(keys::frontend(&object.name))),
         Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {}
@@ -153,10 +204,13 @@ pub fn event_of(
 ) -> Option<Event> {
     let severity = match &planned.action {
         Action::CloseSession { .. } => Severity::Error,
-        Action::PlaceVm { taken_from: Some(_), .. } => Severity::Warning,
+        Action::PlaceVm { taken_from: Some(_), .. } | Action::TryElsewhere { .. } => {
+            Severity::Warning
+        }
         Action::PlaceFrontend { service, placement, .. } => {
             let old = snapshot.frontends.get(service);
-            if old.is_some_and(|old| old.epoch < placement.epoch) {
+            // One that a drained host gives up is taken by plan.
+            if placement.from.is_none() && old.is_some_and(|old| old.epoch < placement.epoch) {
                 Severity::Warning
             } else {
                 Severity::Info
@@ -164,13 +218,15 @@ pub fn event_of(
         }
         Action::PutObject { object, .. } if matches!(**object, Object::Vm(_)) => Severity::Info,
         Action::MoveVm { step: MoveStep::TakeBack, .. } => Severity::Warning,
-        Action::MoveVm { step: MoveStep::Settle, ended: Some((migration, _)), .. }
+        Action::MoveVm { step: MoveStep::Settle, record: Some((migration, _)), .. }
             if migration.outcome.as_ref().is_some_and(|outcome| !outcome.moved) =>
         {
             Severity::Warning
         }
         Action::MoveVm { .. }
+        | Action::PutWait { wait: Some(_), .. }
         | Action::PutMigration { .. }
+        | Action::PutDrain { .. }
         | Action::PlaceVm { .. }
         | Action::RemoveObject { .. } => Severity::Info,
         _ => return None,

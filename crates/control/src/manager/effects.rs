@@ -1,11 +1,12 @@
-//! Actions that change nothing in the store: reading a renewal record linearizably, switching a host off.
+//! Actions that change nothing in the store: reading a renewal record linearizably, reading a host's power and
+//! switching it off.
 //!
 //! Each runs as a task of its own, so that a dead power controller never holds up a plan. Its result is an
 //! observation, and its end wakes the manager.
 
 use super::observe::Observer;
 use async_trait::async_trait;
-use haven_model::{Action, Name, Snapshot, host::PowerSpec, keys};
+use haven_model::{Action, Name, PowerProblem, PowerSpec, PowerState, Snapshot, keys};
 use haven_store::{clock::Clock, raw::EtcdStore};
 use std::{
     collections::BTreeSet,
@@ -14,18 +15,27 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Switches a host's power off.
+/// Reads and switches a host's power. Passwords come as they stand in the store.
 #[async_trait]
 pub trait Power: Send + Sync {
+    /// Reads it, and touches nothing.
+    ///
+    /// # Errors
+    /// When it could not be reached or read.
+    async fn state(&self, host: &Name, power: &PowerSpec) -> Result<PowerState, PowerProblem>;
     /// Returns only when the power was read back as off.
     ///
     /// # Errors
-    /// A sentence when that could not be reached or read.
-    async fn off(&self, host: &Name, power: &PowerSpec) -> Result<(), String>;
+    /// When it could not be reached or read.
+    async fn off(&self, host: &Name, power: &PowerSpec) -> Result<(), PowerProblem>;
 }
 
 /// How long after a failed power-off the next try may follow.
 const POWER_RETRY: Duration = Duration::from_secs(1);
+/// How long after a read that found a host on, or nothing, it is read again.
+const READ_AGAIN: Duration = Duration::from_millis(250);
+/// Drivers have deadlines of their own; one that forgets them is given up after this, and asked anew.
+const POWER_DEADLINE: Duration = Duration::from_secs(120);
 
 type InFlight = Arc<Mutex<BTreeSet<String>>>;
 
@@ -56,12 +66,11 @@ impl Effects {
             Action::ConfirmLease { host, revision } => {
                 self.confirm(host.clone(), *revision, observer.clone());
             }
+            Action::ReadPower { host, session } => {
+                self.seek(Seek::Read, host, *session, observer, snapshot);
+            }
             Action::PowerOff { host, session } => {
-                let Some(power) = snapshot.hosts.get(host).and_then(|h| h.spec.power.clone())
-                else {
-                    return;
-                };
-                self.power_off(host.clone(), *session, power, observer.clone());
+                self.seek(Seek::Cut, host, *session, observer, snapshot);
             }
             _ => {}
         }
@@ -99,25 +108,59 @@ impl Effects {
         });
     }
 
-    fn power_off(&self, host: Name, session: u64, power: PowerSpec, observer: Observer) {
-        let name = format!("power off {host} {session}");
+    /// The two ways run beside each other: a read that hangs holds up no power cut.
+    fn seek(&self, how: Seek, host: &Name, session: u64, observer: &Observer, snapshot: &Snapshot) {
+        let Some(power) = snapshot.hosts.get(host).and_then(|h| h.spec.power.clone()) else {
+            return;
+        };
+        let name = format!("{how:?} {host} {session}");
         if !self.begin(&name) {
             return;
         }
         let (driver, clock) = (Arc::clone(&self.power), self.clock.clone());
         let (in_flight, done) = (Arc::clone(&self.in_flight), Arc::clone(&self.done));
+        let (host, observer) = (host.clone(), observer.clone());
         tokio::spawn(async move {
-            match driver.off(&host, &power).await {
-                Ok(()) => {
+            let asked = async {
+                // A host that says it is off is told to go off nonetheless: some controllers call one off that sleeps.
+                if how == Seek::Read && driver.state(&host, &power).await? == PowerState::On {
+                    return Ok(false);
+                }
+                driver.off(&host, &power).await.map(|()| true)
+            };
+            let answer = tokio::select! {
+                biased;
+                answer = asked => answer,
+                () = clock.sleep(POWER_DEADLINE) => Err(PowerProblem {
+                    message: format!("the power controller of {host} gave no answer within {POWER_DEADLINE:?}"),
+                    hint: "`haven host fence test` asks it again".into(),
+                }),
+            };
+            match (answer, how) {
+                (Ok(true), _) => {
                     tracing::warn!(%host, "its power was read back as off");
                     observer.powered_off_at(&host, session);
                 }
-                Err(why) => {
-                    tracing::warn!(%host, why, "it could not be switched off; its lease will expire instead");
+                (Ok(false), _) => clock.sleep(READ_AGAIN).await,
+                (Err(why), Seek::Read) => {
+                    tracing::debug!(%host, %why, "its power cannot be read");
+                    clock.sleep(READ_AGAIN).await;
+                }
+                (Err(why), Seek::Cut) => {
+                    tracing::warn!(%host, %why, "it could not be switched off; its lease will expire instead");
                     clock.sleep(POWER_RETRY).await;
                 }
             }
             Self::end(&in_flight, &name, &done);
         });
     }
+}
+
+/// How a proof by power is sought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seek {
+    /// Only if the host is off already.
+    Read,
+    /// Whatever it does.
+    Cut,
 }

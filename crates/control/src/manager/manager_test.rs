@@ -2,12 +2,16 @@
 
 use super::{
     Manager, ManagerConfig, commit::Author, effects::Effects, effects::Power, observe::Observer,
+    promises::Promises,
 };
 use async_trait::async_trait;
-use haven_model::{Bytes, Name, ObjectRef, Plan, host::PowerSpec, keys, object::Kind};
+use haven_model::{
+    Bytes, Name, ObjectRef, Plan, PowerProblem, PowerSpec, PowerState, keys, object::Kind,
+};
 use haven_plan::testing::{World, name, vm_spec};
 use haven_store::{
     clock::Clock,
+    contact::Contact,
     memory::{MemoryEtcd, Path},
     raw::{EtcdStore, Op, StoreError},
 };
@@ -38,8 +42,11 @@ struct NoPower;
 
 #[async_trait]
 impl Power for NoPower {
-    async fn off(&self, _: &Name, _: &PowerSpec) -> Result<(), String> {
-        Err("there is none".into())
+    async fn state(&self, _: &Name, _: &PowerSpec) -> Result<PowerState, PowerProblem> {
+        Err(PowerProblem { message: "there is none".into(), hint: String::new() })
+    }
+    async fn off(&self, _: &Name, _: &PowerSpec) -> Result<(), PowerProblem> {
+        Err(PowerProblem { message: "there is none".into(), hint: String::new() })
     }
 }
 
@@ -63,10 +70,12 @@ impl Fixture {
             me: name("host1"),
             store: store.clone(),
             live: watch::channel(Arc::default()).1,
+            promises: Promises::new(clock.clone(), Contact::new(clock.clone())),
             observer: Observer::new(Arc::new(|_| None), clock.clone()),
             suspected: watch::channel(BTreeSet::new()).1,
             session: watch::channel(Some(1)).1,
             power: Arc::new(NoPower),
+            secrets: None,
             clock: clock.clone(),
             wall_ms: Arc::new(|| 1),
         };
@@ -79,7 +88,7 @@ impl Fixture {
         Self {
             etcd,
             path,
-            manager: Manager { config, effects, events: 0, next_prune, refused },
+            manager: Manager { config, effects, events: 0, next_prune, refused, doubt: false },
             author: Author { me: name("host1"), term: 1, record_revision },
             world,
         }

@@ -16,11 +16,17 @@
 pub mod commit;
 pub mod effects;
 pub mod observe;
+pub mod promises;
 pub mod retention;
+pub mod sealing;
 pub mod term;
 
 #[cfg(test)]
+mod commit_test;
+#[cfg(test)]
 mod manager_test;
+#[cfg(test)]
+mod promises_test;
 #[cfg(test)]
 mod retention_test;
 #[cfg(test)]
@@ -28,12 +34,14 @@ mod term_test;
 
 use commit::{Author, commit_of, event_of, json, put_event};
 use effects::Effects;
-use haven_model::{Name, ObjectRef, Observations, Plan, Planned, Snapshot, keys};
+use haven_model::{Action, Name, ObjectRef, Observations, Plan, Planned, Snapshot, keys};
 use haven_store::{
     clock::{Clock, Mono},
     raw::{Compare, EtcdStore, Op, StoreError},
+    seal::ClusterKey,
 };
 use observe::Observer;
+use promises::{Promises, long};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use term::{Candidate, Stand, stand};
 use tokio::sync::watch;
@@ -53,8 +61,12 @@ pub struct ManagerConfig {
     pub suspected: watch::Receiver<BTreeSet<Name>>,
     /// This host's open session.
     pub session: watch::Receiver<Option<u64>>,
+    /// What this daemon promised to hosts that cannot renew.
+    pub promises: Promises,
     /// Controls power.
     pub power: Arc<dyn effects::Power>,
+    /// Under which secrets are sealed; nothing on a host that cannot derive it.
+    pub secrets: Option<ClusterKey>,
     /// This daemon's clock.
     pub clock: Clock,
     /// Wall clock, milliseconds since 1970, for what people read.
@@ -65,8 +77,9 @@ pub struct ManagerConfig {
 const NET: Duration = Duration::from_secs(5);
 /// The pause after a commit that something overtook, in which the live copy learns of it.
 const OVERTAKEN: Duration = Duration::from_millis(20);
-/// How long a round waits for the live copy to show its own commits.
-const CATCH_UP: Duration = Duration::from_millis(500);
+/// How long a round waits for the live copy to show its own commits. A plan on a past of the manager's own making could
+/// do the same to two things at once, each of which it may do to one.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// How often old events and audit entries are taken out.
 const PRUNE: Duration = Duration::from_secs(1800);
@@ -79,6 +92,8 @@ struct Manager {
     next_prune: Mono,
     /// Objects whose last commit the store did not take.
     refused: BTreeSet<ObjectRef>,
+    /// A commit was sent and its outcome is not known.
+    doubt: bool,
 }
 
 /// Runs until `cancel`. Manages whenever this host holds the manager lease.
@@ -87,7 +102,8 @@ pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
         Effects::new(config.store.clone(), Arc::clone(&config.power), config.clock.clone());
     // Not right at the start: then there are better things to do.
     let next_prune = config.clock.now().plus(PRUNE);
-    let mut manager = Manager { config, effects, events: 0, next_prune, refused: BTreeSet::new() };
+    let refused = BTreeSet::new();
+    let mut manager = Manager { config, effects, events: 0, next_prune, refused, doubt: false };
     while !cancel.is_cancelled() {
         let pause = manager.round().await;
         manager.wait(pause, &cancel).await;
@@ -99,6 +115,7 @@ pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
 pub fn observations(
     snapshot: &Snapshot,
     observer: &Observer,
+    promises: &Promises,
     suspected: &BTreeSet<Name>,
     now_ms: i64,
 ) -> Observations {
@@ -107,6 +124,7 @@ pub fn observations(
         leases: observer.lease_ages(snapshot),
         suspected: suspected.clone(),
         powered_off: observer.powered_off(),
+        promised: promises.standing(snapshot),
     }
 }
 
@@ -119,9 +137,13 @@ impl Manager {
         if snapshot.revision == 0 {
             return NET;
         }
+        self.config.promises.note(&snapshot);
         match self.stand(&snapshot, session) {
             Stand::Manage { term, record_revision } => {
                 let author = Author { me: self.config.me.clone(), term, record_revision };
+                if self.doubt {
+                    return self.settle(&snapshot, &author).await;
+                }
                 self.manage(&snapshot, &suspected, &author).await
             }
             Stand::Take { record, replaces, unchanged } => {
@@ -191,7 +213,10 @@ impl Manager {
         author: &Author,
     ) -> Duration {
         let now_ms = (self.config.wall_ms)();
-        let seen = observations(snapshot, &self.config.observer, suspected, now_ms);
+        let seen = {
+            let ManagerConfig { observer, promises, .. } = &self.config;
+            observations(snapshot, observer, promises, suspected, now_ms)
+        };
         let (plan, left_out) = haven_plan::sound(snapshot, haven_plan::plan(snapshot, &seen));
         for broken in &left_out {
             let why = &broken.why;
@@ -209,13 +234,51 @@ impl Manager {
                 }
                 Duration::ZERO
             }
+            Ok(None) if self.sealed(snapshot, author).await => Duration::ZERO,
             Ok(None) => plan.wake_after_ms.map_or(NET, Duration::from_millis).min(NET),
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "a commit failed; planning again"
                 );
+                self.doubt = true;
                 Duration::from_millis(100)
+            }
+        }
+    }
+
+    /// A commit that was given up on may still be carried out, beside one of the next plan, which does not know of it.
+    /// Every commit compares the manager's record: once that is written anew, those sent before are done or never will
+    /// be.
+    async fn settle(&mut self, snapshot: &Snapshot, author: &Author) -> Duration {
+        let Some(record) = &snapshot.manager else { return Duration::ZERO };
+        let compares = vec![Compare::ModRevision(keys::MANAGER.into(), author.record_revision)];
+        let ops = vec![Op::Put(keys::MANAGER.into(), json(&*record.value).into())];
+        match self.config.store.txn(compares, ops).await {
+            Ok(outcome) => {
+                self.doubt = !outcome.succeeded;
+                self.catch_up(outcome.revision).await;
+                Duration::ZERO
+            }
+            Err(error) => {
+                tracing::debug!(%error, "what became of a commit is not known yet");
+                Duration::from_millis(100)
+            }
+        }
+    }
+
+    /// Seals one secret that an earlier version left in the clear; whether there was one.
+    async fn sealed(&mut self, snapshot: &Snapshot, author: &Author) -> bool {
+        let Some(secrets) = &self.config.secrets else { return false };
+        match sealing::seal_one(&self.config.store, secrets, snapshot, author).await {
+            Ok(Some(revision)) => {
+                self.catch_up(revision).await;
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::debug!(%error, "a password could not be sealed yet");
+                false
             }
         }
     }
@@ -237,6 +300,11 @@ impl Manager {
                 self.effects.start(&planned.action, &self.config.observer, snapshot);
                 continue;
             };
+            if !self.may_send(planned, snapshot) {
+                // It was promised after the plan was made; the next plan knows.
+                last = last.or(Some(0));
+                continue;
+            }
             let mut ops = commit.ops;
             self.events += 1;
             if let Some(event) = event_of(planned, snapshot, author, now_ms, self.events) {
@@ -253,6 +321,7 @@ impl Manager {
                 outcome => outcome?,
             };
             if !outcome.succeeded {
+                self.not_done(planned);
                 tracing::debug!(object = %planned.object, "overtaken by a change; planning again");
                 self.refused.insert(planned.object.clone());
                 self.config.clock.sleep(OVERTAKEN).await;
@@ -266,6 +335,21 @@ impl Manager {
         match (last, refused) {
             (None, Some(error)) => Err(error),
             (last, _) => Ok(last),
+        }
+    }
+
+    /// Whether no promise stands against an action; a close of a session stands against promises from now on.
+    fn may_send(&self, planned: &Planned, snapshot: &Snapshot) -> bool {
+        let Action::CloseSession { host, lease_revision, lost } = &planned.action else {
+            return true;
+        };
+        self.config.promises.begin_close(host, *lease_revision, lost.proof, long(snapshot))
+    }
+
+    /// The store took none of an action, for good.
+    fn not_done(&self, planned: &Planned) {
+        if let Action::CloseSession { host, lease_revision, .. } = &planned.action {
+            self.config.promises.refused(host, *lease_revision);
         }
     }
 

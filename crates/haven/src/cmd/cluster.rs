@@ -24,7 +24,7 @@ pub struct ThisHostArgs {
     /// This host's name in the cluster; its host name when absent
     #[arg(long)]
     host_name: Option<String>,
-    /// Where this host's power is controlled
+    /// Where this host's power is controlled, over Redfish; `haven edit` sets up other ways
     #[arg(long)]
     power_url: Option<String>,
     /// User there
@@ -37,6 +37,15 @@ pub struct ThisHostArgs {
     /// A file that holds the password, or - for standard input
     #[arg(long, conflicts_with = "power_password")]
     power_password_file: Option<PathBuf>,
+    /// SHA-256 of the power controller's certificate, for an https:// address
+    #[arg(long, requires = "power_url")]
+    power_fingerprint: Option<String>,
+    /// A file with the certificate of the authority that signed it, PEM
+    #[arg(long, requires = "power_url", conflicts_with = "power_fingerprint")]
+    power_ca: Option<PathBuf>,
+    /// Take whatever certificate the power controller shows
+    #[arg(long, requires = "power_url", conflicts_with_all = ["power_fingerprint", "power_ca"])]
+    power_insecure: bool,
 }
 
 /// The password from the first place that has one.
@@ -75,7 +84,22 @@ impl ThisHostArgs {
         let file = self.power_password_file.as_deref();
         let environment = std::env::var("HAVEN_POWER_PASSWORD").ok();
         let password = password(self.power_password, file, environment)?;
-        let power = self.power_url.map(|url| PowerSpec { url, user: self.power_user, password });
+        let ca = self.power_ca.map(|path| {
+            std::fs::read_to_string(&path).map_err(|error| {
+                let message = format!("{} cannot be read: {error}", path.display());
+                Failure::bad(message, "check the path")
+            })
+        });
+        let (ca, fingerprint) = (ca.transpose()?, self.power_fingerprint);
+        let insecure = self.power_insecure;
+        let power = self.power_url.map(|url| {
+            let user = self.power_user;
+            PowerSpec { url, user, password, ca, fingerprint, insecure, ..PowerSpec::default() }
+        });
+        if let Some((_, what, hint)) = power.iter().flat_map(PowerSpec::problems).next() {
+            let hint = format!("{hint}; here `--power-url`, `--power-fingerprint` and so on");
+            return Err(Failure::bad(what, hint));
+        }
         Ok(ThisHost { name, address: self.address, power })
     }
 }
@@ -85,7 +109,7 @@ impl ThisHostArgs {
 pub enum ClusterCommand {
     /// Make a cluster of this host
     #[command(
-        after_help = "Examples:\n  haven init --address 10.0.0.1\n  haven init --address 10.0.0.1 --power-url https://bmc1/redfish/v1/Systems/1 --power-user haven --power-password-file /root/bmc1"
+        after_help = "Examples:\n  haven init --address 10.0.0.1\n  haven init --address 10.0.0.1 --power-url https://bmc1/redfish/v1/Systems/1 --power-fingerprint SHA256 --power-user haven --power-password-file /root/bmc1"
     )]
     Init {
         /// The cluster's name

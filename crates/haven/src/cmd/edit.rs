@@ -218,7 +218,8 @@ async fn save(client: &Client, item: &Item, text: &str, path: &Path) -> Result<(
             "kind and name stay; a copy under another name is made with `haven apply`",
         ));
     }
-    client.replace(&Item { object, ..item.clone() }).await?;
+    let item = client.replace(&Item { object, ..item.clone() }).await?;
+    out::warn(std::iter::once(item.warning.as_str()));
     Ok(())
 }
 

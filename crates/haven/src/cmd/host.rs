@@ -1,6 +1,6 @@
 //! `haven host …`.
 
-use super::{Removal, list, reference, remove, show};
+use super::{Removal, drain, fence::FenceCommand, list, reference, remove, show};
 use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::Subcommand;
 use haven_client::ClientError;
@@ -32,6 +32,19 @@ pub enum HostCommand {
         /// Its name
         name: String,
     },
+    /// Move everything away from a host, which takes nothing new until `undrain`; what cannot leave is told
+    #[command(
+        after_help = "Examples:\n  haven host drain host3\n  haven host drain host3 --wait --timeout 300"
+    )]
+    Drain(drain::Draining),
+    /// End the drain of a host: it takes VMs again
+    #[command(
+        after_help = "Examples:\n  haven host undrain host3\n  haven host undrain host3 --bring-back"
+    )]
+    Undrain(drain::Undraining),
+    /// Power fencing
+    #[command(subcommand)]
+    Fence(FenceCommand),
     /// Print a join token, good for one host and one hour
     #[command(after_help = "Examples:\n  haven host invite")]
     Invite,
@@ -47,6 +60,9 @@ pub async fn run(command: HostCommand) -> Result<(), Failure> {
         HostCommand::Show { name, how } => show(&reference(Kind::Host, &name)?, how.output).await,
         HostCommand::Cordon { name } => cordon(&name, true).await,
         HostCommand::Uncordon { name } => cordon(&name, false).await,
+        HostCommand::Drain(wanted) => drain::drain(wanted).await,
+        HostCommand::Undrain(wanted) => drain::undrain(wanted).await,
+        HostCommand::Fence(command) => super::fence::run(command).await,
         HostCommand::Invite => {
             out::line(connect().await?.invite().await?.secret);
             Ok(())

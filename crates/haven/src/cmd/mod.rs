@@ -3,7 +3,9 @@
 pub mod certificate;
 pub mod cluster;
 pub mod context;
+mod drain;
 pub mod edit;
+pub mod fence;
 pub mod files;
 pub mod host;
 pub mod image;
@@ -12,6 +14,7 @@ mod migrate;
 pub mod network;
 pub mod objects;
 pub mod pool;
+pub mod rehearse;
 pub mod service;
 pub mod vm;
 pub mod wait;
@@ -59,6 +62,7 @@ fn new<T>(name: &str, spec: T) -> Result<Stored<T>, Failure> {
 async fn create(client: &Client, object: Object) -> Result<Item, Failure> {
     let item = client.create(object).await?;
     out::line(format_args!("{} created", item.object.reference()));
+    out::warn(std::iter::once(item.warning.as_str()));
     Ok(item)
 }
 
@@ -98,4 +102,5 @@ async fn remove(kind: Kind, removal: &Removal) -> Result<(), Failure> {
 /// Says what became of an object.
 fn said(item: &Item) {
     out::line(format_args!("{}: {}", item.object.reference(), item.state));
+    out::warn(std::iter::once(item.warning.as_str()));
 }

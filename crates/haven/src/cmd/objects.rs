@@ -95,6 +95,7 @@ pub async fn run(command: ObjectsCommand) -> Result<(), Failure> {
             for one in &applied {
                 out::line(format_args!("{:<24} {}{note}", one.object, one.outcome));
             }
+            out::warn(applied.iter().map(|one| one.warning.as_str()));
             if wait && !dry_run {
                 wait::ready(&client, &wait::asked(&applied)?, Duration::from_secs(timeout)).await?;
             }
@@ -183,6 +184,7 @@ mod tests {
             before: before.into(),
             after,
             generation: 2,
+            warning: String::new(),
         };
         let new = Applied { before: String::new(), outcome: "created".into(), ..changed.clone() };
         insta::assert_snapshot!(format!("{}{}", diff(&changed), diff(&new)));

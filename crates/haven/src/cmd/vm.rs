@@ -11,7 +11,7 @@ use haven_model::{
     Bytes, ModelError, Name, Object, ObjectRef, VmSpec,
     object::Kind,
     units::Millis,
-    vm::{AffinitySpec, DiskSpec, NicSpec, RestartPolicy},
+    vm::{AffinitySpec, DiskSpec, NicSpec, Priority, RestartPolicy},
 };
 use std::{os::fd::AsFd, path::PathBuf, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,6 +42,12 @@ pub struct NewVm {
     /// A file for cloud-init
     #[arg(long)]
     user_data: Option<PathBuf>,
+    /// low, normal, high or critical: who gets a host first
+    #[arg(long, default_value = "normal", value_parser = priority)]
+    priority: Priority,
+    /// vm/NAME or service/NAME that must be ready before it is started; may be given several times
+    #[arg(long)]
+    after: Vec<String>,
     /// Make it, and do not start it
     #[arg(long)]
     stopped: bool,
@@ -145,6 +151,12 @@ fn nic(text: &str) -> Result<NicSpec, Failure> {
     Ok(NicSpec { network: Name::new(network)?, address })
 }
 
+/// As a manifest writes it.
+fn priority(text: &str) -> Result<Priority, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| format!("`{text}` is no priority: write low, normal, high or critical"))
+}
+
 /// `KEY=VALUE`.
 fn label(text: &str) -> Result<(String, String), Failure> {
     let (key, value) = text
@@ -170,10 +182,14 @@ impl NewVm {
                 .map(|f| f.text),
             restart: RestartPolicy::default(),
             affinity: AffinitySpec::default(),
+            priority: self.priority,
+            after: self.after.iter().map(|what| what.parse()).collect::<Result<_, _>>()?,
+            after_timeout: None,
             running: !self.stopped,
             stop_grace: Millis(10_000),
             resets: 0,
             check: None,
+            hang: None,
         };
         let mut vm = new(&self.name, spec)?;
         vm.meta.labels = self.label.iter().map(|l| label(l)).collect::<Result<_, _>>()?;

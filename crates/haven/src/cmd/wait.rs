@@ -154,7 +154,8 @@ mod tests {
         let mut object = parse(&[("x".into(), text.into())]).unwrap().remove(0).object;
         object.meta_mut().generation = generation;
         let columns = [("updated".to_owned(), updated.to_owned())].into();
-        Item { resource_version: 7, object, state: state.into(), host: None, columns }
+        let warning = String::new();
+        Item { resource_version: 7, object, state: state.into(), host: None, columns, warning }
     }
 
     fn service(generation: u64, state: &str, updated: &str) -> Item {

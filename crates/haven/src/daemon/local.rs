@@ -1,23 +1,28 @@
 //! What the API and the agent need of this host and of the other hosts' daemons.
 
-use super::{API_PORT, members, setup::HostFile};
+use super::{
+    API_PORT, members,
+    setup::{HostFile, seal_power},
+};
 use crate::paths::Paths;
 use async_trait::async_trait;
 use haven_client::Client;
 use haven_control::api::{LocalHost, serve::Duplex};
 use haven_host::{
-    agent::storage::StorageFailure,
+    agent::{failsafe::Promisers, storage::StorageFailure},
     storage::{files::Fetch, images::ImageStore},
     vm::driver::VmDriver,
 };
 use haven_model::{
     Bytes, Name, Snapshot,
     api::{JoinAnswer, JoinRequest},
+    failsafe::{PromiseAnswer, PromiseQuestion},
     image::ImageFile,
 };
 use haven_store::{
     pki::{Current, PkiDir},
     raw::EtcdStore,
+    seal::ClusterKey,
     server,
 };
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
@@ -55,6 +60,15 @@ impl Peers {
 
     fn client(&self, host: Ipv4Addr) -> Client {
         Client::as_host(format!("{host}:{API_PORT}"), Arc::clone(&self.tls))
+    }
+}
+
+#[async_trait]
+impl Promisers for Peers {
+    async fn ask(&self, host: &Name, question: &PromiseQuestion) -> Result<PromiseAnswer, String> {
+        let address = self.live.borrow().hosts.get(host).map(|host| host.spec.address);
+        let address = address.ok_or_else(|| "this host does not know it".to_owned())?;
+        self.client(address).promise(question).await.map_err(|error| error.to_string())
     }
 }
 
@@ -189,7 +203,13 @@ impl LocalHost for Local {
             .sign(&request.request, request.host.as_str(), &[request.address.into()])
             .map_err(|error| error.to_string())?;
         let endpoints = self.endpoints().await?;
-        let record = members::host_record(&request.host, request.address, request.power.clone());
+        let mut power = request.power.clone();
+        if let Some(power) = &mut power {
+            let key = ClusterKey::derive(&authority).map_err(|error| error.to_string())?;
+            let sealed = seal_power(&key, &request.host, power);
+            sealed.map_err(|error| error.to_string())?;
+        }
+        let record = members::host_record(&request.host, request.address, power);
         self.store.txn(vec![], vec![record]).await.map_err(|error| error.to_string())?;
         Ok(JoinAnswer {
             certificate,

@@ -12,6 +12,7 @@ mod certificate;
 mod certificate_test;
 pub mod local;
 pub mod members;
+mod power;
 pub mod setup;
 #[cfg(test)]
 mod setup_test;
@@ -21,15 +22,13 @@ mod start_test;
 mod tunnel;
 
 use crate::paths::Paths;
-use async_trait::async_trait;
 use haven_control::{
     api::{ApiState, InviteFacts, serve},
-    manager::{self, ManagerConfig, effects::Power, observe::Observer},
+    manager::{self, ManagerConfig, observe::Observer, promises::Promises},
 };
 use haven_host::{
     agent::{self, AgentParts, HostFacts, Problems, StoreMember, lease},
     balance::haproxy::HaproxyDriver,
-    fence::{LabPower, PowerConfig, PowerDriver},
     guard::{Guard, client::GuardClient},
     health::NetProber,
     heartbeat::{self, HeartbeatConfig, UdpWire},
@@ -42,15 +41,17 @@ use haven_host::{
         scope,
     },
 };
-use haven_model::{Name, Snapshot, Timers, host::PowerSpec, keys};
+use haven_model::{Name, Snapshot, Timers, keys};
 use haven_store::{
     clock::Clock,
+    contact::Contact,
     live::{LiveConfig, LiveCopy},
     pki::{self, Current, PkiDir},
     raw::{EtcdStore, StoreConfig},
     seal::ClusterKey,
     server,
 };
+use power::Powers;
 use setup::HostFile;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,21 +67,6 @@ use tunnel::Tunnels;
 pub const API_PORT: u16 = 7443;
 /// How long the end of the daemon waits for its parts. With `SHUTDOWN` in `main.rs` it stays under 2 s.
 const END: Duration = Duration::from_millis(1_200);
-
-/// Switches off hosts through their power controllers.
-struct PowerOff;
-
-#[async_trait]
-impl Power for PowerOff {
-    async fn off(&self, _host: &Name, power: &PowerSpec) -> Result<(), String> {
-        let config = PowerConfig {
-            url: power.url.clone(),
-            user: power.user.clone(),
-            password: power.password.clone(),
-        };
-        LabPower.power_off(&config).await.map_err(|error| error.to_string())
-    }
-}
 
 fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
@@ -164,15 +150,7 @@ impl Daemon {
         let own = members::Own::start(&self.paths, &self.host, pki.clone(), self.cancel.clone());
         let config = StoreConfig { endpoints: self.host.endpoints(), tls: Some(identity) };
         let store = EtcdStore::connect(config).await?;
-        let live_config = LiveConfig {
-            prefix: keys::ROOT.into(),
-            observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
-        };
-        let live: LiveCopy<Snapshot> =
-            LiveCopy::spawn(store.clone(), live_config, self.clock.clone(), self.cancel.clone());
-        let observed = live.clone();
-        let observer =
-            Observer::new(Arc::new(move |key| observed.observed(key)), self.clock.clone());
+        let (live, observer) = self.observe(&store);
         let state = live.state();
         if !self.reached(&store, &state, own.last_end()).await? {
             return Ok(());
@@ -186,8 +164,11 @@ impl Daemon {
         let mut tasks = tokio::task::JoinSet::new();
         // First of all: the VMs of this host live by it.
         let timers = agent::timers::follow(state.clone());
+        let contact = Contact::new(self.clock.clone());
+        let promises = Promises::new(self.clock.clone(), contact.clone());
+        let peers = local::Peers::new(&current, self.host.name.clone(), state.clone())?;
         tasks.spawn(lease::run(
-            self.lease(&store, timers.clone(), &guard, &vms),
+            self.lease(&store, timers.clone(), (&guard, &vms), &state, (peers, contact)),
             session_out,
             self.cancel.clone(),
         ));
@@ -207,7 +188,7 @@ impl Daemon {
             .await?;
         tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
         tasks.spawn(manager::run(
-            self.manager(&store, &state, &observer, &heard.suspected, &session),
+            self.manager(&store, &state, (&observer, &promises), &heard.suspected, &session),
             self.cancel.clone(),
         ));
         tasks.spawn(members::keep(
@@ -218,7 +199,8 @@ impl Daemon {
             Arc::clone(&problems),
             self.cancel.clone(),
         ));
-        let api = self.api(&store, &state, observer, heard.suspected, &vms, &current)?;
+        let api =
+            self.api(&store, &state, (observer, promises), heard.suspected, &vms, &current)?;
         self.serve(api, &current, &problems, &mut tasks)?;
         let renewal =
             certificate::Renewal { pki, host: self.host.clone(), current, in_use, store, problems };
@@ -227,6 +209,19 @@ impl Daemon {
         tracing::info!("the daemon ends; the VMs run on under the guard");
         tokio::time::timeout(END, async { while tasks.join_next().await.is_some() {} }).await.ok();
         Ok(())
+    }
+
+    /// The live copy, and since when each renewal record stands unchanged in it.
+    fn observe(&self, store: &EtcdStore) -> (LiveCopy<Snapshot>, Observer) {
+        let config = LiveConfig {
+            prefix: keys::ROOT.into(),
+            observed: vec![keys::LEASES.into(), keys::MANAGER.into()],
+        };
+        let live: LiveCopy<Snapshot> =
+            LiveCopy::spawn(store.clone(), config, self.clock.clone(), self.cancel.clone());
+        let observed = live.clone();
+        let since = Arc::new(move |key: &str| observed.observed(key));
+        (live, Observer::new(since, self.clock.clone()))
     }
 
     /// Waits until the store answers and the live copy shows it; false if the daemon is to end before.
@@ -387,8 +382,9 @@ impl Daemon {
         &self,
         store: &EtcdStore,
         timers: watch::Receiver<Timers>,
-        guard: &Arc<dyn Guard>,
-        vms: &Arc<dyn VmDriver>,
+        (guard, vms): (&Arc<dyn Guard>, &Arc<dyn VmDriver>),
+        live: &watch::Receiver<Arc<Snapshot>>,
+        (peers, contact): (local::Peers, Contact),
     ) -> lease::LeaseConfig {
         lease::LeaseConfig {
             me: self.host.name.clone(),
@@ -400,7 +396,11 @@ impl Daemon {
             }),
             timers,
             session_file: Some(self.paths.run.join("session")),
+            live: live.clone(),
+            promisers: Arc::new(peers),
+            contact,
             clock: self.clock.clone(),
+            wall_ms: Arc::new(wall_ms),
         }
     }
 
@@ -408,7 +408,7 @@ impl Daemon {
         &self,
         store: &EtcdStore,
         live: &watch::Receiver<Arc<Snapshot>>,
-        observer: &Observer,
+        (observer, promises): (&Observer, &Promises),
         suspected: &watch::Receiver<BTreeSet<Name>>,
         session: &watch::Receiver<Option<lease::Session>>,
     ) -> ManagerConfig {
@@ -427,9 +427,11 @@ impl Daemon {
             store: store.clone(),
             live: live.clone(),
             observer: observer.clone(),
+            promises: promises.clone(),
             suspected: suspected.clone(),
             session: number,
-            power: Arc::new(PowerOff),
+            power: Arc::new(Powers::new(self.secrets())),
+            secrets: self.secrets(),
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),
         }
@@ -439,12 +441,12 @@ impl Daemon {
         &self,
         store: &EtcdStore,
         live: &watch::Receiver<Arc<Snapshot>>,
-        observer: Observer,
+        (observer, promises): (Observer, Promises),
         suspected: watch::Receiver<BTreeSet<Name>>,
         vms: &Arc<dyn VmDriver>,
         current: &Current,
     ) -> anyhow::Result<ApiState> {
-        let seen_live = live.clone();
+        let (seen_live, given) = (live.clone(), promises.clone());
         Ok(ApiState {
             me: self.host.name.clone(),
             store: store.clone(),
@@ -453,10 +455,12 @@ impl Daemon {
                 manager::observations(
                     &seen_live.borrow(),
                     &observer,
+                    &given,
                     &suspected.borrow(),
                     wall_ms(),
                 )
             }),
+            promises,
             local: Arc::new(local::Local::new(
                 &self.paths,
                 &self.host,
@@ -465,6 +469,7 @@ impl Daemon {
                 Arc::clone(vms),
                 live.clone(),
             )?),
+            power: Arc::new(Powers::new(self.secrets())),
             secrets: self.secrets(),
             invite: Arc::new(InviteFacts { fingerprint: pki::fingerprint(current.ca())? }),
         })

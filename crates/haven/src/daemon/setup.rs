@@ -3,11 +3,12 @@
 use crate::paths::Paths;
 use anyhow::{Context, bail};
 use haven_client::{Client, Pin};
-use haven_model::{Name, api::JoinRequest, host::PowerSpec};
+use haven_model::{Name, ObjectRef, api::JoinRequest, host::PowerSpec, object::Kind};
 use haven_store::{
     file,
     pki::{self, Authority, PkiDir},
     raw::Identity,
+    seal::{ClusterKey, Plain, SealError, is_sealed},
     server,
 };
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ pub struct HostFile {
     pub address: Ipv4Addr,
     /// The cluster's name, on the host that made it.
     pub cluster: Option<String>,
-    /// How its power is controlled.
+    /// How its power is controlled, on the host that made the cluster; the password is sealed.
     pub power: Option<PowerSpec>,
     /// Hexadecimal.
     pub heartbeat: String,
@@ -111,6 +112,15 @@ pub struct ThisHost {
     pub power: Option<PowerSpec>,
 }
 
+/// Seals the password of a host's power controller, unless it is.
+pub fn seal_power(key: &ClusterKey, host: &Name, power: &mut PowerSpec) -> Result<(), SealError> {
+    if !power.password.is_empty() && !is_sealed(&power.password) {
+        let of = ObjectRef::new(Kind::Host, host.clone());
+        power.password = key.seal(&of, &Plain::new(std::mem::take(&mut power.password)))?;
+    }
+    Ok(())
+}
+
 fn prepare(paths: &Paths) -> anyhow::Result<PkiDir> {
     if HostFile::load(paths)?.is_some() {
         bail!(
@@ -134,12 +144,17 @@ pub fn init(cluster: &str, this: &ThisHost) -> anyhow::Result<()> {
     let certificate = authority.sign(&request, this.name.as_str(), &[this.address.into()])?;
     let identity = Identity { ca: authority.certificate.clone(), certificate, key };
     pki.save(&identity, Some(&authority.key))?;
+    let mut power = this.power.clone();
+    if let Some(power) = &mut power {
+        let key = ClusterKey::derive(&authority)?;
+        seal_power(&key, &this.name, power)?;
+    }
     let heartbeat = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
     HostFile {
         name: this.name.clone(),
         address: this.address,
         cluster: Some(cluster.to_owned()),
-        power: this.power.clone(),
+        power,
         heartbeat,
         voters: vec![this.address],
         initial_cluster: Some(format!("{}={}", this.name, server::peer_url(this.address))),
@@ -174,7 +189,8 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
         name: this.name.clone(),
         address: this.address,
         cluster: None,
-        power: this.power.clone(),
+        // The host that let it in has written it.
+        power: None,
         heartbeat: answer.heartbeat_key,
         voters: answer.endpoints.iter().filter_map(host).collect(),
         // Its daemon adds a member of the store once it runs, if the cluster wants another.

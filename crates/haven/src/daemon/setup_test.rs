@@ -1,8 +1,9 @@
 //! Tests of [`super::setup`].
 
-use super::setup::HostFile;
+use super::setup::{HostFile, seal_power};
 use crate::paths::Paths;
-use haven_store::server::client_url;
+use haven_model::{Name, ObjectRef, PowerSpec, object::Kind};
+use haven_store::{pki::Authority, seal::ClusterKey, server::client_url};
 use std::net::Ipv4Addr;
 
 fn ip(last: u8) -> Ipv4Addr {
@@ -58,4 +59,20 @@ fn a_member_that_lost_its_data_begins_no_second_cluster() {
     assert!(!host.begins_a_cluster());
     let joined = HostFile { cluster: None, voters: vec![ip(1)], ..host };
     assert!(!joined.begins_a_cluster());
+}
+
+#[test]
+fn the_password_of_a_power_controller_is_sealed_before_it_is_written_and_only_once() {
+    let key = ClusterKey::derive(&Authority::create("test").unwrap()).unwrap();
+    let name: Name = "host1".parse().unwrap();
+    let mut power = PowerSpec::redfish("http://x", "u", "hush");
+    seal_power(&key, &name, &mut power).unwrap();
+    let of = ObjectRef::new(Kind::Host, name.clone());
+    assert_eq!(key.open(&of, &power.password).unwrap().expose(), "hush");
+    let sealed = power.clone();
+    seal_power(&key, &name, &mut power).unwrap();
+    assert_eq!(power, sealed);
+    let mut none = PowerSpec::redfish("http://x", "", "");
+    seal_power(&key, &name, &mut none).unwrap();
+    assert_eq!(none.password, "", "there is nothing to seal");
 }

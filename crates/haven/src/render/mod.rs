@@ -1,13 +1,17 @@
 //! What commands print. Pure, so that it is tested without a cluster.
 
+mod drain;
 mod monitor;
 mod objects;
+mod rehearsal;
 
 #[cfg(test)]
 mod render_test;
 
+pub use drain::{drain_blocks, drain_lines, drained, is_stuck};
 pub use monitor::{audit, event, event_head, incident, incidents, overview, time};
 pub use objects::{items, shown};
+pub use rehearsal::rehearsal;
 
 use clap::{Args, ValueEnum};
 use comfy_table::{Table, presets};

@@ -1,7 +1,9 @@
 //! What happened and how the cluster is.
 
 use super::table;
-use haven_model::{Event, Incident, api::Overview, event::AuditEntry};
+use haven_model::{
+    Event, Incident, api::Overview, cluster::MOST_RESERVED_HOSTS, event::AuditEntry,
+};
 use std::fmt::Write;
 
 /// A time as people read it, UTC.
@@ -44,8 +46,17 @@ pub fn overview(of: &Overview, wide: bool) -> String {
     }
     let _ = writeln!(
         text,
-        "\nvoters {}/{}   VMs {}/{}   hosts that can be lost now: {}",
-        of.voters.0, of.voters.1, of.vms.0, of.vms.1, of.survivable
+        "\nvoters {}/{}   VMs {}/{}   hosts that can be lost now: {} (VMs: {}, store: {})",
+        of.voters.0,
+        of.voters.1,
+        of.vms.0,
+        of.vms.1,
+        of.survivable,
+        match of.survivable_vms {
+            most if most >= MOST_RESERVED_HOSTS as usize => format!("{most} or more"),
+            vms => vms.to_string(),
+        },
+        of.survivable_store
     );
     for (title, list) in [("down", &of.down), ("at risk", &of.risks), ("incidents", &of.incidents)]
     {

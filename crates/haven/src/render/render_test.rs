@@ -18,6 +18,7 @@ fn item(text: &str, state: &str, host: Option<&str>, columns: &[(&str, &str)]) -
         state: state.into(),
         host: host.map(|h| Name::new(h).unwrap()),
         columns: columns.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+        warning: String::new(),
     }
 }
 
@@ -147,6 +148,8 @@ fn status_of_a_cluster_with_a_lost_host() {
         down: vec!["host2 is lost (lease-expired)".into()],
         risks: vec![],
         survivable: 0,
+        survivable_vms: 1,
+        survivable_store: 0,
         incidents: vec!["incident 1: host2 was lost with 1 VMs".into()],
         revision: 7,
     };
@@ -165,6 +168,7 @@ fn an_incident(number: u64, closed_ms: Option<i64>) -> Incident {
         title: "host2 was lost with 1 VMs".into(),
         host: Name::new("host2").unwrap(),
         session: 1,
+        vm: None,
         waiting_for: closed_ms
             .is_none()
             .then(|| Name::new("hello-1").unwrap())
@@ -213,4 +217,81 @@ fn events_and_the_audit_log() {
     }
     text.push_str(&value(&[&entry], Output::Yaml, |_| String::new()));
     insta::assert_snapshot!(text);
+}
+
+fn view(left: &[(&str, Option<&str>, &str)]) -> haven_model::api::DrainView {
+    let left = left.iter().map(|(vm, to, why)| haven_model::api::DrainLeft {
+        vm: Name::new(*vm).unwrap(),
+        to: to.map(|to| Name::new(to).unwrap()),
+        why: (*why).into(),
+    });
+    haven_model::api::DrainView {
+        state: "draining".into(),
+        drain: Some(haven_model::Drain {
+            id: "d".into(),
+            by: "alice".into(),
+            at_ms: 1,
+            drained_ms: None,
+            bringing_back: false,
+        }),
+        left: left.collect(),
+        moved: vec![Name::new("web").unwrap()],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_drain_in_words() {
+    let going = view(&[
+        ("db", Some("host2"), "db is being moved from host1 to host2: its memory is copied"),
+        ("big", None, "waiting: big needs 6GiB"),
+    ]);
+    assert!(!is_stuck(&going));
+    let mut stuck = view(&[("big", None, "waiting: big needs 6GiB")]);
+    stuck.addresses = vec!["waiting: 10.88.0.9 stays on host1, which is drained".into()];
+    assert!(is_stuck(&stuck));
+    let host = Name::new("host1").unwrap();
+    let mut over = view(&[]);
+    over.resting = vec![Name::new("old").unwrap()];
+    over.quorum = Some("host1 runs one of 3 members of the store".into());
+    let back = haven_model::api::DrainView { drain: None, ..view(&[]) };
+    let told = [
+        drain_lines(&going).join("\n"),
+        drain_blocks(&stuck),
+        drained(&over, &host),
+        drained(&back, &host),
+    ];
+    insta::assert_snapshot!(told.join("\n---\n"));
+}
+
+#[test]
+fn a_rehearsal_as_a_table_and_step_by_step() {
+    use haven_model::api::{Rehearsal, RehearsedStep, RehearsedVm};
+    let vm = |vm: &str, to: Option<&str>, after_ms: Option<u64>, why: &str| RehearsedVm {
+        vm: Name::new(vm).unwrap(),
+        from: Some(Name::new("host1").unwrap()),
+        to: to.map(|to| Name::new(to).unwrap()),
+        after_ms,
+        why: why.into(),
+    };
+    let step = |after_ms, object: &str, message: &str| RehearsedStep {
+        after_ms,
+        object: object.parse().unwrap(),
+        message: message.into(),
+    };
+    let told = Rehearsal {
+        steps: vec![
+            step(1000, "host/host1", "host1 is suspected"),
+            step(5050, "vm/web-1", "web-1 restarts on host2 because host1 is lost (lease-expired)"),
+        ],
+        vms: vec![
+            vm("web-1", Some("host2"), Some(7150), ""),
+            vm("big", None, None, "waiting: big needs 6GiB, largest free is 2GiB on host2"),
+        ],
+        ends_after_ms: 7150,
+        figures: "nothing was measured here yet".into(),
+    };
+    let nothing = Rehearsal::default();
+    let all = [rehearsal(&told, false), rehearsal(&told, true), rehearsal(&nothing, false)];
+    insta::assert_snapshot!(all.join("---\n"));
 }

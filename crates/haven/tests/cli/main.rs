@@ -5,8 +5,10 @@
 
 mod certificates;
 mod connecting;
+mod draining;
 mod editing;
 mod fake;
+mod fencing;
 mod following;
 mod objects;
 mod real;

@@ -62,6 +62,27 @@ fn promote_waits_for_the_rest_and_tells_a_refusal() {
 }
 
 #[test]
+fn what_the_cluster_has_no_room_for_is_refused_or_told() {
+    let why = "the loss of 1 host would leave VMs without a place: host2 lost: its 6 GiB do not fit on host3 (2 GiB free) and host1 (1.5 GiB free): db-1 (4 GiB) finds no place";
+    let fake = Fake::new(move |_, before| match before {
+        0 => no(
+            422,
+            &format!("this is too much for the cluster, and nothing was changed: {why}"),
+            "ask for less",
+        ),
+        _ => ok(&json!([
+            {"object": "vm/db-1", "outcome": "created", "before": "", "after": "", "generation": 1, "warning": why},
+            {"object": "vm/db-2", "outcome": "created", "before": "", "after": "", "generation": 1, "warning": why},
+        ])),
+    });
+    let person = Person::at(&fake.socket);
+    let refused = person.say(SERVICE, &["apply", "-f", "-"]);
+    let told = person.say(SERVICE, &["apply", "-f", "-"]);
+    assert_eq!((refused.code, told.code), (2, 0), "{}", told.err);
+    insta::assert_snapshot!(format!("{}{}\n{}{}", refused.out, refused.err, told.out, told.err));
+}
+
+#[test]
 fn a_wait_that_ends_too_soon_says_why() {
     let fake = Fake::new(move |asked, _| match asked.path.as_str() {
         "/v1/apply" => ok(

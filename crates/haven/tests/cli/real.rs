@@ -2,9 +2,12 @@
 
 use crate::{Ended, Person};
 use async_trait::async_trait;
-use haven_control::api::{ApiState, InviteFacts, LocalHost, serve};
+use haven_control::{
+    api::{ApiState, InviteFacts, LocalHost, serve},
+    manager::{effects::Power, promises::Promises},
+};
 use haven_model::{
-    Bytes, HostSpec, Meta, Name, Object, ObjectRef, Snapshot,
+    Bytes, HostSpec, Meta, Name, Object, ObjectRef, PowerProblem, PowerSpec, PowerState, Snapshot,
     api::{JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
@@ -12,6 +15,7 @@ use haven_model::{
 };
 use haven_store::{
     clock::Clock,
+    contact::Contact,
     live::{LiveConfig, LiveCopy},
     pki::{self, Authority},
     raw::{EtcdStore, Identity, Op, StoreConfig},
@@ -70,6 +74,16 @@ impl LocalHost for OnlyImages {
     }
     async fn fetch(&self, _: Ipv4Addr, _: &str) -> Result<Vec<u8>, String> {
         Err("not here".into())
+    }
+}
+
+#[async_trait]
+impl Power for OnlyImages {
+    async fn state(&self, _: &Name, _: &PowerSpec) -> Result<PowerState, PowerProblem> {
+        Err(PowerProblem { message: "not here".into(), hint: "elsewhere".into() })
+    }
+    async fn off(&self, _: &Name, _: &PowerSpec) -> Result<(), PowerProblem> {
+        Err(PowerProblem { message: "not here".into(), hint: "elsewhere".into() })
     }
 }
 
@@ -158,7 +172,9 @@ async fn serve(endpoint: String, socket: PathBuf) -> Far {
         store,
         live: live.state(),
         seen: Arc::new(Default::default),
+        promises: Promises::new(Clock::real(), Contact::new(Clock::real())),
         local: Arc::new(OnlyImages),
+        power: Arc::new(OnlyImages),
         secrets: Some(ClusterKey::derive(&Authority::create("test").unwrap()).unwrap()),
         invite: Arc::new(InviteFacts::default()),
     };

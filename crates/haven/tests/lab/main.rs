@@ -4,10 +4,14 @@
 mod commands;
 mod crash;
 mod faults;
+mod fencing;
+mod hang;
 mod input;
 mod lab;
 mod moves;
 mod network;
+mod planned;
+mod reserve;
 mod service;
 mod storage;
 mod store;
@@ -24,7 +28,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 24] = [
+const CASES: [Case; 34] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -35,10 +39,20 @@ const CASES: [Case; 24] = [
     Case { name: "the_frozen_leader_of_the_store_disturbs_no_vm", run: faults::member_frozen },
     Case { name: "a_stopped_daemon_loses_its_vms_and_never_twice", run: faults::daemon_stopped },
     Case { name: "a_host_that_is_cut_off_loses_its_vms_and_never_twice", run: faults::cut_off },
+    Case { name: "two_hosts_cut_from_each_other_disturb_no_vm", run: faults::cut_from_one },
+    Case { name: "a_host_that_nobody_hears_loses_its_vms_and_never_twice", run: faults::unheard },
+    Case {
+        name: "a_host_left_alone_runs_nothing_until_the_others_return",
+        run: faults::quorum_lost,
+    },
     Case { name: "a_paused_host_is_reset_by_its_watchdog", run: faults::paused_with_watchdog },
     Case {
         name: "a_paused_host_without_watchdog_ends_its_old_copies",
         run: faults::paused_without,
+    },
+    Case {
+        name: "a_host_without_power_is_recovered_by_its_power_controller",
+        run: fencing::by_power,
     },
     Case {
         name: "an_address_serves_without_a_member_beside_it_and_moves",
@@ -51,6 +65,12 @@ const CASES: [Case; 24] = [
     },
     Case { name: "a_guest_moves_live_and_nobody_notices", run: moves::live },
     Case { name: "a_move_that_breaks_leaves_exactly_one_copy", run: moves::broken },
+    Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
+    Case {
+        name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",
+        run: planned::power_cut,
+    },
+    Case { name: "a_rehearsal_says_what_a_power_cut_then_does", run: planned::rehearsed },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
     Case {
         name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",
@@ -60,17 +80,20 @@ const CASES: [Case; 24] = [
         name: "a_broken_member_of_the_store_is_told_and_begins_anew",
         run: store::member_broken,
     },
+    Case { name: "a_full_disk_under_the_store_disturbs_no_vm_and_is_told", run: store::disk_full },
     Case { name: "only_the_cluster_speaks_to_its_store", run: store::only_the_cluster },
     Case {
         name: "a_daemon_killed_at_any_moment_loses_nothing_and_leaves_nothing",
         run: crash::killed_at_any_moment,
     },
+    Case { name: "a_guest_that_hangs_is_reset_and_then_tried_elsewhere", run: hang::hangs },
     Case { name: "a_console_leads_into_a_guest_and_is_left_with_its_key", run: commands::console },
+    Case { name: "one_vm_too_many_is_refused_and_changes_nothing", run: reserve::one_too_many },
     Case { name: "the_labs_commands_do_what_they_say", run: commands::lab_commands },
     Case { name: "a_disk_holds_what_its_image_held", run: storage::image_disk },
     Case { name: "a_vm_waits_for_a_missing_qemu_and_says_so", run: input::no_qemu },
     Case {
-        name: "a_store_frozen_for_long_ends_all_and_all_come_back",
+        name: "a_store_frozen_for_a_minute_disturbs_no_vm_while_all_hosts_answer",
         run: faults::store_frozen_for_long,
     },
 ];

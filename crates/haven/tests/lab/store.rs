@@ -1,6 +1,6 @@
 //! A member of the store that no longer runs.
 
-use crate::{lab::Lab, witness::Witness};
+use crate::{faults::undisturbed, lab::Lab, witness::Witness};
 use anyhow::{Result, bail};
 use haven_lab::drive::Driver;
 use haven_model::units::Millis;
@@ -55,6 +55,35 @@ pub fn member_broken(lab: &mut Lab, witness: &Witness) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The disk of a member is full: it ends, is told with the reason, and goes on once there is room. Nobody else notices.
+pub fn disk_full(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    let host = lab.host_of("tick-1")?;
+    let run = |script: &str| lab.haven(&["lab", "exec", &host, "--", "sh", "-ec", script]);
+    // A small disk under its data, with holes where files were made longer in advance.
+    run("pkill -STOP -x etcd; mkdir -p /run/small
+        mount -t tmpfs -o size=256m tmpfs /run/small
+        cp -a --sparse=always /var/lib/haven/etcd/. /run/small/
+        chmod --reference=/var/lib/haven/etcd /run/small; chown --reference=/var/lib/haven/etcd /run/small
+        mount --bind /run/small /var/lib/haven/etcd
+        dd if=/dev/zero of=/run/small/filler bs=64k 2> /dev/null || true
+        pkill -KILL -x etcd")?;
+    let result = undisturbed(witness, Duration::from_secs(8)).and_then(|()| {
+        lab.wait("a member without room is told", PATIENCE, |lab| {
+            voters(lab, (2, 3)) && told(lab, "does not answer (etcd ended")
+        })
+    });
+    run("rm /run/small/filler")?;
+    result?;
+    lab.wait("it votes again", PATIENCE, |lab| voters(lab, (3, 3)))?;
+    // Back to the disk that it had.
+    run("pkill -STOP -x etcd; mkdir -p /run/under; mount --bind /var/lib/haven /run/under
+        rm -rf /run/under/etcd/*; cp -a --sparse=always /run/small/. /run/under/etcd/
+        umount /run/under; umount -l /var/lib/haven/etcd; umount -l /run/small
+        pkill -KILL -x etcd")?;
+    lab.voting()?;
+    undisturbed(witness, Duration::from_secs(4))
 }
 
 /// Nobody without a certificate of the cluster speaks to the store, neither as a client nor as a member of it.

@@ -5,7 +5,7 @@ use crate::vm::driver::{Exit, GuestState};
 use haven_model::{ObjectRef, VmPhase, keys, object::Kind};
 use haven_store::{seal::Plain, testing::Signer};
 use serde_json::json;
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 fn key(vm: &str) -> String {
     keys::object(&ObjectRef::new(Kind::Vm, name(vm)))
@@ -259,8 +259,8 @@ async fn what_an_earlier_daemon_never_let_run_is_started_anew_and_the_others_are
     assert!(said.contains("did not answer when this host's daemon started"), "{said}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_guest_that_died_while_no_daemon_looked_is_found_ill() {
+/// A host whose daemon has ended, and where `web` runs and answered its check.
+async fn answered() -> Fixture {
     let mut fixture = Fixture::new().await;
     let check = json!({"check": {"mode": "tcp", "port": 80}});
     fixture.vm("web", "good", check).await;
@@ -269,6 +269,12 @@ async fn a_guest_that_died_while_no_daemon_looked_is_found_ill() {
     fixture.pass(10).await;
     assert_eq!(fixture.status("web").unwrap().ready, Some(true));
     fixture.end().await;
+    fixture
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_died_while_no_daemon_looked_is_found_ill() {
+    let mut fixture = answered().await;
     fixture.start();
     fixture.pass(1).await;
     assert_eq!(fixture.status("web").unwrap().ready, Some(true), "a new daemon alone is no reason");
@@ -277,6 +283,100 @@ async fn a_guest_that_died_while_no_daemon_looked_is_found_ill() {
     fixture.start();
     fixture.pass(60).await;
     assert_eq!(fixture.status("web").unwrap().ready, Some(false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_came_from_elsewhere_is_proven_by_its_first_answer() {
+    for (answers, ready) in [(true, true), (false, false)] {
+        let mut fixture = answered().await;
+        let mut came = serde_json::to_value(fixture.status("web").unwrap()).unwrap();
+        assert_eq!(came.get("unproven"), None, "it has answered here");
+        came["unproven"] = json!(true);
+        fixture.put(&keys::vm_status(&name("web")), &came).await;
+        fixture.answers.0.store(answers, Ordering::Release);
+        fixture.start();
+        fixture.pass(60).await;
+        let status = fixture.status("web").unwrap();
+        assert_eq!((status.ready, status.unproven), (Some(ready), false));
+        fixture.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_whose_check_was_taken_away_is_waited_for_by_nobody() {
+    let mut fixture = answered().await;
+    let mut came = serde_json::to_value(fixture.status("web").unwrap()).unwrap();
+    came["unproven"] = json!(true);
+    fixture.put(&keys::vm_status(&name("web")), &came).await;
+    fixture.vm("web", "good", json!({})).await;
+    fixture.answers.0.store(false, Ordering::Release);
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(!fixture.status("web").unwrap().unproven);
+    assert!(fixture.runs("web"));
+    fixture.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_hangs_is_reset_and_the_second_time_ended_and_told() {
+    let mut fixture = Fixture::new().await;
+    fixture.vm("web", "good", json!({"hang": {"after": "30s"}})).await;
+    fixture.vm("calm", "good", json!({})).await;
+    fixture.start();
+    fixture.pass(10).await;
+    for vm in ["web", "calm"] {
+        fixture.world.set_hung("host1", vm);
+    }
+    fixture.pass(20).await;
+    assert_eq!(fixture.world.resets(), [], "it may be busy");
+    fixture.pass(20).await;
+    assert_eq!(
+        fixture.world.resets(),
+        [("host1".into(), "web".into())],
+        "nobody asked for the other"
+    );
+    let status = fixture.status("web").unwrap();
+    assert_eq!((status.phase, status.hung, status.restarts), (VmPhase::Running, 1, 0));
+    // It lives again; the count of before is kept, also by the next daemon.
+    fixture.pass(120).await;
+    fixture.end().await;
+    fixture.start();
+    fixture.pass(60).await;
+    assert_eq!(fixture.status("web").unwrap().hung, 1);
+    fixture.world.set_hung("host1", "web");
+    let mut waited = 0;
+    while fixture.status("web").unwrap().hung < 2 {
+        fixture.pass(1).await;
+        waited += 1;
+    }
+    assert!((25..=36).contains(&waited), "{waited}");
+    assert_eq!(fixture.world.resets().len(), 1);
+    let status = fixture.status("web").unwrap();
+    assert_eq!((status.phase, status.hung, status.idle), (VmPhase::Failed, 2, true));
+    assert!(status.message.contains("it hung again: for 30s its guest agent did not answer"));
+    // The manager has had its time: it is started here once more.
+    fixture.pass(10).await;
+    assert!(fixture.runs("web"));
+    fixture.pass(120).await;
+    assert_eq!(fixture.status("web").unwrap().hung, 1, "it runs well");
+    fixture.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_stopped_or_whose_qemu_is_silent_does_not_hang() {
+    let mut fixture = Fixture::new().await;
+    for vm in ["paused", "silent"] {
+        fixture.vm(vm, "good", json!({"hang": {"after": "30s"}})).await;
+    }
+    fixture.start();
+    fixture.pass(10).await;
+    fixture.world.set_hung("host1", "paused");
+    fixture.world.set_state("host1", "paused", GuestState::Paused);
+    fixture.world.set_silent("host1", "silent");
+    fixture.pass(600).await;
+    assert_eq!(fixture.world.resets(), []);
+    assert!(fixture.runs("paused") && fixture.runs("silent"));
+    fixture.end().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,6 +430,33 @@ async fn a_vm_that_ended_while_no_daemon_looked_follows_its_restart_policy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn failures_are_counted_in_a_row_and_whether_anything_is_left_is_told() {
+    let mut fixture = Fixture::new().await;
+    fixture.vm("web", "good", json!({})).await;
+    fixture.start();
+    fixture.pass(3).await;
+    assert!(fixture.runs("web") && !fixture.status("web").unwrap().idle);
+    for failures in 1..=4 {
+        fixture.world.end("host1", "web", Exit::Crashed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let status = fixture.status("web").unwrap();
+        assert_eq!((status.phase, status.failures), (VmPhase::Failed, failures));
+        assert!(status.idle, "its process has ended, and its pause is not over");
+        fixture.pass(10).await;
+        let status = fixture.status("web").unwrap();
+        assert_eq!((status.phase, status.failures), (VmPhase::Running, failures));
+        assert!(!status.idle);
+    }
+    // It runs well by then: what was before counts no more.
+    fixture.pass(75).await;
+    assert_eq!(fixture.status("web").unwrap().failures, 0);
+    fixture.world.end("host1", "web", Exit::Crashed);
+    fixture.pass(3).await;
+    let status = fixture.status("web").unwrap();
+    assert_eq!((status.failures, status.restarts), (1, 5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_frontend_without_its_certificate_is_told_and_the_others_are_served() {
     let mut fixture = Fixture::new().await;
     fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
@@ -360,4 +487,40 @@ async fn a_frontend_without_its_certificate_is_told_and_the_others_are_served() 
     fixture.pass(5).await;
     assert_eq!(served(), ["blog", "shop"]);
     assert_eq!(parts.problems.list(), [""; 0]);
+}
+
+/// A VM that is to start on another host: it ends, that is said once, and it starts again only if that is taken back.
+#[tokio::test(start_paused = true)]
+async fn what_is_to_start_elsewhere_ends_says_so_and_comes_back_when_it_is_taken_back() {
+    let mut fixture = Fixture::new().await;
+    fixture.vm("db", "good", json!({})).await;
+    fixture.put(&keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(fixture.runs("db"));
+    let read = async |fixture: &Fixture, key: String| {
+        let record = fixture.store.get(&key).await.unwrap();
+        record.map(|record| (serde_json::from_slice(&record.value).unwrap(), record.mod_revision))
+    };
+    let placement = keys::placement(&name("db"));
+    let (mut moving, _): (serde_json::Value, i64) =
+        read(&fixture, placement.clone()).await.unwrap();
+    moving["movingTo"] = json!({"host": "host2", "migration": "m1", "restart": true});
+    fixture.put(&placement, &moving).await;
+    fixture.pass(5).await;
+    let (_, attempt) = read(&fixture, placement.clone()).await.unwrap();
+    assert!(!fixture.runs("db"));
+    let word = keys::migration_status(&name("db"), &name("host1"));
+    let (said, first) = read(&fixture, word.clone()).await.unwrap();
+    assert_eq!((&said["phase"], &said["attempt"]), (&json!("gone"), &json!(attempt)));
+    // A daemon that starts anew neither starts it nor says it again.
+    fixture.end().await;
+    fixture.start();
+    fixture.pass(30).await;
+    assert!(!fixture.runs("db"));
+    assert_eq!(read(&fixture, word).await.unwrap().1, first);
+    moving.as_object_mut().unwrap().remove("movingTo");
+    fixture.put(&placement, &moving).await;
+    fixture.pass(10).await;
+    assert!(fixture.runs("db"), "it was taken back");
 }

@@ -6,12 +6,24 @@
 //! can be taken back. A claim that the store gives to another, a holder that is heard again, and somebody who answers
 //! for the address each end it. If somebody still answers, nothing is done until a proof makes the manager move it. A
 //! host without a session holds no address.
+//!
+//! An address that is given up by plan, because its holder is drained, is held by both for a moment: the old holder goes
+//! on serving until the new one has surely announced it, and what belongs to connections that only the old one knows is
+//! passed on to it meanwhile.
 
 use super::{AgentParts, lease::Session, wanted};
 use crate::balance::driver::FrontendWanted;
 use haven_model::{FrontendPlacement, Name, Snapshot, keys};
-use haven_store::raw::{Compare, Op};
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
+use haven_store::{
+    clock::Mono,
+    raw::{Compare, Op},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +31,10 @@ use tokio_util::sync::CancellationToken;
 const CLAIM_AGAIN: Duration = Duration::from_millis(250);
 /// A host that hears the holder again has given its address back after so long.
 const GIVEN_BACK: Duration = Duration::from_secs(1);
+/// So long what belongs to a connection of before is passed on to the host that gave an address up by plan.
+const PASSING: Duration = Duration::from_millis(1500);
+/// So long an address that was given up by plan is held on: longer than anything of it is passed on.
+const LINGER: Duration = Duration::from_secs(2);
 /// The pause after the balancer refused something.
 const RETRY: Duration = Duration::from_millis(500);
 /// A host that balances looks so often whether HAProxy runs: its clients wait for it.
@@ -34,6 +50,10 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         reunions: parts.heard.reunions.clone(),
         session: parts.session.clone(),
         taken: BTreeSet::new(),
+        looked: false,
+        placed: BTreeSet::new(),
+        lingering: BTreeMap::new(),
+        passing: BTreeMap::new(),
         left_out: BTreeSet::new(),
     };
     while !cancel.is_cancelled() {
@@ -71,6 +91,14 @@ struct Inputs {
     session: watch::Receiver<Option<Session>>,
     /// Addresses taken from suspected holders whose claim the store has not shown yet.
     taken: BTreeSet<Ipv4Addr>,
+    /// It has looked at the store before.
+    looked: bool,
+    /// Addresses that the store gave this host when it looked last.
+    placed: BTreeSet<Ipv4Addr>,
+    /// Those that it gave up since, and until when it holds them on.
+    lingering: BTreeMap<Ipv4Addr, Mono>,
+    /// Those that this host has from one that gave them up: its own address, and until when it is passed on what is its.
+    passing: BTreeMap<Ipv4Addr, (Ipv4Addr, Mono)>,
     /// Services whose frontends the balancer left out.
     left_out: BTreeSet<String>,
 }
@@ -83,7 +111,17 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
     let claims = if current { claims(parts, &snapshot, &suspected) } else { Vec::new() };
     inputs.taken.retain(|ip| claims.iter().any(|claim| claim.address == *ip));
     let mut held = if current { wanted::addresses(&snapshot, &parts.me) } else { BTreeSet::new() };
+    let lingers = linger(parts, inputs, &snapshot, &held);
+    let passing = inputs.passing.iter().map(|(ip, (to, _))| (*ip, *to)).collect();
+    // Before the address is taken: a connection that is not known is reset.
+    if let Err(error) = parts.address.pass_on(&passing).await {
+        tracing::warn!(
+            why = crate::agent::chain(&error),
+            "connections of an address that moves may break"
+        );
+    }
     held.extend(&inputs.taken);
+    held.extend(inputs.lingering.keys());
     hold(parts, &held).await;
     let secrets = parts.secrets.as_ref();
     let frontends = wanted::frontends(&snapshot, &parts.me, &suspected, secrets);
@@ -93,6 +131,7 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
         (true, false) => ALIVE,
         (true, true) => NET,
     };
+    let pause = lingers.map_or(pause, |lingers| lingers.min(pause));
     for claim in claims {
         match parts.address.probe(claim.address).await {
             Ok(None) => {}
@@ -123,6 +162,35 @@ async fn step(parts: &AgentParts, inputs: &mut Inputs) -> Duration {
         }
     }
     pause
+}
+
+/// Notes which addresses were given up by plan since the last look, here or to this host; how long until the first of
+/// them is let go, or what is passed on ends.
+fn linger(
+    parts: &AgentParts,
+    inputs: &mut Inputs,
+    snapshot: &Snapshot,
+    placed: &BTreeSet<Ipv4Addr>,
+) -> Option<Duration> {
+    let now = parts.clock.now();
+    let session = inputs.session.borrow().is_some();
+    let given_up = wanted::given_up(snapshot, &parts.me);
+    inputs.lingering.retain(|ip, until| session && given_up.contains(ip) && *until > now);
+    for ip in given_up.intersection(&inputs.placed).filter(|_| session) {
+        inputs.lingering.entry(*ip).or_insert(now.plus(LINGER));
+    }
+    inputs.passing.retain(|ip, (_, until)| placed.contains(ip) && *until > now);
+    for (ip, from) in wanted::given_by(snapshot, &parts.me) {
+        // A daemon that finds an address that it held already has nothing to pass on.
+        if placed.contains(&ip) && !inputs.placed.contains(&ip) && inputs.looked {
+            inputs.passing.insert(ip, (from, now.plus(PASSING)));
+        }
+    }
+    inputs.placed.clone_from(placed);
+    inputs.looked = snapshot.revision > 0;
+    let passing = inputs.passing.values().map(|(_, until)| until);
+    let first = inputs.lingering.values().chain(passing).min()?;
+    Some(first.since(now))
 }
 
 async fn hold(parts: &AgentParts, held: &BTreeSet<Ipv4Addr>) {

@@ -6,35 +6,54 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Starts following; send the target, read the health (nothing while unknown). `before` is what an earlier daemon knew
-/// of the first target: it holds until this one knows better.
+/// Who is asked.
+#[derive(Clone)]
+pub struct Asked {
+    /// Where and how.
+    pub target: Target,
+    /// What another host knew of it when it came from there: it holds until this one knows better.
+    pub known: Option<bool>,
+}
+
+/// What is known of a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it is well; nothing while unknown.
+    pub state: Option<bool>,
+    /// It has answered well since this target was asked first.
+    pub answered: bool,
+}
+
+/// Starts following; send the target, read the health. `before` is what an earlier daemon knew of the first target: it
+/// holds until this one knows better.
 pub fn spawn(
     parts: &Arc<AgentParts>,
     before: Option<bool>,
     cancel: &CancellationToken,
-) -> (watch::Sender<Option<Target>>, watch::Receiver<Option<bool>>) {
+) -> (watch::Sender<Option<Asked>>, watch::Receiver<Health>) {
     let (target, wanted) = watch::channel(None);
-    let (out, health) = watch::channel(before);
+    let (out, health) = watch::channel(Health { state: before, answered: false });
     tokio::spawn(follow(Arc::clone(parts), wanted, out, cancel.clone()));
     (target, health)
 }
 
 async fn follow(
     parts: Arc<AgentParts>,
-    mut wanted: watch::Receiver<Option<Target>>,
-    out: watch::Sender<Option<bool>>,
+    mut wanted: watch::Receiver<Option<Asked>>,
+    out: watch::Sender<Health>,
     cancel: CancellationToken,
 ) {
     let mut current: Option<Target> = None;
     let mut counter = Counter::default();
-    let mut before = *out.borrow();
+    let mut before = out.borrow().state;
     loop {
-        let target = wanted.borrow_and_update().clone();
+        let asked = wanted.borrow_and_update().clone();
+        let (target, known) = asked.map(|asked| (asked.target, asked.known)).unzip();
         if target != current {
             current = target;
-            let known = before.take();
+            let known = before.take().or(known.flatten());
             counter = Counter::of(known);
-            out.send_if_modified(|now| std::mem::replace(now, known) != known);
+            tell(&out, Health { state: known, answered: false });
         }
         let Some(target) = &current else {
             tokio::select! {
@@ -46,7 +65,8 @@ async fn follow(
         };
         let answered = parts.prober.probe(target).await;
         let state = counter.count(answered);
-        out.send_if_modified(|now| std::mem::replace(now, state) != state);
+        let answered = answered || out.borrow().answered;
+        tell(&out, Health { state, answered });
         // A guest that never answered yet is asked more often: it is booting and somebody waits for it.
         let pause = if state == Some(true) { target.interval } else { target.interval.min(FAST) };
         tokio::select! {
@@ -56,6 +76,10 @@ async fn follow(
             () = parts.clock.sleep(pause) => {}
         }
     }
+}
+
+fn tell(out: &watch::Sender<Health>, health: Health) {
+    out.send_if_modified(|now| std::mem::replace(now, health) != health);
 }
 
 /// How often a guest that does not answer is asked.

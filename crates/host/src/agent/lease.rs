@@ -24,14 +24,18 @@
 //! deadline). So a longer `T` is waited out from the first renewal under it, before the guard is told the longer
 //! deadline; a shorter one counts once nothing of the longer one is left.
 //!
+//! While the store is stuck as a whole the deadline may move on by other hosts' promises (`failsafe.rs`).
+//!
 //! Rejected: judging by the cluster's spec (a host that has not seen a change yet, or a guard that was told a longer
 //! deadline before it, would be taken for dead while its VMs run), and moving the guard's deadline back (a guard that
 //! hangs in that moment would keep the old one).
 
+use super::failsafe::{Failsafe, Promisers, Renewed, long};
 use crate::guard::{Guard, GuardError};
-use haven_model::{Lease, Name, Timers, keys};
+use haven_model::{Lease, Name, Snapshot, Timers, keys};
 use haven_store::{
     clock::Clock,
+    contact::Contact,
     raw::{Compare, EtcdStore, Op, StoreError},
 };
 use std::{
@@ -76,8 +80,16 @@ pub struct LeaseConfig {
     pub timers: watch::Receiver<Timers>,
     /// Where the session's number is kept while the host is up; must not survive a reboot. `None` in the simulator.
     pub session_file: Option<PathBuf>,
+    /// The live copy: whom to ask while the store is stuck.
+    pub live: watch::Receiver<Arc<Snapshot>>,
+    /// Asks them.
+    pub promisers: Arc<dyn Promisers>,
+    /// How the renewals fare.
+    pub contact: Contact,
     /// This daemon's clock.
     pub clock: Clock,
+    /// Wall clock, milliseconds since 1970, for what people read.
+    pub wall_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
 /// What this task knows of its own record.
@@ -111,7 +123,9 @@ struct LeaseTask {
     /// The last deadline that the guard accepted, `CLOCK_BOOTTIME` ns.
     accepted_ns: Arc<AtomicU64>,
     /// No deadline that the guard was ever told is later, whether it answered or not, `CLOCK_BOOTTIME` ns.
-    told_ns: u64,
+    told_ns: Arc<AtomicU64>,
+    /// What is held, for whoever asks the other hosts.
+    shown: watch::Sender<Option<Renewed>>,
     /// When the last renewal that the store took was sent, `CLOCK_BOOTTIME` ns.
     renewed_ns: u64,
     /// Since when the guard does not answer.
@@ -138,13 +152,30 @@ pub async fn run(
         Arc::clone(&accepted_ns),
         out.clone(),
     );
+    let told_ns = Arc::new(AtomicU64::new(found_ns));
+    let (shown, renewed) = watch::channel(None);
+    let failsafe = Failsafe {
+        me: config.me.clone(),
+        store: config.store.clone(),
+        live: config.live.clone(),
+        promisers: Arc::clone(&config.promisers),
+        contact: config.contact.clone(),
+        guard: Arc::clone(&config.guard),
+        timers: config.timers.clone(),
+        renewed,
+        accepted_ns: Arc::clone(&accepted_ns),
+        told_ns: Arc::clone(&told_ns),
+        clock: config.clock.clone(),
+        wall_ms: Arc::clone(&config.wall_ms),
+    };
     let task = LeaseTask {
         config,
         out,
         held: None,
         doubt: false,
         accepted_ns,
-        told_ns: found_ns,
+        told_ns,
+        shown,
         renewed_ns: 0,
         unguarded: None,
         remembered,
@@ -153,6 +184,7 @@ pub async fn run(
         biased;
         () = task.keep(cancel) => {}
         () = second => {}
+        () = failsafe.run() => {}
     }
 }
 
@@ -212,6 +244,10 @@ impl LeaseTask {
         let mut next = task.config.clock.now();
         while !cancel.is_cancelled() {
             let pause = task.beat().await;
+            let held = task.held;
+            task.shown.send_modify(|shown| {
+                *shown = held.map(|held| Renewed::again(*shown, held.session, held.revision));
+            });
             // Renewals keep their rhythm whatever a round trip takes, and never pile up after a stall.
             let now = task.config.clock.now();
             next = if pause.is_zero() { now } else { next.plus(pause).max(now) };
@@ -292,7 +328,7 @@ impl LeaseTask {
     ) -> Result<Option<Held>, StoreError> {
         let sent_ns = self.config.clock.boottime_ns();
         let deadline_ns = sent_ns.saturating_add(timers.guard.0.saturating_mul(MS));
-        let latest_ns = deadline_ns.max(self.told_ns);
+        let latest_ns = deadline_ns.max(self.told_ns.load(Ordering::Acquire));
         let ttl_ms = timers.ttl_ms(latest_ns.saturating_sub(sent_ns).div_ceil(MS));
         let lease = Lease { session, count, closed: false, ttl_ms };
         let value = serde_json::to_vec(&lease).expect("a lease is plain data");
@@ -308,7 +344,8 @@ impl LeaseTask {
         if !outcome.succeeded {
             return Ok(None);
         }
-        self.told_ns = latest_ns;
+        self.told_ns.fetch_max(latest_ns, Ordering::AcqRel);
+        self.config.contact.acknowledged(long(timers));
         self.extend(session, deadline_ns).await;
         self.tell_late(sent_ns, timers);
         Ok(Some(Held { session, count, revision: outcome.revision }))
@@ -427,7 +464,7 @@ impl LeaseTask {
     fn may_be_told(&mut self, lease: &Lease) {
         let left_ns = (lease.ttl_ms - lease.ttl_ms / 20).saturating_mul(MS);
         let latest_ns = self.config.clock.boottime_ns().saturating_add(left_ns);
-        self.told_ns = self.told_ns.max(latest_ns);
+        self.told_ns.fetch_max(latest_ns, Ordering::AcqRel);
     }
 
     fn opened(&mut self, held: Held, how: &str) {

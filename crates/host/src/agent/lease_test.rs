@@ -1,11 +1,13 @@
 //! The second line behind the guard, and a host without a guard, in virtual time.
 
+use super::failsafe::NoPromisers;
 use super::lease::{LeaseConfig, Remains, Session, run, second_line};
 use crate::guard::{Guard, GuardError, GuardStatus, Registration};
 use async_trait::async_trait;
 use haven_model::{Lease, Name, Timers, keys};
 use haven_store::{
     clock::Clock,
+    contact::Contact,
     memory::{Direct, MemoryEtcd},
     raw::EtcdStore,
 };
@@ -131,7 +133,11 @@ async fn a_host_whose_guard_is_gone_renews_no_longer_than_its_last_deadline() {
         remains: Arc::clone(&guard) as _,
         timers: watch::channel(Timers::default()).1,
         session_file: None,
+        live: watch::channel(Arc::default()).1,
+        promisers: Arc::new(NoPromisers),
+        contact: Contact::new(clock.clone()),
         clock: clock.clone(),
+        wall_ms: Arc::new(|| 0),
     };
     let task = tokio::spawn(run(config, out, CancellationToken::new()));
     let count = || {
@@ -190,7 +196,11 @@ impl Kept {
             remains: Arc::clone(&self.guard) as _,
             timers: self.timers.subscribe(),
             session_file: Some(self.directory.path().join("session")),
+            live: watch::channel(Arc::default()).1,
+            promisers: Arc::new(NoPromisers),
+            contact: Contact::new(self.clock.clone()),
             clock: self.clock.clone(),
+            wall_ms: Arc::new(|| 0),
         };
         tokio::spawn(run(config, watch::channel(None).0, CancellationToken::new()))
     }

@@ -20,12 +20,16 @@
 //! Rejected: one loop for all VMs (a slow stop of one would delay the start of another), and remembering wanted
 //! state in files (the store has it).
 
+pub mod failsafe;
 pub mod frontends;
-pub mod health_watch;
+pub mod hang_watch;
+mod health_watch;
 pub mod images;
 pub mod lease;
 pub mod networks;
+mod own_record;
 pub mod remains;
+mod shares;
 pub mod status;
 pub mod storage;
 pub mod timers;

@@ -1,6 +1,6 @@
 //! What this host is and what is wrong with it, written when it changes.
 
-use super::{AgentParts, HostFacts, StoreMember};
+use super::{AgentParts, HostFacts, StoreMember, own_record::OwnRecord};
 use haven_model::{Bytes, HostStatus, Snapshot, keys};
 use haven_store::raw::Op;
 use std::{sync::Arc, time::Duration};
@@ -25,6 +25,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
     let mut session = parts.session.clone();
     let mut member = parts.store_member.clone();
     let mut written: Option<HostStatus> = None;
+    let mut told = OwnRecord::default();
     let key = keys::host_status(&parts.me);
     while !cancel.is_cancelled() {
         let open = *session.borrow_and_update();
@@ -32,10 +33,18 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         let mut pause = LOOK;
         if let Some(open) = open {
             let status = compose(&parts, &facts, open.number, here).await;
-            if written.as_ref() != Some(&status) {
+            let live = Arc::clone(&parts.live.borrow());
+            let there = live.host_status.get(&parts.me).map(|status| status.revision);
+            if written.as_ref() != Some(&status) || told.overwritten(&live, there) {
                 let value = serde_json::to_vec(&status).expect("a status is plain data");
-                match parts.store.txn(vec![], vec![Op::Put(key.clone(), value.into())]).await {
-                    Ok(_) => written = Some(status),
+                let compare = told.compare(&live, key.clone(), there).into_iter().collect();
+                match parts.store.txn(compare, vec![Op::Put(key.clone(), value.into())]).await {
+                    Ok(outcome) if outcome.succeeded => {
+                        told.written(outcome.revision);
+                        written = Some(status);
+                    }
+                    // One of before was carried out after all: the live copy will show it.
+                    Ok(_) => pause = RETRY,
                     Err(error) => {
                         tracing::debug!(%error, "the status of this host could not be written");
                         pause = RETRY;

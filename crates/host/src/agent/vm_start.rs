@@ -90,6 +90,7 @@ impl Preparation<'_> {
             accel: if self.kvm { Accel::Kvm } else { Accel::Tcg },
             uuid: self.object.meta.uid.clone(),
             incoming: self.incoming.is_some(),
+            agent: self.object.spec.has_agent_port(),
             machine: self.incoming.take().and_then(|(_, machine)| machine),
         })
     }

@@ -25,6 +25,11 @@ pub enum Wanted {
         /// The attempt.
         attempt: i64,
     },
+    /// It is placed here and is to start elsewhere, or to have its place there: it ends here, and that is said.
+    Leave {
+        /// The attempt.
+        attempt: i64,
+    },
     /// It is placed here and shall not run.
     Stop,
     /// It is placed here and shall be gone with all that it had.
@@ -81,6 +86,8 @@ pub enum Step {
     HandOver,
     /// Let a guest run that was handed over.
     LetRun,
+    /// Say that nothing of it runs here.
+    SayGone,
     /// Nothing; it is as wanted.
     Settled,
     /// Nothing now; a pause or a session must come first.
@@ -105,7 +112,7 @@ pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
                 Handover::Broken => Step::Kill,
             }
         }
-        (Wanted::Stop, Some(_)) if seen.unstarted => Step::Kill,
+        (Wanted::Stop | Wanted::Leave { .. }, Some(_)) if seen.unstarted => Step::Kill,
         (Wanted::Run { epoch, .. }, Some(running)) if running != epoch => Step::Kill,
         (Wanted::Run { resets, .. }, Some(_)) if resets > seen.resets => Step::Reset,
         (Wanted::Run { .. }, Some(_)) | (Wanted::Stop, None) => Step::Settled,
@@ -114,7 +121,9 @@ pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
             start(RestartPolicy::Always, seen)
         }
         (Wanted::Run { .. }, None) => start(policy, seen),
-        (Wanted::Stop, Some(_)) => Step::Stop,
+        (Wanted::Stop | Wanted::Leave { .. }, Some(_)) => Step::Stop,
+        (Wanted::Leave { .. }, None) if seen.handover == Handover::Pending => Step::Wait,
+        (Wanted::Leave { .. }, None) => Step::SayGone,
         (Wanted::Delete | Wanted::NotMine, Some(_)) => Step::Kill,
         (Wanted::Delete | Wanted::NotMine, None) if seen.deleted => Step::Settled,
         (Wanted::Delete | Wanted::NotMine, None) => Step::Clean,

@@ -61,6 +61,20 @@ fn deleting_ends_cleans_and_settles() {
 }
 
 #[test]
+fn what_leaves_ends_first_and_is_not_started_again() {
+    let leave = Wanted::Leave { attempt: 7 };
+    assert_eq!(next(leave, Always, &Seen { running: Some(3), ..seen() }), Step::Stop);
+    let unstarted = Seen { running: Some(3), unstarted: true, ..seen() };
+    assert_eq!(next(leave, Always, &unstarted), Step::Kill);
+    for ended in [None, Some(Exit::Crashed)] {
+        assert_eq!(next(leave, Always, &Seen { ended, ..seen() }), Step::SayGone);
+    }
+    // The copy of an owner before may run yet.
+    let pending = Seen { handover: Handover::Pending, ..seen() };
+    assert_eq!(next(leave, Always, &pending), Step::Wait);
+}
+
+#[test]
 fn a_reset_is_carried_out_once() {
     let wanted = Wanted::Run { epoch: 3, resets: 2 };
     assert_eq!(next(wanted, Always, &Seen { running: Some(3), resets: 1, ..seen() }), Step::Reset);

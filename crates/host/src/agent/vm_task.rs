@@ -3,16 +3,19 @@
 //! Each turn: read what is wanted, look at what is seen, ask [`super::vm_step`] for the next step, do it. Only this
 //! task starts, stops or cleans this VM here (the guard may kill it at any time).
 
+mod clean;
+mod ends;
+mod hangs;
 mod moves;
 
 use super::{
-    AgentParts,
+    AgentParts, hang_watch,
+    health_watch::{self, Asked, Health},
     lease::Session,
     networks::Networks,
-    storage::{StorageFailure, VolumeName},
+    own_record::OwnRecord,
     vm_start::{Preparation, StartFailure},
     vm_step::{Seen, Step, Wanted, backoff_ms, next},
-    volumes::{self, Known},
     wanted,
 };
 use crate::{
@@ -20,11 +23,8 @@ use crate::{
     vm::driver::{Exit, GuestState, VmEvent, VmLaunch},
 };
 use haven_model::{
-    Handover, MigrationPhase, Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Severity,
-    Snapshot, Versioned, VmPhase, VmSpec, VmStatus, keys,
-    object::{Kind, Stored},
-    service::Protocol,
-    vm::RestartPolicy,
+    Handover, MigrationPhase, Name, Placement, Snapshot, Versioned, VmPhase, VmSpec, VmStatus,
+    keys, object::Stored, service::Protocol, vm::RestartPolicy,
 };
 use haven_store::{
     clock::Mono,
@@ -44,6 +44,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_secs(5);
 /// The longest pause between two such messages.
 const SLOWEST: Duration = Duration::from_secs(300);
+/// The pause after a status that the store did not take.
+const TOLD_AGAIN: Duration = Duration::from_millis(50);
 /// How old the transaction before a start may be.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -71,6 +73,15 @@ struct VmTask {
     epoch: u64,
     restarts: u32,
     failures: u32,
+    /// [`VmStatus::hung`], and when it was found so the last time.
+    hung: u32,
+    hung_at: Mono,
+    /// [`VmStatus::heard`].
+    heard: bool,
+    /// Since when the process that is there runs.
+    runs_since: Option<Mono>,
+    /// A process may be there that this task does not know of.
+    unsure: bool,
     resets: u64,
     /// [`VmSpec::hardware`] of the process that runs.
     started_with: BTreeMap<String, String>,
@@ -80,8 +91,14 @@ struct VmTask {
     ready_ms: Option<i64>,
     /// Counts while it is ready.
     ready_since_ms: Option<i64>,
+    /// [`VmStatus::unproven`].
+    unproven: bool,
     /// The last status written, without its times.
     written: Option<VmStatus>,
+    /// Its status in the store.
+    told: OwnRecord,
+    /// What was said of its moves there.
+    said: OwnRecord,
     /// A copy that this host sends.
     outgoing: Option<moves::Outgoing>,
     /// The attempt for which the process here waits; its guest has not run here.
@@ -90,6 +107,8 @@ struct VmTask {
     listening: bool,
     /// An attempt that failed here.
     gave_up: Option<i64>,
+    /// The attempt for which it was told that nothing of it runs here, and in which session.
+    said_gone: Option<(i64, u64)>,
     /// When to look again for a move's sake.
     again: Option<Duration>,
     /// The last object and placement seen, for cleaning after both are gone.
@@ -103,35 +122,8 @@ pub async fn run(
     networks: watch::Receiver<Networks>,
     cancel: CancellationToken,
 ) {
-    let now = parts.clock.now();
     let mut events = parts.vms.events();
-    let mut task = VmTask {
-        running: None,
-        parts,
-        vm,
-        networks,
-        ended: None,
-        ended_unseen: None,
-        note: String::new(),
-        deleted: false,
-        epoch: 0,
-        restarts: 0,
-        failures: 0,
-        resets: 0,
-        started_with: BTreeMap::new(),
-        not_before: now,
-        started_ms: None,
-        ready: None,
-        ready_ms: None,
-        ready_since_ms: None,
-        written: None,
-        outgoing: None,
-        incoming: None,
-        listening: false,
-        gave_up: None,
-        again: None,
-        last: None,
-    };
+    let mut task = VmTask::new(parts, vm, networks);
     task.look(&cancel).await;
     task.remember();
     let now = Arc::clone(&task.parts.live.borrow());
@@ -139,14 +131,20 @@ pub async fn run(
         (task.ready, task.ready_ms) = (None, None);
     }
     let (mut live, mut session) = (task.parts.live.clone(), task.parts.session.clone());
-    let (target, mut health) = super::health_watch::spawn(&task.parts, task.ready, &cancel);
+    let (target, mut health) = health_watch::spawn(&task.parts, task.ready, &cancel);
+    let (watched, mut hung) = hang_watch::spawn(&task.parts, &task.vm, &cancel);
     while !cancel.is_cancelled() {
         let snapshot = Arc::clone(&live.borrow_and_update());
         session.borrow_and_update();
         let Some(pause) = task.turn(&snapshot).await else {
             return;
         };
-        target.send_replace(task.health_target(&snapshot));
+        target.send_replace(
+            task.health_target(&snapshot)
+                .map(|target| Asked { target, known: task.ready.filter(|_| task.unproven) }),
+        );
+        let now = task.watched(&snapshot);
+        watched.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
         tokio::select! {
             biased;
             () = cancel.cancelled() => {}
@@ -154,8 +152,12 @@ pub async fn run(
             _ = live.changed() => {}
             _ = session.changed() => {}
             _ = health.changed() => {
-                let ready = *health.borrow_and_update();
-                task.health(ready);
+                let health = *health.borrow_and_update();
+                task.health(health);
+            }
+            _ = hung.changed() => {
+                let found = hung.borrow_and_update().clone();
+                task.watched_out(found).await;
             }
             () = task.parts.clock.sleep(pause) => {}
         }
@@ -163,6 +165,47 @@ pub async fn run(
 }
 
 impl VmTask {
+    /// It knows of nothing yet.
+    fn new(parts: Arc<AgentParts>, vm: Name, networks: watch::Receiver<Networks>) -> Self {
+        let now = parts.clock.now();
+        Self {
+            running: None,
+            parts,
+            vm,
+            networks,
+            ended: None,
+            ended_unseen: None,
+            note: String::new(),
+            deleted: false,
+            epoch: 0,
+            restarts: 0,
+            failures: 0,
+            hung: 0,
+            hung_at: now,
+            heard: false,
+            runs_since: None,
+            unsure: false,
+            resets: 0,
+            started_with: BTreeMap::new(),
+            not_before: now,
+            started_ms: None,
+            ready: None,
+            ready_ms: None,
+            ready_since_ms: None,
+            unproven: false,
+            written: None,
+            told: OwnRecord::default(),
+            said: OwnRecord::default(),
+            outgoing: None,
+            incoming: None,
+            listening: false,
+            gave_up: None,
+            said_gone: None,
+            again: None,
+            last: None,
+        }
+    }
+
     /// Finds what runs already. It listens before it looks: an end between the two is seen by one of them.
     async fn look(&mut self, cancel: &CancellationToken) {
         while !cancel.is_cancelled() {
@@ -230,6 +273,8 @@ impl VmTask {
         }
         self.epoch = status.epoch;
         self.restarts = status.restarts;
+        self.failures = status.failures;
+        self.hung = status.hung;
         self.resets = status.resets;
         if ended {
             self.ended_unseen = Some((status.session, status.epoch));
@@ -239,6 +284,8 @@ impl VmTask {
             self.ready = status.ready;
             self.ready_ms = status.ready_ms;
             self.ready_since_ms = status.ready_since_ms;
+            self.unproven = status.unproven;
+            self.heard = status.heard;
         }
     }
 
@@ -281,13 +328,14 @@ impl VmTask {
         let step = next(wanted, policy, &seen);
         self.again = None;
         match step {
+            Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,
             Step::Start | Step::Stop | Step::Reset
                 if !self.stays_here(snapshot, "it is stopped or started anew").await => {}
             Step::Start => self.start(snapshot).await,
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
             Step::Reset => self.reset(snapshot).await,
-            Step::Receive | Step::Attend | Step::HandOver | Step::LetRun => {
+            Step::Receive | Step::Attend | Step::HandOver | Step::LetRun | Step::SayGone => {
                 self.move_on(snapshot, wanted, step).await;
             }
             Step::Clean => self.clean(snapshot, wanted).await,
@@ -347,6 +395,7 @@ impl VmTask {
                 self.hand_over(snapshot, attempt).await;
             }
             (Step::LetRun, _) => self.let_run(snapshot).await,
+            (Step::SayGone, Wanted::Leave { attempt }) => self.say_gone(snapshot, attempt).await,
             _ => {}
         }
     }
@@ -358,16 +407,19 @@ impl VmTask {
                 self.ended = None;
                 self.restarts = 0;
                 self.failures = 0;
+                self.hung = 0;
                 self.resets = resets;
                 self.not_before = self.parts.clock.now();
                 self.ready = None;
                 self.ready_ms = None;
+                self.unproven = false;
+                self.heard = false;
                 self.started_ms = None;
             }
             self.deleted = false;
         } else if matches!(wanted, Wanted::Receive { .. }) {
             self.deleted = false;
-        } else if matches!(wanted, Wanted::Stop) {
+        } else if matches!(wanted, Wanted::Stop | Wanted::Leave { .. }) {
             self.ended = None;
         }
     }
@@ -375,6 +427,11 @@ impl VmTask {
     async fn settled(&mut self, snapshot: &Snapshot, wanted: Wanted) {
         match wanted {
             Wanted::Run { .. } => {
+                let since = *self.runs_since.get_or_insert(self.parts.clock.now());
+                if self.runs_well(since, self.ready) {
+                    self.failures = 0;
+                    self.forget_hangs();
+                }
                 let note = self.note.clone();
                 self.report(snapshot, VmPhase::Running, &note).await;
                 self.send_away(snapshot).await;
@@ -383,6 +440,7 @@ impl VmTask {
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
             Wanted::Receive { .. }
             | Wanted::HandOver { .. }
+            | Wanted::Leave { .. }
             | Wanted::NotMine
             | Wanted::Unknown => {}
         }
@@ -399,7 +457,9 @@ impl VmTask {
         let Some(session) = self.parts.current_session() else {
             return false;
         };
-        let generation = snapshot.vms.get(&self.vm).map_or(0, |vm| vm.meta.generation);
+        let object = snapshot.vms.get(&self.vm);
+        let generation = object.map_or(0, |vm| vm.meta.generation);
+        let checked = object.is_some_and(|vm| vm.spec.check.is_some());
         let started_with = self.running.map(|_| self.started_with.clone());
         let mut status = VmStatus {
             host: self.parts.me.clone(),
@@ -412,31 +472,39 @@ impl VmTask {
             ready: self.ready,
             ready_ms: self.ready_ms,
             ready_since_ms: self.ready_since_ms.filter(|_| self.ready == Some(true)),
+            unproven: self.unproven && checked && self.running.is_some(),
             restarts: self.restarts,
+            failures: self.failures,
+            hung: self.hung,
+            heard: self.heard && self.running.is_some(),
+            idle: phase == VmPhase::Failed && self.running.is_none() && !self.unsure,
             started_with: started_with.unwrap_or_default(),
             resets: self.resets,
             message: message.to_owned(),
         };
-        if self.written.as_ref() == Some(&status) {
+        let (live, key) = (Arc::clone(&self.parts.live.borrow()), keys::vm_status(&self.vm));
+        let there = live.vm_status.get(&self.vm).map(|status| status.revision);
+        if self.written.as_ref() == Some(&status) && !self.told.overwritten(&live, there) {
             return true;
         }
         let bare = status.clone();
         status.since_ms = (self.parts.wall_ms)();
         // Until it is known what the store has: this may be given up half-way.
         self.written = None;
-        let compare = vec![Compare::ModRevision(keys::placement(&self.vm), placement.revision)];
+        let mut compare = vec![Compare::ModRevision(keys::placement(&self.vm), placement.revision)];
+        compare.extend(self.told.compare(&live, key.clone(), there));
         let value = serde_json::to_vec(&status).expect("a status is plain data");
-        match self
-            .parts
-            .store
-            .txn(compare, vec![Op::Put(keys::vm_status(&self.vm), value.into())])
-            .await
-        {
+        match self.parts.store.txn(compare, vec![Op::Put(key, value.into())]).await {
             Ok(outcome) if outcome.succeeded => {
+                self.told.written(outcome.revision);
                 self.written = Some(bare);
                 true
             }
-            Ok(_) => false,
+            Ok(_) => {
+                // One of before was carried out after all, or the placement has changed: the live copy tells.
+                self.look_again(TOLD_AGAIN);
+                false
+            }
             Err(error) => {
                 tracing::debug!(vm = %self.vm, %error, "its status could not be written");
                 self.retry_in(Duration::from_millis(200));
@@ -499,17 +567,22 @@ impl VmTask {
         match self.parts.vms.start(&launch).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
+                self.unsure = false;
                 self.ended = None;
                 self.started_ms = Some((self.parts.wall_ms)());
                 self.ready = None;
                 self.ready_ms = None;
+                self.unproven = false;
+                self.heard = false;
                 self.resets = object.spec.resets;
                 self.started_with = object.spec.hardware();
                 self.report(snapshot, VmPhase::Running, "").await;
             }
             Err(error) => {
                 // Its process may be there yet, killed and hanging in the kernel.
-                if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+                let found = self.parts.vms.find(self.vm.as_str()).await;
+                self.unsure = found.is_err();
+                if let Ok(found) = found {
                     self.running = found.map(|vm| vm.epoch);
                 }
                 self.not_started(snapshot, &StartFailure::of(&error)).await;
@@ -581,6 +654,7 @@ impl VmTask {
         match self.parts.vms.kill(self.vm.as_str()).await {
             Ok(()) => {
                 self.running = None;
+                self.runs_since = None;
                 self.written = None;
                 self.incoming = None;
                 self.outgoing = None;
@@ -592,9 +666,11 @@ impl VmTask {
 
     async fn gone(&mut self, snapshot: &Snapshot, message: &str) {
         self.running = None;
+        self.runs_since = None;
         self.started_ms = None;
         self.ready = None;
         self.ready_ms = None;
+        self.unproven = false;
         self.report(snapshot, VmPhase::Stopped, message).await;
     }
 
@@ -612,6 +688,7 @@ impl VmTask {
         match self.parts.vms.reset(self.vm.as_str()).await {
             Ok(()) => {
                 self.resets = wanted;
+                self.heard = false;
                 self.report(snapshot, VmPhase::Running, "reset").await;
             }
             Err(error) => self.failed("reset", &error),
@@ -625,62 +702,6 @@ impl VmTask {
         let known = !self.started_with.is_empty();
         known && self.started_with != object.spec.hardware()
             || placement.is_some_and(|placement| !placement.fits(&object.spec))
-    }
-
-    /// Removes what this host has of it, as far as the store lets go of it.
-    async fn clean(&mut self, snapshot: &Snapshot, wanted: Wanted) {
-        let known = match Known::ask(&self.parts, &self.vm).await {
-            Ok(known) => known,
-            Err(error) => return self.failed("ask the store for", &error),
-        };
-        match self.volumes(snapshot).await {
-            Ok(volumes) => {
-                for (pool, name) in volumes {
-                    let everywhere = pool.driver == PoolDriverKind::Shared;
-                    if !known.lets_go(&self.parts.me, &name.vm_uid, everywhere) {
-                        if matches!(wanted, Wanted::Delete) {
-                            tracing::warn!(volume = %name, "it is kept: the store does not say clearly that its VM is deleted");
-                            return self.retry_in(NET);
-                        }
-                        continue;
-                    }
-                    if let Err(error) = self.parts.storage.delete_volume(&pool, &name).await {
-                        return self.failed("remove a volume of", &error);
-                    }
-                }
-            }
-            Err(error) => return self.failed("look for volumes of", &error),
-        }
-        if let Err(error) = self.parts.storage.forget(self.vm.as_str()).await {
-            return self.failed("clean up after", &error);
-        }
-        self.deleted = true;
-        self.retry_in(Duration::from_millis(1));
-    }
-
-    /// All its volumes that this host can reach: those found in local pools, of whatever VM of its name, and those that
-    /// its disks had.
-    async fn volumes(
-        &self,
-        snapshot: &Snapshot,
-    ) -> Result<Vec<(PoolSpec, VolumeName)>, StorageFailure> {
-        let mut all = Vec::new();
-        for pool in volumes::local_pools(snapshot) {
-            let here = self.parts.storage.volumes(pool).await?;
-            let its = here.into_iter().filter(|name| name.vm == self.vm);
-            all.extend(its.map(|name| (pool.clone(), name)));
-        }
-        let Some((object, _)) = &self.last else { return Ok(all) };
-        for disk in &object.spec.disks {
-            let Some(pool) = snapshot.pools.get(&disk.pool) else { continue };
-            let (vm, disk) = (self.vm.clone(), disk.name.clone());
-            let known =
-                (pool.spec.clone(), VolumeName { vm, disk, vm_uid: object.meta.uid.clone() });
-            if !all.contains(&known) {
-                all.push(known);
-            }
-        }
-        Ok(all)
     }
 
     async fn event(&mut self, event: Result<VmEvent, broadcast::error::RecvError>) {
@@ -705,54 +726,9 @@ impl VmTask {
         self.parts.clock.sleep(Duration::from_millis(50)).await;
     }
 
-    async fn exited(&mut self, epoch: u64, how: Exit) {
-        if self.running != Some(epoch) {
-            return;
-        }
-        // What is told may be the end of a process before the one that runs now.
-        if matches!(self.parts.vms.find(self.vm.as_str()).await, Ok(Some(now)) if now.epoch == epoch)
-        {
-            return;
-        }
-        let what = match how {
-            Exit::PoweredOff => "the guest powered itself off",
-            Exit::Crashed => "its process ended unexpectedly",
-            Exit::Killed => "its process was killed",
-        };
-        self.ended_by_itself(epoch, how, what).await;
-    }
-
-    async fn ended_by_itself(&mut self, epoch: u64, how: Exit, what: &str) {
-        self.running = None;
-        self.ready = None;
-        self.ready_ms = None;
-        self.written = None;
-        self.note.clear();
-        let live = Arc::clone(&self.parts.live.borrow());
-        let wanted = wanted::vm(&live, &self.parts.me, &self.vm);
-        if !matches!(wanted, Wanted::Run { epoch: wanted, .. } if wanted == epoch) {
-            return;
-        }
-        self.ended = Some(how);
-        self.restarts += 1;
-        self.failures += 1;
-        self.retry_in(Duration::from_millis(backoff_ms(self.failures - 1)));
-        let event = self.parts.event(
-            &ObjectRef::new(Kind::Vm, self.vm.clone()),
-            Severity::Warning,
-            format!("{what} on {} (restart {})", self.parts.me, self.restarts),
-        );
-        if self.parts.current_session().is_some()
-            && let Err(error) = self.parts.store.txn(vec![], vec![event]).await
-        {
-            tracing::debug!(%error, "an event could not be written");
-        }
-        self.report(&live, VmPhase::Failed, what).await;
-    }
-
-    /// What the health check asks while the guest runs.
+    /// What the health check asks while the guest runs here.
     fn health_target(&self, snapshot: &Snapshot) -> Option<Target> {
-        self.running?;
+        self.running.filter(|_| self.incoming.is_none())?;
         let check = snapshot.vms.get(&self.vm)?.spec.check.as_ref()?;
         let ip = snapshot.placements.get(&self.vm)?.nics.first()?.ip;
         Some(Target {
@@ -763,13 +739,18 @@ impl VmTask {
         })
     }
 
-    fn health(&mut self, ready: Option<bool>) {
-        if self.running.is_none() || ready == self.ready {
+    fn health(&mut self, Health { state: ready, answered }: Health) {
+        if self.running.is_none() {
+            return;
+        }
+        if answered || ready == Some(false) {
+            self.unproven = false;
+        }
+        if ready == self.ready {
             return;
         }
         self.ready = ready;
         if ready == Some(true) {
-            self.failures = 0;
             let now = (self.parts.wall_ms)();
             self.ready_ms.get_or_insert(now);
             self.ready_since_ms = Some(now);

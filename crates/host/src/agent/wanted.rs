@@ -1,19 +1,16 @@
 //! What the snapshot wants of this host, computed anew each time: VMs, networks, frontends. Pure.
 
-use super::vm_step::Wanted;
+use super::{shares::members, vm_step::Wanted};
 use crate::{
-    balance::driver::{
-        Check, FrontendMode, FrontendWanted, Identity, Member, MemberState, Options, TlsWanted,
-    },
+    balance::driver::{Check, FrontendMode, FrontendWanted, Identity, Options, TlsWanted},
     network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
 };
 use haven_model::{
     FrontendPlacement, Handover, Name, NetworkSpec, ObjectRef, Placement, Snapshot, Versioned,
-    VmPhase,
     network::NetworkKind as Driver,
     object::Kind,
     placement::NicAddress,
-    service::{DRAIN_LABEL, HealthCheck, Protocol, TEMPLATE_LABEL, TlsSpec},
+    service::{HealthCheck, Protocol, TlsSpec},
 };
 use haven_store::{
     certificate::{Chain, Key},
@@ -38,6 +35,9 @@ pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
         None if unreadable => Wanted::Unknown,
         None => Wanted::Delete,
         Some(object) if object.meta.deleting => Wanted::Delete,
+        Some(_) if placement.moving_to.as_ref().is_some_and(|to| to.restart) => {
+            Wanted::Leave { attempt: placement.revision }
+        }
         Some(object) if object.spec.running => {
             Wanted::Run { epoch: placement.epoch, resets: object.spec.resets }
         }
@@ -48,7 +48,7 @@ pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
 /// What the store wants of `me` for a VM of another host: to take it, to hand it over, or nothing.
 fn moving(snapshot: &Snapshot, me: &Name, vm: &Name, placement: &Versioned<Placement>) -> Wanted {
     let runs = snapshot.vms.get(vm).is_some_and(|vm| vm.spec.running && !vm.meta.deleting);
-    if runs && placement.moving_to.as_ref().is_some_and(|to| to.host == *me) {
+    if runs && placement.moving_to.as_ref().is_some_and(|to| to.host == *me && !to.restart) {
         return Wanted::Receive { epoch: placement.epoch + 1, attempt: placement.revision };
     }
     match &placement.moved_from {
@@ -165,30 +165,6 @@ fn add_port(
     }
 }
 
-/// How a member stands in the balancer. A VM on a suspected or lost host is out at once, without waiting for checks; one
-/// that has not passed its check since it started is not in yet: it boots, and HAProxy takes every newcomer for well
-/// until its checks have failed.
-fn member_state(snapshot: &Snapshot, suspected: &BTreeSet<Name>, vm: &Name) -> MemberState {
-    let Some(placement) = snapshot.placements.get(vm) else {
-        return MemberState::Down;
-    };
-    let Some(object) = snapshot.vms.get(vm) else {
-        return MemberState::Down;
-    };
-    let suspected = suspected.contains(&placement.host);
-    let serves = snapshot.told_of(vm).is_some_and(|status| {
-        let has_answered = object.spec.check.is_none() || status.ready_ms.is_some();
-        status.phase == VmPhase::Running && has_answered
-    });
-    if suspected || !serves {
-        MemberState::Down
-    } else if object.meta.deleting || object.meta.labels.contains_key(DRAIN_LABEL) {
-        MemberState::Drain
-    } else {
-        MemberState::Ready
-    }
-}
-
 fn check_of(check: &HealthCheck) -> Check {
     Check {
         mode: mode_of(check.mode),
@@ -244,10 +220,9 @@ pub fn frontends(
     secrets: Option<&ClusterKey>,
 ) -> Vec<FrontendWanted> {
     let candidate = |service: &Name| {
-        snapshot
-            .frontends
-            .get(service)
-            .is_some_and(|f| f.holder == *me || f.candidates.contains(me))
+        snapshot.frontends.get(service).is_some_and(|f| {
+            f.holder == *me || f.from.as_ref() == Some(me) || f.candidates.contains(me)
+        })
     };
     let Some(source) = snapshot.hosts.get(me).map(|host| IpAddr::V4(host.spec.address)) else {
         return Vec::new();
@@ -281,79 +256,39 @@ pub fn frontends(
         .collect()
 }
 
-/// The members of a service, each with its part of the traffic.
-fn members(
-    snapshot: &Snapshot,
-    suspected: &BTreeSet<Name>,
-    service: &Name,
-    port: u16,
-    placement: &FrontendPlacement,
-) -> Vec<Member> {
-    let mut members = Vec::new();
-    let mut templates = Vec::new();
-    for (vm, object) in snapshot.members(service) {
-        let nic = snapshot.placements.get(vm).and_then(|placement| placement.nics.first());
-        let Some(nic) = nic else { continue };
-        members.push(Member {
-            name: vm.to_string(),
-            ip: IpAddr::V4(nic.ip),
-            port,
-            state: member_state(snapshot, suspected, vm),
-            healthy: snapshot.told_of(vm).is_some_and(|s| s.ready == Some(true)),
-            weight: EVEN,
-        });
-        templates.push(object.meta.labels.get(TEMPLATE_LABEL).map_or("", String::as_str));
-    }
-    split(&mut members, &templates, placement);
-    members
+/// The service addresses that this host has given up by plan: the new holder may not have announced them yet.
+pub fn given_up(snapshot: &Snapshot, me: &Name) -> BTreeSet<Ipv4Addr> {
+    let given = |placement: &FrontendPlacement| {
+        placement.from.as_ref() == Some(me) && placement.holder != *me
+    };
+    addresses_where(snapshot, given)
 }
 
-/// The weight of a member while all share evenly.
-const EVEN: u32 = 100;
-/// HAProxy's largest weight.
-const HEAVIEST: u64 = 256;
-
-/// Gives each member its weight, so that each template's members get its percentage together, whatever their number.
-/// Exact as far as weights from 1 to 256 can tell. One whose template gets nothing drains: HAProxy goes on to check it,
-/// and what it has begun ends well.
-fn split(members: &mut [Member], templates: &[&str], placement: &FrontendPlacement) {
-    if placement.traffic.is_empty() {
-        return;
-    }
-    for (member, template) in members.iter_mut().zip(templates) {
-        if member.state == MemberState::Ready && placement.gets_nothing(template) {
-            member.state = MemberState::Drain;
-        }
-    }
-    let named = |template: &str| placement.traffic.get_key_value(template);
-    // Members of templates that are not named are one group.
-    let group = |template: &str| named(template).map(|(name, _)| name.as_str());
-    let mut sizes: BTreeMap<Option<&str>, u64> = BTreeMap::new();
-    for (member, template) in members.iter().zip(templates) {
-        *sizes.entry(group(template)).or_default() += u64::from(member.state == MemberState::Ready);
-    }
-    // Millionths of a percent.
-    let part = |template: &str| {
-        let percent = named(template).map_or(placement.traffic_left(), |(_, percent)| *percent);
-        u64::from(percent) * 1_000_000 / sizes.get(&group(template)).copied().unwrap_or(0).max(1)
-    };
-    let gets = |member: &Member| member.state == MemberState::Ready;
-    let parts: Vec<u64> = templates.iter().map(|template| part(template)).collect();
-    let most = parts.iter().zip(&*members).filter(|(_, m)| gets(m)).map(|(part, _)| *part).max();
-    let Some(most) = most.filter(|most| *most > 0) else { return };
-    for (member, part) in members.iter_mut().zip(parts).filter(|(member, _)| gets(member)) {
-        let weight = (part * HEAVIEST + most / 2) / most;
-        member.weight = u32::try_from(weight.max(1)).unwrap_or(EVEN);
-    }
+/// The service addresses that this host has from one that gave them up by plan, each with that host's own address.
+pub fn given_by(snapshot: &Snapshot, me: &Name) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
+    let mine = snapshot.frontends.iter().filter(|(_, placement)| placement.holder == *me);
+    let given = mine.filter_map(|(service, placement)| {
+        let from = snapshot.hosts.get(placement.from.as_ref()?)?;
+        let frontend = snapshot.services.get(service)?.spec.frontend.as_ref()?;
+        Some((frontend.address, from.spec.address))
+    });
+    given.collect()
 }
 
 /// The service addresses that this host holds.
 #[must_use]
 pub fn addresses(snapshot: &Snapshot, me: &Name) -> BTreeSet<Ipv4Addr> {
+    addresses_where(snapshot, |placement| placement.holder == *me)
+}
+
+fn addresses_where(
+    snapshot: &Snapshot,
+    wanted: impl Fn(&FrontendPlacement) -> bool,
+) -> BTreeSet<Ipv4Addr> {
     snapshot
         .frontends
         .iter()
-        .filter(|(_, placement)| placement.holder == *me)
+        .filter(|(_, placement)| wanted(placement))
         .filter_map(|(service, _)| {
             snapshot.services.get(service)?.spec.frontend.as_ref().map(|f| f.address)
         })

@@ -136,6 +136,83 @@ fn members_of_a_template_that_gets_nothing_drain() {
 }
 
 /// The TLS of the one frontend, once its service asks for it with the certificate `shop`.
+/// Two members, of which the first is being moved: this stands in the store of it. The state of both.
+fn while_one_moves(placement: &Value, told: &Value, other_ready: bool) -> [MemberState; 2] {
+    let check = json!({"mode": "http", "port": 80});
+    let mut snapshot = one_member(Some(&check));
+    let vm = snapshot.vms["web-1"].value.clone();
+    let mut second = serde_json::to_value(&*vm).unwrap();
+    second["meta"]["name"] = json!("web-2");
+    put(&mut snapshot, "spec/vm/web-2", &second);
+    for host in ["host2", "host3"] {
+        put(&mut snapshot, &format!("leases/{host}"), &json!({"session": 1, "count": 2}));
+    }
+    let nic = |ip: &str| json!({"network": "front", "ip": ip, "mac": "52:54:00:00:00:01"});
+    let mut first = json!({"host": "host1", "epoch": 1, "slot": 1, "nics": [nic("10.1.0.10")]});
+    first.as_object_mut().unwrap().extend(placement.as_object().unwrap().clone());
+    put(&mut snapshot, "placement/vm/web-1", &first);
+    let second = json!({"host": "host3", "epoch": 1, "slot": 2, "nics": [nic("10.1.0.11")]});
+    put(&mut snapshot, "placement/vm/web-2", &second);
+    let status = |host: &str, ready: bool| {
+        json!({"host": host, "session": 1, "epoch": 1, "generation": 1,
+        "phase": "running", "sinceMs": 1, "restarts": 0, "message": "", "ready": ready, "readyMs": 5})
+    };
+    put(&mut snapshot, "status/vm/web-1", &status("host1", true));
+    put(&mut snapshot, "status/vm/web-2", &status("host3", other_ready));
+    if !told.is_null() {
+        put(&mut snapshot, "status/migration/web-1/host1", told);
+    }
+    assert!(snapshot.unreadable.is_empty(), "{:?}", snapshot.unreadable);
+    let me = Name::new("host1").unwrap();
+    let frontends = frontends(&snapshot, &me, &BTreeSet::new(), None);
+    [frontends[0].members[0].state, frontends[0].members[1].state]
+}
+
+#[test]
+fn a_member_that_changes_its_host_gets_nothing_new_while_another_serves() {
+    use MemberState::{Drain, Ready};
+    let to = json!({"movingTo": {"host": "host2", "migration": "m1"}});
+    let told = |phase: &str, left: Option<u64>| {
+        let progress = left
+            .map(|left| json!({"total": 900, "left": left, "sent": 100, "rate": 100, "rounds": 1}));
+        json!({"attempt": 1, "session": 1, "phase": phase, "progress": progress, "message": ""})
+    };
+    let state = |told: &Value| while_one_moves(&to, told, true);
+    assert_eq!(state(&Value::Null), [Ready, Ready]);
+    assert_eq!(state(&told("preparing", None)), [Ready, Ready]);
+    assert_eq!(state(&told("copying", None)), [Drain, Ready]);
+    // Eight seconds are left: it serves as ever.
+    assert_eq!(state(&told("copying", Some(800))), [Ready, Ready]);
+    assert_eq!(state(&told("copying", Some(100))), [Drain, Ready]);
+    assert_eq!(state(&told("stopped", Some(0))), [Drain, Ready]);
+    assert_eq!(state(&told("failed", None)), [Ready, Ready]);
+    // The other one is not well: late answers are better than none.
+    assert_eq!(while_one_moves(&to, &told("stopped", Some(0)), false), [Ready, Ready]);
+    let from = json!({"host": "host2", "epoch": 2, "movedFrom": {"host": "host1", "session": 1, "attempt": 1}});
+    assert_eq!(while_one_moves(&from, &told("handed-over", None), true), [Drain, Ready]);
+}
+
+#[test]
+fn a_member_that_has_moved_gets_nothing_new_before_it_has_answered() {
+    use MemberState::{Drain, Ready};
+    let mut snapshot = one_member(Some(&json!({"mode": "http", "port": 80})));
+    for (vm, unproven) in [("web-1", true), ("web-2", false)] {
+        let mut object = serde_json::to_value(&*snapshot.vms["web-1"].value).unwrap();
+        object["meta"]["name"] = json!(vm);
+        put(&mut snapshot, &format!("spec/vm/{vm}"), &object);
+        let placement = serde_json::to_value(&*snapshot.placements["web-1"].value).unwrap();
+        put(&mut snapshot, &format!("placement/vm/{vm}"), &placement);
+        let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1, "phase": "running",
+            "sinceMs": 1, "message": "", "ready": true, "readyMs": 5, "unproven": unproven});
+        put(&mut snapshot, &format!("status/vm/{vm}"), &status);
+    }
+    assert!(snapshot.unreadable.is_empty(), "{:?}", snapshot.unreadable);
+    let me = Name::new("host1").unwrap();
+    let frontends = frontends(&snapshot, &me, &BTreeSet::new(), None);
+    let states: Vec<_> = frontends[0].members.iter().map(|member| member.state).collect();
+    assert_eq!(states, [Drain, Ready]);
+}
+
 fn tls(snapshot: &mut Snapshot, secrets: Option<&ClusterKey>) -> TlsWanted {
     let service = json!({"replicas": 1, "template": {"spec": {"memory": "128MiB"}},
         "frontend": {"address": "10.0.0.9", "port": 443,
@@ -191,4 +268,38 @@ fn a_frontends_certificate_is_opened_or_it_is_said_why_not() {
     snapshot.apply("/haven/spec/certificate/shop", None);
     put(&mut snapshot, "spec/certificate/shop", &newer);
     assert!(why(tls(&mut snapshot, Some(&secrets))).contains("cannot be read: update this host"));
+}
+
+#[test]
+fn who_gave_an_address_up_serves_it_on_and_holds_it_no_more_by_right() {
+    use super::wanted::{addresses, given_up};
+    let mut snapshot = one_member(None);
+    let moved = json!({"holder": "host2", "epoch": 2, "candidates": ["host2"], "from": "host1"});
+    put(&mut snapshot, "placement/frontend/web", &moved);
+    let me = Name::new("host1").unwrap();
+    assert!(addresses(&snapshot, &me).is_empty());
+    assert_eq!(given_up(&snapshot, &me).len(), 1);
+    assert_eq!(frontends(&snapshot, &me, &BTreeSet::new(), None).len(), 1);
+    let other = json!({"holder": "host2", "epoch": 2, "candidates": ["host2"]});
+    put(&mut snapshot, "placement/frontend/web", &other);
+    assert!(given_up(&snapshot, &me).is_empty());
+    assert!(frontends(&snapshot, &me, &BTreeSet::new(), None).is_empty());
+}
+
+/// Nothing of a VM is on the host where it will only start anew.
+#[test]
+fn a_vm_that_restarts_elsewhere_leaves_here_and_is_nothing_there_yet() {
+    use super::{
+        vm_step::Wanted,
+        wanted::{my_vms, vm},
+    };
+    let mut snapshot = one_member(None);
+    let placement = json!({"host": "host1", "epoch": 1, "slot": 1, "nics": [],
+        "movingTo": {"host": "host2", "migration": "m1", "restart": true}});
+    put(&mut snapshot, "placement/vm/web-1", &placement);
+    let (here, there) = (Name::new("host1").unwrap(), Name::new("host2").unwrap());
+    let web = Name::new("web-1").unwrap();
+    assert_eq!(vm(&snapshot, &here, &web), Wanted::Leave { attempt: 1 });
+    assert_eq!(vm(&snapshot, &there, &web), Wanted::NotMine);
+    assert_eq!(my_vms(&snapshot, &there).count(), 0);
 }

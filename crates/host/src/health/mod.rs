@@ -1,5 +1,7 @@
 //! The host's own check of a guest: a page or a connection, with a deadline; a little memory against flapping.
 
+pub mod hang;
+
 use async_trait::async_trait;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{

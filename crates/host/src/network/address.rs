@@ -36,6 +36,9 @@ pub trait AddressDriver: Send + Sync {
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError>;
     /// Announces again all that are held.
     async fn announce(&self) -> Result<(), NetworkError>;
+    /// For exactly these addresses: what belongs to TCP connections that this machine does not know is passed on to the
+    /// host behind it, which held the address until now and knows them.
+    async fn pass_on(&self, to: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> Result<(), NetworkError>;
 }
 
 /// Addresses of this machine.
@@ -45,6 +48,8 @@ pub struct LinuxAddress {
     file: PathBuf,
     held: Mutex<Option<Held>>,
     look_again: Duration,
+    /// What is passed on; not known before the first time.
+    passing: Mutex<Option<BTreeMap<Ipv4Addr, Ipv4Addr>>>,
     /// Takes the addresses from this host at its deadline, whatever this daemon does.
     guard: Option<Arc<dyn Guard>>,
 }
@@ -83,7 +88,8 @@ impl LinuxAddress {
             rtnetlink::new_connection().map_err(failed("netlink cannot be used"))?;
         tokio::spawn(connection);
         let look_again = LOOK_AGAIN;
-        Ok(Self { handle, file, held: Mutex::default(), look_again, guard: None })
+        let (held, passing) = (Mutex::default(), Mutex::default());
+        Ok(Self { handle, file, held, look_again, passing, guard: None })
     }
 
     /// Under a guard.
@@ -304,6 +310,15 @@ impl AddressDriver for LinuxAddress {
             }
         }
         NetworkError::all(errors)
+    }
+
+    async fn pass_on(&self, to: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> Result<(), NetworkError> {
+        let mut passing = self.passing.lock().await;
+        if passing.as_ref() != Some(to) {
+            super::firewall::load(&super::firewall::passing(to)).await?;
+            *passing = Some(to.clone());
+        }
+        Ok(())
     }
 }
 

@@ -81,6 +81,9 @@ impl AddressDriver for FakeAddress {
         self.clock.pass().await;
         Ok(())
     }
+    async fn pass_on(&self, _to: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> Result<(), NetworkError> {
+        Ok(())
+    }
     async fn hold(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
         self.clock.pass().await;
         let mut held = self.segment.held.lock().unwrap_or_else(PoisonError::into_inner);

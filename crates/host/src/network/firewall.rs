@@ -6,7 +6,7 @@ use super::{
     driver::{LeftAlone, NetworkError, NetworkKind, NetworkWanted},
     linux::bridge_name,
 };
-use std::{fmt::Write, process::Stdio};
+use std::{collections::BTreeMap, fmt::Write, net::Ipv4Addr, process::Stdio};
 use tokio::io::AsyncWriteExt;
 
 /// Rules that are taken over as the kernel has them, a line each.
@@ -66,6 +66,25 @@ pub fn ruleset(wanted: &[NetworkWanted], kept: &Kept) -> String {
          table ip haven {{\n  chain out {{\n    type nat hook postrouting priority 100;\n{nat}  }}\n  \
          chain between {{\n    type filter hook forward priority 0;\n{between}  }}\n}}\n\
          table bridge haven {{\n  chain guests {{\n    type filter hook prerouting priority -200;\n{guests}  }}\n}}\n"
+    )
+}
+
+/// The ruleset that passes on what belongs to TCP connections of these addresses that this machine does not know: it took
+/// each of them from the host behind it a moment ago. Without it they would be reset.
+#[must_use]
+pub fn passing(to: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> String {
+    let mut rules = String::new();
+    for (address, host) in to {
+        let unknown = format!("ip daddr {address} tcp flags & syn == 0 ct state != established");
+        let _ = writeln!(rules, "    {unknown} dup to {host}\n    {unknown} drop");
+    }
+    let clear = "table ip haven-passing {}\ndelete table ip haven-passing\n";
+    if to.is_empty() {
+        return clear.into();
+    }
+    // Behind the tracking of connections.
+    format!(
+        "{clear}table ip haven-passing {{\n  chain passing {{\n    type filter hook prerouting priority -150;\n{rules}  }}\n}}\n"
     )
 }
 
@@ -213,5 +232,20 @@ async fn list(args: &[&str]) -> Result<Vec<u8>, NetworkError> {
         Ok(output.stdout)
     } else {
         Err(failed(String::from_utf8_lossy(&output.stderr).trim().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passing;
+
+    #[test]
+    fn what_is_passed_on_is_only_of_connections_that_are_not_known() {
+        let rules = passing(&[([10, 88, 0, 101].into(), [10, 88, 0, 1].into())].into());
+        let unknown = "ip daddr 10.88.0.101 tcp flags & syn == 0 ct state != established";
+        assert!(rules.contains(&format!("{unknown} dup to 10.88.0.1\n")), "{rules}");
+        assert!(rules.contains(&format!("{unknown} drop\n")), "{rules}");
+        let none = passing(&std::collections::BTreeMap::new());
+        assert_eq!(none, "table ip haven-passing {}\ndelete table ip haven-passing\n");
     }
 }

@@ -23,6 +23,12 @@ pub fn create(name: &str, owner_uid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// How many packets came out of a tap so far: those that its guest has sent.
+pub fn sent_by_guest(name: &str) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/sys/class/net/{name}/statistics/rx_packets"))?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// Sets a card up.
 pub fn set_up(name: &str) -> io::Result<()> {
     // SAFETY: a zeroed ifreq is valid; the name is cut to its field and ends with zero; the ioctls read and write only

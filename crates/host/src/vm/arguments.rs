@@ -19,6 +19,8 @@ pub struct Descriptors {
     pub taps: Vec<RawFd>,
     /// Where a guest comes in that runs elsewhere.
     pub incoming: Option<RawFd>,
+    /// The socket of the guest agent.
+    pub agent: Option<RawFd>,
 }
 
 impl Descriptors {
@@ -29,6 +31,7 @@ impl Descriptors {
         all.extend(self.kvm);
         all.extend(&self.taps);
         all.extend(self.incoming);
+        all.extend(self.agent);
         all
     }
 }
@@ -124,5 +127,13 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
     for (i, (nic, tap)) in launch.nics.iter().zip(&fds.taps).enumerate() {
         add("-netdev", format!("tap,id=n{i},fd={tap}"));
         add("-device", format!("virtio-net-pci,netdev=n{i},mac={},host_mtu={}", nic.mac, nic.mtu));
+    }
+    if let Some(agent) = fds.agent {
+        add("-chardev", format!("socket,id=agent,fd={agent},server=on,wait=off"));
+        add("-device", "virtio-serial-pci,id=ports".into());
+        add(
+            "-device",
+            "virtserialport,bus=ports.0,chardev=agent,name=org.qemu.guest_agent.0".into(),
+        );
     }
 }

@@ -27,7 +27,7 @@ impl Command {
         self.arguments
     }
 
-    /// The fields of the answer that Haven reads.
+    /// The fields of the answer that Haven reads, of each of its elements if it is a list; `a.b` is a field of a field.
     #[must_use]
     pub const fn reads(&self) -> &'static [&'static str] {
         self.reads
@@ -85,6 +85,8 @@ commands! {
     RESET = "system_reset", [], [], false;
     /// What the guest does.
     STATUS = "query-status", [], ["status", "running"], false;
+    /// What its disks were asked for.
+    BLOCK_STATS = "query-blockstats", [], ["stats.rd_operations", "stats.wr_operations", "stats.flush_operations"], false;
     /// Which ways of moving a guest are used.
     MIGRATION_CAPABILITIES = "migrate-set-capabilities", ["capabilities"], [], false;
     /// The limits of a copy.
@@ -148,6 +150,18 @@ pub fn guest_state(answer: &Value) -> Option<GuestState> {
     })
 }
 
+/// Reads the answer to [`BLOCK_STATS`]: requests of the guest to all its disks so far.
+#[must_use]
+pub fn disk_requests(answer: &Value) -> u64 {
+    let disks = answer.as_array().into_iter().flatten();
+    disks
+        .flat_map(|disk| {
+            ["rd_operations", "wr_operations", "flush_operations"].map(|of| &disk["stats"][of])
+        })
+        .filter_map(Value::as_u64)
+        .sum()
+}
+
 /// Whether an event says that the guest powers itself off.
 #[must_use]
 pub fn powers_off(event: &Value) -> bool {
@@ -157,7 +171,7 @@ pub fn powers_off(event: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{guest_state, powers_off};
+    use super::{disk_requests, guest_state, powers_off};
     use crate::vm::driver::GuestState;
     use serde_json::json;
 
@@ -172,6 +186,13 @@ mod tests {
         assert_eq!(state("a-word-of-qemu-20", true), Some(GuestState::Running));
         assert_eq!(state("a-word-of-qemu-20", false), Some(GuestState::Paused));
         assert_eq!(guest_state(&json!({})), None);
+    }
+
+    #[test]
+    fn requests_to_all_disks_are_counted() {
+        let stats = |of: u64| json!({ "stats": { "rd_operations": of, "wr_operations": 1, "flush_operations": 1 } });
+        assert_eq!(disk_requests(&json!([stats(3), stats(4)])), 11);
+        assert_eq!(disk_requests(&json!([])), 0);
     }
 
     #[test]

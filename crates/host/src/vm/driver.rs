@@ -86,6 +86,20 @@ pub struct VmLaunch {
     /// It takes a guest that runs elsewhere.
     #[serde(default)]
     pub incoming: bool,
+    /// It has a port for a guest agent.
+    #[serde(default)]
+    pub agent: bool,
+}
+
+/// What a guest was seen to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// Whether its agent answered just now.
+    pub agent: bool,
+    /// Requests to its disks so far.
+    pub disk: u64,
+    /// Packets that it has sent so far.
+    pub network: u64,
 }
 
 /// A VM that runs.
@@ -235,6 +249,8 @@ pub trait VmDriver: LiveMigration {
     /// What its guest does. After a restart of the daemon a VM that is [`GuestState::NotStarted`] must be killed and
     /// started anew (its guard may not know it).
     async fn state(&self, vm: &str) -> Result<GuestState, VmError>;
+    /// What its guest shows of itself. An error, as of a QEMU that does not answer, says nothing about the guest.
+    async fn signs(&self, vm: &str) -> Result<Signs, VmError>;
     /// Processes of VMs of this host that nothing names: what a daemon left that was killed in the middle of a start.
     /// Never one that is just being started.
     async fn strays(&self) -> Result<Vec<Stray>, VmError>;

@@ -2,7 +2,7 @@
 //! runs what.
 
 use super::{
-    driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch},
+    driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
     fake_migration::{Copies, Moves},
 };
 use crate::guard::{Guard, Registration};
@@ -28,6 +28,10 @@ pub struct World {
     states: Mutex<BTreeMap<(String, String), GuestState>>,
     /// VMs whose QEMU does not answer.
     silent: Mutex<BTreeSet<(String, String)>>,
+    /// Guests that hang, until they are reset or end.
+    hung: Mutex<BTreeSet<(String, String)>>,
+    /// Who was reset.
+    resets: Mutex<Vec<(String, String)>>,
     /// How often each VM was started, anywhere.
     starts: Mutex<BTreeMap<String, u32>>,
     /// Host to processes that nothing names.
@@ -81,6 +85,18 @@ impl World {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
     }
 
+    /// The guest of a VM that runs hangs from now on, until it is reset or ends.
+    pub fn set_hung(&self, host: &str, vm: &str) {
+        let key = (host.to_owned(), vm.to_owned());
+        self.hung.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    /// Who was reset, one after another: host, VM.
+    #[must_use]
+    pub fn resets(&self) -> Vec<(String, String)> {
+        self.resets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How often each VM was started, anywhere.
     #[must_use]
     pub fn starts(&self) -> BTreeMap<String, u32> {
@@ -112,6 +128,7 @@ impl World {
         let key = (host.to_owned(), vm.to_owned());
         self.states.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if let Some(epoch) = epoch {
             self.tell(host, VmEvent::Exited { vm: vm.to_owned(), epoch, how });
         }
@@ -226,8 +243,17 @@ impl VmDriver for FakeVmDriver {
         self.world.kill_all(&self.host);
         Ok(0)
     }
-    async fn reset(&self, _vm: &str) -> Result<(), VmError> {
+    async fn reset(&self, vm: &str) -> Result<(), VmError> {
+        let key = (self.host.clone(), vm.to_owned());
+        self.world.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.world.resets.lock().unwrap_or_else(PoisonError::into_inner).push(key);
         Ok(())
+    }
+    async fn signs(&self, vm: &str) -> Result<Signs, VmError> {
+        self.state(vm).await?;
+        let key = (self.host.clone(), vm.to_owned());
+        let hung = self.world.hung.lock().unwrap_or_else(PoisonError::into_inner).contains(&key);
+        Ok(Signs { agent: !hung, disk: 0, network: 0 })
     }
     async fn state(&self, vm: &str) -> Result<GuestState, VmError> {
         self.clock.pass().await;

@@ -30,6 +30,11 @@ pub trait Copies: Send + Sync {
     fn takes(&self) -> Duration;
     /// Whether the next one breaks at its very end, and whether the taker has all of it nevertheless.
     fn breaks(&self) -> Option<bool>;
+    /// Whether a sender waits before it hands over, and a taker until it is told to run. One that does not is broken
+    /// on purpose.
+    fn waits(&self) -> bool {
+        true
+    }
 }
 
 /// Copies that go well.
@@ -133,11 +138,12 @@ impl World {
         lock(&self.moves.copies).get(vm).cloned()
     }
 
+    fn is_frozen(&self, host: &str) -> bool {
+        lock(&self.moves.frozen).contains(host)
+    }
+
     fn stalls(&self, copy: &OneCopy, copies: &dyn Copies) -> bool {
-        let frozen = lock(&self.moves.frozen);
-        frozen.contains(&copy.from)
-            || frozen.contains(&copy.to)
-            || !copies.reach(&copy.from, &copy.to)
+        self.is_frozen(&copy.to) || !copies.reach(&copy.from, &copy.to)
     }
 
     /// Ends a copy whose other side is gone; true when it did.
@@ -170,7 +176,14 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(copy) = world.copy(&vm) else { return };
-        if matches!(copy.sender, Copy::Broken(_) | Copy::Whole) || world.broken(&vm, &copy) {
+        if matches!(copy.sender, Copy::Broken(_) | Copy::Whole) {
+            return;
+        }
+        // A sender whose host is paused notices nothing, and does nothing by itself.
+        if world.is_frozen(&copy.from) {
+            continue;
+        }
+        if world.broken(&vm, &copy) {
             return;
         }
         if world.stalls(&copy, &*copies) {
@@ -180,6 +193,10 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
             left = left.saturating_sub(LOOK);
             if left.is_zero() {
                 world.halt(&copy.from, &vm);
+                if !copies.waits() {
+                    finish(&world, &vm, &copy, None);
+                    return world.go_on(&copy.to, &vm);
+                }
                 world.change(&vm, |copy| copy.sender = Copy::Stopped);
             }
         } else if copy.handing {
@@ -215,6 +232,8 @@ impl LiveMigration for FakeVmDriver {
 
     async fn start_incoming(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
         self.start_process(launch).await?;
+        // A new process knows nothing of a copy that an earlier one took.
+        lock(&self.world.moves.copies).retain(|vm, copy| *vm != launch.vm || copy.to != self.host);
         self.world.set_idle(&self.host, &launch.vm, launch.epoch);
         Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
     }

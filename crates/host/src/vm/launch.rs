@@ -32,6 +32,7 @@ struct Opened {
     kvm: Option<OwnedFd>,
     taps: Vec<OwnedFd>,
     incoming: Option<OwnedFd>,
+    agent: Option<OwnedFd>,
 }
 
 /// What the daemon hands to a VM's process.
@@ -83,6 +84,7 @@ pub fn spawn(
         kvm: opened.kvm.as_ref().map(AsRawFd::as_raw_fd),
         taps: opened.taps.iter().map(AsRawFd::as_raw_fd).collect(),
         incoming: opened.incoming.as_ref().map(AsRawFd::as_raw_fd),
+        agent: opened.agent.as_ref().map(AsRawFd::as_raw_fd),
     };
     let inherited = fds.all();
     let mut command = Command::new(find(program).ok_or(VmError::NoQemu)?);
@@ -159,6 +161,7 @@ fn open(
         kvm,
         taps,
         incoming,
+        agent: launch.agent.then(|| socket(run_dir::AGENT_SOCKET)).transpose()?,
     })
 }
 

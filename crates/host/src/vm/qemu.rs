@@ -11,13 +11,17 @@
 use super::{
     commands::{self, Command},
     console,
-    driver::{Exit, GuestState, RunningVm, Stray, VmDriver, VmError, VmEvent, VmLaunch},
+    driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
+    guest_agent,
     launch::{self, Handed, system},
     process::Process,
     qmp::{DEADLINE, Qmp, QmpError},
     record, run_dir, scan, scope,
 };
-use crate::guard::{Guard, Registration};
+use crate::{
+    guard::{Guard, Registration},
+    network::tap,
+};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::{
@@ -499,6 +503,23 @@ impl VmDriver for QemuDriver {
         let answer = self.ask(vm, &commands::STATUS, DEADLINE).await?;
         commands::guest_state(&answer)
             .ok_or_else(|| VmError::Qmp { vm: vm.into(), source: QmpError::NotQemu })
+    }
+
+    async fn signs(&self, vm: &str) -> Result<Signs, VmError> {
+        let stats = self.ask(vm, &commands::BLOCK_STATS, DEADLINE).await?;
+        let directory = self.directory(vm);
+        let launch = record::read(&directory)
+            .map_err(system(format!("the launch record of {vm} cannot be read")))?
+            .map(|record| record.launch)
+            .ok_or_else(|| VmError::NotHere(vm.into()))?;
+        let mut network = 0;
+        for nic in &launch.nics {
+            network += tap::sent_by_guest(&nic.tap)
+                .map_err(system(format!("the packets of {} cannot be counted", nic.tap)))?;
+        }
+        let agent =
+            launch.agent && guest_agent::answers(&directory.join(run_dir::AGENT_SOCKET)).await;
+        Ok(Signs { agent, disk: commands::disk_requests(&stats), network })
     }
 
     async fn strays(&self) -> Result<Vec<Stray>, VmError> {

@@ -24,6 +24,8 @@ pub const RECORD: &str = "launch.json";
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// The socket of the serial console.
 pub const CONSOLE_SOCKET: &str = "console.sock";
+/// The socket of the guest agent.
+pub const AGENT_SOCKET: &str = "agent.sock";
 /// What QEMU said.
 pub const MESSAGES: &str = "stderr";
 /// The NoCloud seed.

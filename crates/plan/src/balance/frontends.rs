@@ -87,9 +87,18 @@ fn keep(
         (Some(split), _) => split.traffic.clone(),
         (None, now) => now.map(|now| now.traffic.clone()).unwrap_or_default(),
     };
-    let next = match placement.filter(|p| stays(work, &p.holder)) {
+    let drained = placement.map(|p| &p.holder).filter(|holder| is_drained(work, holder));
+    let next = match placement.filter(|p| stays(work, &p.holder, usable)) {
         Some(now) => {
-            let candidates = candidates(&now.candidates, usable, &now.holder);
+            if let Some(holder) = drained {
+                let why = format!(
+                    "waiting: {address} stays on {holder}, which is drained: no other host is online"
+                );
+                work.wait(service_ref(name), why);
+            }
+            let line: Vec<Name> =
+                now.candidates.iter().filter(|host| !is_drained(work, host)).cloned().collect();
+            let candidates = candidates(&line, usable, &now.holder);
             FrontendPlacement { candidates, traffic, ..(*now.value).clone() }
         }
         None => {
@@ -102,6 +111,7 @@ fn keep(
             FrontendPlacement {
                 candidates: candidates(&[], usable, &holder),
                 holder,
+                from: drained.cloned(),
                 epoch,
                 traffic,
             }
@@ -117,7 +127,10 @@ fn keep(
         Some(now) if now.holder == next.holder => {
             format!("the hosts that may take {address} are now {}", list(&next.candidates))
         }
-        Some(now) => format!("{} takes {address} because {} is lost", next.holder, now.holder),
+        Some(now) => {
+            let why = if drained.is_some() { "drained" } else { "lost" };
+            format!("{} takes {address} because {} is {why}", next.holder, now.holder)
+        }
         None => format!("{} holds {address}", next.holder),
     };
     let expected_revision = placement.map_or(0, |p| p.revision);
@@ -130,9 +143,15 @@ fn list(hosts: &[Name]) -> String {
     hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// A holder keeps an address unless it is proven lost or gone; agents deal with a suspected one.
-fn stays(work: &Work<'_>, holder: &Name) -> bool {
-    work.states.get(holder).is_some_and(|state| !matches!(state, HostState::Lost(_)))
+/// A holder keeps an address unless it is proven lost or gone, or is drained and there is another; agents deal with a
+/// suspected one.
+fn stays(work: &Work<'_>, holder: &Name, usable: &[Name]) -> bool {
+    let leaves = is_drained(work, holder) && !usable.is_empty();
+    !leaves && work.states.get(holder).is_some_and(|state| !matches!(state, HostState::Lost(_)))
+}
+
+fn is_drained(work: &Work<'_>, host: &Name) -> bool {
+    matches!(work.states.get(host), Some(HostState::Draining | HostState::Drained))
 }
 
 fn least(held: &BTreeMap<Name, usize>, usable: &[Name]) -> Option<Name> {

@@ -1,7 +1,10 @@
 //! One member of a service as the plan sees it, and how it goes: first drained (the balancer sends it nothing new),
 //! then deleted.
 
-use crate::work::{Work, vm_ref};
+use crate::{
+    tolerance::drain,
+    work::{Work, vm_ref},
+};
 use haven_model::{
     Action, FrontendPlacement, Name, Object, Observations, Snapshot, Versioned, VmPhase, VmSpec,
     object::Stored,
@@ -24,6 +27,8 @@ pub(super) struct Member<'a> {
     pub ready_since_ms: Option<i64>,
     /// It runs and was well: clients may be on it, also when it is not well now. It may have more to do than it can.
     pub serves: bool,
+    /// Its host is drained, and it cannot move.
+    pub leaves: bool,
     /// It gets nothing: the traffic goes to members of other templates.
     pub idle: bool,
     /// When its template was let into the whole service.
@@ -53,6 +58,7 @@ impl<'a> Member<'a> {
         // Every balancer takes it out on mere suspicion.
         let host = snapshot.placements.get(name).map(|placement| &placement.host);
         let ready = ready && !host.is_some_and(|host| seen.suspected.contains(host));
+        let leaves = host.is_some_and(|host| drain::is_replaced(snapshot, object, host));
         let labels = &object.meta.labels;
         let own = labels.get(TEMPLATE_LABEL).map_or("", String::as_str);
         let time = |label: &str| labels.get(label).map(|at| at.parse().unwrap_or(0));
@@ -64,6 +70,7 @@ impl<'a> Member<'a> {
             ready,
             ready_since_ms: since.filter(|_| ready),
             serves,
+            leaves,
             idle: frontend.is_some_and(|frontend| frontend.gets_nothing(own)),
             released_ms: time(RELEASE_LABEL),
             draining: time(DRAIN_LABEL),

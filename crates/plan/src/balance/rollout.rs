@@ -110,6 +110,10 @@ impl<'a> Rollout<'a> {
     pub fn old(&self) -> impl Iterator<Item = &Member<'a>> {
         self.staying().filter(|m| !m.current)
     }
+    /// Those from the new template that another one takes the place of, because their host is drained.
+    fn leaving(&self) -> impl Iterator<Item = &Member<'a>> {
+        self.current().filter(|m| m.leaves)
+    }
     pub fn wanted(&self) -> usize {
         self.service.spec.replicas as usize
     }
@@ -231,12 +235,15 @@ impl<'a> Rollout<'a> {
     /// Makes what is missing.
     fn make(&self, work: &mut Work<'_>, stage: &Stage) {
         let old: Vec<&Member<'_>> = self.old().collect();
-        let surge = if old.is_empty() { 0 } else { self.service.spec.update.max_surge as usize };
+        let leaving = self.leaving().count();
+        let surge = self.service.spec.update.max_surge as usize;
+        let surge = if old.is_empty() && leaving == 0 { 0 } else { surge };
         let room = match stage.old {
             Old::Replaced => (self.wanted() + surge).saturating_sub(self.members.len()),
             Old::Held | Old::Kept => usize::MAX,
         };
-        let new = stage.new.saturating_sub(self.current().count()).min(room);
+        let staying = self.current().count() - leaving;
+        let new = stage.new.saturating_sub(staying).min(room);
         let like = old.iter().copied().max_by_key(|m| value(self, m));
         let like = like.filter(|_| stage.old == Old::Held);
         let useful = old.iter().filter(|m| !self.is_given_up(m.template)).count();
@@ -329,11 +336,13 @@ impl<'a> Rollout<'a> {
         let ready = self.getting().filter(|m| m.ready).count();
         let floor = self.floor();
         let mut spare = ready.saturating_sub(floor);
-        let standing =
-            self.getting().filter(|m| if m.current { m.ready } else { m.serves }).count();
+        let standing = self
+            .getting()
+            .filter(|m| if m.current && !m.leaves { m.ready } else { m.serves })
+            .count();
         let mut replaced = standing.saturating_sub(floor);
         for (member, why) in self.surplus(stage) {
-            let goes = match (member.ready, member.serves && !member.current) {
+            let goes = match (member.ready, member.serves && (!member.current || member.leaves)) {
                 // It has no traffic to lose; but what was good stays until there is enough without it.
                 _ if member.idle => ready >= floor || !self.is_released(member.template),
                 (true, _) => spare > 0 && (member.current || replaced > 0),
@@ -344,6 +353,14 @@ impl<'a> Rollout<'a> {
                 spare -= usize::from(member.ready && !member.idle);
                 replaced = replaced.saturating_sub(usize::from(member.serves && !member.idle));
                 member.retire(work, why);
+            } else if member.leaves {
+                let host = work.snapshot.placements.get(member.name).map(|p| &p.host);
+                let host = host.map(Name::as_str).unwrap_or_default();
+                let why = format!(
+                    "waiting: {} leaves {host}, which is drained, once another member takes its place: {ready} of {} are ready, and {floor} must be",
+                    member.name, self.name
+                );
+                work.wait(vm_ref(member.name), why);
             }
         }
     }
@@ -354,8 +371,15 @@ impl<'a> Rollout<'a> {
             self.staying().partition(|m| m.current);
         current.sort_by_key(|m| value(self, m));
         old.sort_by_key(|m| value(self, m));
-        let more = current.len().saturating_sub(stage.new);
-        let too_many = current.into_iter().take(more).map(|m| (m, "fewer members are wanted"));
+        let mut more = current.len().saturating_sub(stage.new);
+        if self.service.spec.update.max_surge == 0 {
+            // None may be made before one goes.
+            more = more.max(self.leaving().count());
+        }
+        let too_many = current.into_iter().take(more).map(|m| {
+            let drained = "its host is drained and it cannot move";
+            (m, if m.leaves { drained } else { "fewer members are wanted" })
+        });
         let (kept, why) = match stage.old {
             Old::Replaced => (0, "it is replaced by one from the new template"),
             Old::Held | Old::Kept => (self.wanted(), "its template was given up"),
@@ -397,9 +421,9 @@ impl<'a> Rollout<'a> {
 }
 
 /// What a member is worth, to keep: the least goes first.
-fn value(rollout: &Rollout<'_>, member: &Member<'_>) -> (bool, bool, bool, Reverse<u32>) {
+fn value(rollout: &Rollout<'_>, member: &Member<'_>) -> (bool, bool, bool, bool, Reverse<u32>) {
     let released = rollout.is_released(member.template);
-    (!member.idle, released, member.ready, Reverse(member.number()))
+    (!member.leaves, !member.idle, released, member.ready, Reverse(member.number()))
 }
 
 /// Whether there is a VM of this name, a person's own say, or a record of one that cannot be read.

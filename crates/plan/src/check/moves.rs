@@ -1,5 +1,6 @@
 //! What every step of a live migration keeps, judged by the store alone.
 
+use crate::tolerance::drain;
 use haven_model::{Handover, MigrationPhase, Name, Placement, Snapshot, plan::MoveStep};
 
 /// Checks one step against the record that it replaces.
@@ -27,9 +28,14 @@ pub(super) fn check(
                 && old.moving_to.is_none()
                 && old.moved_from.is_none()
                 && new.moved_from.is_none()
-                && new.moving_to.as_ref().is_some_and(|to| to.host != old.host)
+                && new.moving_to.as_ref().is_some_and(|to| {
+                    to.host != old.host && drain::stands(snapshot, &to.host).is_none()
+                })
         }
         MoveStep::TakeBack => same_owner && new.moving_to.is_none() && new.moved_from.is_none(),
+        MoveStep::Restart { from, told } => {
+            return restart(snapshot, vm, new, (from, *told));
+        }
         MoveStep::Commit { source_told, target_told } => {
             return commit(snapshot, vm, new, (*source_told, *target_told));
         }
@@ -55,6 +61,9 @@ fn commit(
     let old = &snapshot.placements[vm];
     let to =
         old.moving_to.as_ref().ok_or_else(|| format!("{vm} is handed over and does not move"))?;
+    if to.restart {
+        return Err(format!("{vm} is handed over live, and was to be stopped first"));
+    }
     let said = |host: &Name, phase: MigrationPhase, revision: i64| {
         snapshot
             .migration_told(vm, host, old.revision)
@@ -75,4 +84,28 @@ fn commit(
             from.host == old.host && from.attempt == old.revision && Some(from.session) == session
         });
     if whole { Ok(()) } else { Err(format!("{vm} is handed over otherwise than it was to be")) }
+}
+
+/// A VM that is not moved live changes its owner only after the one before has said that nothing of it runs there, in the
+/// session that is open.
+fn restart(
+    snapshot: &Snapshot,
+    vm: &Name,
+    new: &Placement,
+    (from, told): (&Name, i64),
+) -> Result<(), String> {
+    let old = &snapshot.placements[vm];
+    let to = old.moving_to.as_ref().filter(|to| to.restart);
+    let to = to.ok_or_else(|| format!("{vm} changes its owner and was not to be stopped"))?;
+    let said = snapshot
+        .migration_told(vm, &old.host, old.revision)
+        .is_some_and(|said| said.phase == MigrationPhase::Gone && said.revision == told);
+    if !said || *from != old.host {
+        return Err(format!("{vm} changes its owner before {} has stopped it", old.host));
+    }
+    let whole = new.host == to.host
+        && new.epoch == old.epoch + 1
+        && new.moving_to.is_none()
+        && new.moved_from.is_none();
+    if whole { Ok(()) } else { Err(format!("{vm} is given to another owner than it was to be")) }
 }

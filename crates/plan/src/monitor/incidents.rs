@@ -1,16 +1,24 @@
-//! The story of every lost host, measured: failed, noticed, proof, then per VM placed, started, ready.
+//! The story of every lost host, measured: failed, noticed, proof, then per VM placed, started, ready. That of a VM which
+//! keeps failing stands in [`super::failing`].
 
+use super::failing;
 use crate::work::{Work, host_ref, vm_ref};
 use haven_model::{
     Action, Incident, IncidentStep, LostSession, Name, ObjectRef, ProofKind, Snapshot, Versioned,
     VmSpec, object::Stored,
 };
 
+/// The number of the last incident, written or promised.
+pub(crate) fn last_number(snapshot: &Snapshot) -> u64 {
+    let written = snapshot.incidents.keys().next_back().copied().unwrap_or(0);
+    let promised = snapshot.lost.values().map(|lost| lost.incident).max().unwrap_or(0);
+    written.max(promised)
+}
+
 /// The number of the next incident.
-pub(crate) fn next_number(work: &Work<'_>) -> u64 {
-    let written = work.snapshot.incidents.keys().next_back().copied().unwrap_or(0);
-    let promised = work.snapshot.lost.values().map(|lost| lost.incident).max().unwrap_or(0);
-    written.max(promised) + 1
+pub(crate) fn next_number(work: &mut Work<'_>) -> u64 {
+    work.incidents += 1;
+    work.incidents
 }
 
 /// Opens the incidents of lost hosts and follows those that are open.
@@ -21,8 +29,12 @@ pub(crate) fn follow(work: &mut Work<'_>) {
             open(work, host, lost);
         }
     }
+    failing::open(work);
     for incident in snapshot.incidents.values().filter(|i| i.closed_ms.is_none()) {
-        let next = advance(snapshot, incident, work.seen.now_ms);
+        let next = match &incident.vm {
+            Some(vm) => failing::advance(work, incident, vm),
+            None => advance(snapshot, incident, work.seen.now_ms),
+        };
         if next != *incident.value {
             let reason = format!("incident {} goes on", incident.number);
             let action = Action::PutIncident {
@@ -34,7 +46,23 @@ pub(crate) fn follow(work: &mut Work<'_>) {
     }
 }
 
-fn step(at_ms: i64, phase: &str, object: ObjectRef, message: String) -> IncidentStep {
+/// The proof that an incident's `proof` step tells of.
+pub(crate) fn proof_of(step: &IncidentStep) -> ProofKind {
+    if step.message.ends_with(proven(ProofKind::PoweredOff)) {
+        ProofKind::PoweredOff
+    } else {
+        ProofKind::LeaseExpired
+    }
+}
+
+fn proven(proof: ProofKind) -> &'static str {
+    match proof {
+        ProofKind::LeaseExpired => "its lease expired, its guard has stopped its VMs",
+        ProofKind::PoweredOff => "its power was read as off",
+    }
+}
+
+pub(super) fn step(at_ms: i64, phase: &str, object: ObjectRef, message: String) -> IncidentStep {
     IncidentStep { at_ms, phase: phase.into(), object, message }
 }
 
@@ -47,10 +75,7 @@ fn open(work: &mut Work<'_>, host: &Name, lost: &LostSession) {
         .map(|(name, _)| name.clone())
         .collect();
     let object = host_ref(host);
-    let how = match lost.proof {
-        ProofKind::LeaseExpired => "its lease expired, its guard has stopped its VMs",
-        ProofKind::PoweredOff => "its power was read as off",
-    };
+    let how = proven(lost.proof);
     let steps = vec![
         step(
             lost.last_heard_ms,
@@ -65,6 +90,7 @@ fn open(work: &mut Work<'_>, host: &Name, lost: &LostSession) {
         title: format!("{host} was lost with {} VMs", waiting_for.len()),
         host: host.clone(),
         session: lost.session,
+        vm: None,
         waiting_for,
         steps,
         closed_ms: None,

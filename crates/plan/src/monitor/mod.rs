@@ -1,3 +1,4 @@
 //! Monitor: incidents.
 
+mod failing;
 pub mod incidents;

@@ -2,11 +2,7 @@
 
 use super::{asks_apart, asks_near, selects};
 use crate::tolerance::hosts::HostState;
-use haven_model::{
-    Bytes, Name, Snapshot, VmSpec,
-    object::{Kind, Stored},
-    vm::Selector,
-};
+use haven_model::{Bytes, Name, Snapshot, VmSpec, object::Stored, vm::Selector};
 use std::collections::BTreeMap;
 
 /// Memory that QEMU itself needs beside the guest's.
@@ -129,7 +125,7 @@ impl<'a> Room<'a> {
         if !vm.spec.affinity.near.is_empty() || !vm.spec.affinity.apart.is_empty() {
             room.wishing.push(vm);
         }
-        if let Some(owner) = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
+        if let Some(owner) = vm.meta.member_of() {
             self.services.entry(owner.name.clone()).or_default().push(host.clone());
         }
     }
@@ -143,7 +139,7 @@ impl<'a> Room<'a> {
         room.memory_used += cost.memory;
         room.cpus_used += cost.cpus;
         room.coming.push(vm);
-        if let Some(owner) = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service) {
+        if let Some(owner) = vm.meta.member_of() {
             self.services.entry(owner.name.clone()).or_default().push(host.clone());
         }
     }
@@ -158,11 +154,19 @@ impl<'a> Room<'a> {
         room.cpus_used = room.cpus_used.saturating_sub(cost.cpus);
         room.vms.retain(|other| other.meta.name != vm.meta.name);
         room.wishing.retain(|other| other.meta.name != vm.meta.name);
-        let owner = vm.meta.owner.as_ref().filter(|owner| owner.kind == Kind::Service);
-        if let Some(hosts) = owner.and_then(|owner| self.services.get_mut(&owner.name))
+        if let Some(hosts) =
+            vm.meta.member_of().and_then(|owner| self.services.get_mut(&owner.name))
             && let Some(index) = hosts.iter().position(|on| on == host)
         {
             hosts.swap_remove(index);
+        }
+    }
+
+    /// Forgets a host with all that is on it, as if it were lost.
+    pub fn lose(&mut self, host: &Name) {
+        self.hosts.remove(host);
+        for hosts in self.services.values_mut() {
+            hosts.retain(|on| on != host);
         }
     }
 

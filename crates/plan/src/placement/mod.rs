@@ -12,11 +12,14 @@ use crate::work::Work;
 use capacity::{HostRoom, cost};
 use haven_model::{
     Bytes, Name, VmSpec,
-    object::{Kind, Stored},
+    object::Stored,
     service::SpreadSpec,
     vm::{AffinitySpec, Selector},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// What a VM asks of its host.
 pub struct Wish<'a> {
@@ -29,7 +32,7 @@ impl<'a> Wish<'a> {
     /// What this VM asks.
     #[must_use]
     pub fn of(vm: &'a Stored<VmSpec>) -> Self {
-        let service = vm.meta.owner.as_ref().filter(|o| o.kind == Kind::Service).map(|o| &o.name);
+        let service = vm.meta.member_of().map(|service| &service.name);
         Self { spec: &vm.spec, labels: &vm.meta.labels, service }
     }
 }
@@ -79,31 +82,8 @@ fn choose_among(
     wish: &Wish<'_>,
     may: &dyn Fn(&Name) -> bool,
 ) -> Result<Choice, String> {
-    let mut refused: BTreeMap<String, u32> = BTreeMap::new();
-    let spread = spread_of(work, wish);
-    let mut best: Option<(Score, &Name)> = None;
-    let mut most_free = (0, None);
-    for (host, state) in work.states.iter().filter(|(host, _)| may(host)) {
-        let room = work.room.of_host(host);
-        let Some(room) = room.filter(|_| state.usable()) else {
-            *refused.entry(format!("is {}", plain(*state))).or_default() += 1;
-            continue;
-        };
-        if room.memory_free() >= most_free.0 {
-            most_free = (room.memory_free(), Some(host));
-        }
-        match judge(work, host, room, wish, &spread) {
-            Ok(score) => {
-                if best.as_ref().is_none_or(|(than, _)| score > *than) {
-                    best = Some((score, host));
-                }
-            }
-            Err(why) => *refused.entry(why).or_default() += 1,
-        }
-    }
-    let Some((score, host)) = best else {
-        return Err(waiting(vm, wish, &refused, most_free));
-    };
+    let found = find(work, wish, may).map_err(|refused| refused.waiting(vm, wish))?;
+    let Found { host, score } = found;
     let mut reason = score.words(host, work);
     if !score.is_missed
         && let Some((elsewhere, asking)) = missed(work, wish)
@@ -116,6 +96,59 @@ fn choose_among(
     Ok(Choice { host: host.clone(), reason })
 }
 
+/// The best host, without words.
+pub(crate) struct Found<'w> {
+    /// The host.
+    pub host: &'w Name,
+    score: Score<'w>,
+}
+
+/// Why there is none.
+#[derive(Default)]
+pub(crate) struct Refused<'w> {
+    /// How many hosts refuse for the same reason.
+    why: BTreeMap<Cow<'static, str>, u32>,
+    most_free: (u64, Option<&'w Name>),
+}
+
+/// What a host says that has no memory left.
+const NO_MEMORY: &str = "has too little free memory";
+
+/// The best host among those that `may`.
+pub(crate) fn find<'w>(
+    work: &'w Work<'_>,
+    wish: &Wish<'_>,
+    may: &dyn Fn(&Name) -> bool,
+) -> Result<Found<'w>, Refused<'w>> {
+    let mut refused = Refused::default();
+    let spread = spread_of(work, wish);
+    let mut best: Option<Found<'_>> = None;
+    let mut rooms = work.room.hosts().peekable();
+    for (host, state) in &work.states {
+        while rooms.next_if(|(of, _)| *of < host).is_some() {}
+        let room = rooms.next_if(|(of, _)| *of == host).map(|(_, room)| room);
+        if !may(host) {
+            continue;
+        }
+        let Some(room) = room.filter(|_| state.usable()) else {
+            *refused.why.entry(format!("is {}", plain(*state)).into()).or_default() += 1;
+            continue;
+        };
+        if room.memory_free() >= refused.most_free.0 {
+            refused.most_free = (room.memory_free(), Some(host));
+        }
+        match judge(work, host, room, wish, &spread) {
+            Ok(score) => {
+                if best.as_ref().is_none_or(|than| score > than.score) {
+                    best = Some(Found { host, score });
+                }
+            }
+            Err(why) => *refused.why.entry(why).or_default() += 1,
+        }
+    }
+    best.ok_or(refused)
+}
+
 /// A VM that asks to be near this one and is near none such yet, and its host.
 fn missed<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Option<(&'a Name, &'a Stored<VmSpec>)> {
     work.room.hosts().find_map(|(host, room)| Some((host, room.misses(wish.labels)?)))
@@ -123,37 +156,43 @@ fn missed<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Option<(&'a Name, &'a Stor
 
 /// A state without its figures, so that like reasons are counted together.
 fn plain(state: crate::HostState) -> &'static str {
-    use crate::HostState::{Cordoned, Joining, Lost, Online, Silent, Suspected};
+    use crate::HostState::{Cordoned, Drained, Draining, Joining, Lost, Online, Silent, Suspected};
     match state {
         Joining => "joining",
         Online => "without a status",
         Cordoned => "cordoned",
+        Draining => "draining",
+        Drained => "drained",
         Suspected => "suspected",
         Silent(_) => "silent",
         Lost(_) => "lost",
     }
 }
 
-fn waiting(
-    vm: &Name,
-    wish: &Wish<'_>,
-    refused: &BTreeMap<String, u32>,
-    most: (u64, Option<&Name>),
-) -> String {
-    let mut why: Vec<String> = refused
-        .iter()
-        .map(
-            |(why, n)| {
-                if *n == 1 { format!("1 host {why}") } else { format!("{n} hosts each: {why}") }
-            },
-        )
-        .collect();
-    if let Some(host) = most.1 {
-        why.insert(0, format!("largest free is {} on {host}", mib(most.0)));
-    } else {
-        why.insert(0, "no host is online".into());
+impl Refused<'_> {
+    /// How many hosts refuse, in words, a reason each.
+    fn reasons(&self) -> Vec<String> {
+        let words = |(why, n): (&Cow<'_, str>, &u32)| {
+            if *n == 1 { format!("1 host {why}") } else { format!("{n} hosts each: {why}") }
+        };
+        self.why.iter().map(words).collect()
     }
-    format!("waiting: {vm} needs {}, {}", wish.spec.memory, why.join("; "))
+
+    /// What hosts lack beside memory; nothing when it is memory alone, or when no host is left.
+    pub fn beside_memory(&self) -> Option<String> {
+        let other = self.why.keys().any(|why| why != NO_MEMORY && !why.starts_with("is "));
+        other.then(|| self.reasons().join("; "))
+    }
+
+    fn waiting(&self, vm: &Name, wish: &Wish<'_>) -> String {
+        let mut why = self.reasons();
+        if let Some(host) = self.most_free.1 {
+            why.insert(0, format!("largest free is {} on {host}", mib(self.most_free.0)));
+        } else {
+            why.insert(0, "no host is online".into());
+        }
+        format!("waiting: {vm} needs {}, {}", wish.spec.memory, why.join("; "))
+    }
 }
 
 fn mib(bytes: u64) -> Bytes {
@@ -162,7 +201,7 @@ fn mib(bytes: u64) -> Bytes {
 
 /// Larger is better, field by field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Score {
+struct Score<'w> {
     /// A VM that is there asks to be near this one.
     is_missed: bool,
     fewest_members: std::cmp::Reverse<usize>,
@@ -172,10 +211,10 @@ struct Score {
     /// Thousandths of the host's CPUs that stay free, over all promises.
     cpu_free: u64,
     /// The first by name.
-    name: std::cmp::Reverse<Name>,
+    name: std::cmp::Reverse<&'w Name>,
 }
 
-impl Score {
+impl Score<'_> {
     fn words(&self, host: &Name, work: &Work<'_>) -> String {
         let members = match self.fewest_members.0 {
             0 => "no other member is there".to_owned(),
@@ -194,7 +233,7 @@ struct Spread<'a> {
     by: &'a str,
     required: bool,
     /// Members of the same service per value of the spread key.
-    counts: BTreeMap<String, usize>,
+    counts: BTreeMap<Cow<'a, str>, usize>,
 }
 
 fn spread_of<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Spread<'a> {
@@ -210,45 +249,49 @@ fn spread_of<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Spread<'a> {
     Spread { by, required: *required, counts }
 }
 
-fn domain(work: &Work<'_>, host: &Name, by: &str) -> String {
+fn domain<'w>(work: &'w Work<'_>, host: &'w Name, by: &str) -> Cow<'w, str> {
     if by == "host" {
-        return host.to_string();
+        return host.as_str().into();
     }
     let labels = work.snapshot.hosts.get(host).map(|h| &h.meta.labels);
     labels
         .and_then(|labels| labels.get(by))
-        .cloned()
-        .unwrap_or_else(|| format!("no {by} of {host}"))
+        .map_or_else(|| format!("no {by} of {host}").into(), |label| label.as_str().into())
 }
 
-fn judge(
+fn judge<'w>(
     work: &Work<'_>,
-    host: &Name,
+    host: &'w Name,
     room: &HostRoom,
     wish: &Wish<'_>,
     spread: &Spread<'_>,
-) -> Result<Score, String> {
+) -> Result<Score<'w>, Cow<'static, str>> {
     let affinity: &AffinitySpec = &wish.spec.affinity;
-    if !selects(&affinity.hosts, &work.snapshot.hosts[host].meta.labels) {
-        return Err(format!("lacks the labels {:?}", affinity.hosts));
+    if !affinity.hosts.is_empty()
+        && !selects(&affinity.hosts, &work.snapshot.hosts[host].meta.labels)
+    {
+        return Err(format!("lacks the labels {:?}", affinity.hosts).into());
     }
     let cost = cost(wish.spec);
     if room.memory_free() < cost.memory {
-        return Err("has too little free memory".into());
+        return Err(NO_MEMORY.into());
     }
     if u64::from(wish.spec.cpus) > room.cpus
         || room.cpus_used + cost.cpus > room.cpus * CPU_OVERCOMMIT
     {
         return Err("has too few CPUs".into());
     }
-    let members = spread.counts.get(&domain(work, host, spread.by)).copied().unwrap_or(0);
+    let members = match spread.counts.is_empty() {
+        true => 0,
+        false => spread.counts.get(domain(work, host, spread.by).as_ref()).copied().unwrap_or(0),
+    };
     if spread.required && members > 0 {
-        return Err(format!("shares its {} with another member", spread.by));
+        return Err(format!("shares its {} with another member", spread.by).into());
     }
     let mut broken = 0;
     if let Some(other) = room.refuses(wish.labels) {
         if !other.spec.affinity.soft {
-            return Err(format!("runs {}, which must be apart from it", other.meta.name));
+            return Err(format!("runs {}, which must be apart from it", other.meta.name).into());
         }
         broken += 1;
     }
@@ -272,7 +315,7 @@ fn judge(
         memory_free: (room.memory_free() - cost.memory) * 1000 / room.memory.max(1),
         cpu_free: (room.cpus * CPU_OVERCOMMIT - room.cpus_used - cost.cpus) * 1000
             / (room.cpus * CPU_OVERCOMMIT).max(1),
-        name: std::cmp::Reverse(host.clone()),
+        name: std::cmp::Reverse(host),
     })
 }
 

@@ -13,6 +13,10 @@ pub enum HostState {
     Online,
     /// It runs VMs and takes no new ones.
     Cordoned,
+    /// It is being emptied: it runs VMs that are to leave it, and takes no new ones.
+    Draining,
+    /// It was emptied and takes no new VMs.
+    Drained,
     /// A majority of its watchers does not hear it. Proves nothing.
     Suspected,
     /// Its lease record has stood unchanged for so many milliseconds, longer than a renewal takes.
@@ -27,6 +31,8 @@ impl fmt::Display for HostState {
             HostState::Joining => f.write_str("joining"),
             HostState::Online => f.write_str("online"),
             HostState::Cordoned => f.write_str("cordoned"),
+            HostState::Draining => f.write_str("draining"),
+            HostState::Drained => f.write_str("drained"),
             HostState::Suspected => f.write_str("suspected"),
             HostState::Silent(ms) => write!(f, "silent for {:.1} s", *ms as f64 / 1000.0),
             HostState::Lost(proof) => write!(f, "lost ({proof})"),
@@ -39,6 +45,15 @@ impl HostState {
     #[must_use]
     pub fn usable(self) -> bool {
         self == HostState::Online
+    }
+
+    /// Whether what runs there runs on, as far as is known.
+    #[must_use]
+    pub fn well(self) -> bool {
+        matches!(
+            self,
+            HostState::Online | HostState::Cordoned | HostState::Draining | HostState::Drained
+        )
     }
 }
 
@@ -71,7 +86,16 @@ fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState 
         return HostState::Joining;
     }
     let object = &snapshot.hosts[host];
-    if object.spec.cordoned || object.meta.deleting {
+    if super::drain::stands(snapshot, host).is_some() {
+        // One that cannot be read may be there.
+        let unread = snapshot.unreadable_under("placement/vm/").is_some();
+        let holds = super::drain::held(snapshot, host).next().is_some();
+        let empty = super::drain::left(snapshot, host).next().is_none() && !unread && !holds;
+        if empty { HostState::Drained } else { HostState::Draining }
+    } else if object.spec.cordoned
+        || object.meta.deleting
+        || snapshot.unreadable.contains_key(&format!("drains/{host}"))
+    {
         HostState::Cordoned
     } else {
         HostState::Online
@@ -107,21 +131,33 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
     }
     let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
     if has_power && work.seen.suspected.contains(host) {
-        // A host that renews lives, whatever its heartbeats say: one that has just come back is not heard yet. And a
-        // daemon that is being restarted, by an upgrade say, is neither heard nor renews, and has done nothing wrong:
-        // it is given half of the lease's time before its whole host goes down for it.
-        // Its own record says how long that is, as for the proof: it may not live by a change of the timers yet.
-        let age = work.seen.leases.get(host).filter(|age| age.revision == revision);
-        let unchanged_ms = age.map_or(0, |age| age.unchanged_ms);
-        let missed_ms = work.snapshot.leases.get(host).map_or(0, |lease| lease.ttl_ms) / 2;
-        if unchanged_ms < missed_ms {
-            work.wake(missed_ms - unchanged_ms);
-            return false;
-        }
-        let reason = format!("{host} is suspected: switching it off to have a proof");
-        work.act(host_ref(host), reason, Action::PowerOff { host: host.clone(), session });
+        seek_power(work, host, session, revision);
     }
     false
+}
+
+/// Asks for the power of a suspected host, and cuts it once it has been silent for long.
+fn seek_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) {
+    // A host that renews lives, whatever its heartbeats say: one that has just come back is not heard yet. And a
+    // daemon that is being restarted, by an upgrade say, is neither heard nor renews, and has done nothing wrong: it is
+    // given half of the lease's time before its whole host goes down for it. One that is off already loses nothing by
+    // being asked for sooner.
+    // Its own record says how long that is, as for the proof: it may not live by a change of the timers yet.
+    let age = work.seen.leases.get(host).filter(|age| age.revision == revision);
+    let unchanged_ms = age.map_or(0, |age| age.unchanged_ms);
+    let missed_ms = work.snapshot.leases.get(host).map_or(0, |lease| lease.ttl_ms) / 2;
+    let read_ms = (2 * work.timers.renew.0).min(missed_ms);
+    if unchanged_ms < read_ms {
+        return work.wake(read_ms - unchanged_ms);
+    }
+    if unchanged_ms < missed_ms {
+        work.wake(missed_ms - unchanged_ms);
+        let reason = format!("{host} is suspected: reading whether it is off already");
+        let action = Action::ReadPower { host: host.clone(), session };
+        return work.act(host_ref(host), reason, action);
+    }
+    let reason = format!("{host} is suspected: switching it off to have a proof");
+    work.act(host_ref(host), reason, Action::PowerOff { host: host.clone(), session });
 }
 
 fn by_lease(work: &mut Work<'_>, host: &Name, session: u64) {
@@ -162,6 +198,16 @@ fn close(
     proof: ProofKind,
     reason: String,
 ) {
+    // Nothing runs on by a promise where there is no power.
+    let by_lease = proof == ProofKind::LeaseExpired;
+    if let Some(ms) = work.seen.promised.get(host).filter(|_| by_lease) {
+        let why = format!(
+            "waiting: {host} is not taken for lost within the next {:.1} s: the store was stuck, and hosts that all others answered may run on without it for a moment",
+            *ms as f64 / 1000.0
+        );
+        work.wait(host_ref(host), why);
+        return work.wake(*ms);
+    }
     let unchanged = work.seen.leases.get(host).map_or(0, |age| age.unchanged_ms);
     let lost = LostSession {
         session,

@@ -6,7 +6,7 @@
 
 use crate::{
     placement,
-    tolerance::hosts::HostState,
+    tolerance::{drain, hosts::HostState},
     work::{Work, vm_ref},
 };
 use haven_model::{
@@ -22,7 +22,11 @@ pub(crate) fn plan(work: &mut Work<'_>) {
         if placement.moved_from.is_some() {
             settle(work, vm, placement);
         } else if let Some(to) = &placement.moving_to {
-            go_on(work, vm, placement, to);
+            if to.restart {
+                restart_on(work, vm, placement, to);
+            } else {
+                go_on(work, vm, placement, to);
+            }
         }
     }
     for (vm, migration) in snapshot.migrations.iter().filter(|(_, m)| m.outcome.is_none()) {
@@ -73,10 +77,7 @@ fn go_on(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>, to: &
     let source = snapshot.migration_told(vm, &placement.host, placement.revision);
     let target = snapshot.migration_told(vm, &to.host, placement.revision);
     if let Some(why) = broken(work, vm, placement, to, source, target) {
-        let reason = format!("{vm} stays on {}: {why}", placement.host);
-        let ended = ended(work, vm, false, &reason);
-        let back = Placement { moving_to: None, ..(*placement.value).clone() };
-        return step(work, vm, placement, back, MoveStep::TakeBack, ended, reason);
+        return take_back(work, vm, placement, &why);
     }
     let stopped = source.filter(|told| told.phase == MigrationPhase::Stopped);
     let listens = target.filter(|told| told.phase == MigrationPhase::Listening);
@@ -106,6 +107,61 @@ fn go_on(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>, to: &
     );
 }
 
+fn take_back(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>, why: &str) {
+    let reason = format!("{vm} stays on {}: {why}", placement.host);
+    let ended = ended(work, vm, false, &reason);
+    let back = Placement { moving_to: None, ..(*placement.value).clone() };
+    step(work, vm, placement, back, MoveStep::TakeBack, ended, reason);
+}
+
+/// An attempt that is not live: once the owner has stopped the VM and said so, the owner changes.
+fn restart_on(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>, to: &MovingTo) {
+    let snapshot = work.snapshot;
+    let gone = snapshot.vms.get(vm).is_none_or(|object| object.meta.deleting);
+    let why = gone.then(|| "it is being deleted".to_owned());
+    if let Some(why) = why.or_else(|| unwanted(work, vm, placement, to)) {
+        return take_back(work, vm, placement, &why);
+    }
+    let told = snapshot.migration_told(vm, &placement.host, placement.revision);
+    let Some(told) = told.filter(|told| told.phase == MigrationPhase::Gone) else {
+        let why = format!("{vm} moves from {} to {} once it has ended", placement.host, to.host);
+        return work.wait(vm_ref(vm), why);
+    };
+    let new = Placement {
+        host: to.host.clone(),
+        epoch: placement.epoch + 1,
+        moving_to: None,
+        ..(*placement.value).clone()
+    };
+    let runs = snapshot.vms.get(vm).is_some_and(|object| object.spec.running);
+    let how = if runs { "restarts" } else { "has its place" };
+    let reason = format!("{vm} {how} on {}, moved from {}", to.host, placement.host);
+    let ended = ended(work, vm, true, &reason);
+    let change = MoveStep::Restart { from: placement.host.clone(), told: told.revision };
+    step(work, vm, placement, new, change, ended, reason);
+}
+
+/// Why nobody wants an attempt any more, or why its new host cannot take it.
+fn unwanted(work: &Work<'_>, vm: &Name, placement: &Placement, to: &MovingTo) -> Option<String> {
+    let wanted = work.snapshot.migrations.get(vm).filter(|m| m.id == to.migration);
+    let Some(wanted) = wanted else {
+        return Some("nobody wants it to move any more".into());
+    };
+    if let Some(outcome) = &wanted.outcome {
+        return Some(outcome.message.clone());
+    }
+    if let Some(of) = wanted.drain.as_ref().filter(|of| !of.back)
+        && drain::stands(work.snapshot, &placement.host).is_none_or(|now| now.id != of.drain)
+    {
+        return Some(format!("the drain of {} was ended", placement.host));
+    }
+    match work.states.get(&to.host) {
+        Some(HostState::Online | HostState::Cordoned) => None,
+        Some(state) => Some(format!("{} is {state}", to.host)),
+        None => Some(format!("{} is no host of the cluster any more", to.host)),
+    }
+}
+
 /// Why an attempt cannot go on.
 fn broken(
     work: &Work<'_>,
@@ -118,12 +174,8 @@ fn broken(
     let failed = |told: Option<&Versioned<MigrationStatus>>| {
         told.filter(|told| told.phase == MigrationPhase::Failed).map(|told| told.message.clone())
     };
-    let wanted = work.snapshot.migrations.get(vm).filter(|m| m.id == to.migration);
-    if let Some(outcome) = wanted.and_then(|m| m.outcome.as_ref()) {
-        return Some(outcome.message.clone());
-    }
-    if wanted.is_none() {
-        return Some("nobody wants it to move any more".into());
+    if let Some(why) = unwanted(work, vm, placement, to) {
+        return Some(why);
     }
     match work.snapshot.vms.get(vm) {
         Some(object) if object.spec.running && !object.meta.deleting => {}
@@ -135,11 +187,6 @@ fn broken(
     if let Some(why) = failed(target) {
         return Some(format!("{} could not make ready: {why}", to.host));
     }
-    match work.states.get(&to.host) {
-        Some(HostState::Online | HostState::Cordoned) => {}
-        Some(state) => return Some(format!("{} is {state}", to.host)),
-        None => return Some(format!("{} is no host of the cluster any more", to.host)),
-    }
     // A lost owner is a recovery's to judge.
     let ends = work.snapshot.told_of(vm).is_some_and(|status| status.phase != VmPhase::Running);
     (ends && work.states.get(&placement.host).is_some_and(|s| !matches!(s, HostState::Lost(_))))
@@ -150,20 +197,15 @@ fn broken(
 fn begin(work: &mut Work<'_>, vm: &Name, migration: &Versioned<Migration>) {
     match target(work, vm, migration) {
         Ok((placement, host, why)) => {
-            let to = MovingTo {
-                host: host.clone(),
-                migration: migration.id.clone(),
-                options: migration.options.clone(),
-            };
-            if let Some(object) = work.snapshot.vms.get(vm) {
-                work.room.expect(&host, object);
+            if let Some(why) = work.moves.full([&placement.host, &host]) {
+                return work.wait(vm_ref(vm), format!("waiting: {vm} moves later: {why}"));
             }
             let reason = format!(
                 "{vm} is to move from {} to {host}, as {} asked: {why}",
                 placement.host, migration.by
             );
-            let moving = Placement { moving_to: Some(to), ..(*placement.value).clone() };
-            step(work, vm, placement, moving, MoveStep::Begin, None, reason);
+            let way = SetOut { host, restart: false, record: None };
+            set_out(work, vm, placement, migration, way, reason);
         }
         Err(Refusal::Never(why)) => {
             let message = format!("{vm} is not moved: {why}");
@@ -176,6 +218,42 @@ fn begin(work: &mut Work<'_>, vm: &Name, migration: &Versioned<Migration>) {
         }
         Err(Refusal::NotNow(why)) => work.wait(vm_ref(vm), why),
     }
+}
+
+/// How a VM sets out.
+pub(crate) struct SetOut {
+    /// Where to.
+    pub host: Name,
+    /// It is not moved live.
+    pub restart: bool,
+    /// The revision of the record that the migration's own replaces, when that is written with this step.
+    pub record: Option<i64>,
+}
+
+/// The first step: another host makes ready, or the owner stops it.
+pub(crate) fn set_out(
+    work: &mut Work<'_>,
+    vm: &Name,
+    placement: &Versioned<Placement>,
+    migration: &Migration,
+    way: SetOut,
+    reason: String,
+) {
+    let SetOut { host, restart, record } = way;
+    let object = work.snapshot.vms.get(vm);
+    if let Some(object) = object {
+        work.room.expect(&host, object);
+    }
+    work.moves.add([&placement.host, &host], object.map(|object| &**object));
+    let to = MovingTo {
+        host,
+        migration: migration.id.clone(),
+        options: migration.options.clone(),
+        restart,
+    };
+    let moving = Placement { moving_to: Some(to), ..(*placement.value).clone() };
+    let record = record.map(|revision| (Box::new(migration.clone()), revision));
+    step(work, vm, placement, moving, MoveStep::Begin, record, reason);
 }
 
 /// Why a migration does not begin.
@@ -194,6 +272,10 @@ fn target<'a>(
 ) -> Result<(&'a Versioned<Placement>, Name, String), Refusal> {
     let never = |why: String| Err(Refusal::Never(why));
     let snapshot = work.snapshot;
+    if migration.drain.is_some() {
+        // It began with its record, so that has ended otherwise: its owner was lost.
+        return never("it is not under way any more".into());
+    }
     let Some(object) = snapshot.vms.get(vm).filter(|v| v.spec.running && !v.meta.deleting) else {
         return never("it shall not run".into());
     };
@@ -219,7 +301,7 @@ fn target<'a>(
     if !runs || placement.moving_to.is_some() {
         return Err(Refusal::NotNow(format!("waiting: {vm} moves once it runs")));
     }
-    if let Some(state) = work.states.get(&placement.host).filter(|state| !speaks(**state)) {
+    if let Some(state) = work.states.get(&placement.host).filter(|state| !state.well()) {
         return Err(Refusal::NotNow(format!(
             "waiting: {vm} moves once {} is well, which is {state}",
             placement.host
@@ -237,12 +319,8 @@ fn target<'a>(
     Ok((placement, choice.host, choice.reason))
 }
 
-fn speaks(state: HostState) -> bool {
-    matches!(state, HostState::Online | HostState::Cordoned)
-}
-
 /// Why what runs on one host cannot go on on another one, if so: QEMU takes a guest of its own or an older version.
-fn unfit(snapshot: &Snapshot, from: &Name, to: &Name) -> Option<String> {
+pub(crate) fn unfit(snapshot: &Snapshot, from: &Name, to: &Name) -> Option<String> {
     let (from_status, to_status) = (snapshot.host_status.get(from)?, snapshot.host_status.get(to)?);
     if from_status.accel != to_status.accel {
         return Some(format!(
@@ -288,10 +366,10 @@ fn step(
     old: &Versioned<Placement>,
     placement: Placement,
     step: MoveStep,
-    ended: Option<(Box<Migration>, i64)>,
+    record: Option<(Box<Migration>, i64)>,
     reason: String,
 ) {
     let action =
-        Action::MoveVm { vm: vm.clone(), placement, expected_revision: old.revision, step, ended };
+        Action::MoveVm { vm: vm.clone(), placement, expected_revision: old.revision, step, record };
     work.act(vm_ref(vm), reason, action);
 }

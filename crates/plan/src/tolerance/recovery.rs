@@ -3,27 +3,23 @@
 
 use crate::{
     placement::{self, Wish},
-    tolerance::hosts::HostState,
+    tolerance::{
+        hosts::HostState,
+        order::{self, Order, Turn},
+    },
     work::{Work, vm_ref},
 };
 use haven_model::{
     Action, Name, NicAddress, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
-    VmStatus,
-    object::{Kind, Stored},
-    plan::TakenFrom,
-    vm::RestartPolicy,
+    VmStatus, object::Stored, plan::TakenFrom, vm::RestartPolicy,
 };
 
 /// Places every VM that should run and has no host that can run it.
 pub(crate) fn plan(work: &mut Work<'_>) {
-    let mut vms: Vec<(&Name, &Versioned<Stored<VmSpec>>)> = work
-        .snapshot
-        .vms
-        .iter()
-        .filter(|(name, vm)| vm.spec.running && !vm.meta.deleting && needs_host(work, name))
-        .collect();
-    // The oldest first, so that a newcomer never takes the place of what ran before.
-    vms.sort_by_key(|(name, vm)| (vm.meta.created_ms, (*name).clone()));
+    let vms = queue(work);
+    let mut names: Vec<Name> = vms.iter().map(|(name, _)| (*name).clone()).collect();
+    names.sort();
+    order::forget(work, &names);
     for (name, vm) in vms {
         match work.snapshot.placements.get(name) {
             None => place_new(work, name, vm),
@@ -36,6 +32,17 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             renew(work, name, vm, placement);
         }
     }
+}
+
+/// The VMs that should run and have no host that can run them, in the order in which they get one.
+pub(crate) fn queue<'a>(work: &Work<'a>) -> Vec<(&'a Name, &'a Versioned<Stored<VmSpec>>)> {
+    let vms = work.snapshot.vms.iter();
+    let mut vms: Vec<_> = vms
+        .filter(|(name, vm)| vm.spec.running && !vm.meta.deleting && needs_host(work, name))
+        .collect();
+    let order = if vms.is_empty() { Order::default() } else { Order::of(work.snapshot) };
+    vms.sort_by_cached_key(|(name, vm)| order.place(name, vm));
+    vms
 }
 
 /// Whether a VM is at a point where it takes up other network cards: it does not run, or is being started or reset. One
@@ -98,6 +105,7 @@ fn needs_host(work: &Work<'_>, vm: &Name) -> bool {
 }
 
 fn place_new<'a>(work: &mut Work<'a>, name: &Name, vm: &'a Stored<VmSpec>) {
+    let Turn::Now(without) = order::turn(work, name, vm) else { return };
     let nics = match placement::address::nics(work, name, &vm.spec) {
         Ok(nics) => nics,
         Err(why) => return work.wait(vm_ref(name), why),
@@ -111,7 +119,7 @@ fn place_new<'a>(work: &mut Work<'a>, name: &Name, vm: &'a Stored<VmSpec>) {
     };
     let placement = Placement::new(choice.host.clone(), 1, work.taken.slot(), nics);
     work.room.use_up(&choice.host, vm);
-    let reason = format!("{name} starts on {}: {}", choice.host, choice.reason);
+    let reason = format!("{name} starts on {}: {}{without}", choice.host, choice.reason);
     let action =
         Action::PlaceVm { vm: name.clone(), placement, expected_revision: 0, taken_from: None };
     work.act(vm_ref(name), reason, action);
@@ -124,7 +132,7 @@ pub fn bound_by<'a>(
     snapshot: &'a Snapshot,
     vm: &'a Stored<VmSpec>,
 ) -> Option<(&'a Name, &'a Name)> {
-    if vm.meta.owner.as_ref().is_some_and(|owner| owner.kind == Kind::Service) {
+    if vm.meta.member_of().is_some() {
         return None;
     }
     vm.spec
@@ -160,6 +168,7 @@ fn recover<'a>(
         );
         return work.wait(vm_ref(name), why);
     }
+    let Turn::Now(without) = order::turn(work, name, vm) else { return };
     let choice = match placement::choose(work, name, &Wish::of(vm)) {
         Ok(choice) => choice,
         Err(why) => return work.wait(vm_ref(name), why),
@@ -168,7 +177,7 @@ fn recover<'a>(
     let placement = Placement::new(choice.host.clone(), old.epoch + 1, old.slot, nics);
     work.room.use_up(&choice.host, vm);
     let reason = format!(
-        "{name} restarts on {} because {} is lost ({proof}): {}",
+        "{name} restarts on {} because {} is lost ({proof}): {}{without}",
         choice.host, old.host, choice.reason
     );
     let action = Action::PlaceVm {

@@ -16,6 +16,25 @@ impl Invariant for Convergence {
     }
 }
 
+/// Whether nothing is left on a host that is drained: no VM has its place there, and no address.
+///
+/// # Errors
+/// The first thing that is left.
+pub(crate) fn drained(facts: &Facts, host: &str) -> Result<(), String> {
+    let snapshot = &facts.snapshot;
+    let left = snapshot.placements.iter().find(|(_, p)| p.hosts().any(|of| of.as_str() == host));
+    if let Some((vm, _)) = left {
+        return Err(format!("{vm} is left on {host}, which is drained"));
+    }
+    if let Some((_, vm)) = facts.running.keys().find(|(on, _)| on == host) {
+        return Err(format!("{vm} runs on {host}, which is drained"));
+    }
+    match snapshot.frontends.iter().find(|(_, frontend)| frontend.holder.as_str() == host) {
+        Some((service, _)) => Err(format!("the address of {service} is left on {host}")),
+        None => Ok(()),
+    }
+}
+
 /// Whether all that is wanted is so.
 ///
 /// # Errors

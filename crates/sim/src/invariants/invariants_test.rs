@@ -28,11 +28,11 @@ impl History {
             Self { judge: Judge::new(grace, Arc::clone(&segment)), revision: 0, segment };
         for host in ["host1", "host2"] {
             history.judge.power(host, Power::On);
-            let status = json!({"session": 1, "memory": "1GiB"});
+            let status = json!({"session": 1, "memory": "1GiB", "cpus": 8});
             history.write(&[
                 (keys::lease(&name(host)), json!({"session": 1, "count": 1})),
                 (keys::host_status(&name(host)), status),
-                object(Kind::Host, host, json!({"address": "10.88.0.1", "reservedMemory": "0"})),
+                object(Kind::Host, host, json!({"address": "10.88.0.1", "reservedMemory": "0B"})),
             ]);
         }
         history
@@ -348,4 +348,67 @@ async fn traffic_that_is_taken_from_too_many_is_found() {
     let held = json!({"holder": "host1", "epoch": 1, "candidates": [], "traffic": {"old": 0}});
     history.write(&[(keys::frontend(&name("web")), held)]);
     only(&history.broken(), "traffic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_finds_no_place_after_a_loss_that_could_be_made_up_for_is_found() {
+    for (full, moves, disturbed, is_broken) in [
+        (false, true, false, false),
+        (false, false, false, true),
+        // Nobody said that it could.
+        (true, false, false, false),
+        // Something else keeps it waiting.
+        (false, false, true, false),
+    ] {
+        let mut history = History::new();
+        if full {
+            history.vm("other-1", json!({"memory": "700MiB"}), "host2");
+        }
+        history.vm("web", json!({"memory": "700MiB"}), "host1");
+        history.judge.power("host1", Power::Off);
+        history.write(&closed("host1"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        if moves {
+            history.write(&[placed("web", "host2", 2)]);
+        }
+        if disturbed {
+            history.judge.disturb();
+        }
+        tokio::time::advance(Duration::from_secs(3)).await;
+        history.write(&[object(Kind::Vm, "other", small())]);
+        match is_broken {
+            true => only(&history.broken(), "reserve"),
+            false => assert_eq!(history.broken(), [""; 0]),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_comes_before_what_it_starts_after_is_found() {
+    let status = |phase: &str| {
+        let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1, "phase": phase, "sinceMs": 1});
+        (keys::vm_status(&name("db")), status)
+    };
+    let app = || object(Kind::Vm, "app", json!({"memory": "64MiB", "after": ["vm/db"]}));
+    for (phase, waits_s, is_broken) in [
+        ("starting", 0, true),
+        ("running", 0, false),
+        ("starting", 290, true),
+        ("starting", 301, false),
+    ] {
+        let mut history = History::new();
+        history.vm("db", small(), "host1");
+        history.write(&[status("starting")]);
+        history.write(&[app()]);
+        history.write(&[(keys::wait(&name("app")), json!({"since_ms": 1}))]);
+        history.write(&[status(phase)]);
+        tokio::time::advance(Duration::from_secs(waits_s)).await;
+        let mut placement = placed("app", "host2", 1);
+        placement.1["slot"] = 2.into();
+        history.write(&[placement]);
+        match is_broken {
+            true => only(&history.broken(), "order"),
+            false => assert_eq!(history.broken(), [""; 0], "{phase} {waits_s}"),
+        }
+    }
 }

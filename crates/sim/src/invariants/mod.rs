@@ -7,12 +7,14 @@ mod epochs;
 mod invariants_test;
 mod one_manager;
 mod one_runner;
+mod order;
 mod orphans;
 mod proof;
+mod reserve;
 mod traffic;
 mod wishes;
 
-pub(crate) use convergence::converged;
+pub(crate) use convergence::{converged, drained};
 
 use crate::judge::{Facts, Step};
 use std::time::Duration;
@@ -43,7 +45,9 @@ pub fn all(grace: Duration) -> Vec<Box<dyn Invariant>> {
         Box::new(epochs::Epochs),
         Box::new(one_manager::OneManager),
         Box::new(capacity::Capacity),
+        Box::new(reserve::Reserve::default()),
         Box::new(wishes::Wishes),
+        Box::new(order::Order::default()),
         Box::new(convergence::Convergence),
         Box::new(orphans::Orphans),
         Box::new(traffic::Traffic::default()),

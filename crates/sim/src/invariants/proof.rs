@@ -7,7 +7,7 @@ use crate::{
     judge::{Facts, Step},
     net::Power,
 };
-use haven_model::{ObjectRef, object::Kind};
+use haven_model::{Name, ObjectRef, Snapshot, object::Kind};
 
 pub(super) struct Proof;
 
@@ -25,8 +25,19 @@ impl Invariant for Proof {
             if old.host == placement.host {
                 continue;
             }
+            // One that was not to be moved live was stopped first.
+            let restarts =
+                old.moving_to.as_ref().is_some_and(|to| to.restart && to.host == placement.host);
+            if restarts && facts.snapshot.session_open(&old.host) {
+                moved(facts, vm.as_str(), old.host.as_str())?;
+                continue;
+            }
             if let Some(from) = placement.moved_from.as_ref().filter(|from| from.host == old.host) {
                 moved(facts, vm.as_str(), from.host.as_str())?;
+                continue;
+            }
+            if placement.failed_on.as_ref().is_some_and(|from| from.host == old.host) {
+                given_up(facts, before, vm, old.host.as_str())?;
                 continue;
             }
             let shut = facts.snapshot.leases.get(&old.host).is_some_and(|lease| {
@@ -52,6 +63,18 @@ impl Invariant for Proof {
         }
         Ok(())
     }
+}
+
+/// A VM that is taken from a host that lives has no process there, and that host has said so.
+fn given_up(facts: &Facts, before: &Snapshot, vm: &Name, from: &str) -> Result<(), String> {
+    let said = before.told_of(vm).is_some_and(|told| told.idle && told.host.as_str() == from);
+    if !said {
+        return Err(format!("proof: {vm} is taken from {from}, which did not say that it is idle"));
+    }
+    if facts.running.contains_key(&(from.to_owned(), vm.to_string())) {
+        return Err(format!("proof: {vm} is taken from {from}, which has a process of it"));
+    }
+    Ok(())
 }
 
 /// A guest that changes its owner live executes nowhere at that instant.

@@ -34,6 +34,11 @@ pub trait Path: Send + Sync + 'static {
     /// # Errors
     /// How the connection ended; what was asked for was done nevertheless.
     async fn come_back(&self) -> Result<(), Status>;
+    /// Whether a transaction that was sent is carried out once the member can, also when its sender has given up on it
+    /// by then.
+    fn lingers(&self) -> bool {
+        false
+    }
 }
 
 /// Nothing in between.
@@ -59,6 +64,8 @@ struct Shared {
     store: Mutex<Store>,
     batches: broadcast::Sender<Batch>,
     witness: Option<Witness>,
+    /// Comparisons of keys that begin so hold whatever stands there: broken on purpose.
+    careless_of: Vec<String>,
 }
 
 impl Shared {
@@ -81,8 +88,15 @@ impl MemoryEtcd {
     /// An empty store.
     #[must_use]
     pub fn new(witness: Option<Witness>) -> Self {
-        let store = Mutex::new(Store::new());
-        Self(Arc::new(Shared { store, batches: broadcast::channel(4096).0, witness }))
+        Self::careless(witness, Vec::new())
+    }
+
+    /// A store that takes every comparison of a key that begins with one of `of` for one that holds, to show that a test
+    /// finds what comes of it.
+    #[must_use]
+    pub fn careless(witness: Option<Witness>, of: Vec<String>) -> Self {
+        let (store, batches) = (Mutex::new(Store::new()), broadcast::channel(4096).0);
+        Self(Arc::new(Shared { store, batches, witness, careless_of: of }))
     }
 
     /// A connection for the real etcd-client.

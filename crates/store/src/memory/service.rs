@@ -199,17 +199,29 @@ impl PbKvService for Member {
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        self.path.arrive().await?;
-        let txn = request.into_inner();
-        check(&txn.success)?;
-        check(&txn.failure)?;
-        let (result, header) = self.apply(|store| {
-            let succeeded = txn.compare.iter().all(|compare| holds(store, compare));
-            let ops = if succeeded { &txn.success } else { &txn.failure };
-            let responses = ops.iter().map(|op| operate(store, op)).collect::<Result<_, _>>()?;
-            Ok((succeeded, responses))
-        })?;
-        let (succeeded, responses) = result;
+        let (member, txn) = (self.clone(), request.into_inner());
+        let lingers = member.path.lingers();
+        let carry_out = async move {
+            member.path.arrive().await?;
+            check(&txn.success)?;
+            check(&txn.failure)?;
+            let careless_of = member.shared.careless_of.clone();
+            let careless = |compare: &PbCompare| {
+                careless_of.iter().any(|of| compare.key.starts_with(of.as_bytes()))
+            };
+            member.apply(|store| {
+                let holds = |compare: &PbCompare| careless(compare) || holds(store, compare);
+                let succeeded = txn.compare.iter().all(holds);
+                let ops = if succeeded { &txn.success } else { &txn.failure };
+                let responses =
+                    ops.iter().map(|op| operate(store, op)).collect::<Result<_, _>>()?;
+                Ok((succeeded, responses))
+            })
+        };
+        let gone = |error: tokio::task::JoinError| Status::internal(error.to_string());
+        let carried_out =
+            if lingers { tokio::spawn(carry_out).await.map_err(gone)? } else { carry_out.await };
+        let ((succeeded, responses), header) = carried_out?;
         self.answer(PbTxnResponse { header, succeeded, responses }).await
     }
 

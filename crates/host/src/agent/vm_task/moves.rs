@@ -66,13 +66,20 @@ impl VmTask {
     /// Says how far this side of an attempt is, while the placement has `revision`; true when it stands.
     async fn say(&mut self, revision: i64, status: MigrationStatus) -> bool {
         let phase = status.phase;
-        let compare = vec![Compare::ModRevision(keys::placement(&self.vm), revision)];
-        let key = keys::migration_status(&self.vm, &self.parts.me);
+        let (live, me) = (Arc::clone(&self.parts.live.borrow()), &self.parts.me);
+        let key = keys::migration_status(&self.vm, me);
+        let there = live.migration_status.get(&self.vm).and_then(|hosts| hosts.get(me));
+        let mut compare = vec![Compare::ModRevision(keys::placement(&self.vm), revision)];
+        compare.extend(self.said.compare(&live, key.clone(), there.map(|said| said.revision)));
         let value = serde_json::to_vec(&status).expect("a status is plain data");
         match self.parts.store.txn(compare, vec![Op::Put(key, value.into())]).await {
-            Ok(outcome) if outcome.succeeded => true,
+            Ok(outcome) if outcome.succeeded => {
+                self.said.written(outcome.revision);
+                tracing::debug!(vm = %self.vm, ?phase, "said");
+                true
+            }
             Ok(_) => {
-                tracing::debug!(vm = %self.vm, ?phase, "its placement has changed meanwhile");
+                tracing::debug!(vm = %self.vm, ?phase, "its placement has changed meanwhile, or what was said before was written late");
                 self.look_again(AGAIN);
                 false
             }
@@ -235,6 +242,7 @@ impl VmTask {
 
     /// The side of the owner before, after the change: what is left is sent, and the process ends.
     pub(super) async fn hand_over(&mut self, snapshot: &Snapshot, attempt: i64) {
+        tracing::debug!(vm = %self.vm, "its owner has changed");
         if self.running.is_none() {
             return self.say_ended(snapshot, attempt, MigrationPhase::Gone, None).await;
         }
@@ -268,6 +276,36 @@ impl VmTask {
                 tracing::warn!(vm = %self.vm, ?other, "its copy broke while it was handed over; it is ended here");
                 self.end_process().await;
             }
+        }
+    }
+
+    /// It is to start elsewhere: its guest ends here first, and with it a copy that an earlier attempt left.
+    pub(super) async fn leave(&mut self, snapshot: &Snapshot) {
+        if self.outgoing.is_none() || self.end_copy().await {
+            self.stop(snapshot).await;
+        }
+    }
+
+    /// Says that nothing of it runs here. As long as the attempt stands it is not started here again.
+    pub(super) async fn say_gone(&mut self, snapshot: &Snapshot, attempt: i64) {
+        let said = self.said(snapshot, attempt);
+        let Some(status) = self.status(attempt, MigrationPhase::Gone) else { return };
+        let now = Some((attempt, status.session));
+        if self.said_gone == now || said.is_some_and(|said| said.phase == MigrationPhase::Gone) {
+            return;
+        }
+        // The other host starts it on this word.
+        match self.parts.vms.find(self.vm.as_str()).await {
+            Ok(None) => {
+                if self.say(attempt, status).await {
+                    self.said_gone = now;
+                }
+            }
+            Ok(Some(found)) => {
+                self.running = Some(found.epoch);
+                self.look_again(Duration::ZERO);
+            }
+            Err(error) => self.failed("look for", &error),
         }
     }
 
@@ -359,10 +397,13 @@ impl VmTask {
         Some(match self.parts.vms.start_incoming(&launch).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
+                self.unsure = false;
                 Ok(())
             }
             Err(error) => {
-                if let Ok(found) = self.parts.vms.find(self.vm.as_str()).await {
+                let found = self.parts.vms.find(self.vm.as_str()).await;
+                self.unsure = found.is_err();
+                if let Ok(found) = found {
                     self.running = found.map(|vm| vm.epoch);
                 }
                 Err(StartFailure::of(&error))
@@ -409,6 +450,7 @@ impl VmTask {
             self.failed("let run", &error);
             return self.end_process().await;
         }
+        tracing::debug!(vm = %self.vm, "it runs on here");
         self.incoming = None;
         self.inherit(snapshot);
         self.report(snapshot, VmPhase::Running, "").await;
@@ -423,6 +465,10 @@ impl VmTask {
         self.resets = before.resets;
         self.ready = before.ready;
         self.ready_ms = before.ready_ms;
+        self.ready_since_ms = before.ready_since_ms;
+        self.heard = before.heard;
+        // What was not well before is nobody's to wait for.
+        self.unproven = self.ready == Some(true);
     }
 
     /// A copy that the daemon before this one began.

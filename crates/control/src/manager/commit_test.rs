@@ -1,0 +1,44 @@
+//! What a transaction compares: on this rests that two things exclude each other.
+
+use super::commit::{Author, commit_of};
+use haven_model::{Action, Bytes, Placement, Planned, vm::Wait};
+use haven_plan::testing::{World, at, name, vm_spec};
+use haven_store::raw::{Compare, Op};
+
+fn author() -> Author {
+    Author { me: name("host3"), term: 4, record_revision: 40 }
+}
+
+fn of_db(action: Action) -> Planned {
+    Planned { object: World::reference("vm/db"), reason: "a test".into(), action }
+}
+
+/// A host that starts it meanwhile has written its status anew: then nothing is committed.
+#[test]
+fn a_vm_is_tried_elsewhere_only_over_what_its_host_said_last() {
+    let mut world = World::new(2, Bytes::gib(1));
+    world.vm("db", vm_spec(Bytes::mib(64)));
+    let placement = Placement::new(name("host2"), 2, 0, Vec::new());
+    let action = Action::TryElsewhere { vm: name("db"), placement, expected_revision: 7, told: 8 };
+    let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+    for compare in [
+        Compare::ModRevision("/haven/placement/vm/db".into(), 7),
+        Compare::ModRevision("/haven/status/vm/db".into(), 8),
+        Compare::ModRevision("/haven/manager".into(), 40),
+    ] {
+        assert!(commit.compares.contains(&compare), "{:?}", commit.compares);
+    }
+}
+
+#[test]
+fn a_wait_goes_with_the_placement_that_ends_it() {
+    let mut world = World::new(2, Bytes::gib(1));
+    world.vm("db", vm_spec(Bytes::mib(64)));
+    world.snapshot.waits.insert(name("db"), at(9, Wait { since_ms: 1 }));
+    let placement = Placement::new(name("host2"), 1, 0, Vec::new());
+    let action =
+        Action::PlaceVm { vm: name("db"), placement, expected_revision: 0, taken_from: None };
+    let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+    let gone = |op: &Op| matches!(op, Op::Delete(key) if key == "/haven/waits/db");
+    assert!(commit.ops.iter().any(gone), "{:?}", commit.ops);
+}

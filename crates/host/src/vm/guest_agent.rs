@@ -1,0 +1,105 @@
+//! The QEMU guest agent: whether it answers. Each question is a connection of its own, so that what an earlier one left
+//! half said is none of its business; the agent answers one at a time.
+//!
+//! <https://www.qemu.org/docs/master/interop/qemu-ga-ref.html>, `guest-sync-delimited`.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// It ends what was half said before: no JSON holds it.
+const SENTINEL: u8 = 0xff;
+/// An answer holds so many bytes at most, with what was said before.
+const MOST: u64 = 65_536;
+
+static QUESTION: AtomicU64 = AtomicU64::new(1);
+
+/// Whether the agent behind a socket answers. One that is not there, hangs, or is no agent does not.
+pub async fn answers(socket: &Path) -> bool {
+    let number = QUESTION.fetch_add(1, Ordering::Relaxed);
+    tokio::time::timeout(PATIENCE, ask(socket, number)).await.is_ok_and(|said| said.is_ok())
+}
+
+async fn ask(socket: &Path, number: u64) -> std::io::Result<()> {
+    let (read, mut write) = UnixStream::connect(socket).await?.into_split();
+    let question = serde_json::json!({
+        "execute": "guest-sync-delimited", "arguments": { "id": number }
+    });
+    let mut bytes = vec![SENTINEL];
+    bytes.extend(question.to_string().into_bytes());
+    bytes.push(b'\n');
+    write.write_all(&bytes).await?;
+    let (mut read, mut said) = (read.take(MOST), Vec::new());
+    while !is_answer(&said, number) {
+        if read.read_buf(&mut said).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether what was said ends with the answer to this question. Answers to earlier ones may stand before it.
+fn is_answer(said: &[u8], number: u64) -> bool {
+    said.split(|byte| *byte == SENTINEL).skip(1).any(|part| {
+        let mut values =
+            serde_json::Deserializer::from_slice(part).into_iter::<serde_json::Value>();
+        values.next().is_some_and(|value| value.is_ok_and(|value| value["return"] == number))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{answers, is_answer};
+    use std::{os::unix::net::UnixListener, process::Command};
+
+    #[test]
+    fn only_the_answer_to_this_question_counts() {
+        assert!(is_answer(b"\xff{\"return\": 7}\n", 7));
+        assert!(is_answer(b"{\"error\": {}}\n\xff{\"return\": 6}\n\xff{\"return\": 7}\n", 7));
+        for other in
+            [&b""[..], b"\xff", b"{\"return\": 7}\n", b"\xff{\"return\": 70}\n", b"\xff{\"ret"]
+        {
+            assert!(!is_answer(other, 7), "{other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_real_agent_answers_again_and_again_and_what_is_none_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        assert!(!answers(&socket).await, "nobody is there");
+        let silent = UnixListener::bind(&socket).unwrap();
+        assert!(!answers(&socket).await, "somebody is there who says nothing");
+        drop(silent);
+        std::fs::remove_file(&socket).unwrap();
+        let agent = Command::new("qemu-ga")
+            .args(["--method", "unix-listen", "--path"])
+            .arg(&socket)
+            .arg("--statedir")
+            .arg(directory.path())
+            .spawn();
+        let Ok(mut agent) = agent else {
+            println!("skipped: needs qemu-ga, from the package qemu-guest-agent");
+            return;
+        };
+        for _ in 0..100 {
+            if socket.exists() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let said = [answers(&socket).await, answers(&socket).await, answers(&socket).await];
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        assert_eq!(said, [true; 3]);
+        assert!(!answers(&socket).await);
+    }
+}
