@@ -288,6 +288,18 @@ impl Snapshot {
         (told.attempt == attempt && told.session == lease.session).then_some(told)
     }
 
+    /// The host to which what is sent to a VM's guest is led. While a guest is stopped on its way to another host that is
+    /// the other host already: there the packets wait until it runs again, and here they would be lost.
+    #[must_use]
+    pub fn reached_at<'a>(&'a self, vm: &Name, placement: &'a Versioned<Placement>) -> &'a Name {
+        let to = placement.moving_to.as_ref().filter(|to| !to.restart);
+        let stopped = to.filter(|_| {
+            let told = self.migration_told(vm, &placement.host, placement.revision);
+            told.is_some_and(|told| told.phase == MigrationPhase::Stopped)
+        });
+        stopped.map_or(&placement.host, |to| &to.host)
+    }
+
     /// A mere renewal wakes nobody; an opened or closed session does.
     fn apply_lease(&mut self, name: &str, raw: Raw<'_>) -> Applied {
         let state = |snapshot: &Self| snapshot.leases.get(name).map(|l| (l.session, l.closed));

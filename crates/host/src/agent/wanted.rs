@@ -99,13 +99,14 @@ pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
             (name.clone(), network)
         })
         .collect();
-    for placement in snapshot.placements.values() {
+    for (vm, placement) in &snapshot.placements {
+        let at = snapshot.reached_at(vm, placement);
         for (index, nic) in placement.nics.iter().enumerate() {
             let Some((_, network)) = wanted.iter_mut().find(|(name, _)| *name == nic.network)
             else {
                 continue;
             };
-            add_port(network, snapshot, me, placement, index, nic);
+            add_port(network, snapshot, (me, at), placement, index, nic);
         }
     }
     wanted.into_iter().map(|(_, network)| network).collect()
@@ -139,10 +140,11 @@ pub fn left_alone(snapshot: &Snapshot, me: &Name) -> LeftAlone {
     }
 }
 
+/// A guest's card as this host (the first) knows it while the guest is reached at another or at itself (the second).
 fn add_port(
     network: &mut NetworkWanted,
     snapshot: &Snapshot,
-    me: &Name,
+    (me, at): (&Name, &Name),
     placement: &Placement,
     index: usize,
     nic: &NicAddress,
@@ -154,13 +156,13 @@ fn add_port(
             mac,
             ip: Some(nic.ip),
             owner_uid: placement.unix_uid(),
-            idle: placement.host != *me,
+            idle: at != me,
         });
     }
-    if placement.host == *me {
+    if at == me {
         return;
     }
-    if let Some(host) = snapshot.hosts.get(&placement.host) {
+    if let Some(host) = snapshot.hosts.get(at) {
         network.remote.push(RemotePort { mac, ip: nic.ip, host: host.spec.address });
     }
 }

@@ -303,3 +303,46 @@ fn a_vm_that_restarts_elsewhere_leaves_here_and_is_nothing_there_yet() {
     assert_eq!(vm(&snapshot, &there, &web), Wanted::NotMine);
     assert_eq!(my_vms(&snapshot, &there).count(), 0);
 }
+
+/// What is sent to a guest waits where it will run on, from when it is stopped; it is led back when it does not move.
+#[test]
+fn a_guest_that_is_stopped_on_its_way_is_reached_where_it_will_run_on() {
+    let mut snapshot = one_member(None);
+    for (host, address) in [("host2", "10.0.0.2"), ("host3", "10.0.0.3")] {
+        let object = json!({"meta": {"name": host, "uid": host, "generation": 1}, "spec": {"address": address}});
+        put(&mut snapshot, &format!("spec/host/{host}"), &object);
+    }
+    let front = json!({"meta": {"name": "front", "uid": "n", "generation": 1}, "spec": {"driver": "overlay", "subnet": "10.1.0.0/24", "vni": 7}});
+    put(&mut snapshot, "spec/network/front", &front);
+    let nic = json!({"network": "front", "ip": "10.1.0.10", "mac": "52:54:00:00:00:01"});
+    let placement = json!({"host": "host1", "epoch": 1, "slot": 1, "nics": [nic],
+        "movingTo": {"host": "host2", "migration": "m1"}});
+    put(&mut snapshot, "placement/vm/web-1", &placement);
+    assert!(snapshot.unreadable.is_empty(), "{:?}", snapshot.unreadable);
+    // Which of the three have a port that it is sent to, and where the others send.
+    let ways = |snapshot: &Snapshot| {
+        ["host1", "host2", "host3"].map(|host| {
+            let network = super::wanted::networks(snapshot, &Name::new(host).unwrap()).remove(0);
+            let here = network.local.iter().any(|port| !port.idle);
+            (here, network.remote.first().map(|remote| remote.host.octets()[3]))
+        })
+    };
+    let before = [(true, None), (false, Some(1)), (false, Some(1))];
+    let after = [(false, Some(2)), (true, None), (false, Some(2))];
+    assert_eq!(ways(&snapshot), before);
+    for (phase, expected) in
+        [("copying", before), ("stopped", after), ("failed", before), ("stopped", after)]
+    {
+        let told = json!({"attempt": 1, "session": 1, "phase": phase, "message": ""});
+        put(&mut snapshot, "status/migration/web-1/host1", &told);
+        assert_eq!(ways(&snapshot), expected, "{phase}");
+    }
+    // The word of another attempt, and of a host that was lost, is none.
+    let told = json!({"attempt": 9, "session": 1, "phase": "stopped", "message": ""});
+    put(&mut snapshot, "status/migration/web-1/host1", &told);
+    assert_eq!(ways(&snapshot), before);
+    let told = json!({"attempt": 1, "session": 1, "phase": "stopped", "message": ""});
+    put(&mut snapshot, "status/migration/web-1/host1", &told);
+    put(&mut snapshot, "leases/host1", &json!({"session": 1, "count": 2, "closed": true}));
+    assert_eq!(ways(&snapshot), before);
+}

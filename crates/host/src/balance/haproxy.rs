@@ -34,8 +34,13 @@ use tokio::{
     sync::Mutex,
 };
 
-/// A connection that a lost member does not take is tried elsewhere within this: twice `timeout connect`. What still hangs on the member after it waits for an answer that cannot come.
-const ELSEWHERE: Duration = Duration::from_millis(800);
+/// How long a member has to take a connection, milliseconds; as long passes before the same one is asked again. Long
+/// enough for a kernel that is busy, and short for a packet that was lost, as while a guest changes its host.
+const CONNECT_MS: u64 = 200;
+/// How often a connection is tried anew: for 4.8 s in all.
+const RETRIES: u64 = 12;
+/// A connection that a lost member does not take is tried elsewhere within this. What still hangs on the member after it waits for an answer that cannot come.
+const ELSEWHERE: Duration = Duration::from_millis(2 * CONNECT_MS);
 /// The servers of a slot: the one that is checked, and its backup.
 const KINDS: [&str; 2] = ["m", "p"];
 /// The cookie that names a client's member.
@@ -99,7 +104,7 @@ pub fn config(
     let socket = directory.join("admin.sock");
     let mut text = format!(
         "global\n  stats socket {} mode 600 level admin expose-fd listeners\n  stats timeout 1m\n  maxconn 4000\n  hard-stop-after 30s\n\n\
-         defaults\n  timeout connect 400ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries 6\n  option redispatch 1\n  option dontlognull\n\n",
+         defaults\n  timeout connect {CONNECT_MS}ms\n  timeout client 60s\n  timeout server 60s\n  timeout check 1s\n  retries {RETRIES}\n  option redispatch 1\n  option dontlognull\n\n",
         socket.display()
     );
     for frontend in wanted {

@@ -45,7 +45,7 @@ pub struct LocalPort {
     pub ip: Option<Ipv4Addr>,
     /// The unix user of its QEMU.
     pub owner_uid: u32,
-    /// Its guest runs elsewhere at the moment: it moves here, or from here. Nothing is sent to it.
+    /// Its guest is reached elsewhere at the moment: it moves here, or from here. Nothing is sent to it.
     pub idle: bool,
 }
 
