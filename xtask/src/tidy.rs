@@ -114,6 +114,9 @@ fn file(path: &Path, text: &str) -> Vec<String> {
     if rust && !text.starts_with("//!") && !text.starts_with("#!") {
         broken.push(format!("{shown} has no `//!` at its head"));
     }
+    if rust && holds_an_example(text) {
+        broken.push(format!("{shown} has an example in its documentation, which `./check` does not run; make it a test, or mark it `text`"));
+    }
     // Put together here so that this file does not break its own law.
     let unfinished =
         [["to", "do!("].concat(), ["unimpl", "emented!("].concat(), ["FIX", "ME"].concat()];
@@ -137,6 +140,17 @@ fn file(path: &Path, text: &str) -> Vec<String> {
         );
     }
     broken
+}
+
+/// Whether documentation holds a block of code that is to be compiled.
+fn holds_an_example(text: &str) -> bool {
+    let fences = text.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let words = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?;
+        words.trim_start().strip_prefix("```")
+    });
+    // Every second one ends a block.
+    fences.step_by(2).any(|kind| kind.is_empty() || kind.starts_with("rust"))
 }
 
 /// Paths in backticks or links that begin with a folder of this tree.
@@ -181,6 +195,10 @@ mod tests {
         assert_eq!(file(Path::new("a.rs"), "fn main() {}").len(), 1);
         assert_eq!(file(Path::new("a.rs"), &format!("//! a\n{}", "\n".repeat(900))).len(), 1);
         assert_eq!(file(Path::new("a.rs"), &["//! a\n to", "do!()"].concat()).len(), 1);
+        let block =
+            |kind: &str| format!("//! a\n\n/// ```{kind}\n/// f();\n/// ```\n/// b\nfn f() {{}}\n");
+        assert_eq!(file(Path::new("a.rs"), &block("")).len(), 1);
+        assert!(file(Path::new("a.rs"), &block("text")).is_empty());
         assert_eq!(file(Path::new("a.md"), "see `crates/nothing/here.rs`").len(), 1);
     }
 

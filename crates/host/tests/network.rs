@@ -10,9 +10,10 @@ use haven_host::network::{
     driver::{LeftAlone, LocalPort, NetworkDriver, NetworkKind, NetworkWanted, RemotePort},
     firewall,
     linux::LinuxNetwork,
+    uplink::{LinuxUplinks, Uplink, UplinkDriver},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -450,4 +451,42 @@ fn guests_talk_over_a_bridge_that_the_host_has() {
     driver.apply(&[]);
     assert!(fails("ip link show dev hv5n0"), "its taps go with the network");
     assert!(sh("ip link show dev br9").contains("UP"), "the bridge is not Haven's to remove");
+}
+
+#[test]
+fn an_uplink_without_a_link_is_found_and_told_at_once() {
+    if !inside::inside("an_uplink_without_a_link_is_found_and_told_at_once") {
+        return;
+    }
+    sh(
+        "ip link set lo up; ip link add br9 type bridge; ip link set br9 up; ip addr add 10.9.0.1/24 dev br9",
+    );
+    sh(
+        "ip link add far type veth peer name eth9; ip link set eth9 master br9 up; ip link set far up",
+    );
+    sh(
+        "ip tuntap add hv3n0 mode tap; ip link set hv3n0 master br9 up; ip link add br8 type bridge",
+    );
+    runtime().block_on(async {
+        let driver = LinuxUplinks::new().unwrap();
+        let bridge = |name: &str| Uplink::Bridge(name.to_owned());
+        let near = |ip: &str| Uplink::Near(ip.parse().unwrap());
+        let wanted =
+            [bridge("br8"), bridge("br9"), bridge("br7"), near("10.9.0.100"), near("10.8.0.1")];
+        let wanted = BTreeSet::from(wanted);
+        let cut = async || driver.cut(&wanted).await.unwrap();
+        // A bridge without cards leads nowhere on purpose, and what is not there is told by others.
+        assert_eq!(cut().await, BTreeMap::new());
+        let told =
+            async || tokio::time::timeout(Duration::from_secs(5), driver.changed()).await.is_ok();
+        while tokio::time::timeout(Duration::from_millis(300), driver.changed()).await.is_ok() {}
+        sh("ip link set far down");
+        assert!(told().await, "the kernel tells");
+        let why = "eth9 of the bridge br9 has no link".to_owned();
+        let expected = BTreeMap::from([(bridge("br9"), why.clone()), (near("10.9.0.100"), why)]);
+        assert_eq!(cut().await, expected);
+        sh("ip link set far up");
+        assert!(told().await, "the kernel tells");
+        assert_eq!(cut().await, BTreeMap::new());
+    });
 }

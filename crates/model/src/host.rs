@@ -1,7 +1,7 @@
 //! Hosts: the servers of the cluster, and the lease by which they are known to live.
 
 pub use crate::power::PowerSpec;
-use crate::{cluster::ProofKind, units::Bytes};
+use crate::{ObjectRef, cluster::ProofKind, units::Bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -93,6 +93,8 @@ pub struct HostStatus {
     pub etcd_silent: bool,
     /// Labels that the host found out about itself.
     pub facts: BTreeMap<String, String>,
+    /// Networks and services whose guests and addresses nobody outside reaches there: their uplink has no link.
+    pub cut_off: BTreeSet<ObjectRef>,
     /// What is wrong there, one sentence each.
     pub problems: Vec<String>,
 }

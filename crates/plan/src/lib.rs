@@ -6,6 +6,7 @@
 //!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
 //!        tolerance/failing ◄─────────┤          │
 //!        tolerance/migration ◄───────┤          │
+//!        tolerance/uplink    ◄───────┤          │
 //!        tolerance/drain     ◄───────┤          │
 //!        balance/frontends  ◄────────┤          │
 //!        monitor/incidents  ◄────────┘          ▼
@@ -65,6 +66,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     tolerance::recovery::plan(&mut work);
     tolerance::failing::plan(&mut work);
     tolerance::migration::plan(&mut work);
+    tolerance::uplink::plan(&mut work);
     tolerance::drain::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);

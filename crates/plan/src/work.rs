@@ -5,6 +5,7 @@ use crate::{
     tolerance::{
         drain::Moves,
         hosts::{HostState, host_states},
+        uplink::CutOff,
     },
 };
 use haven_model::{
@@ -24,6 +25,8 @@ pub struct Work<'a> {
     pub seen: &'a Observations,
     pub timers: Timers,
     pub states: BTreeMap<Name, HostState>,
+    /// What nobody outside reaches on which hosts.
+    pub cut_off: CutOff<'a>,
     /// Room left per usable host, less what this plan has given away already.
     pub room: Room<'a>,
     /// Slots and addresses in use, with what this plan has given away already.
@@ -42,6 +45,7 @@ pub struct Work<'a> {
 impl<'a> Work<'a> {
     pub fn new(snapshot: &'a Snapshot, seen: &'a Observations) -> Self {
         let states = host_states(snapshot, seen);
+        let cut_off = CutOff::of(snapshot, &states);
         let room = Room::of(snapshot, &states);
         let taken = Taken::of(snapshot);
         let moves = Moves::of(snapshot);
@@ -53,6 +57,7 @@ impl<'a> Work<'a> {
             seen,
             timers,
             states,
+            cut_off,
             room,
             taken,
             moves,

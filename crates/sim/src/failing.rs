@@ -7,6 +7,7 @@ use haven_host::{
     network::{
         address::AddressDriver,
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
+        uplink::{Uplink, UplinkDriver},
     },
 };
 use std::{
@@ -76,5 +77,32 @@ impl<D: BalanceDriver> BalanceDriver for Failing<D> {
             return Err(BalanceError { what: "the balancer does not start".into(), why });
         }
         self.driver.apply(wanted).await
+    }
+}
+
+/// The uplinks of a simulated host: all have a link, or none has.
+pub struct SimUplinks {
+    /// Which host.
+    pub host: String,
+    /// Knows.
+    pub net: Arc<Net>,
+}
+
+#[async_trait]
+impl UplinkDriver for SimUplinks {
+    async fn cut(
+        &self,
+        wanted: &BTreeSet<Uplink>,
+    ) -> Result<BTreeMap<Uplink, String>, NetworkError> {
+        if self.net.driver_fails() {
+            let what = "the network cards cannot be listed".to_owned();
+            return Err(NetworkError { what, why: "the simulator lets it fail".into() });
+        }
+        let cut = wanted.iter().filter(|_| self.net.is_unplugged(&self.host));
+        Ok(cut.map(|uplink| (uplink.clone(), "eth1 has no link".to_owned())).collect())
+    }
+
+    async fn changed(&self) {
+        _ = self.net.changes().changed().await;
     }
 }

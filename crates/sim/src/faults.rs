@@ -37,6 +37,10 @@ pub enum Fault {
     Isolate(String),
     /// Packets from the first to the second vanish; those back pass.
     Cut(String, String),
+    /// The uplinks of a host have no link any more; the network between the hosts is another one.
+    Unplug(String),
+    /// They have it again.
+    Plug(String),
     /// All of the network is well, the store as fast as ever, starts work.
     Heal,
     /// The store serves nobody.
@@ -105,6 +109,8 @@ impl Fault {
             Fault::Ungarble => cluster.ungarble().await,
             Fault::Isolate(host) => net.isolate(host),
             Fault::Cut(from, to) => net.cut(from, to),
+            Fault::Unplug(host) => net.unplug(host, true),
+            Fault::Plug(host) => net.unplug(host, false),
             Fault::Heal => net.heal(),
             Fault::FreezeStore => net.freeze_store(true),
             Fault::ThawStore => net.freeze_store(false),
@@ -180,6 +186,8 @@ impl Fault {
             | Fault::Undrain(host)
             | Fault::BringBack(host)
             | Fault::HangController(host)
+            | Fault::Unplug(host)
+            | Fault::Plug(host)
             | Fault::Isolate(host) => vec![host],
             Fault::Cut(from, to) => vec![from, to],
             Fault::KillProcess(_, host) | Fault::Crash(_, host) | Fault::Migrate(_, Some(host)) => {
@@ -207,7 +215,7 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
     let host = format!("host{}", random.random_range(1..=hosts));
     let other = format!("host{}", random.random_range(1..=hosts));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..136) {
+    match random.random_range(0..144) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -240,6 +248,8 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         126..129 => Fault::Undrain(host),
         129..132 => Fault::BringBack(host),
         132..134 => Fault::Crash(vm, host),
+        134..140 => Fault::Unplug(host),
+        140..142 => Fault::Plug(host),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{Broken, Shared},
-    failing::Failing,
+    failing::{Failing, SimUplinks},
     net::{Net, Power},
     path::StorePath,
     promises::{Answerer, SimPromisers},
@@ -330,6 +330,8 @@ impl SimHost {
             session: session.clone(),
             vms,
             network: Arc::new(Failing { driver: FakeNetwork, net: Arc::clone(net) }),
+            uplinks: Arc::new(SimUplinks { host: self.name.to_string(), net: Arc::clone(net) }),
+            cut_off: agent::CutOff::default(),
             address: Arc::new(Failing { driver: address, net: Arc::clone(net) }),
             balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
             secrets: None,

@@ -49,6 +49,8 @@ pub enum Controller {
 struct Weather {
     /// Packets from the first to the second vanish.
     cuts: BTreeSet<(String, String)>,
+    /// Hosts whose uplinks have no link.
+    unplugged: BTreeSet<String>,
     /// Power controllers that are not well, by host.
     controllers: BTreeMap<String, Controller>,
     /// Every store request takes so much longer.
@@ -186,6 +188,20 @@ impl Net {
     /// So many guests of a hundred that are handed over break at the end.
     pub fn break_copies(&self, percent: u32) {
         self.change(|state| state.weather.breaking_copies = percent);
+    }
+
+    /// The uplinks of a host have no link any more, or have it again. The network between the hosts is another one.
+    pub fn unplug(&self, host: &str, unplugged: bool) {
+        self.change(|state| {
+            let all = &mut state.weather.unplugged;
+            _ = if unplugged { all.insert(host.to_owned()) } else { all.remove(host) };
+        });
+    }
+
+    /// Whether the uplinks of a host have no link.
+    #[must_use]
+    pub fn is_unplugged(&self, host: &str) -> bool {
+        self.state().weather.unplugged.contains(host)
     }
 
     /// A host's power controller is from now on so.

@@ -7,8 +7,9 @@ use crate::{
     judge::Facts,
     scenario::Scenario,
 };
+use haven_model::Name;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How a run ended.
@@ -37,6 +38,7 @@ const STORM_S: u64 = 60;
 pub fn random_manifest(replicas: u32, vms: u32) -> String {
     let mut text = format!(
         "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
+         kind: Network\nname: lan\ndriver: bridge\nsubnet: 10.78.0.0/24\n---\n\
          kind: Service\nname: web\nreplicas: {replicas}\n\
          template:\n  spec:\n    memory: 128MiB\n    networks:\n    - network: front\n\
          check:\n  mode: http\n  port: 80\n\
@@ -49,8 +51,9 @@ pub fn random_manifest(replicas: u32, vms: u32) -> String {
             3 => "affinity: {near: {pair: '4'}}\n",
             _ => "",
         };
+        let card = if i % 2 == 1 { "networks: [{network: lan}]\n" } else { "" };
         text.push_str(&format!(
-            "---\nkind: VM\nname: db-{i}\nlabels: {{pair: '{i}'}}\nmemory: 512MiB\n{wish}"
+            "---\nkind: VM\nname: db-{i}\nlabels: {{pair: '{i}'}}\nmemory: 512MiB\n{card}{wish}"
         ));
     }
     text
@@ -183,6 +186,12 @@ fn verdict(seed: u64, cluster: &Cluster) -> Verdict {
     Verdict { seed, steps, violations, transcript }
 }
 
+/// When each guest was started, as its host says; a live move changes nothing about it.
+fn booted(facts: &Facts) -> BTreeMap<Name, Option<i64>> {
+    let all = facts.snapshot.vm_status.iter();
+    all.map(|(vm, status)| (vm.clone(), status.started_ms)).collect()
+}
+
 /// Runs a scenario with one seed.
 ///
 /// # Errors
@@ -205,6 +214,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     let judge = &cluster.shared.judge;
     settle(&cluster, "at the beginning").await;
     let begin = Instant::now();
+    let guests = judge.read(booted);
     for event in &scenario.events {
         tokio::time::sleep_until(begin + Duration::from_secs_f64(event.at)).await;
         event.fault.happen(&cluster).await;
@@ -240,6 +250,9 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     }
     if expect.undisturbed && latest.is_some() {
         judge.accuse("expected no VM to be disturbed, and one was started again".into());
+    }
+    if expect.none_rebooted && judge.read(booted) != guests {
+        judge.accuse("expected no guest to be started anew, and one was".into());
     }
     if let Some(within) = expect.recovered_within {
         match latest {

@@ -62,6 +62,9 @@ pub struct Expect {
     /// No VM was started after the first fault: what happened disturbed none.
     #[serde(default)]
     pub undisturbed: bool,
+    /// Guests may have moved, and none was started anew.
+    #[serde(default)]
+    pub none_rebooted: bool,
     /// Nothing is left on this host.
     pub drained: Option<String>,
     /// A VM that had to be recovered ran again within so many seconds of the first fault.

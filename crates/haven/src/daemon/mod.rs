@@ -32,7 +32,7 @@ use haven_host::{
     guard::{Guard, client::GuardClient},
     health::NetProber,
     heartbeat::{self, HeartbeatConfig, UdpWire},
-    network::{address::LinuxAddress, linux::LinuxNetwork},
+    network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
     storage::{files::FileStorage, images::ImageStore},
     vm::{
         driver::VmDriver,
@@ -319,6 +319,8 @@ impl Daemon {
             session,
             vms,
             network: Arc::new(LinuxNetwork::new(self.host.address)?),
+            uplinks: Arc::new(LinuxUplinks::new()?),
+            cut_off: Default::default(),
             address: Arc::new(address),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
             secrets: self.secrets(),

@@ -15,6 +15,7 @@ mod reserve;
 mod service;
 mod storage;
 mod store;
+mod uplink;
 mod witness;
 
 use anyhow::Result;
@@ -28,7 +29,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 34] = [
+const CASES: [Case; 35] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -72,6 +73,7 @@ const CASES: [Case; 34] = [
     },
     Case { name: "a_rehearsal_says_what_a_power_cut_then_does", run: planned::rehearsed },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
+    Case { name: "a_host_without_its_uplink_gives_its_guests_away_live", run: uplink::cut },
     Case {
         name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",
         run: storage::examples,

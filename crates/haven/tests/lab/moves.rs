@@ -53,7 +53,7 @@ pub fn live(lab: &mut Lab, witness: &Witness) -> Result<()> {
 }
 
 /// After a while there is one process for each VM.
-fn alone(lab: &Lab, witness: &Witness) -> Result<()> {
+pub fn alone(lab: &Lab, witness: &Witness) -> Result<()> {
     lab.wait("each VM has one process", Duration::from_secs(20), |_| witness.running() == 2)?;
     witness.moves(false);
     Ok(())

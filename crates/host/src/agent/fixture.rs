@@ -12,7 +12,7 @@ use crate::{
     heartbeat,
     network::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
-        fake::{FakeAddress, Segment},
+        fake::{FakeAddress, FakeUplinks, Segment},
     },
     vm::fake::{FakeVmDriver, World},
 };
@@ -171,6 +171,8 @@ pub struct Fixture {
     pub disks: Arc<Disks>,
     /// Its networks.
     pub wires: Arc<Wires>,
+    /// What leads out of it.
+    pub uplinks: Arc<FakeUplinks>,
     /// Its guests.
     pub answers: Arc<Answers>,
     /// Its balancer.
@@ -208,6 +210,7 @@ impl Fixture {
             guard,
             disks: Arc::default(),
             wires: Arc::default(),
+            uplinks: Arc::default(),
             answers: Arc::default(),
             balance: Arc::default(),
             secrets: ClusterKey::derive(&Authority::create("test").unwrap()).unwrap(),
@@ -304,6 +307,8 @@ impl Fixture {
             session: self.session.subscribe(),
             vms: Arc::new(vms),
             network: Arc::clone(&self.wires) as _,
+            uplinks: Arc::clone(&self.uplinks) as _,
+            cut_off: super::CutOff::default(),
             address: Arc::new(FakeAddress {
                 host: "host1".into(),
                 segment: Arc::new(Segment::default()),

@@ -34,6 +34,7 @@ pub mod status;
 pub mod storage;
 pub mod timers;
 pub mod tunnel;
+mod uplink_watch;
 pub mod vm_start;
 pub mod vm_step;
 pub mod vm_task;
@@ -56,7 +57,7 @@ use crate::{
     balance::driver::BalanceDriver,
     health::Prober,
     heartbeat::Heard,
-    network::{address::AddressDriver, driver::NetworkDriver},
+    network::{address::AddressDriver, driver::NetworkDriver, uplink::UplinkDriver},
     vm::driver::VmDriver,
 };
 use haven_model::{Event, Name, ObjectRef, Severity, Snapshot, keys};
@@ -73,6 +74,7 @@ use std::{
 use storage::Storage;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+pub use uplink_watch::CutOff;
 
 /// What a host knows of itself when its daemon starts.
 #[derive(Clone, Debug, Default)]
@@ -109,6 +111,10 @@ pub struct AgentParts {
     pub vms: Arc<dyn VmDriver>,
     /// Makes networks.
     pub network: Arc<dyn NetworkDriver>,
+    /// Looks at what leads out of this host.
+    pub uplinks: Arc<dyn UplinkDriver>,
+    /// What is cut off here from the world.
+    pub cut_off: CutOff,
     /// Holds service addresses.
     pub address: Arc<dyn AddressDriver>,
     /// Balances.
@@ -236,6 +242,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         volumes::run(Arc::clone(&parts), left, cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),
+        uplink_watch::run(Arc::clone(&parts), cancel.clone()),
         status::run(Arc::clone(&parts), cancel.clone()),
     );
 }

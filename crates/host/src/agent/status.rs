@@ -86,6 +86,7 @@ async fn compose(
         etcd_member: here.id,
         etcd_silent: here.silent,
         facts: std::collections::BTreeMap::new(),
+        cut_off: parts.cut_off.list(),
         problems,
     }
 }

@@ -3,7 +3,10 @@
 use super::{shares::members, vm_step::Wanted};
 use crate::{
     balance::driver::{Check, FrontendMode, FrontendWanted, Identity, Options, TlsWanted},
-    network::driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
+    network::{
+        driver::{LeftAlone, LocalPort, NetworkKind, NetworkWanted, RemotePort},
+        uplink::Uplink,
+    },
 };
 use haven_model::{
     FrontendPlacement, Handover, Name, NetworkSpec, ObjectRef, Placement, Snapshot, Versioned,
@@ -110,6 +113,26 @@ pub fn networks(snapshot: &Snapshot, me: &Name) -> Vec<NetworkWanted> {
         }
     }
     wanted.into_iter().map(|(_, network)| network).collect()
+}
+
+/// By what the guests of networks and the addresses of services are reached from outside, where it is not the cluster's
+/// own network.
+#[must_use]
+pub fn uplinks(snapshot: &Snapshot) -> BTreeMap<ObjectRef, Uplink> {
+    let networks =
+        snapshot.networks.iter().filter_map(|(name, network)| match kind(&network.spec) {
+            NetworkKind::Bridge { uplink_bridge } => {
+                let network = ObjectRef::new(Kind::Network, name.clone());
+                Some((network, Uplink::Bridge(uplink_bridge)))
+            }
+            NetworkKind::Overlay { .. } => None,
+        });
+    let services = snapshot.services.iter().filter_map(|(name, service)| {
+        let frontend = service.spec.frontend.as_ref().filter(|_| !service.meta.deleting)?;
+        let service = ObjectRef::new(Kind::Service, name.clone());
+        Some((service, Uplink::Near(frontend.address)))
+    });
+    networks.chain(services).collect()
 }
 
 /// What may be on this host for records that cannot be read.

@@ -3,6 +3,7 @@
 use super::{
     address::AddressDriver,
     driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
+    uplink::{Uplink, UplinkDriver},
 };
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -11,6 +12,7 @@ use std::{
     net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
 };
+use tokio::sync::Notify;
 
 /// Takes everything.
 pub struct FakeNetwork;
@@ -23,6 +25,36 @@ impl NetworkDriver for FakeNetwork {
         _left_alone: &LeftAlone,
     ) -> Result<BTreeMap<String, NetworkError>, NetworkError> {
         Ok(BTreeMap::new())
+    }
+}
+
+/// Uplinks that have a link, or none, as it was set.
+#[derive(Default)]
+pub struct FakeUplinks {
+    cut: Mutex<BTreeMap<Uplink, String>>,
+    changed: Notify,
+}
+
+impl FakeUplinks {
+    /// From now on these have none.
+    pub fn set(&self, cut: BTreeMap<Uplink, String>) {
+        *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = cut;
+        self.changed.notify_one();
+    }
+}
+
+#[async_trait]
+impl UplinkDriver for FakeUplinks {
+    async fn cut(
+        &self,
+        wanted: &BTreeSet<Uplink>,
+    ) -> Result<BTreeMap<Uplink, String>, NetworkError> {
+        let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        cut.retain(|uplink, _| wanted.contains(uplink));
+        Ok(cut)
+    }
+    async fn changed(&self) {
+        self.changed.notified().await;
     }
 }
 

@@ -17,3 +17,4 @@ pub mod firewall;
 pub mod linux;
 pub mod machine;
 pub(crate) mod tap;
+pub mod uplink;

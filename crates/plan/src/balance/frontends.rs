@@ -48,6 +48,8 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             }
             (None, None) => {}
             (Some(frontend), placement) => {
+                let reached = |host: &&Name| !work.cut_off.is(host, &service_ref(name));
+                let usable: Vec<Name> = usable.iter().filter(reached).cloned().collect();
                 keep(work, name, frontend.address, placement, &usable, &mut held);
             }
         }
@@ -88,7 +90,9 @@ fn keep(
         (None, now) => now.map(|now| now.traffic.clone()).unwrap_or_default(),
     };
     let drained = placement.map(|p| &p.holder).filter(|holder| is_drained(work, holder));
-    let next = match placement.filter(|p| stays(work, &p.holder, usable)) {
+    let service = service_ref(name);
+    let holds = |holder: &Name| stays(work, holder, usable) && !work.cut_off.is(holder, &service);
+    let next = match placement.filter(|p| holds(&p.holder)) {
         Some(now) => {
             if let Some(holder) = drained {
                 let why = format!(
@@ -96,8 +100,8 @@ fn keep(
                 );
                 work.wait(service_ref(name), why);
             }
-            let line: Vec<Name> =
-                now.candidates.iter().filter(|host| !is_drained(work, host)).cloned().collect();
+            let may = |host: &&Name| !is_drained(work, host) && !work.cut_off.is(host, &service);
+            let line: Vec<Name> = now.candidates.iter().filter(may).cloned().collect();
             let candidates = candidates(&line, usable, &now.holder);
             FrontendPlacement { candidates, traffic, ..(*now.value).clone() }
         }
@@ -128,8 +132,12 @@ fn keep(
             format!("the hosts that may take {address} are now {}", list(&next.candidates))
         }
         Some(now) => {
-            let why = if drained.is_some() { "drained" } else { "lost" };
-            format!("{} takes {address} because {} is {why}", next.holder, now.holder)
+            let why = match (&drained, work.cut_off.is(&now.holder, &service)) {
+                (Some(_), _) => "is drained",
+                (None, true) => "is cut off from its network",
+                (None, false) => "is lost",
+            };
+            format!("{} takes {address} because {} {why}", next.holder, now.holder)
         }
         None => format!("{} holds {address}", next.holder),
     };
@@ -144,7 +152,7 @@ fn list(hosts: &[Name]) -> String {
 }
 
 /// A holder keeps an address unless it is proven lost or gone, or is drained and there is another; agents deal with a
-/// suspected one.
+/// suspected one. One whose uplink has no link is asked for beside this.
 fn stays(work: &Work<'_>, holder: &Name, usable: &[Name]) -> bool {
     let leaves = is_drained(work, holder) && !usable.is_empty();
     !leaves && work.states.get(holder).is_some_and(|state| !matches!(state, HostState::Lost(_)))

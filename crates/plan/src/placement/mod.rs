@@ -272,6 +272,9 @@ fn judge<'w>(
     {
         return Err(format!("lacks the labels {:?}", affinity.hosts).into());
     }
+    if let Some(network) = work.cut_off.network(host, wish.spec) {
+        return Err(format!("is cut off from the network `{network}`").into());
+    }
     let cost = cost(wish.spec);
     if room.memory_free() < cost.memory {
         return Err(NO_MEMORY.into());

@@ -14,14 +14,14 @@
 use crate::{
     HostState, host_states, placement, plan as plan_all,
     tolerance::{
-        migration::{SetOut, immovable, set_out, unfit},
+        migration::{self, SetOut, immovable, set_out_with, unfit},
         recovery::bound_by,
     },
     work::{Work, host_ref, service_ref, vm_ref},
 };
 use haven_model::{
-    Action, Drain, DrainMove, Migration, MigrationOptions, MoveLimits, Name, Observations,
-    Placement, Snapshot, Versioned, VmPhase, VmSpec,
+    Action, Drain, DrainMove, Migration, MoveLimits, Name, Observations, Placement, Snapshot,
+    Versioned, VmPhase, VmSpec,
     api::{DrainLeft, DrainView},
     object::Stored,
     vm::RestartPolicy,
@@ -283,42 +283,10 @@ fn leave<'a>(
     let migration = Migration {
         to: Some(to.clone()),
         drain: Some(DrainMove { drain: drain.id.clone(), failed, back: false }),
-        ..migration(work, placement, vm, format!("the drain of {host}"))
+        ..migration::record(work, placement, vm, format!("the drain of {host}"))
     };
-    begin(work, vm, placement, &migration, SetOut { host: to, restart, record: None }, reason);
-}
-
-/// A migration that begins now.
-fn migration(
-    work: &Work<'_>,
-    placement: &Versioned<Placement>,
-    vm: &Name,
-    by: String,
-) -> Migration {
-    Migration {
-        // No other write has that revision.
-        id: format!("{vm}-{}", placement.revision),
-        from: placement.host.clone(),
-        to: None,
-        options: MigrationOptions::default(),
-        by,
-        at_ms: work.seen.now_ms,
-        drain: None,
-        outcome: None,
-    }
-}
-
-/// The move and its record in one step.
-fn begin(
-    work: &mut Work<'_>,
-    vm: &Name,
-    placement: &Versioned<Placement>,
-    migration: &Migration,
-    way: SetOut,
-    reason: String,
-) {
-    let record = Some(work.snapshot.migrations.get(vm).map_or(0, |last| last.revision));
-    set_out(work, vm, placement, migration, SetOut { record, ..way }, reason);
+    let way = SetOut { host: to, restart, record: None };
+    set_out_with(work, vm, placement, &migration, way, reason);
 }
 
 /// How often this drain has tried to move a VM in vain.
@@ -463,10 +431,10 @@ fn come_back<'a>(
     let migration = Migration {
         to: Some(host.clone()),
         drain: Some(DrainMove { drain: drain.id.clone(), failed, back: true }),
-        ..migration(work, placement, vm, format!("the end of the drain of {host}"))
+        ..migration::record(work, placement, vm, format!("the end of the drain of {host}"))
     };
     let way = SetOut { host: host.clone(), restart: false, record: None };
-    begin(work, vm, placement, &migration, way, reason);
+    set_out_with(work, vm, placement, &migration, way, reason);
     Ok(())
 }
 

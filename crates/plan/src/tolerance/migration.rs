@@ -10,9 +10,9 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Handover, Migration, MigrationPhase, MigrationStatus, MovedFrom, MovingTo, Name,
-    Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec, object::Stored,
-    plan::MoveStep,
+    Action, Handover, Migration, MigrationOptions, MigrationPhase, MigrationStatus, MovedFrom,
+    MovingTo, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
+    object::Stored, plan::MoveStep,
 };
 
 /// Takes each migration one step further.
@@ -254,6 +254,39 @@ pub(crate) fn set_out(
     let moving = Placement { moving_to: Some(to), ..(*placement.value).clone() };
     let record = record.map(|revision| (Box::new(migration.clone()), revision));
     step(work, vm, placement, moving, MoveStep::Begin, record, reason);
+}
+
+/// The record of a migration that Haven begins by itself, now.
+pub(crate) fn record(
+    work: &Work<'_>,
+    placement: &Versioned<Placement>,
+    vm: &Name,
+    by: String,
+) -> Migration {
+    Migration {
+        // No other write has that revision.
+        id: format!("{vm}-{}", placement.revision),
+        from: placement.host.clone(),
+        to: None,
+        options: MigrationOptions::default(),
+        by,
+        at_ms: work.seen.now_ms,
+        drain: None,
+        outcome: None,
+    }
+}
+
+/// The first step and the migration's record in one.
+pub(crate) fn set_out_with(
+    work: &mut Work<'_>,
+    vm: &Name,
+    placement: &Versioned<Placement>,
+    migration: &Migration,
+    way: SetOut,
+    reason: String,
+) {
+    let record = Some(work.snapshot.migrations.get(vm).map_or(0, |last| last.revision));
+    set_out(work, vm, placement, migration, SetOut { record, ..way }, reason);
 }
 
 /// Why a migration does not begin.

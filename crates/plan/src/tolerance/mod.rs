@@ -16,3 +16,6 @@ pub mod order;
 mod order_test;
 pub mod recovery;
 pub mod removal;
+pub(crate) mod uplink;
+#[cfg(test)]
+mod uplink_test;
