@@ -60,10 +60,10 @@ setup() {
 test_programs() {
   local agents=fence-agents venv=$HOME/.cache/haven/sushy-tools package missing=()
   candidate fence-agents-ipmilan && agents=fence-agents-ipmilan
-  for package in "$agents" openipmi ipmitool qemu-guest-agent; do
+  for package in "$agents" openipmi ipmitool qemu-guest-agent libfaketime; do
     dpkg-query -W -f='${Status}' "$package" 2> /dev/null | grep -q 'ok installed' || missing+=("$package")
   done
-  [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}" || say "the tests of fence agents and of the guest agent will be skipped"
+  [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}" || say "the tests of fence agents, of the guest agent and of clocks that jump will be skipped"
   [ ! -x "$venv/bin/sushy-emulator" ] || return 0
   say "installing sushy-tools into $venv"
   # In a place of its own, by this machine's own settings of pip; half of it must not look like all of it.

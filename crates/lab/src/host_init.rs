@@ -46,6 +46,9 @@ pub const GUARD: &str = "haven-guard";
 const HOST_MEMORY_MIB: &str = "2048";
 /// Where the host sees its watchdog.
 const WATCHDOG: &str = "/dev/haven-watchdog";
+/// More of the daemon's environment, as on a real server (`packaging/haven.service`).
+const SETTINGS: &str = "/etc/default/haven";
+const DAEMON_UNIT: &str = "daemon";
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -61,7 +64,7 @@ pub fn run(layout: &Layout) -> Result<()> {
     // A failure here shows at once in every later step, with a better sentence.
     let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     fs::write("/run/haven/booted", "").context("/run/haven is not writable")?;
-    supervise(vec![Unit::new("guard", GUARD, &[]), Unit::new("daemon", DAEMON, &["daemon"])])
+    supervise(vec![Unit::new("guard", GUARD, &[]), Unit::new(DAEMON_UNIT, DAEMON, &["daemon"])])
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
@@ -138,6 +141,12 @@ fn mount_devices(dev: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The settings in a file of `NAME=value` lines, as systemd's `EnvironmentFile` has them: no quotes are needed here.
+fn settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once('='))
+}
+
 /// One process that is kept running.
 struct Unit {
     name: &'static str,
@@ -159,6 +168,9 @@ impl Unit {
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
         let mut command = Command::new(Path::new("/usr/bin").join(self.program));
         command.args(self.arguments).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
+        if self.name == DAEMON_UNIT {
+            command.envs(settings(&fs::read_to_string(SETTINGS).unwrap_or_default()));
+        }
         if Path::new(WATCHDOG).exists() {
             command.env("HAVEN_WATCHDOG", WATCHDOG);
         }

@@ -324,6 +324,10 @@ fn a_move_that_fails_is_tried_again_after_a_pause() {
     assert!(moves(&plan).is_empty());
     assert_eq!(plan.wake_after_ms, Some(1_000));
     assert!(waits(&plan, "db").starts_with("waiting: db is moved again in 1 s: db stays on host1"));
+    // Nobody waits for an hour because a clock was set back by one.
+    let mut set_back = world.clone();
+    set_back.seen.now_ms -= 3_600_000;
+    assert_eq!(moves(&planned(&set_back)).len(), 1);
     world.seen.now_ms += 1_000;
     let plan = planned(&world);
     assert_eq!(moves(&plan).len(), 1);

@@ -231,8 +231,9 @@ fn agents(world: &mut World) {
     }
 }
 
-/// What a rolling update of three members did: the fewest that served, the most that there were.
-fn roll(max_unavailable: u32, max_surge: u32) -> (usize, usize) {
+/// What a rolling update of three members did: the fewest that served, the most that there were. The clock is set back
+/// by so much before the third second.
+fn roll(max_unavailable: u32, max_surge: u32, set_back_ms: i64) -> (usize, usize) {
     let mut world = World::new(3, Bytes::gib(8));
     world.service("web", 3);
     for _ in 0..3 {
@@ -246,7 +247,10 @@ fn roll(max_unavailable: u32, max_surge: u32) -> (usize, usize) {
     service.spec.update = Box::new(update);
     world.snapshot.services.insert(name("web"), at(9, service));
     let (mut fewest, mut most) = (usize::MAX, 0);
-    for _ in 0..60 {
+    for second in 0..60 {
+        if second == 2 {
+            world.seen.now_ms -= set_back_ms;
+        }
         let vms = &world.snapshot.vms;
         if vms.len() == 3 && vms.values().all(|vm| vm.spec.memory == Bytes::mib(256)) {
             return (fewest, most);
@@ -274,7 +278,9 @@ fn a_rolling_update_keeps_to_its_limits_uses_them_and_ends() {
     {
         let limits = (3 - max_unavailable as usize, 3 + max_surge as usize);
         let words = format!("{max_unavailable} missing, {max_surge} more");
-        assert_eq!(roll(max_unavailable, max_surge), limits, "{words}");
+        assert_eq!(roll(max_unavailable, max_surge, 0), limits, "{words}");
+        // Nobody waits for an hour because a clock was set back by one.
+        assert_eq!(roll(max_unavailable, max_surge, 3_600_000), limits, "{words}, set back");
     }
 }
 

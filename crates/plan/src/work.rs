@@ -90,6 +90,12 @@ impl<'a> Work<'a> {
         self.plan.waiting.push(Waiting { object, reason });
     }
 
+    /// How long ago this was by the manager's clock, milliseconds. Nothing when it lies ahead: the clock was set back, or
+    /// it was another host's that goes before this one's. Whoever waits for a time to pass then waits no longer, or anew.
+    pub fn passed_ms(&self, at_ms: i64) -> Option<u64> {
+        u64::try_from(self.seen.now_ms - at_ms).ok()
+    }
+
     /// Plan again after `ms` at the latest.
     pub fn wake(&mut self, ms: u64) {
         let ms = ms.max(5);

@@ -1,6 +1,7 @@
 //! What users are promised, on a real lab: three hosts, real etcd, real QEMU, real HAProxy, guests that count. A
 //! witness outside judges throughout: after the first sign of life of a newer copy of a VM there is none of an older.
 
+mod clock;
 mod commands;
 mod crash;
 mod faults;
@@ -29,7 +30,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 35] = [
+const CASES: [Case; 36] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -73,6 +74,7 @@ const CASES: [Case; 35] = [
     },
     Case { name: "a_rehearsal_says_what_a_power_cut_then_does", run: planned::rehearsed },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
+    Case { name: "a_clock_that_jumps_disturbs_nothing", run: clock::jumps },
     Case { name: "a_host_without_its_uplink_gives_its_guests_away_live", run: uplink::cut },
     Case {
         name: "examples_work_as_they_are_and_a_shared_disk_outlives_its_host",

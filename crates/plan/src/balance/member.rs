@@ -12,7 +12,7 @@ use haven_model::{
 };
 
 /// How long a drained member may finish what it began, milliseconds.
-const DRAIN_MS: i64 = 2000;
+const DRAIN_MS: u64 = 2000;
 
 pub(super) struct Member<'a> {
     pub name: &'a Name,
@@ -100,20 +100,16 @@ impl<'a> Member<'a> {
 
     /// Drains it, and deletes it once it has had its time; when it does not serve anybody, at once.
     pub fn retire(&self, work: &mut Work<'_>, why: &str) {
-        match self.draining {
+        match self.draining.map(|since| work.passed_ms(since)) {
             None if !self.serves => self.delete(work, format!("{} goes: {why}", self.name)),
-            None => {
+            None | Some(None) => {
                 let now = work.seen.now_ms;
                 self.mark(work, DRAIN_LABEL, now, format!("{} is drained: {why}", self.name));
             }
-            Some(since) => {
-                let passed = work.seen.now_ms - since;
-                if passed >= DRAIN_MS {
-                    self.delete(work, format!("{} is drained and goes: {why}", self.name));
-                } else {
-                    work.wake((DRAIN_MS - passed).unsigned_abs());
-                }
+            Some(Some(passed)) if passed >= DRAIN_MS => {
+                self.delete(work, format!("{} is drained and goes: {why}", self.name));
             }
+            Some(Some(passed)) => work.wake(DRAIN_MS - passed),
         }
     }
 

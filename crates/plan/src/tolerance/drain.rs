@@ -309,8 +309,7 @@ fn tried(work: &mut Work<'_>, vm: &Name, drain: &Drain, back: bool) -> Result<u3
     let ours = last.drain.as_ref().filter(|of| of.drain == drain.id && of.back == back);
     let Some(of) = ours.filter(|_| !outcome.moved) else { return Ok(0) };
     let pause = (AGAIN_MS << of.failed.min(10)).min(AGAIN_AT_MOST_MS);
-    let passed = u64::try_from(work.seen.now_ms - outcome.at_ms).unwrap_or(0);
-    if passed < pause {
+    if let Some(passed) = work.passed_ms(outcome.at_ms).filter(|passed| *passed < pause) {
         work.wake(pause - passed);
         let seconds = (pause - passed).div_ceil(1000);
         return Err(format!("waiting: {vm} is moved again in {seconds} s: {}", outcome.message));

@@ -13,7 +13,7 @@ use haven_model::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// After a move that failed the next one is tried so much later, milliseconds.
-const AGAIN_MS: i64 = 30_000;
+const AGAIN_MS: u64 = 30_000;
 
 /// What is cut off on which hosts and reached on another usable one. Empty nearly always.
 #[derive(Default)]
@@ -129,11 +129,9 @@ fn may_now(work: &mut Work<'_>, vm: &Name) -> Result<(), String> {
     let Some(outcome) = &last.outcome else {
         return Err(format!("it first moves as {} asked", last.by));
     };
-    let rest = AGAIN_MS - (work.seen.now_ms - outcome.at_ms);
-    if outcome.moved || rest <= 0 {
-        return Ok(());
-    }
-    let rest = u64::try_from(rest).unwrap_or(0);
+    let passed = work.passed_ms(outcome.at_ms).filter(|passed| *passed < AGAIN_MS);
+    let Some(passed) = passed.filter(|_| !outcome.moved) else { return Ok(()) };
+    let rest = AGAIN_MS - passed;
     work.wake(rest);
     Err(format!("it is moved again in {} s: {}", rest.div_ceil(1000), outcome.message))
 }

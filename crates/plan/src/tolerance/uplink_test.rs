@@ -113,6 +113,10 @@ fn a_move_that_failed_is_tried_again_after_a_pause_and_a_persons_comes_first() {
         "db is cut off from the network `lan` on host1: it is moved again in 20 s: the copy broke"
     );
     assert!(plan.wake_after_ms.is_some_and(|ms| ms <= 20_000));
+    // Nobody waits for an hour because a clock was set back by one.
+    let mut set_back = world.clone();
+    set_back.seen.now_ms -= 3_600_000;
+    assert_eq!(moves(&planned(&set_back)).len(), 1);
     record.outcome = Some(outcome(world.seen.now_ms - 30_000));
     world.snapshot.migrations.insert(name("db"), at(71, record.clone()));
     assert_eq!(moves(&planned(&world)).len(), 1);
