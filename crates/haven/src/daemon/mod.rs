@@ -72,8 +72,9 @@ fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
 
-fn facts(state: &std::path::Path) -> HostFacts {
-    let found = probe::check(state);
+fn facts(state: &std::path::Path, witness: bool) -> HostFacts {
+    // A witness runs no guest, and needs nothing for it.
+    let found = if witness { probe::HostCheck::default() } else { probe::check(state) };
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 = memory
         .lines()
@@ -186,7 +187,11 @@ impl Daemon {
                 Arc::clone(&problems),
             )
             .await?;
-        tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
+        if self.host.witness {
+            tasks.spawn(agent::status::run(Arc::clone(&parts), self.cancel.clone()));
+        } else {
+            tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
+        }
         tasks.spawn(manager::run(
             self.manager(&store, &state, (&observer, &promises), &heard.suspected, &session),
             self.cancel.clone(),
@@ -332,8 +337,8 @@ impl Daemon {
             tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
             prober: Arc::new(NetProber),
             facts: {
-                let state = self.paths.state.clone();
-                start::in_background(move || facts(&state))
+                let (state, witness) = (self.paths.state.clone(), self.host.witness);
+                start::in_background(move || facts(&state, witness))
             },
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),

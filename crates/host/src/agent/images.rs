@@ -69,10 +69,9 @@ fn wanted(snapshot: &Snapshot, me: &Name) -> Vec<ImageFile> {
 
 /// The hosts that keep a file for the cluster.
 fn keepers<'a>(snapshot: &'a Snapshot, sha256: &str) -> Vec<&'a Name> {
-    let there = snapshot
-        .hosts
-        .iter()
-        .filter(|(name, host)| !host.meta.deleting && snapshot.session_open(name));
+    let there = snapshot.hosts.iter().filter(|(name, host)| {
+        !host.meta.deleting && !host.spec.witness && snapshot.session_open(name)
+    });
     let mut hosts: Vec<&Name> = there.map(|(name, _)| name).collect();
     hosts.sort_by_key(|name| (std::cmp::Reverse(rank(sha256, name.as_str())), *name));
     hosts.truncate(COPIES);
