@@ -29,7 +29,7 @@ use haven_control::{
 use haven_host::{
     agent::{self, AgentParts, HostFacts, Problems, StoreMember, lease},
     balance::haproxy::HaproxyDriver,
-    guard::{Guard, client::GuardClient},
+    guard::{Guard, client::GuardClient, nothing::NothingToGuard},
     health::NetProber,
     heartbeat::{self, HeartbeatConfig, UdpWire},
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
@@ -160,7 +160,11 @@ impl Daemon {
         let (session_out, session) = watch::channel(None);
         let (member_out, store_member) = watch::channel(StoreMember::default());
         let problems = Arc::new(Problems::default());
-        let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
+        let guard: Arc<dyn Guard> = if self.host.witness {
+            Arc::new(NothingToGuard::default())
+        } else {
+            Arc::new(GuardClient::new(self.paths.run.join("guard.sock")))
+        };
         let vms = self.vms(&guard);
         let mut tasks = tokio::task::JoinSet::new();
         // First of all: the VMs of this host live by it.

@@ -105,6 +105,17 @@ mod tests {
     }
 
     #[test]
+    fn a_witness_keeps_nothing() {
+        let mut snapshot = Snapshot::default();
+        for (host, witness) in [("host1", false), ("host2", true)] {
+            let spec = json!({"address": "10.0.0.1", "witness": witness});
+            put(&mut snapshot, &format!("spec/host/{host}"), &object(host, &spec));
+            session(&mut snapshot, host, false);
+        }
+        assert_eq!(keepers(&snapshot, "0"), [&Name::new("host1").unwrap()]);
+    }
+
+    #[test]
     fn every_file_has_three_keepers_and_few_move_when_a_host_is_lost() {
         let mut snapshot = Snapshot::default();
         let hosts: Vec<String> = (1..=8).map(|i| format!("host{i}")).collect();
