@@ -24,6 +24,9 @@ pub enum LabCommand {
         /// Do not tell the cluster how to switch hosts off: a lost host is recovered when its lease has expired
         #[arg(long)]
         no_power_control: bool,
+        /// The last host is only the cluster's witness
+        #[arg(long)]
+        witness: bool,
     },
     /// End all of it
     #[command(after_help = "Examples:\n  haven lab down")]
@@ -108,7 +111,8 @@ pub async fn run(command: LabCommand) -> Result<()> {
     need_root()?;
     let mut lab = Lab::open()?;
     match command {
-        LabCommand::Up { hosts, bare, no_power_control } => {
+        LabCommand::Up { hosts, bare, no_power_control, witness } => {
+            lab.state.witness |= witness;
             lab.state.no_power_control |= no_power_control;
             up::up(&mut lab, hosts, bare).await
         }

@@ -30,6 +30,9 @@ pub struct State {
     /// The cluster is not told how to switch hosts off.
     #[serde(default)]
     pub no_power_control: bool,
+    /// The last host is only the cluster's witness.
+    #[serde(default)]
+    pub witness: bool,
     /// Packets from the first to the second host vanish.
     #[serde(default)]
     pub cuts: Vec<(String, String)>,

@@ -173,6 +173,10 @@ async fn member(lab: &Lab, host: &str, number: u32) -> Result<()> {
     if !lab.state.no_power_control {
         common.extend(["--power-url", &power, "--power-user", "lab", "--power-password", "lab"]);
     }
+    if lab.state.witness && number == lab.state.hosts {
+        let secret = Client::local(lab.socket("host1")).invite().await?.secret;
+        return inside(lab, host, &["witness", &secret, "10.88.0.1", "--address", &address]);
+    }
     if number == 1 {
         inside(lab, host, &[&["init", "--name", "lab"], &common[..]].concat())
     } else {

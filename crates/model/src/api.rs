@@ -170,6 +170,9 @@ pub struct JoinRequest {
     /// How its power is controlled.
     #[serde(default)]
     pub power: Option<crate::host::PowerSpec>,
+    /// It is to be a witness.
+    #[serde(default)]
+    pub witness: bool,
     /// Its certificate request, PEM.
     pub request: String,
 }

@@ -21,6 +21,9 @@ pub struct HostSpec {
     /// Takes no new VMs while true.
     #[serde(default)]
     pub cordoned: bool,
+    /// It only votes: it runs no VM and holds no address. Decided when it becomes part of the cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
     /// Memory kept for the host itself.
     #[serde(default = "default_reserve")]
     pub reserved_memory: Bytes,

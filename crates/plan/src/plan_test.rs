@@ -571,3 +571,41 @@ fn a_certificate_goes_once_no_service_uses_it() {
     world.snapshot.services.insert(name("web"), at(11, service));
     assert_eq!(removed(&world), (true, None));
 }
+
+/// It votes and counts as a host that may be lost; nothing is ever put there, and it is in no sum.
+#[test]
+fn a_witness_gets_nothing_and_is_no_room() {
+    let mut world = World::new(3, Bytes::gib(4));
+    let mut host = (*world.snapshot.hosts["host3"].value).clone();
+    host.spec.witness = true;
+    world.snapshot.hosts.insert(name("host3"), at(1, host));
+    for i in 1..=8 {
+        world.vm(&format!("vm-{i}"), vm_spec(Bytes::gib(1)));
+    }
+    world.service("web", 0);
+    let mut service = (*world.snapshot.services["web"].value).clone();
+    service.spec.frontend = Some(
+        serde_json::from_value(serde_json::json!({"address": "10.88.0.100", "port": 80})).unwrap(),
+    );
+    world.snapshot.services.insert(name("web"), at(8, service));
+    let plan = plan(&world.snapshot, &world.seen);
+    let states = crate::host_states(&world.snapshot, &world.seen);
+    assert_eq!(states["host3"].to_string(), "witness");
+    assert!(states["host3"].well() && !states["host3"].usable());
+    let mut placed = 0;
+    for planned in &plan.actions {
+        match &planned.action {
+            Action::PlaceVm { placement, .. } => {
+                assert_ne!(placement.host, name("host3"));
+                placed += 1;
+            }
+            Action::PlaceFrontend { placement, .. } => {
+                assert!(!placement.candidates.contains(&name("host3")), "{placement:?}");
+            }
+            _ => {}
+        }
+    }
+    assert!(placed > 0 && placed < 8, "two hosts carry some of them: {placed}");
+    let waits = plan.waiting.iter().find(|waiting| waiting.reason.contains("1 host is a witness"));
+    assert!(waits.is_some(), "{:#?}", plan.waiting);
+}

@@ -67,7 +67,13 @@ impl World {
     /// Adds an online host.
     pub fn host(&mut self, host: &str, memory: Bytes) {
         let address = std::net::Ipv4Addr::from(0x0a58_0000 + self.snapshot.hosts.len() as u32 + 1);
-        let spec = HostSpec { address, power: None, cordoned: false, reserved_memory: Bytes(0) };
+        let spec = HostSpec {
+            address,
+            power: None,
+            cordoned: false,
+            witness: false,
+            reserved_memory: Bytes(0),
+        };
         self.snapshot.hosts.insert(name(host), at(1, stored(host, spec)));
         self.snapshot.leases.insert(name(host), at(900, lease(false)));
         let status = HostStatus { session: 1, cpus: 8, memory, ..HostStatus::default() };

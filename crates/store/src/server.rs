@@ -63,12 +63,11 @@ pub fn peer_url(address: Ipv4Addr) -> String {
 pub fn command(config: &MemberConfig) -> tokio::process::Command {
     let mut command = tokio::process::Command::new("etcd");
     let flag = |name: &str, value: String| format!("--{name}={value}");
-    let client = format!("{},https://127.0.0.1:{CLIENT_PORT}", client_url(config.address));
     let file = |path: PathBuf| path.display().to_string();
     command
         .arg(flag("name", config.name.clone()))
         .arg(flag("data-dir", file(config.data.clone())))
-        .arg(flag("listen-client-urls", client))
+        .arg(flag("listen-client-urls", client_url(config.address)))
         .arg(flag("advertise-client-urls", client_url(config.address)))
         .arg(flag("listen-peer-urls", peer_url(config.address)))
         .arg(flag("initial-advertise-peer-urls", peer_url(config.address)))
@@ -109,12 +108,11 @@ pub fn command(config: &MemberConfig) -> tokio::process::Command {
 /// In words: which of a member's ports another program has. Asked when no member runs.
 #[must_use]
 pub fn taken(address: Ipv4Addr) -> Option<String> {
-    let ports = [(address, CLIENT_PORT), (Ipv4Addr::LOCALHOST, CLIENT_PORT), (address, PEER_PORT)];
-    let is_taken = |(address, port): &(Ipv4Addr, u16)| {
-        let tried = std::net::TcpListener::bind((*address, *port));
+    let is_taken = |port: &u16| {
+        let tried = std::net::TcpListener::bind((address, *port));
         tried.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
     };
-    ports.into_iter().find(is_taken).map(|(_, port)| {
+    [CLIENT_PORT, PEER_PORT].into_iter().find(is_taken).map(|port| {
         format!(
             "another program has the port {port}, which etcd needs: end it; `ss -ltnp sport = :{port}` names it"
         )

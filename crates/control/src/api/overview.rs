@@ -29,6 +29,7 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     let plan = haven_plan::plan(&snapshot, &seen);
     overview.risks.extend(plan.waiting.iter().map(|w| format!("{}: {}", w.object, w.reason)));
     overview.risks.extend(losses_words(&losses, overview.hosts.len()));
+    overview.risks.extend(two_without_a_witness(&snapshot));
     overview.revision = snapshot.revision;
     let open = snapshot.incidents.values().filter(|i| i.closed_ms.is_none());
     overview.incidents = open.map(|i| format!("incident {}: {}", i.number, i.title)).collect();
@@ -39,6 +40,14 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
         n => format!("{n} things are down, the first: {}", overview.down[0]),
     };
     overview
+}
+
+/// Two hosts alone have no majority once one is lost.
+fn two_without_a_witness(snapshot: &Snapshot) -> Option<String> {
+    let [one, other] = &*snapshot.hosts.keys().collect::<Vec<_>>() else { return None };
+    Some(format!(
+        "{one} and {other} cannot make up for the loss of each other: half of the votes is no majority; add a third host, or a small machine with `haven witness`"
+    ))
 }
 
 /// What is at risk if another host is lost.

@@ -117,6 +117,13 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                         "remove the host and join it again",
                     );
                 }
+                Some(old) if old.spec.witness != host.spec.witness => {
+                    say(
+                        ("witness", &host.spec.witness),
+                        "a host is made a witness when it becomes part of the cluster".into(),
+                        "remove the host, and let it in again with `haven witness` or `haven join`",
+                    );
+                }
                 Some(_) => {}
             },
             // What is written in one is for `super::certificates`.
@@ -136,11 +143,13 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
 }
 
 fn largest_host(snapshot: &Snapshot) -> Option<(Bytes, u32)> {
-    let memory = snapshot.host_status.iter().map(|(host, status)| {
+    let runs = |host: &Name| snapshot.hosts.get(host).is_none_or(|host| !host.spec.witness);
+    let statuses = || snapshot.host_status.iter().filter(|(host, _)| runs(host));
+    let memory = statuses().map(|(host, status)| {
         let reserved = snapshot.hosts.get(host).map_or(0, |h| h.spec.reserved_memory.0);
         status.memory.0.saturating_sub(reserved)
     });
-    let cpus = snapshot.host_status.values().map(|status| status.cpus).max()?;
+    let cpus = statuses().map(|(_, status)| status.cpus).max()?;
     Some((Bytes::mib(memory.max()? >> 20), cpus))
 }
 

@@ -73,14 +73,17 @@ fn password(
     Ok(password.to_owned())
 }
 
+/// The name that was given, or that of the machine.
+fn own_name(given: Option<String>) -> Result<Name, Failure> {
+    let own =
+        || nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+    Name::new(given.unwrap_or_else(own))
+        .map_err(|error| Failure::bad(error.to_string(), "give one with --host-name"))
+}
+
 impl ThisHostArgs {
     fn host(self) -> Result<ThisHost, Failure> {
-        let own = || {
-            nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default()
-        };
-        let name = self.host_name.unwrap_or_else(own);
-        let name = Name::new(name)
-            .map_err(|error| Failure::bad(error.to_string(), "give one with --host-name"))?;
+        let name = own_name(self.host_name)?;
         let file = self.power_password_file.as_deref();
         let environment = std::env::var("HAVEN_POWER_PASSWORD").ok();
         let password = password(self.power_password, file, environment)?;
@@ -128,6 +131,25 @@ pub enum ClusterCommand {
         #[command(flatten)]
         this: ThisHostArgs,
     },
+    /// Make this machine the witness of a cluster: it votes and runs nothing
+    ///
+    /// A cluster of two hosts cannot tell the loss of one from a cut between them, unless a third machine votes. It
+    /// needs the packages of Haven and etcd, some 64 MiB of memory, and an address that both hosts reach. A machine
+    /// witnesses for many clusters, each with an address of its own: HAVEN_STATE_DIR, HAVEN_RUN_DIR and HAVEN_LOG_DIR
+    /// name the directories of each.
+    #[command(after_help = "Examples:\n  haven witness TOKEN 10.0.0.1 --address 10.0.0.9")]
+    Witness {
+        /// From `haven host invite`
+        token: String,
+        /// Any host of the cluster
+        peer: String,
+        /// This machine's address, which the hosts reach
+        #[arg(long)]
+        address: Ipv4Addr,
+        /// Its name in the cluster; its host name when absent
+        #[arg(long)]
+        host_name: Option<String>,
+    },
     /// Tokens for people and programs
     #[command(subcommand)]
     Token(TokenCommand),
@@ -172,8 +194,13 @@ pub async fn run(command: ClusterCommand) -> Result<(), Failure> {
             );
         }
         ClusterCommand::Join { token, peer, this } => {
-            setup::join(&token, &peer, &this.host()?).await.map_err(Failure::other)?;
+            setup::join(&token, &peer, &this.host()?, false).await.map_err(Failure::other)?;
             println!("this host is part of the cluster");
+        }
+        ClusterCommand::Witness { token, peer, address, host_name } => {
+            let this = ThisHost { name: own_name(host_name)?, address, power: None };
+            setup::join(&token, &peer, &this, true).await.map_err(Failure::other)?;
+            println!("this machine is the cluster's witness");
         }
         ClusterCommand::Token(command) => token(command).await?,
         ClusterCommand::Context(command) => super::context::run(command)?,

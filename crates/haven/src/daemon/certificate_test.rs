@@ -25,6 +25,7 @@ async fn host(directory: &std::path::Path, life: Duration) -> Renewal {
         address: [127, 0, 0, 1].into(),
         cluster: None,
         power: None,
+        witness: false,
         heartbeat: "00".repeat(32),
         voters: Vec::new(),
         initial_cluster: None,

@@ -209,7 +209,7 @@ impl LocalHost for Local {
             let sealed = seal_power(&key, &request.host, power);
             sealed.map_err(|error| error.to_string())?;
         }
-        let record = members::host_record(&request.host, request.address, power);
+        let record = members::host_record(&request.host, request.address, power, request.witness);
         self.store.txn(vec![], vec![record]).await.map_err(|error| error.to_string())?;
         Ok(JoinAnswer {
             certificate,

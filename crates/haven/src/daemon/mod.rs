@@ -29,7 +29,7 @@ use haven_control::{
 use haven_host::{
     agent::{self, AgentParts, HostFacts, Problems, StoreMember, lease},
     balance::haproxy::HaproxyDriver,
-    guard::{Guard, client::GuardClient},
+    guard::{Guard, client::GuardClient, nothing::NothingToGuard},
     health::NetProber,
     heartbeat::{self, HeartbeatConfig, UdpWire},
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
@@ -72,8 +72,9 @@ fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
 
-fn facts(state: &std::path::Path) -> HostFacts {
-    let found = probe::check(state);
+fn facts(state: &std::path::Path, witness: bool) -> HostFacts {
+    // A witness runs no guest, and needs nothing for it.
+    let found = if witness { probe::HostCheck::default() } else { probe::check(state) };
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 = memory
         .lines()
@@ -159,7 +160,11 @@ impl Daemon {
         let (session_out, session) = watch::channel(None);
         let (member_out, store_member) = watch::channel(StoreMember::default());
         let problems = Arc::new(Problems::default());
-        let guard: Arc<dyn Guard> = Arc::new(GuardClient::new(self.paths.run.join("guard.sock")));
+        let guard: Arc<dyn Guard> = if self.host.witness {
+            Arc::new(NothingToGuard::default())
+        } else {
+            Arc::new(GuardClient::new(self.paths.run.join("guard.sock")))
+        };
         let vms = self.vms(&guard);
         let mut tasks = tokio::task::JoinSet::new();
         // First of all: the VMs of this host live by it.
@@ -186,7 +191,11 @@ impl Daemon {
                 Arc::clone(&problems),
             )
             .await?;
-        tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
+        if self.host.witness {
+            tasks.spawn(agent::status::run(Arc::clone(&parts), self.cancel.clone()));
+        } else {
+            tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
+        }
         tasks.spawn(manager::run(
             self.manager(&store, &state, (&observer, &promises), &heard.suspected, &session),
             self.cancel.clone(),
@@ -332,8 +341,8 @@ impl Daemon {
             tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
             prober: Arc::new(NetProber),
             facts: {
-                let state = self.paths.state.clone();
-                start::in_background(move || facts(&state))
+                let (state, witness) = (self.paths.state.clone(), self.host.witness);
+                start::in_background(move || facts(&state, witness))
             },
             clock: self.clock.clone(),
             wall_ms: Arc::new(wall_ms),

@@ -25,6 +25,9 @@ pub struct HostFile {
     pub cluster: Option<String>,
     /// How its power is controlled, on the host that made the cluster; the password is sealed.
     pub power: Option<PowerSpec>,
+    /// It only votes (`haven witness`).
+    #[serde(default)]
+    pub witness: bool,
     /// Hexadecimal.
     pub heartbeat: String,
     /// Addresses of hosts with a member of the store.
@@ -155,6 +158,7 @@ pub fn init(cluster: &str, this: &ThisHost) -> anyhow::Result<()> {
         address: this.address,
         cluster: Some(cluster.to_owned()),
         power,
+        witness: false,
         heartbeat,
         voters: vec![this.address],
         initial_cluster: Some(format!("{}={}", this.name, server::peer_url(this.address))),
@@ -162,8 +166,8 @@ pub fn init(cluster: &str, this: &ThisHost) -> anyhow::Result<()> {
     .save(&paths)
 }
 
-/// Makes this host part of the cluster of the daemon at `peer`.
-pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()> {
+/// Makes this host part of the cluster of the daemon at `peer`, or only its witness.
+pub async fn join(token: &str, peer: &str, this: &ThisHost, witness: bool) -> anyhow::Result<()> {
     let paths = Paths::from_env();
     let pki = prepare(&paths)?;
     let (secret, fingerprint) = token
@@ -179,6 +183,7 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
             host: this.name.clone(),
             address: this.address,
             power: this.power.clone(),
+            witness,
             request,
         })
         .await?;
@@ -191,6 +196,7 @@ pub async fn join(token: &str, peer: &str, this: &ThisHost) -> anyhow::Result<()
         cluster: None,
         // The host that let it in has written it.
         power: None,
+        witness,
         heartbeat: answer.heartbeat_key,
         voters: answer.endpoints.iter().filter_map(host).collect(),
         // Its daemon adds a member of the store once it runs, if the cluster wants another.

@@ -19,6 +19,7 @@ fn first(directory: &std::path::Path) -> (Paths, HostFile) {
         address: ip(1),
         cluster: Some("test".into()),
         power: None,
+        witness: false,
         heartbeat: "00".repeat(32),
         voters: vec![ip(1)],
         initial_cluster: Some("host1=https://10.88.0.1:7380".into()),

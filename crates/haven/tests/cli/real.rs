@@ -153,6 +153,7 @@ async fn serve(endpoint: String, socket: PathBuf) -> Far {
             address: [10, 0, 0, 1].into(),
             power: None,
             cordoned: false,
+            witness: false,
             reserved_memory: Bytes::mib(512),
         },
     };

@@ -9,6 +9,7 @@ mod fencing;
 mod hang;
 mod input;
 mod lab;
+mod lost_of_two;
 mod moves;
 mod network;
 mod planned;
@@ -102,8 +103,25 @@ const CASES: [Case; 36] = [
     },
 ];
 
-/// Played on a lab of its own, after the other is gone: two cores do not carry eight hosts.
-const FIVE_HOSTS: &str = "a_lost_vote_goes_to_another_host_and_five_may_vote";
+/// A case on a lab of its own, after the other is gone: two cores do not carry eight hosts.
+struct OwnLab {
+    name: &'static str,
+    hosts: u32,
+    run: fn(&Driver) -> Result<()>,
+}
+
+const OWN_LABS: [OwnLab; 2] = [
+    OwnLab {
+        name: "a_lost_vote_goes_to_another_host_and_five_may_vote",
+        hosts: 5,
+        run: store::five_hosts,
+    },
+    OwnLab {
+        name: "two_hosts_and_a_witness_survive_the_loss_of_any_of_them",
+        hosts: 3,
+        run: lost_of_two::witnessed,
+    },
+];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -146,20 +164,24 @@ fn main() -> Result<()> {
     }
     if std::env::var_os("HAVEN_LAB_KEEP").is_none() {
         lab.haven(&["lab", "down"])?;
-        if failed == 0 && is_wanted(FIVE_HOSTS) {
+        for case in OWN_LABS.iter().filter(|case| is_wanted(case.name)) {
+            if failed > 0 {
+                break;
+            }
             let begin = Instant::now();
-            let five = Driver::new(PathBuf::from(env!("CARGO_BIN_EXE_haven")), dir.into(), 5)?;
-            let result = store::five_hosts(&five);
+            let binary = PathBuf::from(env!("CARGO_BIN_EXE_haven"));
+            let own = Driver::new(binary, dir.clone().into(), case.hosts)?;
+            let result = (case.run)(&own);
             let took = begin.elapsed().as_secs_f64();
             if let Err(why) = result {
                 failed += 1;
-                println!("test {FIVE_HOSTS} ... FAILED ({took:.1} s): {why:#}");
-                println!("{}", five.report());
+                println!("test {} ... FAILED ({took:.1} s): {why:#}", case.name);
+                println!("{}", own.report());
             } else {
                 passed += 1;
-                println!("test {FIVE_HOSTS} ... ok ({took:.1} s)");
+                println!("test {} ... ok ({took:.1} s)", case.name);
             }
-            five.haven(&["lab", "down"])?;
+            own.haven(&["lab", "down"])?;
         }
     }
     println!("test result: {passed} passed; {failed} failed");

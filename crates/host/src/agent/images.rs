@@ -69,10 +69,9 @@ fn wanted(snapshot: &Snapshot, me: &Name) -> Vec<ImageFile> {
 
 /// The hosts that keep a file for the cluster.
 fn keepers<'a>(snapshot: &'a Snapshot, sha256: &str) -> Vec<&'a Name> {
-    let there = snapshot
-        .hosts
-        .iter()
-        .filter(|(name, host)| !host.meta.deleting && snapshot.session_open(name));
+    let there = snapshot.hosts.iter().filter(|(name, host)| {
+        !host.meta.deleting && !host.spec.witness && snapshot.session_open(name)
+    });
     let mut hosts: Vec<&Name> = there.map(|(name, _)| name).collect();
     hosts.sort_by_key(|name| (std::cmp::Reverse(rank(sha256, name.as_str())), *name));
     hosts.truncate(COPIES);
@@ -103,6 +102,17 @@ mod tests {
 
     fn object(name: &str, spec: &Value) -> Value {
         json!({"meta": {"name": name, "uid": name, "generation": 1}, "spec": spec})
+    }
+
+    #[test]
+    fn a_witness_keeps_nothing() {
+        let mut snapshot = Snapshot::default();
+        for (host, witness) in [("host1", false), ("host2", true)] {
+            let spec = json!({"address": "10.0.0.1", "witness": witness});
+            put(&mut snapshot, &format!("spec/host/{host}"), &object(host, &spec));
+            session(&mut snapshot, host, false);
+        }
+        assert_eq!(keepers(&snapshot, "0"), [&Name::new("host1").unwrap()]);
     }
 
     #[test]

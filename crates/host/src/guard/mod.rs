@@ -16,6 +16,7 @@
 
 pub mod client;
 pub mod fake;
+pub mod nothing;
 pub mod process;
 mod watchdog;
 

@@ -156,11 +156,14 @@ fn missed<'a>(work: &'a Work<'_>, wish: &Wish<'_>) -> Option<(&'a Name, &'a Stor
 
 /// A state without its figures, so that like reasons are counted together.
 fn plain(state: crate::HostState) -> &'static str {
-    use crate::HostState::{Cordoned, Drained, Draining, Joining, Lost, Online, Silent, Suspected};
+    use crate::HostState::{
+        Cordoned, Drained, Draining, Joining, Lost, Online, Silent, Suspected, Witness,
+    };
     match state {
         Joining => "joining",
         Online => "without a status",
         Cordoned => "cordoned",
+        Witness => "a witness",
         Draining => "draining",
         Drained => "drained",
         Suspected => "suspected",

@@ -318,12 +318,18 @@ impl Losses {
     }
 }
 
+/// For the loss of how many hosts memory is kept.
+pub(crate) fn reserved(snapshot: &Snapshot) -> usize {
+    let run_vms = snapshot.hosts.values().filter(|host| !host.spec.witness).count();
+    snapshot.cluster_spec().reserved_hosts(run_vms)
+}
+
 /// How many hosts can be lost now, as things stand: also while one is lost already.
 #[must_use]
 pub fn losses(snapshot: &Snapshot, seen: &Observations) -> Losses {
     let mut reserve = Reserve::of(snapshot, seen);
     let vms = reserve.survives();
-    let reserved = snapshot.cluster_spec().reserved_hosts(snapshot.hosts.len());
+    let reserved = reserved(snapshot);
     let short = if vms < reserved { reserve.worst(vms + 1) } else { None };
     Losses { vms, store: store_losses(snapshot, &reserve.work), reserved, short }
 }
@@ -331,7 +337,8 @@ pub fn losses(snapshot: &Snapshot, seen: &Observations) -> Losses {
 fn store_losses(snapshot: &Snapshot, work: &Work<'_>) -> usize {
     let voters = snapshot.host_status.iter().filter(|(_, status)| status.etcd_member.is_some());
     let (all, answer) = voters.fold((0, 0), |(all, answer), (name, status)| {
-        let up = matches!(work.states.get(name), Some(HostState::Online | HostState::Cordoned));
+        use HostState::{Cordoned, Online, Witness};
+        let up = matches!(work.states.get(name), Some(Online | Cordoned | Witness));
         let up = up && !status.etcd_silent;
         (all + 1, answer + usize::from(up))
     });

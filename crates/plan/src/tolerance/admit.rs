@@ -9,7 +9,7 @@
 
 use crate::{
     balance::services::template_hash,
-    tolerance::admission::{Reserve, Shortfall, places},
+    tolerance::admission::{Reserve, Shortfall, places, reserved},
 };
 use haven_model::{
     Meta, Name, Object, ObjectRef, Observations, Snapshot, Versioned, VmSpec,
@@ -33,7 +33,7 @@ pub struct TooMuch {
 #[must_use]
 pub fn admit(snapshot: &Snapshot, seen: &Observations, wanted: &[Object]) -> Option<TooMuch> {
     let spec = snapshot.cluster_spec();
-    let reserved = spec.reserved_hosts(snapshot.hosts.len());
+    let reserved = reserved(snapshot);
     if spec.admission == AdmissionPolicy::Off || reserved == 0 {
         return None;
     }

@@ -117,6 +117,7 @@ pub fn fits_nowhere(snapshot: &Snapshot, host: &Name) -> Option<String> {
     let others = snapshot.hosts.iter().filter(|(other, object)| {
         *other != host
             && !object.spec.cordoned
+            && !object.spec.witness
             && snapshot.session_open(other)
             && snapshot.host_status.contains_key(*other)
             && stands(snapshot, other).is_none()

@@ -13,6 +13,8 @@ pub enum HostState {
     Online,
     /// It runs VMs and takes no new ones.
     Cordoned,
+    /// It votes, and runs nothing on purpose.
+    Witness,
     /// It is being emptied: it runs VMs that are to leave it, and takes no new ones.
     Draining,
     /// It was emptied and takes no new VMs.
@@ -31,6 +33,7 @@ impl fmt::Display for HostState {
             HostState::Joining => f.write_str("joining"),
             HostState::Online => f.write_str("online"),
             HostState::Cordoned => f.write_str("cordoned"),
+            HostState::Witness => f.write_str("witness"),
             HostState::Draining => f.write_str("draining"),
             HostState::Drained => f.write_str("drained"),
             HostState::Suspected => f.write_str("suspected"),
@@ -52,7 +55,11 @@ impl HostState {
     pub fn well(self) -> bool {
         matches!(
             self,
-            HostState::Online | HostState::Cordoned | HostState::Draining | HostState::Drained
+            HostState::Online
+                | HostState::Cordoned
+                | HostState::Witness
+                | HostState::Draining
+                | HostState::Drained
         )
     }
 }
@@ -86,6 +93,9 @@ fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState 
         return HostState::Joining;
     }
     let object = &snapshot.hosts[host];
+    if object.spec.witness {
+        return HostState::Witness;
+    }
     if super::drain::stands(snapshot, host).is_some() {
         // One that cannot be read may be there.
         let unread = snapshot.unreadable_under("placement/vm/").is_some();

@@ -178,7 +178,7 @@ async fn first(
     let value = serde_json::to_vec(&spec).expect("a cluster spec is plain data");
     let ops = vec![
         Op::Put(keys::CLUSTER.into(), value.into()),
-        host_record(&host.name, host.address, host.power.clone()),
+        host_record(&host.name, host.address, host.power.clone(), host.witness),
     ];
     store.txn(vec![Compare::Absent(keys::CLUSTER.into())], ops).await.map(|_| ())
 }
@@ -188,9 +188,11 @@ pub fn host_record(
     name: &Name,
     address: std::net::Ipv4Addr,
     power: Option<haven_model::host::PowerSpec>,
+    witness: bool,
 ) -> Op {
     let meta = Meta::new(name.clone(), uuid::Uuid::now_v7().to_string(), super::wall_ms());
-    let spec = HostSpec { address, power, cordoned: false, reserved_memory: Bytes::mib(512) };
+    let reserved_memory = Bytes::mib(512);
+    let spec = HostSpec { address, power, cordoned: false, witness, reserved_memory };
     let value = serde_json::to_vec(&Stored { meta, spec }).expect("a host is plain data");
     Op::Put(format!("{}{name}", keys::objects(Kind::Host)), value.into())
 }

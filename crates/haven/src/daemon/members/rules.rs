@@ -76,7 +76,8 @@ fn url_of(host: &Versioned<Stored<HostSpec>>) -> String {
     server::peer_url(host.spec.address)
 }
 
-/// The first host by name that could run another member; one on which a member failed only if there is no other.
+/// The first host by name that could run another member; a witness only where hosts that run VMs are too few, and one
+/// on which a member failed only if there is no other.
 fn candidate<'a>(seen: &Seen<'a>) -> Option<&'a Name> {
     let snapshot = seen.snapshot;
     let able = |(name, host): &(&'a Name, &Versioned<Stored<HostSpec>>)| {
@@ -89,7 +90,7 @@ fn candidate<'a>(seen: &Seen<'a>) -> Option<&'a Name> {
     };
     let failed = |name: &Name| snapshot.host_status.get(name).is_some_and(|s| s.etcd_silent);
     let able = snapshot.hosts.iter().filter(able).map(|(name, _)| name);
-    able.min_by_key(|name| (failed(name), *name))
+    able.min_by_key(|name| (failed(name), snapshot.hosts[*name].spec.witness, *name))
 }
 
 fn removal(seen: &Seen<'_>, candidate: Option<&Name>) -> Option<Step> {

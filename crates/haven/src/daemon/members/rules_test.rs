@@ -54,6 +54,21 @@ fn a_settled_cluster_rests() {
     }
 }
 
+/// A witness is the third of two, and steps back where hosts that run VMs are enough.
+#[test]
+fn a_witness_votes_only_where_other_hosts_are_too_few() {
+    let mut snapshot = snapshot();
+    let mut host = (*snapshot.hosts["host1"].value).clone();
+    host.spec.witness = true;
+    snapshot.hosts.insert(name("host1"), at(9, host));
+    let fourth = snapshot.hosts.remove("host4").unwrap();
+    let members = [2, 3].map(|id| member(id, false));
+    assert_eq!(step(&snapshot, "host1", &members, false, 0), Step::Add);
+    snapshot.hosts.insert(name("host4"), fourth);
+    assert_eq!(step(&snapshot, "host1", &members, false, 0), Step::Rest);
+    assert_eq!(step(&snapshot, "host4", &members, false, 0), Step::Add);
+}
+
 #[test]
 fn five_voters_come_one_after_another_once_they_are_asked_for() {
     let mut snapshot = World::new(5, Bytes(4 << 30)).snapshot;
