@@ -7,7 +7,10 @@ use std::fmt::Write;
 
 /// Headings with their commands.
 pub const PILLARS: [(&str, &[&str]); 9] = [
-    ("Cluster", &["init", "join", "token", "context", "version", "completions", "man", "daemon"]),
+    (
+        "Cluster",
+        &["init", "join", "witness", "token", "context", "version", "completions", "man", "daemon"],
+    ),
     ("Manifests", &["apply", "diff", "get", "edit", "delete"]),
     ("Compute", &["vm"]),
     ("Balance", &["service", "certificate"]),

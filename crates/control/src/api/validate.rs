@@ -1,10 +1,10 @@
 //! Whether manifests fit together and fit the cluster, before anything is written.
 
 use haven_model::{
-    Bytes, Name, NetworkSpec, Object, ObjectRef, Placement, Snapshot, VmSpec,
+    Bytes, HostSpec, Name, NetworkSpec, Object, ObjectRef, Placement, Snapshot, VmSpec,
     manifest::{Manifest, Problem},
     name::NAME_MAX,
-    object::Kind,
+    object::{Kind, Stored},
     service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
     vm::{HangSpec, RestartPolicy, Sign},
 };
@@ -104,28 +104,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                     );
                 }
             }
-            Object::Host(host) => match snapshot.hosts.get(&host.meta.name) {
-                None => say(
-                    ("name", &host.meta.name),
-                    format!("host `{}` is not part of the cluster", host.meta.name),
-                    "hosts come with `haven join`; a manifest can only change them",
-                ),
-                Some(old) if old.spec.address != host.spec.address => {
-                    say(
-                        ("address", &host.spec.address),
-                        "the address of a host cannot be changed".into(),
-                        "remove the host and join it again",
-                    );
-                }
-                Some(old) if old.spec.witness != host.spec.witness => {
-                    say(
-                        ("witness", &host.spec.witness),
-                        "a host is made a witness when it becomes part of the cluster".into(),
-                        "remove the host, and let it in again with `haven witness` or `haven join`",
-                    );
-                }
-                Some(_) => {}
-            },
+            Object::Host(host) => of_host(snapshot, host, &mut say),
             // What is written in one is for `super::certificates`.
             Object::Certificate(_) => {}
             Object::Image(image) => {
@@ -140,6 +119,31 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What of a host was decided when it became part of the cluster.
+fn of_host(snapshot: &Snapshot, host: &Stored<HostSpec>, say: &mut Say<'_>) {
+    let Some(old) = snapshot.hosts.get(&host.meta.name) else {
+        return say(
+            ("name", &host.meta.name),
+            format!("host `{}` is not part of the cluster", host.meta.name),
+            "hosts come with `haven join`; a manifest can only change them",
+        );
+    };
+    if old.spec.address != host.spec.address {
+        say(
+            ("address", &host.spec.address),
+            "the address of a host cannot be changed".into(),
+            "remove the host and join it again",
+        );
+    }
+    if old.spec.witness != host.spec.witness {
+        say(
+            ("witness", &host.spec.witness),
+            "a host is made a witness when it becomes part of the cluster".into(),
+            "remove the host, and let it in again with `haven witness` or `haven join`",
+        );
+    }
 }
 
 fn largest_host(snapshot: &Snapshot) -> Option<(Bytes, u32)> {

@@ -283,3 +283,17 @@ fn a_circle_is_found_where_it_is_closed() {
     assert_eq!(problems.len(), 1);
     assert_eq!((problems[0].line, problems[0].column), (5, 3));
 }
+
+#[test]
+fn what_was_decided_when_a_host_joined_is_not_changed_by_a_manifest() {
+    let host = |name: &str, more: &str| said(&format!("kind: Host\nname: {name}\n{more}\n"));
+    assert_eq!(host("host1", "address: 10.88.0.1\ncordoned: true"), [""; 0]);
+    for (name, more, words) in [
+        ("host1", "address: 10.88.0.9", "the address of a host cannot be changed"),
+        ("host1", "address: 10.88.0.1\nwitness: true", "a host is made a witness when it becomes"),
+        ("host9", "address: 10.88.0.9", "host `host9` is not part of the cluster"),
+    ] {
+        let said = host(name, more);
+        assert!(said.len() == 1 && said[0].contains(words), "{more}: {said:?}");
+    }
+}

@@ -160,11 +160,7 @@ impl Daemon {
         let (session_out, session) = watch::channel(None);
         let (member_out, store_member) = watch::channel(StoreMember::default());
         let problems = Arc::new(Problems::default());
-        let guard: Arc<dyn Guard> = if self.host.witness {
-            Arc::new(NothingToGuard::default())
-        } else {
-            Arc::new(GuardClient::new(self.paths.run.join("guard.sock")))
-        };
+        let guard = self.guard();
         let vms = self.vms(&guard);
         let mut tasks = tokio::task::JoinSet::new();
         // First of all: the VMs of this host live by it.
@@ -293,6 +289,13 @@ impl Daemon {
     fn secrets(&self) -> Option<ClusterKey> {
         let key = ClusterKey::of_host(&PkiDir(self.paths.state.join("pki")));
         key.inspect_err(|error| tracing::error!("{}", agent::chain(error))).ok()
+    }
+
+    fn guard(&self) -> Arc<dyn Guard> {
+        if self.host.witness {
+            return Arc::new(NothingToGuard::default());
+        }
+        Arc::new(GuardClient::new(self.paths.run.join("guard.sock")))
     }
 
     fn vms(&self, guard: &Arc<dyn Guard>) -> Arc<dyn VmDriver> {
