@@ -41,6 +41,8 @@ fn main() -> Result<()> {
     let bare =
         (args.first().map(String::as_str) != Some("powered-off")).then_some("--no-power-control");
     lab.haven(&[&["lab", "up"][..], bare.as_slice()].concat())?;
+    // Small hosts, of which one is lost on purpose.
+    lab.admission(haven_model::AdmissionPolicy::Warn)?;
     println!("{}", machine());
     let result = figure(&lab, runs);
     if let Err(why) = &result {

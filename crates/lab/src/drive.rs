@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use haven_client::{Client, ClientError};
-use haven_model::{api::Overview, manifest::to_yaml, object::Kind};
+use haven_model::{AdmissionPolicy, api::Overview, manifest::to_yaml, object::Kind};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -97,6 +97,17 @@ impl Driver {
     /// When no host answers.
     pub fn overview(&self) -> Result<Overview> {
         self.ask(|client| async move { client.status().await })
+    }
+
+    /// Sets what becomes of changes for which the reserve is too small.
+    ///
+    /// # Errors
+    /// When no host answers, or the cluster refuses.
+    pub fn admission(&self, policy: AdmissionPolicy) -> Result<()> {
+        let mut item = self.ask(|client| async move { client.cluster().await })?;
+        item.spec.admission = policy;
+        let item = &item;
+        self.ask(|client| async move { client.replace_cluster(item).await }).map(|_| ())
     }
 
     /// Gives a host a label.

@@ -48,12 +48,14 @@ pub fn jumps(lab: &mut Lab, witness: &Witness) -> Result<()> {
         );
         let write = format!("mkdir -p /etc/default; printf '{settings}' > /etc/default/haven");
         lab.haven(&["lab", "exec", host, "--", "sh", "-c", &write])?;
-        restart(lab, witness, host)?;
     }
+    restart(lab, witness)?;
     let result = jump(lab, witness, &set);
     for host in HOSTS {
         lab.haven(&["lab", "exec", host, "--", "rm", "/etc/default/haven"])?;
-        restart(lab, witness, host)?;
+    }
+    restart(lab, witness)?;
+    for host in HOSTS {
         std::fs::remove_file(shared.join(format!("clock-{host}")))?;
     }
     std::fs::remove_file(shared.join("libfaketime.so"))?;
@@ -81,9 +83,13 @@ fn jump(
     undisturbed(witness, Duration::from_secs(2))
 }
 
-/// Has the daemon of a host started anew, with another environment.
-fn restart(lab: &Lab, witness: &Witness, host: &str) -> Result<()> {
-    lab.signal(host, "haven daemon", Signal::SIGKILL)?;
-    undisturbed(witness, Duration::from_secs(3))?;
-    lab.online(host)
+/// Has the daemons started anew, with another environment.
+fn restart(lab: &Lab, witness: &Witness) -> Result<()> {
+    for host in HOSTS {
+        lab.signal(host, "haven daemon", Signal::SIGKILL)?;
+        undisturbed(witness, Duration::from_secs(1))?;
+        lab.online(host)?;
+    }
+    lab.voting()?;
+    undisturbed(witness, Duration::from_secs(2))
 }

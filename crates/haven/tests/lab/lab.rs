@@ -57,7 +57,7 @@ impl Lab {
         self.haven(&["lab", "down"])?;
         self.haven(&["lab", "up", "--no-power-control"])?;
         // Small hosts that are filled on purpose: `reserve.rs` shows what is refused.
-        crate::reserve::policy(self, haven_model::AdmissionPolicy::Warn)?;
+        self.admission(haven_model::AdmissionPolicy::Warn)?;
         let vms = ["tick-1", "tick-2"].map(|name| VM.replace("NAME", name)).concat();
         self.apply(&format!("{MANIFEST}{vms}"), &[])
     }

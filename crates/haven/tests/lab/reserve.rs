@@ -23,13 +23,6 @@ image: tiny
 memory: 850MiB
 "#;
 
-pub fn policy(lab: &Lab, admission: AdmissionPolicy) -> Result<()> {
-    let mut item = lab.ask(|client| async move { client.cluster().await })?;
-    item.spec.admission = admission;
-    let item = &item;
-    lab.ask(|client| async move { client.replace_cluster(item).await }).map(|_| ())
-}
-
 fn run(lab: &Lab, args: &[&str]) -> Result<(Option<i32>, String)> {
     let Output { status, stdout, stderr } = lab.command(args).output()?;
     let text = [stdout, stderr].concat();
@@ -38,9 +31,9 @@ fn run(lab: &Lab, args: &[&str]) -> Result<(Option<i32>, String)> {
 
 /// One VM too many is refused with the arithmetic and changes nothing; by another policy it is told.
 pub fn one_too_many(lab: &mut Lab, _: &Witness) -> Result<()> {
-    policy(lab, AdmissionPolicy::Refuse)?;
+    lab.admission(AdmissionPolicy::Refuse)?;
     let result = refused(lab);
-    policy(lab, AdmissionPolicy::Warn)?;
+    lab.admission(AdmissionPolicy::Warn)?;
     result
 }
 
@@ -64,9 +57,9 @@ fn refused(lab: &Lab) -> Result<()> {
     let (code, said) = run(lab, &["apply", "-f", &file, "--dry-run"])?;
     ensure!(code == Some(0), "two of them fit, and it ended with {code:?}: {said}");
     std::fs::write(&path, ONE_TOO_MANY)?;
-    policy(lab, AdmissionPolicy::Warn)?;
+    lab.admission(AdmissionPolicy::Warn)?;
     let (code, said) = run(lab, &["apply", "-f", &file, "--dry-run"])?;
-    policy(lab, AdmissionPolicy::Refuse)?;
+    lab.admission(AdmissionPolicy::Refuse)?;
     ensure!(code == Some(0) && said.contains("warning: the loss of 1 host"), "{code:?}: {said}");
     // One of these fits if the loss of its host leaves an empty one, which the cases before decide; two never do.
     let (code, said) = run(lab, &["vm", "create", "large-4", "--memory", "1400MiB"])?;
