@@ -592,6 +592,16 @@ fn a_witness_gets_nothing_and_is_no_room() {
     let states = crate::host_states(&world.snapshot, &world.seen);
     assert_eq!(states["host3"].to_string(), "witness");
     assert!(states["host3"].well() && !states["host3"].usable());
+    // A drain of it ends at once, as one of a host without VMs does.
+    let drain = haven_model::Drain {
+        id: "d1".into(),
+        by: "alice".into(),
+        at_ms: 1,
+        drained_ms: None,
+        bringing_back: false,
+    };
+    world.snapshot.drains.insert(name("host3"), at(40, drain));
+    assert_eq!(crate::host_states(&world.snapshot, &world.seen)["host3"].to_string(), "drained");
     let mut placed = 0;
     for planned in &plan.actions {
         match &planned.action {

@@ -75,7 +75,8 @@ fn apart(snapshot: &Snapshot, spec: &ServiceSpec, say: &mut Say<'_>) {
         let host: &haven_model::object::Stored<haven_model::HostSpec> = host;
         host.meta.labels.get(by).map_or_else(|| format!("host {name}"), Clone::clone)
     };
-    let places: BTreeSet<String> = snapshot.hosts.iter().map(place).collect();
+    let run_vms = snapshot.hosts.iter().filter(|(_, host)| !host.spec.witness);
+    let places: BTreeSet<String> = run_vms.map(place).collect();
     let most = match spec.update.strategy {
         UpdateStrategy::Canary => {
             let canary = spec.update.canary.clone().unwrap_or_default();

@@ -93,15 +93,14 @@ fn state_of(snapshot: &Snapshot, seen: &Observations, host: &Name) -> HostState 
         return HostState::Joining;
     }
     let object = &snapshot.hosts[host];
-    if object.spec.witness {
-        return HostState::Witness;
-    }
     if super::drain::stands(snapshot, host).is_some() {
         // One that cannot be read may be there.
         let unread = snapshot.unreadable_under("placement/vm/").is_some();
         let holds = super::drain::held(snapshot, host).next().is_some();
         let empty = super::drain::left(snapshot, host).next().is_none() && !unread && !holds;
         if empty { HostState::Drained } else { HostState::Draining }
+    } else if object.spec.witness {
+        HostState::Witness
     } else if object.spec.cordoned
         || object.meta.deleting
         || snapshot.unreadable.contains_key(&format!("drains/{host}"))
