@@ -13,8 +13,9 @@ pub use tls::Pin;
 use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
-        Applied, ApplyRequest, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest, ManifestFile,
-        MigrationAsked, MigrationView, Overview, Page, ProblemBody, Rehearsal, Secret, TokenLine,
+        Applied, ApplyRequest, Balance, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
+        ManifestFile, MigrationAsked, MigrationView, Overview, Page, ProblemBody, Rehearsal,
+        Secret, TokenLine,
     },
     event::AuditEntry,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -405,6 +406,18 @@ impl Client {
     pub async fn rehearse(&self, what: &str, hosts: &[String]) -> Result<Rehearsal, ClientError> {
         let hosts: Vec<String> = hosts.iter().map(|host| encode(host)).collect();
         self.get(&format!("/v1/rehearse/{}?hosts={}", encode(what), hosts.join(","))).await
+    }
+
+    /// How even the load of hosts is, and which moves would help.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn balance(&self) -> Result<Balance, ClientError> {
+        self.get("/v1/balance").await
+    }
+
+    /// Begins the moves that help.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn rebalance(&self) -> Result<Balance, ClientError> {
+        self.call("POST", "/v1/balance", Vec::new()).await
     }
 
     /// Asks for a host to be emptied.

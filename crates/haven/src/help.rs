@@ -16,7 +16,7 @@ pub const PILLARS: [(&str, &[&str]); 9] = [
     ("Balance", &["service", "certificate"]),
     ("Storage", &["image", "pool"]),
     ("Network", &["network"]),
-    ("Tolerance", &["host", "rehearse"]),
+    ("Tolerance", &["host", "rebalance", "rehearse"]),
     ("Monitor", &["status", "events", "incidents", "explain", "audit"]),
     ("Lab", &["lab"]),
 ];

@@ -59,6 +59,8 @@ enum Command {
     /// Servers of the cluster
     #[command(subcommand)]
     Host(cmd::host::HostCommand),
+    /// Move VMs live from hosts with much to do to hosts with little
+    Rebalance(cmd::rebalance::Rebalance),
     /// What would happen if hosts failed or one were drained; nothing is changed
     #[command(subcommand)]
     Rehearse(cmd::rehearse::RehearseCommand),
@@ -156,6 +158,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Pool(command) => cmd::pool::run(command).await,
         Command::Network(command) => cmd::network::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
+        Command::Rebalance(asked) => cmd::rebalance::run(asked).await,
         Command::Rehearse(command) => cmd::rehearse::run(command).await,
         Command::Watch(command) => cmd::watch::run(command).await,
         Command::Lab(command) => cmd::lab::run(command).await,

@@ -302,6 +302,63 @@ pub struct Rehearsal {
     pub figures: String,
 }
 
+/// The load of one host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostBalance {
+    /// Its name.
+    pub host: Name,
+    /// How busy its VMs keep its CPUs, thousandths of all of them; absent while that is not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// The same once the moves are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_after: Option<u32>,
+    /// The memory that its VMs have in use, thousandths of all that is for VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u32>,
+    /// The same once the moves are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_after: Option<u32>,
+    /// For how much of the time its work stood still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<crate::load::Pressure>,
+}
+
+/// A move that would help.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BalancingMove {
+    /// Which VM.
+    pub vm: Name,
+    /// Where it runs.
+    pub from: Name,
+    /// Where it would run.
+    pub to: Name,
+    /// Why, a sentence with the figures before and after.
+    pub reason: String,
+    /// By how much the busier one of the two hosts is relieved, thousandths of what it has.
+    pub gain: u32,
+}
+
+/// How even the load is, and what would make it more so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Balance {
+    /// The cluster's policy.
+    pub policy: crate::load::RebalancePolicy,
+    /// Every host that takes VMs.
+    pub hosts: Vec<HostBalance>,
+    /// In this order; each rests on those before it.
+    pub moves: Vec<BalancingMove>,
+    /// Why nothing is moved at the moment whatever would help, a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+    /// Why Haven moves nothing by itself just now, a sentence; somebody who asks is not kept from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rests: Option<String>,
+}
+
 /// A host on the overview.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HostLine {
@@ -355,6 +412,9 @@ pub struct Overview {
     pub down: Vec<String>,
     /// What is at risk.
     pub risks: Vec<String>,
+    /// What would be better otherwise, and is well.
+    #[serde(default)]
+    pub advice: Vec<String>,
     /// So many hosts can be lost now: the smaller of the next two.
     pub survivable: usize,
     /// So many hosts can be lost now, whichever they are, and every VM that can move finds a place; 3 stands for 3 or

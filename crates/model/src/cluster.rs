@@ -1,6 +1,8 @@
 //! The cluster itself: its timers, its fencing policy, its manager.
 
-use crate::{drain::MoveLimits, error::ModelError, name::Name, units::Millis};
+use crate::{
+    drain::MoveLimits, error::ModelError, load::RebalancePolicy, name::Name, units::Millis,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -190,8 +192,20 @@ pub struct ClusterSpec {
     /// The loss of so many hosts, the worst ones, is kept memory for; absent: 1 with three or more hosts, else 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved_hosts: Option<u32>,
+    /// What becomes of loads that are uneven.
+    #[serde(default)]
+    pub rebalance: RebalancePolicy,
+    /// The time over which loads are measured for that: at least 10 s.
+    #[serde(default = "default_rebalance_window")]
+    pub rebalance_window: Millis,
 }
 
+/// The shortest time over which loads are measured.
+pub const SHORTEST_WINDOW: Millis = Millis(10_000);
+
+fn default_rebalance_window() -> Millis {
+    Millis(300_000)
+}
 fn default_fencing() -> Vec<ProofKind> {
     vec![ProofKind::PoweredOff, ProofKind::LeaseExpired]
 }
@@ -213,6 +227,8 @@ impl Default for ClusterSpec {
             moves: MoveLimits::default(),
             admission: AdmissionPolicy::default(),
             reserved_hosts: None,
+            rebalance: RebalancePolicy::default(),
+            rebalance_window: default_rebalance_window(),
         }
     }
 }
@@ -259,6 +275,12 @@ impl ClusterSpec {
             problems.push(format!(
                 "`reservedHosts` is {}: write 0 to {MOST_RESERVED_HOSTS}, or leave it out",
                 self.reserved_hosts.unwrap_or(0)
+            ));
+        }
+        if self.rebalance_window < SHORTEST_WINDOW {
+            problems.push(format!(
+                "`rebalanceWindow` is {}: write at least {SHORTEST_WINDOW}, so that no mere moment of work moves a VM",
+                self.rebalance_window
             ));
         }
         problems
@@ -323,11 +345,13 @@ mod tests {
             fencing: vec![],
             voters: 2,
             reserved_hosts: Some(4),
+            rebalance_window: Millis(1000),
             ..ClusterSpec::default()
         };
         let problems = spec.problems().join("\n");
         assert!(problems.contains("`fencing` is empty") && problems.contains("`voters` is 2"));
         assert!(problems.contains("`reservedHosts` is 4: write 0 to 3"));
+        assert!(problems.contains("`rebalanceWindow` is 1s: write at least 10s"));
     }
 
     #[test]

@@ -70,6 +70,11 @@ pub fn host_status(host: &Name) -> String {
 pub fn vm_status(vm: &Name) -> String {
     format!("/haven/status/vm/{vm}")
 }
+/// What a host measures of the work on it.
+#[must_use]
+pub fn host_load(host: &Name) -> String {
+    format!("/haven/status/load/{host}")
+}
 /// The drain of a host.
 #[must_use]
 pub fn drain(host: &Name) -> String {

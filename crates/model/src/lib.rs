@@ -20,6 +20,7 @@ pub mod failsafe;
 pub mod host;
 pub mod image;
 pub mod keys;
+pub mod load;
 pub mod manifest;
 pub mod migration;
 pub mod name;
@@ -44,6 +45,7 @@ pub use error::ModelError;
 pub use event::{Event, Incident, IncidentStep, Severity};
 pub use host::{HostSpec, HostStatus, Lease, LostSession};
 pub use image::ImageSpec;
+pub use load::{HostLoad, Pressure, RebalancePolicy, VmLoad};
 pub use migration::{
     Migration, MigrationOptions, MigrationPhase, MigrationStatus, MovedFrom, MovingTo,
 };

@@ -67,6 +67,9 @@ pub struct Migration {
     /// The drain that it is of, if it is of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainMove>,
+    /// It is to balance the load of hosts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub balances: bool,
     /// How it ended; absent while it is wanted or under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<MigrationOutcome>,

@@ -7,6 +7,7 @@ use crate::{
     event::Incident,
     host::{HostSpec, HostStatus, Lease, LostSession},
     image::ImageSpec,
+    load::HostLoad,
     migration::{Migration, MigrationPhase, MigrationStatus, MovedFrom},
     name::{Name, ObjectRef},
     network::NetworkSpec,
@@ -98,6 +99,8 @@ pub struct Snapshot {
     pub frontends: Table<FrontendPlacement>,
     /// Host statuses.
     pub host_status: Table<HostStatus>,
+    /// What hosts measure of the work on them.
+    pub loads: Table<HostLoad>,
     /// VM statuses.
     pub vm_status: Table<VmStatus>,
     /// Live migrations, wanted, under way and ended, by VM.
@@ -232,6 +235,7 @@ impl Snapshot {
             "status" => match rest.split_once('/') {
                 Some(("host", name)) => set(&mut self.host_status, name, raw),
                 Some(("vm", name)) => set(&mut self.vm_status, name, raw),
+                Some(("load", name)) => self.apply_load(name, raw),
                 Some(("migration", path)) => self.apply_migration_status(path, raw),
                 _ => Applied::QUIET,
             },
@@ -298,6 +302,12 @@ impl Snapshot {
             told.is_some_and(|told| told.phase == MigrationPhase::Stopped)
         });
         stopped.map_or(&placement.host, |to| &to.host)
+    }
+
+    /// What is measured wakes nobody, and what cannot be read of it is as if it were not measured.
+    fn apply_load(&mut self, name: &str, raw: Raw<'_>) -> Applied {
+        set(&mut self.loads, name, raw);
+        Applied::QUIET
     }
 
     /// A mere renewal wakes nobody; an opened or closed session does.

@@ -347,6 +347,7 @@ fn a_persons_own_move_comes_first() {
         by: "bob".into(),
         at_ms: 1,
         drain: None,
+        balances: false,
         outcome: None,
     };
     world.snapshot.migrations.insert(name("db"), at(20, migration));

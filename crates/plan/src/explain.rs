@@ -22,6 +22,14 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
             }
         }
     };
+    if matches!(object.kind, Kind::Vm | Kind::Host) {
+        let moves = crate::balance(snapshot, seen).moves.into_iter();
+        let about = moves.filter(|of| {
+            of.vm == object.name && object.kind == Kind::Vm
+                || of.from == object.name && object.kind == Kind::Host
+        });
+        said.extend(about.map(|of| format!("would help: {}", of.reason)));
+    }
     let plan = plan(snapshot, seen);
     said.extend(
         plan.actions.iter().filter(|a| a.object == *object).map(|a| format!("next: {}", a.reason)),

@@ -8,6 +8,7 @@
 //!        tolerance/migration ◄───────┤          │
 //!        tolerance/uplink    ◄───────┤          │
 //!        tolerance/drain     ◄───────┤          │
+//!        tolerance/rebalance ◄───────┤          │
 //!        balance/frontends  ◄────────┤          │
 //!        monitor/incidents  ◄────────┘          ▼
 //!                                   placement (filters, scores, addresses) ◄── tolerance/admission, asked by the API
@@ -53,6 +54,7 @@ pub use tolerance::{
     admission::{Losses, losses},
     admit::admit,
     hosts::{HostState, host_states},
+    rebalance::balance,
 };
 use work::Work;
 
@@ -68,6 +70,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     tolerance::migration::plan(&mut work);
     tolerance::uplink::plan(&mut work);
     tolerance::drain::plan(&mut work);
+    tolerance::rebalance::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);
     work.finish()

@@ -22,6 +22,7 @@ fn asked(to: Option<&str>) -> World {
         by: "alice".into(),
         at_ms: 1,
         drain: None,
+        balances: false,
         outcome: None,
     };
     world.snapshot.migrations.insert(name("db"), at(20, migration));

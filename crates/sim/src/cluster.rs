@@ -10,8 +10,8 @@ use crate::{
 };
 use haven_host::{network::fake::Segment, vm::fake::World};
 use haven_model::{
-    ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, Timers, keys, manifest,
-    object::Object,
+    ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, RebalancePolicy, Timers,
+    cluster::SHORTEST_WINDOW, keys, manifest, object::Object,
 };
 use haven_store::{
     memory::{Direct, MemoryEtcd},
@@ -85,6 +85,8 @@ pub struct Setup {
     pub clock_skew_percent: f64,
     /// What is applied at the beginning.
     pub manifest: String,
+    /// What becomes of loads that are uneven.
+    pub rebalance: RebalancePolicy,
     /// What is broken on purpose, to show that the judge finds it.
     pub broken: Option<Broken>,
 }
@@ -214,7 +216,12 @@ impl Cluster {
 
     /// Writes what `haven init`, `haven join` and `haven apply` would have written.
     async fn found(&self) -> anyhow::Result<()> {
-        let spec = ClusterSpec { name: "sim".into(), ..ClusterSpec::default() };
+        let spec = ClusterSpec {
+            name: "sim".into(),
+            rebalance: self.setup.rebalance,
+            rebalance_window: SHORTEST_WINDOW,
+            ..ClusterSpec::default()
+        };
         let put = |key: &str, value: Vec<u8>| vec![Op::Put(key.into(), value.into())];
         self.person.txn(vec![], put(keys::CLUSTER, serde_json::to_vec(&spec)?)).await?;
         let mut text = String::new();
@@ -307,6 +314,7 @@ impl Cluster {
             by: "a person".into(),
             at_ms: (self.shared.wall())(),
             drain: None,
+            balances: false,
             outcome: None,
         };
         let Ok(value) = serde_json::to_vec(&migration) else { return };

@@ -6,7 +6,7 @@ use crate::{
     net::{Net, Power},
     path::StorePath,
     promises::{Answerer, SimPromisers},
-    surroundings::{PowerSwitch, SimPower, SimProber, SimStorage},
+    surroundings::{PowerSwitch, SimMeter, SimPower, SimProber, SimStorage},
     wire::SimWire,
 };
 use haven_control::manager::{
@@ -337,6 +337,7 @@ impl SimHost {
             secrets: None,
             storage: Arc::new(SimStorage(Arc::clone(net))),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
+            meter: Arc::new(SimMeter { now_ms: shared.wall() }),
             prober: Arc::new(SimProber {
                 host: self.name.to_string(),
                 judge: Arc::clone(&shared.judge),

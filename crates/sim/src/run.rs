@@ -7,7 +7,7 @@ use crate::{
     judge::Facts,
     scenario::Scenario,
 };
-use haven_model::Name;
+use haven_model::{Name, RebalancePolicy};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -88,6 +88,10 @@ async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
         power_control: random.random_bool(0.6),
         clock_skew_percent: if random.random_bool(0.5) { 1.0 } else { 4.0 },
         manifest: random_manifest(random.random_range(1..=4), vms),
+        rebalance: match seed % 3 {
+            0 => RebalancePolicy::Auto,
+            _ => RebalancePolicy::Advise,
+        },
         broken,
     };
     let watchdog = setup.watchdog;
@@ -208,6 +212,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
         power_control: scenario.power_control,
         clock_skew_percent: 1.0,
         manifest: scenario.manifest.clone(),
+        rebalance: scenario.rebalance,
         broken,
     };
     let cluster = Cluster::start(setup).await?;
@@ -247,6 +252,12 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     }
     for vm in expect.runs.iter().filter(|vm| judge.read(|facts| facts.executing(vm).is_empty())) {
         judge.accuse(format!("expected {vm} to execute, and it does not"));
+    }
+    for host in &expect.uses {
+        let executes = |facts: &Facts| facts.running.keys().any(|(on, _)| on == host);
+        if !judge.read(executes) {
+            judge.accuse(format!("expected a VM to execute on {host}, and none does"));
+        }
     }
     if expect.undisturbed && latest.is_some() {
         judge.accuse("expected no VM to be disturbed, and one was started again".into());

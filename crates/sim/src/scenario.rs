@@ -2,6 +2,7 @@
 
 use crate::faults::Fault;
 use anyhow::{Context, bail};
+use haven_model::RebalancePolicy;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -19,6 +20,9 @@ pub struct Scenario {
     /// Hosts have a power controller.
     #[serde(default = "yes")]
     pub power_control: bool,
+    /// What becomes of loads that are uneven, measured over 10 s.
+    #[serde(default = "off")]
+    pub rebalance: RebalancePolicy,
     /// What is applied at the beginning, as a manifest.
     pub manifest: String,
     /// How many seeds it runs with.
@@ -59,6 +63,9 @@ pub struct Expect {
     /// These VMs execute, whatever others do.
     #[serde(default)]
     pub runs: Vec<String>,
+    /// A VM executes on each of these hosts.
+    #[serde(default)]
+    pub uses: Vec<String>,
     /// No VM was started after the first fault: what happened disturbed none.
     #[serde(default)]
     pub undisturbed: bool,
@@ -73,6 +80,10 @@ pub struct Expect {
 
 fn yes() -> bool {
     true
+}
+
+fn off() -> RebalancePolicy {
+    RebalancePolicy::Off
 }
 
 fn one() -> u64 {

@@ -9,6 +9,8 @@ use haven_control::manager::effects;
 use haven_host::{
     agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     health::{Prober, Target},
+    monitor::{Meter, Stalled, Used},
+    vm::driver::RunningVm,
 };
 use haven_model::{Name, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile};
 use haven_store::clock::Clock;
@@ -82,6 +84,27 @@ impl Storage for SimStorage {
     }
     async fn images(&self) -> BTreeSet<String> {
         BTreeSet::new()
+    }
+}
+
+/// Guests that each work as hard as their name says: from nothing to half of a host's CPUs.
+pub struct SimMeter {
+    /// Milliseconds of the simulation.
+    pub now_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
+}
+
+impl Meter for SimMeter {
+    fn used(&self, vm: &RunningVm) -> std::io::Result<Option<Used>> {
+        let hash = vm
+            .vm
+            .bytes()
+            .fold(7_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
+        let now = u64::try_from((self.now_ms)()).unwrap_or(0);
+        let cpu = Duration::from_micros(now.saturating_mul(u64::from(hash % 4000)));
+        Ok(Some(Used { cpu, memory: 128 << 20 }))
+    }
+    fn stalled(&self) -> Option<Stalled> {
+        None
     }
 }
 

@@ -96,6 +96,7 @@ pub(super) async fn migrate(
         by: caller.who,
         at_ms: now_ms(),
         drain: None,
+        balances: false,
         outcome: None,
     };
     let key = keys::migration(vm);

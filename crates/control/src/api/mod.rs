@@ -7,7 +7,10 @@
 mod admission;
 pub mod apply;
 pub mod auth;
-pub mod body;
+pub mod balance;
+#[cfg(test)]
+mod balance_test;
+mod body;
 mod certificates;
 mod chosen;
 mod cluster;

@@ -147,10 +147,11 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
         }
     }
     // Only hosts ask for promises. No image file is kept here, no guest comes in, no VM runs whose console could be opened, there is no other host
-    // that could read this one's power (`power_test.rs`), and no update waits (`promote_test.rs`).
+    // that could read this one's power (`power_test.rs`), no update waits (`promote_test.rs`), and an
+    // incident is open (`balance_test.rs`).
     assert_eq!(
         missed,
-        ["promise", "blob", "vmIncoming", "vmConsole", "testFence", "promoteService"]
+        ["promise", "blob", "rebalance", "vmIncoming", "vmConsole", "testFence", "promoteService"]
     );
     for kind in Kind::ALL {
         let list = world.ask(admin, "GET", &format!("/v1/objects/{kind}"), "").await.ok();

@@ -4,7 +4,7 @@
 use super::{
     ApiState,
     auth::Role,
-    cluster, drains,
+    balance, cluster, drains,
     drains::BringBack,
     migrations, power, promises, rehearsals,
     rehearsals::Hosts,
@@ -15,7 +15,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use haven_model::{
     Event, Incident,
     api::{
-        Applied, ApplyRequest, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
+        Applied, ApplyRequest, Balance, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
         MigrationAsked, MigrationView, Overview, Page, Rehearsal, Secret, TokenLine, Version,
     },
     event::AuditEntry,
@@ -338,6 +338,28 @@ pub const TABLE: &[Route] = &[
         takes: Takes::Nothing,
         gives: Gives::Json(of::<Rehearsal>),
         handler: || get(rehearsals::rehearse),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/balance",
+        role: Role::Viewer,
+        id: "showBalance",
+        summary: "how even the load of hosts is, and which moves would help; nothing is changed",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<Balance>),
+        handler: || get(balance::show),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/balance",
+        role: Role::Operator,
+        id: "rebalance",
+        summary: "move the VMs whose moves help, live",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<Balance>),
+        handler: || post(balance::rebalance),
     },
     Route {
         method: "POST",

@@ -61,7 +61,12 @@ pub async fn run(wanted: Move) -> Result<(), Failure> {
 }
 
 /// Shows how a move comes on, until it has ended.
-async fn follow(client: &Client, vm: &Name, id: &str, patience: Duration) -> Result<(), Failure> {
+pub(super) async fn follow(
+    client: &Client,
+    vm: &Name,
+    id: &str,
+    patience: Duration,
+) -> Result<(), Failure> {
     let begin = Instant::now();
     let bar = bar();
     let mut said = String::new();

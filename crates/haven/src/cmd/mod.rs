@@ -14,6 +14,7 @@ mod migrate;
 pub mod network;
 pub mod objects;
 pub mod pool;
+pub mod rebalance;
 pub mod rehearse;
 pub mod service;
 pub mod vm;

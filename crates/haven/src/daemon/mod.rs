@@ -32,6 +32,7 @@ use haven_host::{
     guard::{Guard, client::GuardClient, nothing::NothingToGuard},
     health::NetProber,
     heartbeat::{self, HeartbeatConfig, UdpWire},
+    monitor::proc::ProcMeter,
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
     storage::{files::FileStorage, images::ImageStore},
     vm::{
@@ -342,6 +343,7 @@ impl Daemon {
                 Arc::new(peers.clone()),
             )),
             tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
+            meter: Arc::new(ProcMeter::new()),
             prober: Arc::new(NetProber),
             facts: {
                 let (state, witness) = (self.paths.state.clone(), self.host.witness);

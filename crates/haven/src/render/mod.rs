@@ -1,5 +1,6 @@
 //! What commands print. Pure, so that it is tested without a cluster.
 
+mod balance;
 mod drain;
 mod monitor;
 mod objects;
@@ -8,6 +9,7 @@ mod rehearsal;
 #[cfg(test)]
 mod render_test;
 
+pub use balance::balance;
 pub use drain::{drain_blocks, drain_lines, drained, is_stuck};
 pub use monitor::{audit, event, event_head, incident, incidents, overview, time};
 pub use objects::{items, shown};

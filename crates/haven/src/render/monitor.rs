@@ -58,8 +58,12 @@ pub fn overview(of: &Overview, wide: bool) -> String {
         },
         of.survivable_store
     );
-    for (title, list) in [("down", &of.down), ("at risk", &of.risks), ("incidents", &of.incidents)]
-    {
+    for (title, list) in [
+        ("down", &of.down),
+        ("at risk", &of.risks),
+        ("advice", &of.advice),
+        ("incidents", &of.incidents),
+    ] {
         if !list.is_empty() {
             let _ = writeln!(text, "\n{title}:");
             list.iter().for_each(|line| {

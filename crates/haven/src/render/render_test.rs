@@ -147,6 +147,7 @@ fn status_of_a_cluster_with_a_lost_host() {
         vms: (2, 3),
         down: vec!["host2 is lost (lease-expired)".into()],
         risks: vec![],
+        advice: vec![],
         survivable: 0,
         survivable_vms: 1,
         survivable_store: 0,
@@ -293,5 +294,42 @@ fn a_rehearsal_as_a_table_and_step_by_step() {
     };
     let nothing = Rehearsal::default();
     let all = [rehearsal(&told, false), rehearsal(&told, true), rehearsal(&nothing, false)];
+    insta::assert_snapshot!(all.join("---\n"));
+}
+
+#[test]
+fn the_balance_of_a_cluster() {
+    use haven_model::{
+        Pressure, RebalancePolicy,
+        api::{Balance, BalancingMove, HostBalance},
+    };
+    let host = |host: &str, cpu: Option<u32>, after: u32| HostBalance {
+        host: Name::new(host).unwrap(),
+        cpu,
+        cpu_after: cpu.map(|_| after),
+        memory: cpu.map(|_| 400),
+        memory_after: cpu.map(|_| 300),
+        pressure: cpu.map(|cpu| Pressure { cpu: cpu / 3, memory: 0 }),
+    };
+    let hosts =
+        vec![host("host1", Some(900), 500), host("host2", Some(100), 500), host("host3", None, 0)];
+    let step = BalancingMove {
+        vm: Name::new("mail").unwrap(),
+        from: Name::new("host1").unwrap(),
+        to: Name::new("host2").unwrap(),
+        reason: "mail is to move from host1 to host2 for balance: the CPUs of host1 are 90 % busy"
+            .into(),
+        gain: 400,
+    };
+    let uneven = Balance {
+        policy: RebalancePolicy::Auto,
+        hosts: hosts.clone(),
+        moves: vec![step],
+        held: Some("nothing is moved for balance while host4 is suspected".into()),
+        rests: None,
+    };
+    let even = Balance { policy: RebalancePolicy::Advise, hosts, ..Balance::default() };
+    let off = Balance { policy: RebalancePolicy::Off, ..Balance::default() };
+    let all = [balance(&uneven), balance(&even), balance(&off)];
     insta::assert_snapshot!(all.join("---\n"));
 }

@@ -10,11 +10,15 @@ use crate::{
     guard::fake::{FakeGuard, Rules},
     health::{Prober, Target},
     heartbeat,
+    monitor::{Meter, Stalled, Used},
     network::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, FakeUplinks, Segment},
     },
-    vm::fake::{FakeVmDriver, World},
+    vm::{
+        driver::RunningVm,
+        fake::{FakeVmDriver, World},
+    },
 };
 use async_trait::async_trait;
 use haven_model::{
@@ -156,6 +160,18 @@ pub struct Answers(pub AtomicBool);
 impl Prober for Answers {
     async fn probe(&self, _target: &Target) -> bool {
         self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Nothing takes anything.
+struct Idle;
+
+impl Meter for Idle {
+    fn used(&self, _vm: &RunningVm) -> std::io::Result<Option<Used>> {
+        Ok(Some(Used::default()))
+    }
+    fn stalled(&self) -> Option<Stalled> {
+        None
     }
 }
 
@@ -319,6 +335,7 @@ impl Fixture {
             secrets: Some(self.secrets.clone()),
             storage: Arc::clone(&self.disks) as _,
             tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
+            meter: Arc::new(Idle),
             prober: Arc::clone(&self.answers) as _,
             facts: watch::channel(Some(HostFacts::default())).1,
             clock: self.clock.clone(),

@@ -7,6 +7,7 @@
 //!                         │                   what a start needs: vm_start.rs; moved live: vm_task/moves.rs, tunnel.rs)
 //!                         ├──► volumes.rs     volumes that are nobody's
 //!                         ├──► frontends.rs   balancer and service addresses
+//!                         ├──► load_watch.rs  what the work here takes, for balancing it
 //!                         └──► status.rs      what this host is and what is wrong with it
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod hang_watch;
 mod health_watch;
 pub mod images;
 pub mod lease;
+mod load_watch;
 pub mod networks;
 mod own_record;
 pub mod remains;
@@ -57,6 +59,7 @@ use crate::{
     balance::driver::BalanceDriver,
     health::Prober,
     heartbeat::Heard,
+    monitor::Meter,
     network::{address::AddressDriver, driver::NetworkDriver, uplink::UplinkDriver},
     vm::driver::VmDriver,
 };
@@ -125,6 +128,8 @@ pub struct AgentParts {
     pub storage: Arc<dyn Storage>,
     /// Leads to other hosts' processes that take guests.
     pub tunnel: Arc<dyn tunnel::Tunnel>,
+    /// Measures what the work here takes.
+    pub meter: Arc<dyn Meter>,
     /// Asks guests for their health.
     pub prober: Arc<dyn Prober>,
     /// What this host is; nothing until it is known. No VM is started and no status is written before.
@@ -243,6 +248,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),
         uplink_watch::run(Arc::clone(&parts), cancel.clone()),
+        load_watch::run(Arc::clone(&parts), cancel.clone()),
         status::run(Arc::clone(&parts), cancel.clone()),
     );
 }

@@ -50,8 +50,9 @@ pub fn vm(snapshot: &Snapshot, me: &Name, vm: &Name) -> Wanted {
 
 /// What the store wants of `me` for a VM of another host: to take it, to hand it over, or nothing.
 fn moving(snapshot: &Snapshot, me: &Name, vm: &Name, placement: &Versioned<Placement>) -> Wanted {
-    let runs = snapshot.vms.get(vm).is_some_and(|vm| vm.spec.running && !vm.meta.deleting);
-    if runs && placement.moving_to.as_ref().is_some_and(|to| to.host == *me && !to.restart) {
+    // Also one that shall not run any more: the plan takes the attempt back first, so that the change of owner never
+    // goes by the word of a process that has ended.
+    if placement.moving_to.as_ref().is_some_and(|to| to.host == *me && !to.restart) {
         return Wanted::Receive { epoch: placement.epoch + 1, attempt: placement.revision };
     }
     match &placement.moved_from {

@@ -304,6 +304,30 @@ fn a_vm_that_restarts_elsewhere_leaves_here_and_is_nothing_there_yet() {
     assert_eq!(my_vms(&snapshot, &there).count(), 0);
 }
 
+/// Its word `Listening` stands until the attempt is taken back, so its process stays as long.
+#[test]
+fn a_host_that_waits_for_a_guest_waits_until_the_attempt_is_taken_back() {
+    use super::{vm_step::Wanted, wanted::vm};
+    let mut snapshot = one_member(None);
+    let (there, web) = (Name::new("host2").unwrap(), Name::new("web-1").unwrap());
+    let mut placement = json!({"host": "host1", "epoch": 1, "slot": 1, "nics": [],
+        "movingTo": {"host": "host2", "migration": "m1"}});
+    put(&mut snapshot, "placement/vm/web-1", &placement);
+    let waits = Wanted::Receive { epoch: 2, attempt: 1 };
+    assert_eq!(vm(&snapshot, &there, &web), waits);
+    let mut object = serde_json::to_value(&*snapshot.vms["web-1"].value).unwrap();
+    object["spec"]["running"] = json!(false);
+    put(&mut snapshot, "spec/vm/web-1", &object);
+    assert!(snapshot.unreadable.is_empty(), "{:?}", snapshot.unreadable);
+    assert_eq!(vm(&snapshot, &there, &web), waits);
+    object["meta"]["deleting"] = json!(true);
+    put(&mut snapshot, "spec/vm/web-1", &object);
+    assert_eq!(vm(&snapshot, &there, &web), waits);
+    placement.as_object_mut().unwrap().remove("movingTo");
+    put(&mut snapshot, "placement/vm/web-1", &placement);
+    assert_eq!(vm(&snapshot, &there, &web), Wanted::NotMine);
+}
+
 /// What is sent to a guest waits where it will run on, from when it is stopped; it is led back when it does not move.
 #[test]
 fn a_guest_that_is_stopped_on_its_way_is_reached_where_it_will_run_on() {

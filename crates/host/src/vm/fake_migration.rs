@@ -158,6 +158,10 @@ impl World {
             });
             return true;
         }
+        if copy.sender == Copy::Stopped {
+            // It waits for its own host's word, and looks at no wire before (`pause_event` in QEMU's migration.c).
+            return false;
+        }
         if !self.has_process(&copy.to, vm) {
             // The guest goes on by itself, whoever owns it.
             self.go_on(&copy.from, vm);

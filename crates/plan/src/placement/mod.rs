@@ -76,6 +76,36 @@ pub(crate) fn choose_other<'a>(
     choice
 }
 
+/// Whether `vm`, which is on `from`, would be on `to` without a wish or a spread that is worse for it.
+///
+/// # Errors
+/// Why it would not.
+pub(crate) fn no_worse<'a>(
+    work: &mut Work<'a>,
+    vm: &'a Stored<VmSpec>,
+    from: &Name,
+    to: &Name,
+) -> Result<(), String> {
+    let before = work.room.clone();
+    work.room.take_away(from, vm);
+    let wish = Wish::of(vm);
+    let spread = spread_of(work, &wish);
+    let score = |host| {
+        let room = work.room.of_host(host).ok_or("has no room")?;
+        judge(work, host, room, &wish, &spread)
+    };
+    let wishes = |score: &Score<'_>| (score.is_missed, score.fewest_members, score.broken_wishes);
+    let judged = match (score(from), score(to)) {
+        (_, Err(why)) => Err(why.into_owned()),
+        (Ok(here), Ok(there)) if wishes(&there) < wishes(&here) => {
+            Err("suits its wishes less".to_owned())
+        }
+        (_, Ok(_)) => Ok(()),
+    };
+    work.room = before;
+    judged
+}
+
 fn choose_among(
     work: &Work<'_>,
     vm: &Name,

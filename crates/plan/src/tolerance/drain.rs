@@ -156,6 +156,12 @@ impl Moves {
         moves
     }
 
+    /// Whether any is under way, or begins with this plan.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.all > 0
+    }
+
     /// One more.
     pub fn add(&mut self, hosts: [&Name; 2], vm: Option<&Stored<VmSpec>>) {
         self.all += 1;

@@ -272,6 +272,7 @@ pub(crate) fn record(
         by,
         at_ms: work.seen.now_ms,
         drain: None,
+        balances: false,
         outcome: None,
     }
 }

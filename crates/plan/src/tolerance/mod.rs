@@ -14,6 +14,9 @@ pub mod migration;
 pub mod order;
 #[cfg(test)]
 mod order_test;
+pub mod rebalance;
+#[cfg(test)]
+mod rebalance_test;
 pub mod recovery;
 pub mod removal;
 pub(crate) mod uplink;

@@ -412,3 +412,55 @@ async fn a_vm_that_comes_before_what_it_starts_after_is_found() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn moves_for_balance_that_come_too_often_or_too_early_are_found() {
+    let begin = |vm: &str, outcome: Value| {
+        let mut record =
+            json!({"id": vm, "from": "host1", "by": "balancing", "atMs": 1, "balances": true});
+        if !outcome.is_null() {
+            record["outcome"] = outcome;
+        }
+        (keys::migration(&name(vm)), record)
+    };
+    let moved = || json!({"atMs": 2, "moved": true, "message": ""});
+    let start = || {
+        let mut history = History::new();
+        history.write(&[(keys::CLUSTER.into(), json!({"name": "sim", "rebalanceWindow": "10s"}))]);
+        history.vm("web", small(), "host1");
+        history.vm("db", small(), "host1");
+        history
+    };
+    // One after the other, with time between them.
+    let mut history = start();
+    history.write(&[begin("web", Value::Null)]);
+    history.write(&[begin("web", moved())]);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    history.write(&[begin("db", Value::Null)]);
+    history.write(&[begin("db", moved())]);
+    assert_eq!(history.broken(), [""; 0]);
+    // The same VM again.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    history.write(&[begin("web", Value::Null)]);
+    only(&history.broken(), "balance");
+    // The next one at once.
+    let mut history = start();
+    history.write(&[begin("web", Value::Null)]);
+    history.write(&[begin("web", moved())]);
+    history.write(&[begin("db", Value::Null)]);
+    only(&history.broken(), "balance");
+    // One whose record is gone is nobody's to wait for.
+    let mut history = start();
+    history.write(&[begin("web", Value::Null)]);
+    history.write(&[begin("web", moved())]);
+    history.write(&[(keys::migration(&name("web")), Value::Null)]);
+    history.write(&[begin("db", Value::Null)]);
+    assert_eq!(history.broken(), [""; 0]);
+    // While another VM is still to be recovered.
+    let mut history = start();
+    history.judge.power("host1", Power::Off);
+    history.write(&closed("host1"));
+    history.vm("new", small(), "host2");
+    history.write(&[begin("new", Value::Null)]);
+    only(&history.broken(), "balance");
+}

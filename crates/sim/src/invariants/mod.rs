@@ -1,5 +1,6 @@
 //! The invariants of DESIGN.md section 3, as far as they apply so far; one file each.
 
+mod balance;
 mod capacity;
 mod convergence;
 mod epochs;
@@ -48,6 +49,7 @@ pub fn all(grace: Duration) -> Vec<Box<dyn Invariant>> {
         Box::new(reserve::Reserve::default()),
         Box::new(wishes::Wishes),
         Box::new(order::Order::default()),
+        Box::new(balance::Balance::default()),
         Box::new(convergence::Convergence),
         Box::new(orphans::Orphans),
         Box::new(traffic::Traffic::default()),
