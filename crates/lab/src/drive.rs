@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use haven_client::{Client, ClientError};
-use haven_model::{AdmissionPolicy, api::Overview, manifest::to_yaml, object::Kind};
+use haven_model::{AdmissionPolicy, ClusterSpec, api::Overview, manifest::to_yaml, object::Kind};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -104,8 +104,16 @@ impl Driver {
     /// # Errors
     /// When no host answers, or the cluster refuses.
     pub fn admission(&self, policy: AdmissionPolicy) -> Result<()> {
+        self.change_cluster(|spec| spec.admission = policy)
+    }
+
+    /// Changes what is wanted of the cluster as a whole.
+    ///
+    /// # Errors
+    /// When no host answers, or the cluster refuses.
+    pub fn change_cluster(&self, change: impl FnOnce(&mut ClusterSpec)) -> Result<()> {
         let mut item = self.ask(|client| async move { client.cluster().await })?;
-        item.spec.admission = policy;
+        change(&mut item.spec);
         let item = &item;
         self.ask(|client| async move { client.replace_cluster(item).await }).map(|_| ())
     }

@@ -4,7 +4,7 @@ use crate::{
     cluster::{Broken, Cluster, Setup},
     faults::{self, Fault},
     invariants::{converged, drained},
-    judge::Facts,
+    judge::{Facts, Judge},
     scenario::Scenario,
 };
 use haven_model::{Name, RebalancePolicy};
@@ -266,14 +266,18 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
         judge.accuse("expected no guest to be started anew, and one was".into());
     }
     if let Some(within) = expect.recovered_within {
-        match latest {
-            None => judge.accuse("expected a VM to be recovered, and none was".into()),
-            Some(at) if (at - first).as_secs_f64() > within => judge.accuse(format!(
-                "expected recovery within {within} s, and it took {:.2} s",
-                (at - first).as_secs_f64()
-            )),
-            Some(at) => judge.note(&format!("recovered in {:.2} s", (at - first).as_secs_f64())),
-        }
+        recovered(judge, within, latest.map(|at| (at - first).as_secs_f64()));
     }
     Ok(verdict(seed, &cluster))
+}
+
+/// Whether what had to be recovered was so in time, seconds.
+fn recovered(judge: &Judge, within: f64, after: Option<f64>) {
+    match after {
+        None => judge.accuse("expected a VM to be recovered, and none was".into()),
+        Some(after) if after > within => {
+            judge.accuse(format!("expected recovery within {within} s, and it took {after:.2} s"))
+        }
+        Some(after) => judge.note(&format!("recovered in {after:.2} s")),
+    }
 }

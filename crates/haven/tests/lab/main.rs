@@ -1,6 +1,7 @@
 //! What users are promised, on a real lab: three hosts, real etcd, real QEMU, real HAProxy, guests that count. A
 //! witness outside judges throughout: after the first sign of life of a newer copy of a VM there is none of an older.
 
+mod balance;
 mod clock;
 mod commands;
 mod crash;
@@ -31,7 +32,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 36] = [
+const CASES: [Case; 37] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -73,6 +74,7 @@ const CASES: [Case; 36] = [
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",
         run: planned::power_cut,
     },
+    Case { name: "a_busy_host_gives_a_guest_away", run: balance::relieved },
     Case { name: "a_rehearsal_says_what_a_power_cut_then_does", run: planned::rehearsed },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
     Case { name: "a_clock_that_jumps_disturbs_nothing", run: clock::jumps },

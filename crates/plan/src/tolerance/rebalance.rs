@@ -188,6 +188,9 @@ fn loads<'a>(work: &Work<'a>) -> Vec<Load<'a>> {
     let snapshot = work.snapshot;
     let window = snapshot.cluster_spec().rebalance_window.0;
     let mut all = Vec::new();
+    if snapshot.cluster_spec().rebalance == RebalancePolicy::Off {
+        return all;
+    }
     for (host, measured) in &snapshot.loads {
         let open = snapshot
             .leases

@@ -99,6 +99,8 @@ fn the_move_that_helps_most_is_made_with_its_reason() {
     assert_eq!((balance.moves[0].gain, balance.moves[0].vm.as_str()), (400, "mail"));
     let cpu: Vec<_> = balance.hosts.iter().map(|host| (host.cpu, host.cpu_after)).collect();
     assert_eq!(cpu, [(Some(900), Some(500)), (Some(100), Some(500)), (Some(300), Some(300))]);
+    policy(&mut world, RebalancePolicy::Off);
+    assert!(moves(&world).is_empty() && told(&world).moves.is_empty());
     // Advice is told alike and carries nothing out.
     policy(&mut world, RebalancePolicy::Advise);
     assert!(moves(&world).is_empty());
