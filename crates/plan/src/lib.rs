@@ -70,8 +70,9 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     tolerance::migration::plan(&mut work);
     tolerance::uplink::plan(&mut work);
     tolerance::drain::plan(&mut work);
-    tolerance::rebalance::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);
+    // The last, since it waits for all else.
+    tolerance::rebalance::plan(&mut work);
     work.finish()
 }

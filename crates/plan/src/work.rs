@@ -102,6 +102,11 @@ impl<'a> Work<'a> {
         self.plan.wake_after_ms = Some(self.plan.wake_after_ms.map_or(ms, |now| now.min(ms)));
     }
 
+    /// Whether this plan does anything yet.
+    pub fn acts(&self) -> bool {
+        !self.plan.actions.is_empty()
+    }
+
     pub fn finish(self) -> Plan {
         self.plan
     }

@@ -93,7 +93,8 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     if loads.iter().all(|load| needs(load, &loads).is_none()) {
         return;
     }
-    if work.moves.any() || held(work).or_else(|| rests(work)).is_some() {
+    // What is done now, the proof of a loss say, may change all of it.
+    if work.acts() || work.moves.any() || held(work).or_else(|| rests(work)).is_some() {
         return;
     }
     let Some(better) = best(work, &loads) else { return };

@@ -217,6 +217,10 @@ fn nothing_moves_for_balance_beside_what_matters_more() {
     let draining = |world: &mut World| {
         world.snapshot.drains.insert(name("host3"), at(9, drain.clone()));
     };
+    // A proof that comes just now: nobody suspects the host yet.
+    let mut world = busy();
+    world.seen.powered_off.insert(name("host3"), 1);
+    assert!(moves(&world).is_empty());
     // The drain's own move begins; the one for balance does not.
     let mut world = busy();
     draining(&mut world);
