@@ -14,8 +14,8 @@ use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
         Applied, ApplyRequest, Balance, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
-        ManifestFile, MigrationAsked, MigrationView, Overview, Page, ProblemBody, Rehearsal,
-        Secret, TokenLine,
+        MaintenanceAsked, MaintenanceView, ManifestFile, MigrationAsked, MigrationView, Overview,
+        Page, ProblemBody, Rehearsal, Secret, TokenLine,
     },
     event::AuditEntry,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -418,6 +418,31 @@ impl Client {
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn rebalance(&self) -> Result<Balance, ClientError> {
         self.call("POST", "/v1/balance", Vec::new()).await
+    }
+
+    /// How the restarts or upgrades of hosts stand.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn maintenance(&self) -> Result<MaintenanceView, ClientError> {
+        self.get("/v1/maintenance").await
+    }
+
+    /// Asks for hosts to be restarted or upgraded, one after another.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn maintain(&self, asked: &MaintenanceAsked) -> Result<MaintenanceView, ClientError> {
+        let body = serde_json::to_vec(asked).expect("what is asked is plain data");
+        self.call("POST", "/v1/maintenance", body).await
+    }
+
+    /// Lets that go on after it has stopped.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn resume_maintenance(&self) -> Result<MaintenanceView, ClientError> {
+        self.call("POST", "/v1/maintenance/resume", Vec::new()).await
+    }
+
+    /// Ends that: no further host has its turn.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn end_maintenance(&self) -> Result<MaintenanceView, ClientError> {
+        self.call("POST", "/v1/maintenance/end", Vec::new()).await
     }
 
     /// Asks for a host to be emptied.

@@ -10,6 +10,7 @@ pub mod fence;
 pub mod guard;
 pub mod health;
 pub mod heartbeat;
+pub mod machine;
 pub mod monitor;
 pub mod network;
 pub mod storage;

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -64,7 +65,17 @@ pub fn run(layout: &Layout) -> Result<()> {
     // A failure here shows at once in every later step, with a better sentence.
     let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     fs::write("/run/haven/booted", "").context("/run/haven is not writable")?;
+    write_reboot().context("/etc/haven/reboot could not be written")?;
     supervise(vec![Unit::new("guard", GUARD, &[]), Unit::new(DAEMON_UNIT, DAEMON, &["daemon"])])
+}
+
+/// How a lab host restarts itself: nobody feeds its watchdog any more, and that resets it.
+fn write_reboot() -> Result<()> {
+    let script = "#!/bin/sh\n[ -e /dev/haven-watchdog ] || { echo 'this lab host has no watchdog that would reset it' >&2; exit 1; }\nfor of in /proc/[0-9]*; do\n  case \"$(cat \"$of/comm\" 2>/dev/null)\" in\n    haven|haven-guard) kill -STOP \"${of#/proc/}\" ;;\n  esac\ndone\n";
+    fs::create_dir_all("/etc/haven")?;
+    fs::write("/etc/haven/reboot", script)?;
+    fs::set_permissions("/etc/haven/reboot", PermissionsExt::from_mode(0o755))?;
+    Ok(())
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
@@ -147,6 +158,13 @@ fn settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
     lines.filter_map(|line| line.split_once('='))
 }
 
+/// When PID 1 of this host began: no other boot of it began then.
+fn boot() -> String {
+    let stat = fs::read_to_string("/proc/1/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    fields.split_whitespace().nth(19).unwrap_or_default().to_owned()
+}
+
 /// One process that is kept running.
 struct Unit {
     name: &'static str,
@@ -155,12 +173,15 @@ struct Unit {
     started: Option<Instant>,
     next_start: Instant,
     backoff: Duration,
+    /// Tells this boot of the host from its others.
+    boot: String,
 }
 
 impl Unit {
     fn new(name: &'static str, program: &'static str, arguments: &'static [&'static str]) -> Self {
         let (next_start, backoff) = (Instant::now(), FIRST_BACKOFF);
-        Self { name, program, arguments, started: None, next_start, backoff }
+        let boot = boot();
+        Self { name, program, arguments, started: None, next_start, backoff, boot }
     }
 
     fn start(&mut self) -> Result<Pid> {
@@ -168,6 +189,7 @@ impl Unit {
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
         let mut command = Command::new(Path::new("/usr/bin").join(self.program));
         command.args(self.arguments).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
+        command.env("HAVEN_BOOT_ID", &self.boot);
         if self.name == DAEMON_UNIT {
             command.envs(settings(&fs::read_to_string(SETTINGS).unwrap_or_default()));
         }

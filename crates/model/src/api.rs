@@ -302,6 +302,29 @@ pub struct Rehearsal {
     pub figures: String,
 }
 
+/// Asks for hosts to be worked on, one after another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceAsked {
+    /// What is done.
+    pub work: crate::maintenance::Work,
+    /// In this order; all, when none is named.
+    #[serde(default)]
+    pub hosts: Vec<Name>,
+}
+
+/// How the work on hosts stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MaintenanceView {
+    /// The last one; none when there never was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<crate::maintenance::Maintenance>,
+    /// What it is at, a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub now: Option<String>,
+}
+
 /// The load of one host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

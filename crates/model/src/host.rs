@@ -70,6 +70,10 @@ pub struct LostSession {
     pub incident: u64,
 }
 
+/// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
+/// until all hosts that it concerns say as much: 1 from the version on that restarts and upgrades hosts.
+pub const SPEAKS: u32 = 1;
+
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
@@ -78,6 +82,8 @@ pub struct HostStatus {
     pub session: u64,
     /// Haven's version there.
     pub version: String,
+    /// What its daemon understands beyond the first version: see [`SPEAKS`].
+    pub speaks: u32,
     /// Logical CPUs.
     pub cpus: u32,
     /// Installed memory.

@@ -17,6 +17,8 @@ pub const LEASES: &str = "/haven/leases/";
 pub const PLACEMENTS: &str = "/haven/placement/vm/";
 /// Prefix of drains.
 pub const DRAINS: &str = "/haven/drains/";
+/// The restarts or upgrades of hosts, one after another.
+pub const MAINTENANCE: &str = "/haven/maintenance";
 /// Prefix of live migrations.
 pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
@@ -74,6 +76,11 @@ pub fn vm_status(vm: &Name) -> String {
 #[must_use]
 pub fn host_load(host: &Name) -> String {
     format!("/haven/status/load/{host}")
+}
+/// What a host says of the work on it.
+#[must_use]
+pub fn work_status(host: &Name) -> String {
+    format!("/haven/status/work/{host}")
 }
 /// The drain of a host.
 #[must_use]

@@ -21,6 +21,7 @@ pub mod host;
 pub mod image;
 pub mod keys;
 pub mod load;
+pub mod maintenance;
 pub mod manifest;
 pub mod migration;
 pub mod name;
@@ -46,6 +47,7 @@ pub use event::{Event, Incident, IncidentStep, Severity};
 pub use host::{HostSpec, HostStatus, Lease, LostSession};
 pub use image::ImageSpec;
 pub use load::{HostLoad, Pressure, RebalancePolicy, VmLoad};
+pub use maintenance::Maintenance;
 pub use migration::{
     Migration, MigrationOptions, MigrationPhase, MigrationStatus, MovedFrom, MovingTo,
 };

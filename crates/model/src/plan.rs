@@ -5,6 +5,7 @@ use crate::{
     drain::Drain,
     event::Incident,
     host::LostSession,
+    maintenance::Maintenance,
     migration::Migration,
     name::{Name, ObjectRef},
     object::Object,
@@ -130,6 +131,13 @@ pub enum Action {
         /// The whole record; none takes it away.
         drain: Option<Drain>,
         /// The revision of the record.
+        expected_revision: i64,
+    },
+    /// Write how far the work on hosts is.
+    PutMaintenance {
+        /// The whole record.
+        maintenance: Box<Maintenance>,
+        /// The revision of the record it replaces.
         expected_revision: i64,
     },
     /// Forget the owner of a VM that does not run and shall not.

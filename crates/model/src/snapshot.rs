@@ -8,6 +8,7 @@ use crate::{
     host::{HostSpec, HostStatus, Lease, LostSession},
     image::ImageSpec,
     load::HostLoad,
+    maintenance::{Maintenance, WorkStatus},
     migration::{Migration, MigrationPhase, MigrationStatus, MovedFrom},
     name::{Name, ObjectRef},
     network::NetworkSpec,
@@ -93,6 +94,10 @@ pub struct Snapshot {
     pub lost: Table<LostSession>,
     /// Drains by host.
     pub drains: Table<Drain>,
+    /// Hosts that are restarted or upgraded, one after another.
+    pub maintenance: Option<Versioned<Maintenance>>,
+    /// What hosts say of the work on them.
+    pub work_status: Table<WorkStatus>,
     /// Owners by VM.
     pub placements: Table<Placement>,
     /// Address holders by service.
@@ -235,10 +240,12 @@ impl Snapshot {
             "status" => match rest.split_once('/') {
                 Some(("host", name)) => set(&mut self.host_status, name, raw),
                 Some(("vm", name)) => set(&mut self.vm_status, name, raw),
+                Some(("work", name)) => set(&mut self.work_status, name, raw),
                 Some(("load", name)) => self.apply_load(name, raw),
                 Some(("migration", path)) => self.apply_migration_status(path, raw),
                 _ => Applied::QUIET,
             },
+            "maintenance" => set_one(&mut self.maintenance, raw, false),
             "drains" => set(&mut self.drains, rest, raw),
             "migrations" => set(&mut self.migrations, rest, raw),
             "waits" => set(&mut self.waits, rest, raw),

@@ -7,6 +7,7 @@
 //!        tolerance/failing ◄─────────┤          │
 //!        tolerance/migration ◄───────┤          │
 //!        tolerance/uplink    ◄───────┤          │
+//!        tolerance/maintenance ◄─────┤          │
 //!        tolerance/drain     ◄───────┤          │
 //!        tolerance/rebalance ◄───────┤          │
 //!        balance/frontends  ◄────────┤          │
@@ -69,6 +70,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     tolerance::failing::plan(&mut work);
     tolerance::migration::plan(&mut work);
     tolerance::uplink::plan(&mut work);
+    tolerance::maintenance::plan(&mut work);
     tolerance::drain::plan(&mut work);
     balance::frontends::plan(&mut work);
     tolerance::removal::plan(&mut work);

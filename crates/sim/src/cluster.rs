@@ -128,6 +128,9 @@ pub struct Cluster {
 /// What no version here can read.
 const GARBLED: &str = "{\"written-by\":\"a newer version\"}";
 
+/// How long a host is off when it restarts.
+const RESTART: Duration = Duration::from_secs(8);
+
 /// How long a copy on a host without watchdog may overlap after waking.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -354,6 +357,29 @@ impl Cluster {
         let _ = self.person.txn(vec![Compare::Absent(key)], ops).await;
     }
 
+    /// Restarts all hosts, one after another, as a person asks for with `haven host reboot --rolling`.
+    pub async fn reboot_all(&self) {
+        let now = (self.shared.wall())();
+        let turn =
+            |host: &String| serde_json::json!({"host": host, "phase": "waiting", "sinceMs": now});
+        let record = serde_json::json!({
+            "id": format!("r{}", self.shared.incarnation()), "work": "reboot", "by": "a person", "atMs": now,
+            "hosts": self.names().iter().map(turn).collect::<Vec<_>>(),
+        });
+        let there = self.person.get(keys::MAINTENANCE).await.ok().flatten();
+        let compare = match &there {
+            None => Compare::Absent(keys::MAINTENANCE.into()),
+            Some(kv) => Compare::ModRevision(keys::MAINTENANCE.into(), kv.mod_revision),
+        };
+        let ops = vec![Op::Put(keys::MAINTENANCE.into(), record.to_string().into())];
+        let _ = self.person.txn(vec![compare], ops).await;
+    }
+
+    /// Ends that.
+    pub async fn end_reboots(&self) {
+        let _ = self.person.txn(vec![], vec![Op::Delete(keys::MAINTENANCE.into())]).await;
+    }
+
     /// Ends the drain of a host as a person does.
     pub async fn undrain(&self, host: &str, bring_back: bool) {
         let key = keys::drain(&name(host));
@@ -486,6 +512,7 @@ impl Cluster {
         self.shared.judge.note("everything is mended");
         self.shared.net.heal();
         self.ungarble().await;
+        self.end_reboots().await;
         for name in self.names() {
             self.undrain(&name, false).await;
         }
@@ -513,6 +540,16 @@ impl PowerSwitch for Cluster {
             }
             Err(_) => false,
         }
+    }
+
+    fn restart(&self, name: &str) {
+        let host = self.host(name);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            host.lock().await.power_off();
+            tokio::time::sleep(RESTART).await;
+            host.lock().await.power_on().await;
+        });
     }
 }
 

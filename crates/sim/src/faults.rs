@@ -73,6 +73,8 @@ pub enum Fault {
     Migrate(String, Option<String>),
     /// A person takes that back.
     CancelMigration(String),
+    /// A person restarts all hosts, one after another.
+    RebootAll,
     /// A person drains a host.
     Drain(String),
     /// A person ends that.
@@ -163,6 +165,7 @@ impl Fault {
             Fault::Timers(timers) => cluster.set_timers(timers).await,
             Fault::Migrate(name, to) => cluster.migrate(name, to.as_deref()).await,
             Fault::CancelMigration(name) => cluster.cancel_migration(name).await,
+            Fault::RebootAll => cluster.reboot_all().await,
             Fault::Drain(host) => cluster.drain(host).await,
             Fault::Undrain(host) => cluster.undrain(host, false).await,
             Fault::BringBack(host) => cluster.undrain(host, true).await,
@@ -215,7 +218,7 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
     let host = format!("host{}", random.random_range(1..=hosts));
     let other = format!("host{}", random.random_range(1..=hosts));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..144) {
+    match random.random_range(0..146) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -250,6 +253,7 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         132..134 => Fault::Crash(vm, host),
         134..140 => Fault::Unplug(host),
         140..142 => Fault::Plug(host),
+        142..144 => Fault::RebootAll,
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     net::{Net, Power},
     path::StorePath,
     promises::{Answerer, SimPromisers},
-    surroundings::{PowerSwitch, SimMeter, SimPower, SimProber, SimStorage},
+    surroundings::{PowerSwitch, SimMachine, SimMeter, SimPower, SimProber, SimStorage},
     wire::SimWire,
 };
 use haven_control::manager::{
@@ -337,6 +337,11 @@ impl SimHost {
             secrets: None,
             storage: Arc::new(SimStorage(Arc::clone(net))),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
+            machine: Arc::new(SimMachine {
+                host: self.name.to_string(),
+                switch: shared.switch.get().cloned(),
+                net: Arc::clone(net),
+            }),
             meter: Arc::new(SimMeter { now_ms: shared.wall() }),
             prober: Arc::new(SimProber {
                 host: self.name.to_string(),
@@ -346,6 +351,7 @@ impl SimHost {
             facts: watch::channel(Some(HostFacts {
                 cpus: 8,
                 memory_bytes: MEMORY,
+                boot_id: self.boots.to_string(),
                 ..HostFacts::default()
             }))
             .1,
@@ -467,6 +473,7 @@ impl PowerSwitch for NoSwitch {
     fn off(&self, _host: &str) -> bool {
         false
     }
+    fn restart(&self, _host: &str) {}
 }
 
 /// How long the watchdog waits, and how long a host boots.

@@ -255,6 +255,7 @@ impl Inner {
             || short.starts_with("status/migration/")
             || short.starts_with("migrations/")
             || short.starts_with("drains/")
+            || short == "maintenance"
             || short == "manager"
             || short.starts_with("lost/")
         {

@@ -253,6 +253,11 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     for vm in expect.runs.iter().filter(|vm| judge.read(|facts| facts.executing(vm).is_empty())) {
         judge.accuse(format!("expected {vm} to execute, and it does not"));
     }
+    for host in &expect.restarted {
+        if cluster.host(host).lock().await.boots() < 2 {
+            judge.accuse(format!("expected {host} to be restarted, and it was not"));
+        }
+    }
     for host in &expect.uses {
         let executes = |facts: &Facts| facts.running.keys().any(|(on, _)| on == host);
         if !judge.read(executes) {

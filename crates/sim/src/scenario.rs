@@ -63,6 +63,9 @@ pub struct Expect {
     /// These VMs execute, whatever others do.
     #[serde(default)]
     pub runs: Vec<String>,
+    /// These hosts were restarted after the beginning, by plan.
+    #[serde(default)]
+    pub restarted: Vec<String>,
     /// A VM executes on each of these hosts.
     #[serde(default)]
     pub uses: Vec<String>,

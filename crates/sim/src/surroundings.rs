@@ -9,10 +9,13 @@ use haven_control::manager::effects;
 use haven_host::{
     agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     health::{Prober, Target},
+    machine::{Machine, Outcome},
     monitor::{Meter, Stalled, Used},
     vm::driver::RunningVm,
 };
-use haven_model::{Name, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile};
+use haven_model::{
+    Name, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile, maintenance::Work,
+};
 use haven_store::clock::Clock;
 use std::{
     collections::BTreeSet,
@@ -87,6 +90,32 @@ impl Storage for SimStorage {
     }
 }
 
+/// A host that restarts itself when it is its turn.
+pub struct SimMachine {
+    /// Which host.
+    pub host: String,
+    /// Restarts it.
+    pub switch: Option<Weak<dyn PowerSwitch>>,
+    /// Whether its command fails.
+    pub net: Arc<Net>,
+}
+
+#[async_trait]
+impl Machine for SimMachine {
+    async fn begin(&self, _work: Work, _id: &str) -> std::io::Result<()> {
+        if self.net.driver_fails() {
+            return Err(std::io::Error::other("the simulator lets it fail"));
+        }
+        if let Some(switch) = self.switch.as_ref().and_then(Weak::upgrade) {
+            switch.restart(&self.host);
+        }
+        Ok(())
+    }
+    async fn outcome(&self, _id: &str) -> Outcome {
+        Outcome::Done
+    }
+}
+
 /// Guests that each work as hard as their name says: from nothing to half of a host's CPUs.
 pub struct SimMeter {
     /// Milliseconds of the simulation.
@@ -132,6 +161,8 @@ impl Prober for SimProber {
 pub trait PowerSwitch: Send + Sync {
     /// Every process of it is gone when this returns true.
     fn off(&self, host: &str) -> bool;
+    /// It goes off and on again.
+    fn restart(&self, host: &str);
 }
 
 /// Power controllers on a network of their own.

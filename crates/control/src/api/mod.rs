@@ -16,6 +16,9 @@ mod chosen;
 mod cluster;
 mod drains;
 pub mod error;
+mod maintenance;
+#[cfg(test)]
+mod maintenance_test;
 mod migrations;
 pub mod objects;
 pub mod openapi;

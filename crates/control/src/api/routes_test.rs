@@ -137,6 +137,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "apply" => files.to_string(),
             "importImage" => "a disk".into(),
             "migrateVm" => "{}".into(),
+            "beginMaintenance" => json!({"work": "reboot"}).to_string(),
             "replaceObject" => item.to_string(),
             "replaceCluster" => cluster.to_string(),
             _ => String::new(),
@@ -148,10 +149,21 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     }
     // Only hosts ask for promises. No image file is kept here, no guest comes in, no VM runs whose console could be opened, there is no other host
     // that could read this one's power (`power_test.rs`), no update waits (`promote_test.rs`), and an
-    // incident is open (`balance_test.rs`).
+    // incident is open (`balance_test.rs`), and no host says what it understands (`maintenance_test.rs`).
     assert_eq!(
         missed,
-        ["promise", "blob", "rebalance", "vmIncoming", "vmConsole", "testFence", "promoteService"]
+        [
+            "promise",
+            "blob",
+            "rebalance",
+            "beginMaintenance",
+            "resumeMaintenance",
+            "endMaintenance",
+            "vmIncoming",
+            "vmConsole",
+            "testFence",
+            "promoteService"
+        ]
     );
     for kind in Kind::ALL {
         let list = world.ask(admin, "GET", &format!("/v1/objects/{kind}"), "").await.ok();

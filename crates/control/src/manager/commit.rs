@@ -125,6 +125,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::PutDrain { host, drain, expected_revision } => {
             one(keys::drain(host), *expected_revision, drain.as_ref())
         }
+        Action::PutMaintenance { maintenance, expected_revision } => {
+            one(keys::MAINTENANCE.into(), *expected_revision, Some(maintenance.as_ref()))
+        }
         Action::ReleaseVm { vm, expected_revision } => (
             vec![unchanged(keys::placement(vm), *expected_revision)],
             vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
@@ -184,6 +187,7 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
         Kind::Host => {
             ops.push(Op::Delete(keys::host_status(&object.name)));
             ops.push(Op::Delete(keys::host_load(&object.name)));
+            ops.push(Op::Delete(keys::work_status(&object.name)));
             ops.push(Op::Delete(keys::lease(&object.name)));
             ops.push(Op::Delete(keys::lost(&object.name)));
             ops.push(Op::Delete(keys::drain(&object.name)));
@@ -224,7 +228,11 @@ pub fn event_of(
         {
             Severity::Warning
         }
+        Action::PutMaintenance { maintenance, .. } if maintenance.stopped.is_some() => {
+            Severity::Warning
+        }
         Action::MoveVm { .. }
+        | Action::PutMaintenance { .. }
         | Action::PutWait { wait: Some(_), .. }
         | Action::PutMigration { .. }
         | Action::PutDrain { .. }

@@ -1,10 +1,10 @@
 //! `haven host …`.
 
-use super::{Removal, drain, fence::FenceCommand, list, reference, remove, show};
+use super::{Removal, drain, fence::FenceCommand, list, maintenance, reference, remove, show};
 use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::Subcommand;
 use haven_client::ClientError;
-use haven_model::{Object, object::Kind};
+use haven_model::{Object, maintenance::Work, object::Kind};
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -42,6 +42,17 @@ pub enum HostCommand {
         after_help = "Examples:\n  haven host undrain host3\n  haven host undrain host3 --bring-back"
     )]
     Undrain(drain::Undraining),
+    /// Restart hosts, one after another: each is emptied before and gets back what it had
+    #[command(after_help = "Examples:\n  haven host reboot host3\n  haven host reboot --rolling")]
+    Reboot(maintenance::Worked),
+    /// Upgrade Haven on hosts, one after another: each is emptied before and gets back what it had
+    #[command(after_help = "Examples:\n  haven host upgrade host3\n  haven host upgrade --rolling")]
+    Upgrade(maintenance::Worked),
+    /// How the restarts or upgrades of hosts stand; let them go on, or end them
+    #[command(
+        after_help = "Examples:\n  haven host maintenance\n  haven host maintenance --resume\n  haven host maintenance --end"
+    )]
+    Maintenance(maintenance::Looked),
     /// Power fencing
     #[command(subcommand)]
     Fence(FenceCommand),
@@ -62,6 +73,9 @@ pub async fn run(command: HostCommand) -> Result<(), Failure> {
         HostCommand::Uncordon { name } => cordon(&name, false).await,
         HostCommand::Drain(wanted) => drain::drain(wanted).await,
         HostCommand::Undrain(wanted) => drain::undrain(wanted).await,
+        HostCommand::Reboot(wanted) => maintenance::begin(Work::Reboot, wanted).await,
+        HostCommand::Upgrade(wanted) => maintenance::begin(Work::Upgrade, wanted).await,
+        HostCommand::Maintenance(wanted) => maintenance::look(wanted).await,
         HostCommand::Fence(command) => super::fence::run(command).await,
         HostCommand::Invite => {
             out::line(connect().await?.invite().await?.secret);

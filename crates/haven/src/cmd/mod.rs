@@ -10,6 +10,7 @@ pub mod files;
 pub mod host;
 pub mod image;
 pub mod lab;
+mod maintenance;
 mod migrate;
 pub mod network;
 pub mod objects;

@@ -32,6 +32,7 @@ use haven_host::{
     guard::{Guard, client::GuardClient, nothing::NothingToGuard},
     health::NetProber,
     heartbeat::{self, HeartbeatConfig, UdpWire},
+    machine::command::Commands,
     monitor::proc::ProcMeter,
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
     storage::{files::FileStorage, images::ImageStore},
@@ -73,6 +74,12 @@ fn wall_ms() -> i64 {
     haven_control::api::auth::now_ms()
 }
 
+/// Changes at every boot. A lab host shares its kernel with others; it is told which boot of its own it is.
+fn boot_id() -> String {
+    let kernel = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    std::env::var("HAVEN_BOOT_ID").unwrap_or_else(|_| kernel()).trim().into()
+}
+
 fn facts(state: &std::path::Path, witness: bool) -> HostFacts {
     // A witness runs no guest, and needs nothing for it.
     let found = if witness { probe::HostCheck::default() } else { probe::check(state) };
@@ -93,10 +100,7 @@ fn facts(state: &std::path::Path, witness: bool) -> HostFacts {
         memory_bytes,
         kvm: found.kvm,
         qemu: found.qemu,
-        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .unwrap_or_default()
-            .trim()
-            .into(),
+        boot_id: boot_id(),
         version: env!("CARGO_PKG_VERSION").into(),
         problems: found.problems,
     }
@@ -343,6 +347,10 @@ impl Daemon {
                 Arc::new(peers.clone()),
             )),
             tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
+            machine: Arc::new(Commands {
+                own: "/etc/haven".into(),
+                run: self.paths.run.join("work"),
+            }),
             meter: Arc::new(ProcMeter::new()),
             prober: Arc::new(NetProber),
             facts: {

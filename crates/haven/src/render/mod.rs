@@ -2,6 +2,7 @@
 
 mod balance;
 mod drain;
+mod maintenance;
 mod monitor;
 mod objects;
 mod rehearsal;
@@ -11,6 +12,7 @@ mod render_test;
 
 pub use balance::balance;
 pub use drain::{drain_blocks, drain_lines, drained, is_stuck};
+pub use maintenance::maintenance;
 pub use monitor::{audit, event, event_head, incident, incidents, overview, time};
 pub use objects::{items, shown};
 pub use rehearsal::rehearsal;

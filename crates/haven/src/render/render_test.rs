@@ -333,3 +333,28 @@ fn the_balance_of_a_cluster() {
     let all = [balance(&uneven), balance(&even), balance(&off)];
     insta::assert_snapshot!(all.join("---\n"));
 }
+
+#[test]
+fn work_on_hosts_under_way_stopped_and_over() {
+    use haven_model::{Maintenance, api::MaintenanceView};
+    let of = |stopped: Option<&str>, ended: bool| -> MaintenanceView {
+        let phases = if ended { ["done", "done"] } else { ["working", "waiting"] };
+        let turn = |host: &str, phase: &str| serde_json::json!({"host": host, "phase": phase, "sinceMs": 1});
+        let of: Maintenance = serde_json::from_value(serde_json::json!({
+            "id": "m1", "work": "upgrade", "by": "ann", "atMs": 1, "stopped": stopped,
+            "hosts": [turn("host2", phases[0]), turn("host1", phases[1])],
+            "endedMs": ended.then_some(9),
+        }))
+        .unwrap();
+        let now = "waiting: the upgrade of host2 is under way: it is drained".to_owned();
+        let now = (!ended && stopped.is_none()).then_some(now);
+        MaintenanceView { maintenance: Some(of), now }
+    };
+    let all = [
+        maintenance(&MaintenanceView::default()),
+        maintenance(&of(None, false)),
+        maintenance(&of(Some("the upgrade of host2 failed: no space left"), false)),
+        maintenance(&of(None, true)),
+    ];
+    insta::assert_snapshot!(all.join("---\n"));
+}

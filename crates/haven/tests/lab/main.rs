@@ -15,6 +15,7 @@ mod moves;
 mod network;
 mod planned;
 mod reserve;
+mod rolling;
 mod service;
 mod storage;
 mod store;
@@ -32,7 +33,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 37] = [
+const CASES: [Case; 38] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -75,6 +76,7 @@ const CASES: [Case; 37] = [
         run: planned::power_cut,
     },
     Case { name: "a_busy_host_gives_a_guest_away", run: balance::relieved },
+    Case { name: "hosts_are_restarted_one_after_another_and_no_guest_is", run: rolling::all },
     Case { name: "a_rehearsal_says_what_a_power_cut_then_does", run: planned::rehearsed },
     Case { name: "guests_reach_each_other_and_out_and_keep_their_address", run: network::reach },
     Case { name: "a_clock_that_jumps_disturbs_nothing", run: clock::jumps },

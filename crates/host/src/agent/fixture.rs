@@ -10,6 +10,7 @@ use crate::{
     guard::fake::{FakeGuard, Rules},
     health::{Prober, Target},
     heartbeat,
+    machine::{Machine, Outcome},
     monitor::{Meter, Stalled, Used},
     network::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
@@ -23,7 +24,7 @@ use crate::{
 use async_trait::async_trait;
 use haven_model::{
     HostStatus, Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys,
-    object::Kind, placement::NicAddress,
+    maintenance::Work, object::Kind, placement::NicAddress,
 };
 use haven_store::{
     clock::Clock,
@@ -165,6 +166,16 @@ impl Prober for Answers {
 
 /// Nothing takes anything.
 struct Idle;
+
+#[async_trait]
+impl Machine for Idle {
+    async fn begin(&self, _work: Work, _id: &str) -> std::io::Result<()> {
+        Ok(())
+    }
+    async fn outcome(&self, _id: &str) -> Outcome {
+        Outcome::Done
+    }
+}
 
 impl Meter for Idle {
     fn used(&self, _vm: &RunningVm) -> std::io::Result<Option<Used>> {
@@ -335,6 +346,7 @@ impl Fixture {
             secrets: Some(self.secrets.clone()),
             storage: Arc::clone(&self.disks) as _,
             tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
+            machine: Arc::new(Idle),
             meter: Arc::new(Idle),
             prober: Arc::clone(&self.answers) as _,
             facts: watch::channel(Some(HostFacts::default())).1,

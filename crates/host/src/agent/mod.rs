@@ -8,6 +8,7 @@
 //!                         ├──► volumes.rs     volumes that are nobody's
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         ├──► load_watch.rs  what the work here takes, for balancing it
+//!                         ├──► maintenance.rs the machine restarted or upgraded, when it is its turn
 //!                         └──► status.rs      what this host is and what is wrong with it
 //! ```
 //!
@@ -28,6 +29,7 @@ mod health_watch;
 pub mod images;
 pub mod lease;
 mod load_watch;
+mod maintenance;
 pub mod networks;
 mod own_record;
 pub mod remains;
@@ -59,6 +61,7 @@ use crate::{
     balance::driver::BalanceDriver,
     health::Prober,
     heartbeat::Heard,
+    machine::Machine,
     monitor::Meter,
     network::{address::AddressDriver, driver::NetworkDriver, uplink::UplinkDriver},
     vm::driver::VmDriver,
@@ -128,6 +131,8 @@ pub struct AgentParts {
     pub storage: Arc<dyn Storage>,
     /// Leads to other hosts' processes that take guests.
     pub tunnel: Arc<dyn tunnel::Tunnel>,
+    /// Restarts and upgrades the machine.
+    pub machine: Arc<dyn Machine>,
     /// Measures what the work here takes.
     pub meter: Arc<dyn Meter>,
     /// Asks guests for their health.
@@ -249,6 +254,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         images::run(Arc::clone(&parts), cancel.clone()),
         uplink_watch::run(Arc::clone(&parts), cancel.clone()),
         load_watch::run(Arc::clone(&parts), cancel.clone()),
+        maintenance::run(Arc::clone(&parts), cancel.clone()),
         status::run(Arc::clone(&parts), cancel.clone()),
     );
 }

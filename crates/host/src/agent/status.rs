@@ -1,7 +1,7 @@
 //! What this host is and what is wrong with it, written when it changes.
 
 use super::{AgentParts, HostFacts, StoreMember, own_record::OwnRecord};
-use haven_model::{Bytes, HostStatus, Snapshot, keys};
+use haven_model::{Bytes, HostStatus, Snapshot, host::SPEAKS, keys};
 use haven_store::raw::Op;
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -77,6 +77,7 @@ async fn compose(
     HostStatus {
         session,
         version: facts.version.clone(),
+        speaks: SPEAKS,
         cpus: facts.cpus,
         memory: Bytes(facts.memory_bytes),
         accel: if facts.kvm { "kvm" } else { "tcg" }.into(),

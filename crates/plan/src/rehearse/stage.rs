@@ -185,6 +185,7 @@ impl<'a> Stage<'a> {
             "placement/frontend" => of(snapshot.frontends.get(name).map(|r| r.revision)),
             "leases" => of(snapshot.leases.get(name).map(|r| r.revision)),
             "migrations" => of(snapshot.migrations.get(name).map(|r| r.revision)),
+            "maintenance" => of(snapshot.maintenance.as_ref().map(|r| r.revision)),
             "drains" => of(snapshot.drains.get(name).map(|r| r.revision)),
             "incidents" => {
                 let number = name.parse().ok();
@@ -469,6 +470,9 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         }
         Action::PutDrain { host, drain, expected_revision } => {
             one(keys::drain(host), *expected_revision, drain.as_ref().and_then(json))
+        }
+        Action::PutMaintenance { maintenance, expected_revision } => {
+            one(keys::MAINTENANCE.into(), *expected_revision, json(maintenance))
         }
         Action::ReleaseVm { vm, expected_revision } => {
             let mut writes = one(keys::placement(vm), *expected_revision, None);

@@ -49,10 +49,23 @@ pub fn left<'a>(snapshot: &'a Snapshot, host: &'a Name) -> impl Iterator<Item = 
     snapshot.placements.iter().filter(there).map(|(vm, _)| vm)
 }
 
+/// Whether a host was drained and nothing of anybody's is on it: nothing is to be recovered from it.
+pub fn emptied(snapshot: &Snapshot, host: &Name) -> bool {
+    stands(snapshot, host).is_some()
+        && left(snapshot, host).next().is_none()
+        && held(snapshot, host).next().is_none()
+        && snapshot.unreadable_under("placement/").is_none()
+}
+
 /// The services whose addresses a host holds.
 pub fn held<'a>(snapshot: &'a Snapshot, host: &'a Name) -> impl Iterator<Item = &'a Name> {
     let held = snapshot.frontends.iter().filter(move |(_, frontend)| frontend.holder == *host);
     held.map(|(service, _)| service)
+}
+
+/// Whether a VM has ended and is left so by its restart policy.
+pub(crate) fn left_ended(snapshot: &Snapshot, vm: &Name) -> bool {
+    rests(snapshot, vm)
 }
 
 /// Whether a VM does not run on its host, and shall not be started there by itself.

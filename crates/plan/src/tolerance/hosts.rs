@@ -139,7 +139,9 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
         return true;
     }
     let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
-    if has_power && work.seen.suspected.contains(host) {
+    // Nothing is to be recovered from one that was emptied, and most such are restarted.
+    let emptied = super::drain::emptied(work.snapshot, host);
+    if has_power && !emptied && work.seen.suspected.contains(host) {
         seek_power(work, host, session, revision);
     }
     false

@@ -10,6 +10,9 @@ pub mod failing;
 #[cfg(test)]
 mod failing_test;
 pub mod hosts;
+pub mod maintenance;
+#[cfg(test)]
+mod maintenance_test;
 pub mod migration;
 pub mod order;
 #[cfg(test)]
