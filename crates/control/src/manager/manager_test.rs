@@ -17,18 +17,23 @@ use haven_store::{
 };
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 use tokio::sync::watch;
 use tonic::Status;
 
-/// Refuses or takes each request as it was told to; takes all that it was told nothing of.
+/// Refuses or takes each request as it was told to; takes all that it was told nothing of. Each takes so many milliseconds.
 #[derive(Default)]
-struct Moody(Mutex<VecDeque<bool>>);
+struct Moody(Mutex<VecDeque<bool>>, AtomicU64);
 
 #[async_trait]
 impl Path for Moody {
     async fn arrive(&self) -> Result<(), Status> {
+        tokio::time::sleep(Duration::from_millis(self.1.load(Ordering::Relaxed))).await;
         let takes = self.0.lock().unwrap().pop_front().unwrap_or(true);
         let no = || Status::invalid_argument("etcdserver: request is too large");
         if takes { Ok(()) } else { Err(no()) }
@@ -88,7 +93,15 @@ impl Fixture {
         Self {
             etcd,
             path,
-            manager: Manager { config, effects, events: 0, next_prune, refused, doubt: false },
+            manager: Manager {
+                config,
+                effects,
+                events: 0,
+                next_prune,
+                refused,
+                doubt: false,
+                own: 0,
+            },
             author: Author { me: name("host1"), term: 1, record_revision },
             world,
         }
@@ -143,4 +156,26 @@ async fn what_somebody_overtook_comes_last_and_the_round_ends() {
     assert!(fixture.manager.refused.contains(&ObjectRef::new(Kind::Vm, name("a"))));
     fixture.round(&["a", "b"], &[]).await.unwrap();
     assert_eq!(fixture.placed(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn of_a_plan_that_has_become_old_the_rest_is_planned_anew() {
+    let mut fixture = Fixture::new(&["a", "b", "c", "d"]).await;
+    fixture.path.1.store(600, Ordering::Relaxed);
+    let done = fixture.round(&["a", "b", "c", "d"], &[]).await.unwrap();
+    assert!(done.is_some());
+    assert_eq!(fixture.placed(), ["a", "b"], "two commits take longer than a second");
+}
+
+#[tokio::test]
+async fn nothing_is_planned_on_a_copy_that_does_not_show_its_own_commits() {
+    let mut fixture = Fixture::new(&["a"]).await;
+    fixture.world.snapshot.revision = 5;
+    fixture.manager.own = 6;
+    let (snapshot, author) = (fixture.world.snapshot.clone(), fixture.author.clone());
+    let pause = fixture.manager.manage(&snapshot, &BTreeSet::new(), &author).await;
+    assert_eq!((pause, fixture.placed()), (super::LAGS, vec![]));
+    fixture.manager.own = 5;
+    fixture.manager.manage(&snapshot, &BTreeSet::new(), &author).await;
+    assert_eq!(fixture.placed(), ["a"]);
 }

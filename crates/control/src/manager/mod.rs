@@ -73,13 +73,17 @@ pub struct ManagerConfig {
     pub wall_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
+/// With a slow store the last commits of a plan would rest on what was so long ago; what is left over is planned anew.
+const OLD: Duration = Duration::from_secs(1);
 /// The longest that a manager sleeps: the net under lost wake-ups.
 const NET: Duration = Duration::from_secs(5);
 /// The pause after a commit that something overtook, in which the live copy learns of it.
 const OVERTAKEN: Duration = Duration::from_millis(20);
-/// How long a round waits for the live copy to show its own commits. A plan on a past of the manager's own making could
-/// do the same to two things at once, each of which it may do to one.
+/// How long a round waits at once for the live copy to show its own commits. A plan on a past of the manager's own making
+/// could do the same to two things at once, each of which it may do to one.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// The pause while the live copy still does not show them; each of its changes ends it.
+const LAGS: Duration = Duration::from_millis(500);
 
 /// How often old events and audit entries are taken out.
 const PRUNE: Duration = Duration::from_secs(1800);
@@ -94,6 +98,8 @@ struct Manager {
     refused: BTreeSet<ObjectRef>,
     /// A commit was sent and its outcome is not known.
     doubt: bool,
+    /// The revision of the last commit that is known. Nothing is planned on a copy that does not show it yet.
+    own: i64,
 }
 
 /// Runs until `cancel`. Manages whenever this host holds the manager lease.
@@ -103,7 +109,8 @@ pub async fn run(config: ManagerConfig, cancel: CancellationToken) {
     // Not right at the start: then there are better things to do.
     let next_prune = config.clock.now().plus(PRUNE);
     let refused = BTreeSet::new();
-    let mut manager = Manager { config, effects, events: 0, next_prune, refused, doubt: false };
+    let mut manager =
+        Manager { config, effects, events: 0, next_prune, refused, doubt: false, own: 0 };
     while !cancel.is_cancelled() {
         let pause = manager.round().await;
         manager.wait(pause, &cancel).await;
@@ -212,6 +219,10 @@ impl Manager {
         suspected: &BTreeSet<Name>,
         author: &Author,
     ) -> Duration {
+        if snapshot.revision < self.own {
+            tracing::debug!(shows = snapshot.revision, own = self.own, "the live copy lags behind");
+            return LAGS;
+        }
         let now_ms = (self.config.wall_ms)();
         let seen = {
             let ManagerConfig { observer, promises, .. } = &self.config;
@@ -292,10 +303,14 @@ impl Manager {
         now_ms: i64,
     ) -> Result<Option<i64>, StoreError> {
         let (mut last, mut refused) = (None, None);
+        let made = self.config.clock.now();
         // What the store did not take last time comes last, so that it keeps nothing else from being done.
         let mut actions: Vec<&Planned> = plan.actions.iter().collect();
         actions.sort_by_key(|planned| self.refused.contains(&planned.object));
         for planned in actions {
+            if last.is_some() && self.config.clock.now().since(made) > OLD {
+                break;
+            }
             let Some(commit) = commit_of(planned, snapshot, author) else {
                 self.effects.start(&planned.action, &self.config.observer, snapshot);
                 continue;
@@ -355,6 +370,7 @@ impl Manager {
 
     /// Waits until the live copy shows `revision`, or a while.
     async fn catch_up(&mut self, revision: i64) {
+        self.own = self.own.max(revision);
         let mut live = self.config.live.clone();
         let shown = live.wait_for(|snapshot| snapshot.revision >= revision);
         tokio::select! {
