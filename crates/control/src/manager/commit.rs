@@ -4,11 +4,12 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Event, Name, ObjectRef, Placement, Planned, Severity, Snapshot,
+    Action, Event, Meta, Name, ObjectRef, Placement, Planned, Severity, Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
     plan::{MoveStep, TakenFrom},
+    service::DRAIN_LABEL,
 };
 use haven_store::raw::{Compare, Op};
 use serde::Serialize;
@@ -134,10 +135,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         ),
         Action::PutObject { object, expected_revision } => {
             let key = keys::object(&object.reference());
-            (
-                vec![unchanged(key.clone(), *expected_revision)],
-                vec![Op::Put(key, object.to_store().into())],
-            )
+            let mut compares = vec![unchanged(key.clone(), *expected_revision)];
+            compares.extend(newly_retired(object, snapshot));
+            (compares, vec![Op::Put(key, object.to_store().into())])
         }
         Action::RemoveObject { object, expected_revision } => {
             let ops = removal(object, snapshot);
@@ -155,6 +155,20 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
     };
     compares.push(Compare::ModRevision(keys::MANAGER.to_owned(), author.record_revision));
     Some(Commit { compares, ops })
+}
+
+/// A member that is to get no more traffic, or is to go, was chosen by what its host told of it: one that does not serve
+/// costs nothing. So it must not have begun to since.
+fn newly_retired(object: &Object, snapshot: &Snapshot) -> Option<Compare> {
+    let Object::Vm(vm) = object else { return None };
+    let name = &vm.meta.name;
+    let retired = |meta: &Meta| meta.deleting || meta.labels.contains_key(DRAIN_LABEL);
+    // One that is drained already has had its time.
+    let before = snapshot.vms.get(name).is_some_and(|before| retired(&before.meta));
+    (retired(&vm.meta) && !before).then(|| {
+        let told = snapshot.vm_status.get(name).map_or(0, |told| told.revision);
+        unchanged(keys::vm_status(name), told)
+    })
 }
 
 /// What a change of a VM's owner compares beside its placement: the last words of those that it rests on.

@@ -42,3 +42,33 @@ fn a_wait_goes_with_the_placement_that_ends_it() {
     let gone = |op: &Op| matches!(op, Op::Delete(key) if key == "/haven/waits/db");
     assert!(commit.ops.iter().any(gone), "{:?}", commit.ops);
 }
+
+/// Whoever is retired because it does not serve must not have begun to serve meanwhile.
+#[test]
+fn a_member_is_retired_only_over_what_its_host_said_last() {
+    let mut world = World::new(2, Bytes::gib(1));
+    world.vm("db", vm_spec(Bytes::mib(64)));
+    world.run("db", "host1");
+    let told = world.snapshot.vm_status["db"].revision;
+    let of = |change: &dyn Fn(&mut haven_model::Meta)| {
+        let mut object = (*world.snapshot.vms["db"].value).clone();
+        change(&mut object.meta);
+        let object = Box::new(haven_model::Object::Vm(object));
+        let action = Action::PutObject { object, expected_revision: 4 };
+        let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+        commit.compares.contains(&Compare::ModRevision("/haven/status/vm/db".into(), told))
+    };
+    let drain = haven_model::service::DRAIN_LABEL;
+    assert!(of(&|meta| _ = meta.labels.insert(drain.into(), "1".into())));
+    assert!(of(&|meta| meta.deleting = true));
+    assert!(!of(&|meta| _ = meta.labels.insert("team".into(), "a".into())));
+    // One that is drained already has had its time, whatever it says.
+    let mut drained = (*world.snapshot.vms["db"].value).clone();
+    drained.meta.labels.insert(drain.into(), "1".into());
+    world.snapshot.vms.insert(name("db"), at(4, drained.clone()));
+    drained.meta.deleting = true;
+    let object = Box::new(haven_model::Object::Vm(drained));
+    let action = Action::PutObject { object, expected_revision: 4 };
+    let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+    assert_eq!(commit.compares.len(), 2, "{:?}", commit.compares);
+}

@@ -47,7 +47,7 @@ pub fn all(grace: Duration) -> Vec<Box<dyn Invariant>> {
         Box::new(one_manager::OneManager),
         Box::new(capacity::Capacity),
         Box::new(reserve::Reserve::default()),
-        Box::new(wishes::Wishes),
+        Box::new(wishes::Wishes::default()),
         Box::new(order::Order::default()),
         Box::new(balance::Balance::default()),
         Box::new(convergence::Convergence),

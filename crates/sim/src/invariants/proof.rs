@@ -67,7 +67,10 @@ impl Invariant for Proof {
 
 /// A VM that is taken from a host that lives has no process there, and that host has said so.
 fn given_up(facts: &Facts, before: &Snapshot, vm: &Name, from: &str) -> Result<(), String> {
-    let said = before.told_of(vm).is_some_and(|told| told.idle && told.host.as_str() == from);
+    // Also in the session before, when it has just opened another one: whoever starts a VM says so first, and the change
+    // of owner compares what was said last.
+    let said = before.vm_status.get(vm);
+    let said = said.is_some_and(|told| told.idle && told.host.as_str() == from);
     if !said {
         return Err(format!("proof: {vm} is taken from {from}, which did not say that it is idle"));
     }

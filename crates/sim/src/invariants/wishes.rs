@@ -3,11 +3,15 @@
 
 use super::Invariant;
 use crate::judge::{Facts, Step};
-use haven_model::{Snapshot, VmSpec, object::Stored, vm::Selector};
+use haven_model::{Name, Snapshot, VmSpec, object::Stored, vm::Selector};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
-pub(super) struct Wishes;
+#[derive(Default)]
+pub(super) struct Wishes {
+    /// When placements could not be read last, by VM: a plan may be older than what tells of them now.
+    unread: BTreeMap<Name, Instant>,
+}
 
 /// A VM is there to be near to once it has run for so long: a plan may be older than its start.
 const THERE: Duration = Duration::from_secs(3);
@@ -15,20 +19,29 @@ const THERE: Duration = Duration::from_secs(3);
 impl Invariant for Wishes {
     fn check(&mut self, facts: &Facts, step: &Step<'_>) -> Result<(), String> {
         let Step::Transaction(before) = step else { return Ok(()) };
+        let unread = before.unreadable.keys().filter_map(|key| key.strip_prefix("placement/vm/"));
+        let now = Instant::now();
+        self.unread.extend(unread.filter_map(|vm| Some((Name::new(vm).ok()?, now))));
+        self.unread.retain(|_, at| at.elapsed() < THERE);
         for (name, placement) in &facts.snapshot.placements {
             let host = placement.host.as_str();
             let stays = before.placements.get(name).is_some_and(|old| old.host.as_str() == host)
                 // Nobody placed it now: the record that a fault had made unreadable is what it was.
                 || before.unreadable.contains_key(&format!("placement/vm/{name}"));
             if let Some(vm) = facts.snapshot.vms.get(name).filter(|_| !stays) {
-                placed(facts, vm, host).map_err(|what| format!("wishes: {what}"))?;
+                placed(facts, vm, host, &self.unread).map_err(|what| format!("wishes: {what}"))?;
             }
         }
         Ok(())
     }
 }
 
-fn placed(facts: &Facts, vm: &Stored<VmSpec>, host: &str) -> Result<(), String> {
+fn placed(
+    facts: &Facts,
+    vm: &Stored<VmSpec>,
+    host: &str,
+    unread: &BTreeMap<Name, Instant>,
+) -> Result<(), String> {
     let (name, wish) = (&vm.meta.name, &vm.spec.affinity);
     let labels = facts.snapshot.hosts.get(host).map(|host| &host.meta.labels);
     if !wish.hosts.is_empty() && !labels.is_some_and(|labels| has(labels, &wish.hosts)) {
@@ -41,7 +54,8 @@ fn placed(facts: &Facts, vm: &Stored<VmSpec>, host: &str) -> Result<(), String> 
             let wish = &asks.spec.affinity;
             !wish.soft && !wish.apart.is_empty() && has(&of.meta.labels, &wish.apart)
         });
-        if beside && apart {
+        // A lost host's VMs are recovered although nobody knows where others are that cannot be read.
+        if beside && apart && !unread.contains_key(&other.meta.name) {
             return Err(format!("{name} goes to {host} beside {}", other.meta.name));
         }
         if !wish.soft && !wish.near.is_empty() && has(&other.meta.labels, &wish.near) {
