@@ -128,7 +128,7 @@ fn both_speak(old: &Driver, new: &Driver, upgraded: usize) -> Result<()> {
         for words in [&["status"][..], &["vm", "ls"], &["events"], &["get", "service/pair"]] {
             lab.haven(words)?;
         }
-        let shown = lab.haven(&["get", "vm/one"])?;
+        let shown = lab.haven(&["get", "vm/one", "-o", "yaml"])?;
         let path = written(lab, &shown)?;
         let said = lab.haven(&["apply", "-f", &path])?;
         ensure!(
