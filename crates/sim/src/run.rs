@@ -5,7 +5,7 @@ use crate::{
     faults::{self, Fault},
     invariants::{converged, drained},
     judge::{Facts, Judge},
-    scenario::Scenario,
+    scenario::{Expect, Scenario},
 };
 use haven_model::{Name, RebalancePolicy};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -253,17 +253,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     for vm in expect.runs.iter().filter(|vm| judge.read(|facts| facts.executing(vm).is_empty())) {
         judge.accuse(format!("expected {vm} to execute, and it does not"));
     }
-    for host in &expect.restarted {
-        if cluster.host(host).lock().await.boots() < 2 {
-            judge.accuse(format!("expected {host} to be restarted, and it was not"));
-        }
-    }
-    for host in &expect.uses {
-        let executes = |facts: &Facts| facts.running.keys().any(|(on, _)| on == host);
-        if !judge.read(executes) {
-            judge.accuse(format!("expected a VM to execute on {host}, and none does"));
-        }
-    }
+    on_hosts(&cluster, expect).await;
     if expect.undisturbed && latest.is_some() {
         judge.accuse("expected no VM to be disturbed, and one was started again".into());
     }
@@ -284,5 +274,21 @@ fn recovered(judge: &Judge, within: f64, after: Option<f64>) {
             judge.accuse(format!("expected recovery within {within} s, and it took {after:.2} s"))
         }
         Some(after) => judge.note(&format!("recovered in {after:.2} s")),
+    }
+}
+
+/// What must be so of single hosts.
+async fn on_hosts(cluster: &Arc<Cluster>, expect: &Expect) {
+    let judge = &cluster.shared.judge;
+    for host in &expect.restarted {
+        if cluster.host(host).lock().await.boots() < 2 {
+            judge.accuse(format!("expected {host} to be restarted, and it was not"));
+        }
+    }
+    for host in &expect.uses {
+        let executes = |facts: &Facts| facts.running.keys().any(|(on, _)| on == host);
+        if !judge.read(executes) {
+            judge.accuse(format!("expected a VM to execute on {host}, and none does"));
+        }
     }
 }

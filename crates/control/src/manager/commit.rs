@@ -124,7 +124,13 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             one(keys::migration(vm), *expected_revision, Some(migration.as_ref()))
         }
         Action::PutDrain { host, drain, expected_revision } => {
-            one(keys::drain(host), *expected_revision, drain.as_ref())
+            let (mut compares, ops) = one(keys::drain(host), *expected_revision, drain.as_ref());
+            // Once the work on hosts that it is for was ended, nobody would end this drain.
+            let work = snapshot.maintenance.as_ref();
+            let work = work.filter(|of| drain.as_ref().is_some_and(|drain| drain.id == of.id));
+            compares
+                .extend(work.map(|of| Compare::ModRevision(keys::MAINTENANCE.into(), of.revision)));
+            (compares, ops)
         }
         Action::PutMaintenance { maintenance, expected_revision } => {
             one(keys::MAINTENANCE.into(), *expected_revision, Some(maintenance.as_ref()))

@@ -72,3 +72,30 @@ fn a_member_is_retired_only_over_what_its_host_said_last() {
     let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
     assert_eq!(commit.compares.len(), 2, "{:?}", commit.compares);
 }
+
+/// Whoever ends the work on hosts and then a drain of it finds no other one afterwards.
+#[test]
+fn a_drain_for_work_on_hosts_is_written_only_while_that_is_wanted() {
+    let mut world = World::new(2, Bytes::gib(1));
+    let work: haven_model::Maintenance = serde_json::from_value(serde_json::json!({
+        "id": "m1", "work": "reboot", "by": "ann", "atMs": 1,
+        "hosts": [{"host": "host1", "phase": "draining", "sinceMs": 1}],
+    }))
+    .unwrap();
+    world.snapshot.maintenance = Some(at(50, work));
+    let compares = |id: &str| {
+        let drain = haven_model::Drain {
+            id: id.into(),
+            by: "ann".into(),
+            at_ms: 1,
+            drained_ms: None,
+            bringing_back: false,
+        };
+        let (host, drain) = (name("host1"), Some(drain));
+        let action = Action::PutDrain { host, drain, expected_revision: 0 };
+        let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+        commit.compares.contains(&Compare::ModRevision("/haven/maintenance".into(), 50))
+    };
+    assert!(compares("m1"));
+    assert!(!compares("a person's own"));
+}

@@ -10,6 +10,7 @@ mod editing;
 mod fake;
 mod fencing;
 mod following;
+mod maintaining;
 mod objects;
 mod real;
 

@@ -2,7 +2,10 @@
 //! so many were ready before it. What becomes ill or is lost by itself is nobody's decision.
 
 use super::Invariant;
-use crate::judge::{Facts, Step};
+use crate::{
+    judge::{Facts, Step},
+    net::Power,
+};
 use haven_model::{
     Name, ServiceSpec, Snapshot, VmSpec,
     object::Stored,
@@ -33,9 +36,23 @@ impl Invariant for Traffic {
             let same = before.services.get(name).is_some_and(|old| old.spec == service.spec);
             let floor = floor(service);
             let (had, has) = (getting(before, now, name), getting(now, now, name));
-            if settled && same && had >= floor && has < floor {
+            if settled && same && had.len() >= floor && has.len() < floor {
+                // What is taken from a member on a host that is off is no loss, whatever that host said last.
+                let at = |vm: &&Name| {
+                    let host = &now.placements.get(*vm)?.host;
+                    let on = facts.power.get(host.as_str()).is_none_or(|power| *power == Power::On);
+                    on.then(|| format!("{vm} on {host}"))
+                };
+                let lost: Vec<String> =
+                    had.iter().filter(|vm| !has.contains(*vm)).filter_map(at).collect();
+                if lost.is_empty() {
+                    continue;
+                }
                 return Err(format!(
-                    "traffic: {has} ready members of {name} get traffic, of {had}; {floor} must"
+                    "traffic: {} ready members of {name} get traffic, of {}; {floor} must; it is taken from {}",
+                    has.len(),
+                    had.len(),
+                    lost.join(", ")
                 ));
             }
         }
@@ -57,8 +74,8 @@ fn ready_members<'a>(
     of.members(service).filter(move |(vm, _)| ready(vm)).map(|(_, object)| &*object.value)
 }
 
-/// How many of them get traffic.
-fn getting(of: &Snapshot, told: &Snapshot, service: &Name) -> usize {
+/// Those of them that get traffic.
+fn getting<'a>(of: &'a Snapshot, told: &'a Snapshot, service: &'a Name) -> Vec<&'a Name> {
     let frontend = of.frontends.get(service);
     let gets = |member: &&Stored<VmSpec>| {
         let labels = &member.meta.labels;
@@ -66,5 +83,5 @@ fn getting(of: &Snapshot, told: &Snapshot, service: &Name) -> usize {
         let idle = frontend.is_some_and(|frontend| frontend.gets_nothing(template));
         !member.meta.deleting && !labels.contains_key(DRAIN_LABEL) && !idle
     };
-    ready_members(of, told, service).filter(gets).count()
+    ready_members(of, told, service).filter(gets).map(|member| &member.meta.name).collect()
 }
