@@ -323,6 +323,8 @@ pub struct MaintenanceView {
     /// What it is at, a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub now: Option<String>,
+    /// Hosts that are drained for it.
+    pub drained: Vec<Name>,
 }
 
 /// The load of one host.

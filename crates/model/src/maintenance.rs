@@ -116,6 +116,13 @@ impl Maintenance {
         open.filter(|_| self.ended_ms.is_none())
     }
 
+    /// The id of the drain that empties a host for it: another one for each, so that what left one host does not come
+    /// back to another.
+    #[must_use]
+    pub fn drain_id(&self, host: &Name) -> String {
+        format!("{}/{host}", self.id)
+    }
+
     /// Whether a host is being worked on now, so that its silence is no surprise.
     #[must_use]
     pub fn works_on(&self, host: &Name) -> bool {

@@ -10,7 +10,7 @@ use crate::manager::commit::{json, put_event};
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use haven_model::{
     Drain, Event, Name, ObjectRef, Severity, Snapshot, Versioned, api::DrainView, keys,
-    object::Kind,
+    maintenance::Phase, object::Kind,
 };
 use haven_plan::tolerance::drain::view;
 use haven_store::raw::{Compare, Op};
@@ -122,6 +122,15 @@ pub(super) async fn undrain(
     let snapshot = state.current().await?;
     let (host, was) = host_of(&snapshot, &name)?;
     let was = was.ok_or_else(|| ApiError::missing(&format!("drain of {host}")))?;
+    let work = snapshot.maintenance.as_ref().filter(|of| {
+        let turn = of.turn().filter(|turn| turn.host == host.name && of.stopped.is_none());
+        turn.is_some_and(|turn| matches!(turn.phase, Phase::Draining | Phase::Working))
+    });
+    if let Some(of) = work {
+        let detail = format!("{} is drained for its {}, which is under way", host.name, of.work);
+        let hint = "`haven host maintenance --end` ends that first";
+        return Err(ApiError::new(StatusCode::CONFLICT, detail, hint));
+    }
     let key = keys::drain(&host.name);
     let back = asked.bring_back.unwrap_or(false);
     if back && was.bringing_back {

@@ -13,7 +13,7 @@ use haven_model::{
     api::{MaintenanceAsked, MaintenanceView},
     host::SPEAKS,
     keys,
-    maintenance::{Phase, Turn},
+    maintenance::{Phase, Turn, Work, WorkState},
     object::Kind,
 };
 use haven_store::raw::{Compare, Op};
@@ -35,7 +35,16 @@ fn view(state: &ApiState, snapshot: &Snapshot) -> MaintenanceView {
         let acts = plan.actions.into_iter().filter(|a| a.object == host).map(|a| a.reason);
         waits.chain(acts).next().unwrap_or_default()
     });
-    MaintenanceView { maintenance: of, now: now.filter(|now| !now.is_empty()) }
+    let ours = |of: &Maintenance, host: &Name| {
+        let drain = snapshot.drains.get(host).filter(|drain| !drain.bringing_back);
+        drain.is_some_and(|drain| drain.id == of.drain_id(host))
+    };
+    let drained = of.iter().flat_map(|of| {
+        let hosts = of.hosts.iter().map(|turn| &turn.host);
+        hosts.filter(|host| ours(of, host)).cloned()
+    });
+    let drained = drained.collect();
+    MaintenanceView { maintenance: of, now: now.filter(|now| !now.is_empty()), drained }
 }
 
 /// How it stands.
@@ -153,6 +162,23 @@ fn open(snapshot: &Snapshot) -> ApiResult<(Maintenance, Turn)> {
     found.ok_or_else(|| ApiError::missing("work on hosts that is not over"))
 }
 
+/// Where a host goes on that was being worked on: work that failed, or never began, is begun anew; work that is done by now
+/// is not done twice; work that is under way is waited for again. What is to be forgotten for it.
+fn again(snapshot: &Snapshot, id: &str, work: Work, turn: &mut Turn) -> Option<Op> {
+    let told = snapshot.work_status.get(&turn.host).filter(|told| told.maintenance == id);
+    let booted = snapshot.host_status.get(&turn.host).is_some_and(|s| s.boot_id != turn.boot_id);
+    match told.map(|told| told.state) {
+        _ if work == Work::Reboot && booted => turn.phase = Phase::Settling,
+        Some(WorkState::Done) if work == Work::Upgrade => turn.phase = Phase::Settling,
+        Some(WorkState::Begun) => {}
+        _ => {
+            turn.phase = Phase::Draining;
+            return Some(Op::Delete(keys::work_status(&turn.host)));
+        }
+    }
+    None
+}
+
 /// Lets it go on after it has stopped.
 pub(super) async fn resume(
     State(state): Api,
@@ -165,12 +191,18 @@ pub(super) async fn resume(
     }
     let host = turn.host;
     let mut forget = None;
+    let (of_id, of_work) = (next.id.clone(), next.work);
     if let Some(turn) = next.hosts.iter_mut().find(|turn| turn.host == host) {
         turn.since_ms = now_ms();
-        // What failed is tried again: its agent does the work of each id once.
-        if turn.phase == Phase::Working {
-            forget = Some(Op::Delete(keys::work_status(&host)));
-            turn.phase = Phase::Draining;
+        match turn.phase {
+            Phase::Working => forget = again(&snapshot, &of_id, of_work, turn),
+            // Whoever says so has looked: what is wrong there now need not get better.
+            Phase::Settling | Phase::Returning => {
+                let status = snapshot.host_status.get(&host);
+                turn.problems = status.map(|status| status.problems.clone()).unwrap_or_default();
+                turn.voted = status.is_some_and(|status| status.etcd_member.is_some());
+            }
+            _ => {}
         }
     }
     let said = format!("{} lets the {} go on", caller.who, next.work);
@@ -186,7 +218,8 @@ pub(super) async fn end(
     let snapshot = state.current().await?;
     let (mut next, turn) = open(&snapshot)?;
     next.ended_ms = Some(now_ms());
-    next.stopped = Some(format!("{} ended it", caller.who));
+    let before = next.stopped.take().map(|why| format!("; it had stopped: {why}"));
+    next.stopped = Some(format!("{} ended it{}", caller.who, before.unwrap_or_default()));
     let said = format!("{} ended the {} of hosts", caller.who, next.work);
     write(&state, &snapshot, &next, Some(event(&turn.host, &caller, said))).await
 }

@@ -79,6 +79,55 @@ async fn what_failed_is_tried_again_when_a_person_says_so() {
 }
 
 #[tokio::test]
+async fn what_is_done_or_under_way_is_not_done_twice() {
+    let Some(world) = three().await else { return };
+    let admin = world.token(Role::Admin);
+    world.ask(admin, "POST", "/v1/maintenance", r#"{"work": "reboot"}"#).await.ok();
+    let record = world.state.current().await.unwrap().maintenance.clone().unwrap();
+    let resumed = async |work: &str, told: &str| {
+        let mut stopped = serde_json::to_value(&*record.value).unwrap();
+        stopped["hosts"][0]["phase"] = json!("working");
+        stopped["hosts"][0]["bootId"] = json!("first");
+        stopped["work"] = json!(work);
+        stopped["stopped"] = json!("it took too long");
+        put(&world, keys::MAINTENANCE.into(), stopped).await;
+        let told = json!({"maintenance": record.id, "state": told});
+        put(&world, keys::work_status(&name("host2")), told).await;
+        let view = world.ask(admin, "POST", "/v1/maintenance/resume", "").await.ok();
+        view["maintenance"]["hosts"][0]["phase"].as_str().unwrap().to_owned()
+    };
+    let boot = async |boot: &str| {
+        let status = json!({"session": 1, "speaks": 1, "bootId": boot});
+        put(&world, keys::host_status(&name("host2")), status).await;
+    };
+    boot("first").await;
+    assert_eq!(resumed("reboot", "begun").await, "working", "it may still come");
+    assert_eq!(resumed("upgrade", "begun").await, "working");
+    assert_eq!(resumed("upgrade", "done").await, "settling");
+    boot("second").await;
+    assert_eq!(resumed("reboot", "begun").await, "settling");
+}
+
+#[tokio::test]
+async fn a_host_stays_drained_while_it_is_worked_on() {
+    let Some(world) = three().await else { return };
+    let admin = world.token(Role::Admin);
+    world.ask(admin, "POST", "/v1/maintenance", r#"{"work": "reboot"}"#).await.ok();
+    let record = world.state.current().await.unwrap().maintenance.clone().unwrap();
+    let mut working = serde_json::to_value(&*record.value).unwrap();
+    working["hosts"][0]["phase"] = json!("working");
+    put(&world, keys::MAINTENANCE.into(), working).await;
+    let drain = json!({"id": format!("{}/host2", record.id), "by": "the reboot", "atMs": 1});
+    put(&world, keys::drain(&name("host2")), drain).await;
+    let refused = world.operate("DELETE", "/v1/hosts/host2/drain", "").await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    assert_eq!(refused.body["detail"], "host2 is drained for its reboot, which is under way");
+    let ended = world.ask(admin, "POST", "/v1/maintenance/end", "").await.ok();
+    assert_eq!(ended["drained"], json!(["host2"]), "whoever ends it learns what is left");
+    world.operate("DELETE", "/v1/hosts/host2/drain", "").await.ok();
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused_before_any_host_is_touched() {
     let Some(world) = three().await else { return };
     let admin = world.token(Role::Admin);

@@ -127,7 +127,8 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             let (mut compares, ops) = one(keys::drain(host), *expected_revision, drain.as_ref());
             // Once the work on hosts that it is for was ended, nobody would end this drain.
             let work = snapshot.maintenance.as_ref();
-            let work = work.filter(|of| drain.as_ref().is_some_and(|drain| drain.id == of.id));
+            let work =
+                work.filter(|of| drain.as_ref().is_some_and(|drain| drain.id == of.drain_id(host)));
             compares
                 .extend(work.map(|of| Compare::ModRevision(keys::MAINTENANCE.into(), of.revision)));
             (compares, ops)

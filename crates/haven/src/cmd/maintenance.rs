@@ -8,7 +8,7 @@ use crate::{
     render::{self, How},
 };
 use clap::Args;
-use haven_client::Client;
+use haven_client::{Client, ClientError};
 use haven_model::{
     api::{MaintenanceAsked, MaintenanceView},
     maintenance::Work,
@@ -95,7 +95,7 @@ async fn follow(client: &Client, id: &str, patience: Duration) -> Result<(), Fai
         // The host that answers may be the one that restarts.
         let view = match client.maintenance().await {
             Ok(view) => view,
-            Err(_) if begin.elapsed() < patience => {
+            Err(error) if may_pass(&error) && begin.elapsed() < patience => {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -120,6 +120,11 @@ async fn follow(client: &Client, id: &str, patience: Duration) -> Result<(), Fai
     }
 }
 
+/// Whether an error is one of a host that restarts, and not of what was asked.
+fn may_pass(error: &ClientError) -> bool {
+    !matches!(error, ClientError::Refused(body) if body.status < 500)
+}
+
 fn ended(view: &MaintenanceView, id: &str, took: Duration) -> Option<Result<(), Failure>> {
     let of = view.maintenance.as_ref().filter(|of| of.id == id);
     let Some(of) = of else {
@@ -128,6 +133,12 @@ fn ended(view: &MaintenanceView, id: &str, took: Duration) -> Option<Result<(), 
             "`haven host maintenance` tells how that stands",
         )));
     };
+    if let Some(why) = of.stopped.as_ref().filter(|_| of.ended_ms.is_some()) {
+        return Some(Err(Failure::failed(
+            format!("the {} was ended: {why}", of.work),
+            "`haven host maintenance` tells how far it was",
+        )));
+    }
     if let Some(why) = &of.stopped {
         return Some(Err(Failure::failed(
             format!("the {} stopped: {why}", of.work),

@@ -42,5 +42,13 @@ pub fn maintenance(view: &MaintenanceView) -> String {
             }
         }
     }
+    if of.ended_ms.is_some() || of.stopped.is_some() {
+        for host in &view.drained {
+            let _ = writeln!(
+                text,
+                "{host} is still drained for it; `haven host undrain {host} --bring-back` ends that"
+            );
+        }
+    }
     text
 }

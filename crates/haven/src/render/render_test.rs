@@ -348,7 +348,8 @@ fn work_on_hosts_under_way_stopped_and_over() {
         .unwrap();
         let now = "waiting: the upgrade of host2 is under way: it is drained".to_owned();
         let now = (!ended && stopped.is_none()).then_some(now);
-        MaintenanceView { maintenance: Some(of), now }
+        let drained = if ended { vec![] } else { vec![Name::new("host2").unwrap()] };
+        MaintenanceView { maintenance: Some(of), now, drained }
     };
     let all = [
         maintenance(&MaintenanceView::default()),

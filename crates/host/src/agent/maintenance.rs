@@ -56,8 +56,18 @@ async fn attend(
     let there = snapshot.work_status.get(&parts.me);
     match there.filter(|told| told.maintenance == id).map(|told| told.state) {
         None => {
+            // Empty it was when it got its turn; and it is still if nobody has ended its drain and nothing runs here.
+            let Some(drain) = snapshot.drains.get(&parts.me).filter(|drain| !drain.bringing_back)
+            else {
+                return true;
+            };
+            if let Some(why) = occupied(parts).await {
+                say(parts, snapshot, told, (id, WorkState::Failed, &why), vec![]).await;
+                return true;
+            }
             let turn = Compare::ModRevision(keys::MAINTENANCE.into(), revision);
-            if !say(parts, snapshot, told, (id, WorkState::Begun, ""), vec![turn]).await {
+            let drained = Compare::ModRevision(keys::drain(&parts.me), drain.revision);
+            if !say(parts, snapshot, told, (id, WorkState::Begun, ""), vec![turn, drained]).await {
                 return true;
             }
             if let Err(error) = parts.machine.begin(work, id).await {
@@ -84,6 +94,17 @@ async fn attend(
             true
         }
         Some(WorkState::Done | WorkState::Failed) => false,
+    }
+}
+
+/// What runs here although this host should be empty.
+async fn occupied(parts: &AgentParts) -> Option<String> {
+    match parts.vms.list().await {
+        Ok(vms) => {
+            let vm = &vms.first()?.vm;
+            Some(format!("it is not empty: {vm} runs there"))
+        }
+        Err(error) => Some(format!("nobody knows whether it is empty: {}", super::chain(&error))),
     }
 }
 

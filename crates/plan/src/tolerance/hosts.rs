@@ -139,8 +139,11 @@ fn by_power(work: &mut Work<'_>, host: &Name, session: u64, revision: i64) -> bo
         return true;
     }
     let has_power = work.snapshot.hosts.get(host).is_some_and(|h| h.spec.power.is_some());
-    // Nothing is to be recovered from one that was emptied, and most such are restarted.
-    let emptied = super::drain::emptied(work.snapshot, host);
+    // Nothing is to be recovered from one that was emptied, and most such are restarted. Where only its power proves that
+    // it is lost, that is sought all the same, but not while it is worked on.
+    let by_lease = work.snapshot.cluster_spec().fencing.contains(&ProofKind::LeaseExpired);
+    let worked_on = work.snapshot.maintenance.as_ref().is_some_and(|of| of.works_on(host));
+    let emptied = super::drain::emptied(work.snapshot, host) && (by_lease || worked_on);
     if has_power && !emptied && work.seen.suspected.contains(host) {
         seek_power(work, host, session, revision);
     }

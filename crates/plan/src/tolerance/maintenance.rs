@@ -150,10 +150,11 @@ fn begin(work: &mut Work<'_>, of: &Versioned<Maintenance>, turn: &Turn) {
 
 fn empty(work: &mut Work<'_>, of: &Versioned<Maintenance>, turn: &Turn) {
     let (snapshot, host) = (work.snapshot, &turn.host);
-    match snapshot.drains.get(host) {
+    let drain = snapshot.drains.get(host);
+    match drain {
         None => {
             let drain = Drain {
-                id: of.id.clone(),
+                id: of.drain_id(host),
                 by: format!("the {} of {host}", of.work),
                 at_ms: work.seen.now_ms,
                 drained_ms: None,
@@ -182,10 +183,13 @@ fn empty(work: &mut Work<'_>, of: &Versioned<Maintenance>, turn: &Turn) {
         );
         return wait_or_stop(work, of, turn, why, LONGEST_MS);
     }
-    // Emptying it may have taken long.
+    // Emptying it may have taken long, and a doubt since then may last as long as one before.
     if let Some(why) = doubt(work, host) {
+        let drained_ms = drain.and_then(|drain| drain.drained_ms).unwrap_or(work.seen.now_ms);
+        let passed = work.passed_ms(drained_ms).unwrap_or(0);
         let why = format!("the {} of {host}, which is empty, waits: {why}", of.work);
-        return wait_or_stop(work, of, turn, why, LONGEST_MS);
+        let most = since(work, turn) + PATIENCE_MS.saturating_sub(passed);
+        return wait_or_stop(work, of, turn, why, most);
     }
     go(work, of, Phase::Working, format!("{host} is empty: its {} begins", of.work));
 }
@@ -198,6 +202,14 @@ fn worked(work: &mut Work<'_>, of: &Versioned<Maintenance>, turn: &Turn) {
     }
     let well = work.states.get(host).is_some_and(|state| state.well());
     let status = snapshot.host_status.get(host);
+    // It has not begun, and somebody has ended the drain: it may run VMs by now.
+    if told.is_none() && drain::stands(snapshot, host).is_none() {
+        return stop(
+            work,
+            of,
+            format!("somebody ended the drain of {host} before its {}", of.work),
+        );
+    }
     let done = match of.work {
         What::Reboot => status.is_some_and(|status| status.boot_id != turn.boot_id),
         What::Upgrade => told.is_some_and(|told| told.state == WorkState::Done),
@@ -227,7 +239,11 @@ fn unwell(work: &Work<'_>, turn: &Turn) -> Option<String> {
     }
     let none = HostStatus::default();
     let status = work.snapshot.host_status.get(host).map_or(&none, |status| &status.value);
-    if turn.voted && (status.etcd_member.is_none() || status.etcd_silent) {
+    let votes = |status: &HostStatus| status.etcd_member.is_some();
+    let voters = work.snapshot.host_status.values().filter(|status| votes(status)).count();
+    // Another host may have got its place while it was away for long.
+    let replaced = voters >= work.snapshot.cluster_spec().voters as usize;
+    if turn.voted && (status.etcd_silent || !votes(status) && !replaced) {
         return Some(format!("the store's member on {host} does not answer"));
     }
     let new = status.problems.iter().find(|problem| !turn.problems.contains(problem));
@@ -250,10 +266,20 @@ fn settle(work: &mut Work<'_>, of: &Versioned<Maintenance>, turn: &Turn) {
 
 fn give_back(work: &mut Work<'_>, of: &Versioned<Maintenance>, turn: &Turn) {
     let host = &turn.host;
-    let ours = work.snapshot.drains.get(host).filter(|drain| drain.id == of.id);
+    let drain = work.snapshot.drains.get(host);
+    let ours = drain.filter(|drain| drain.id == of.drain_id(host));
     let Some(drain) = ours else {
-        // One that a person began stands.
-        return go(work, of, Phase::Done, format!("the {} of {host} is over", of.work));
+        if let Some(why) = unwell(work, turn) {
+            return wait_or_stop(work, of, turn, why, UNWELL_MS);
+        }
+        let mut reason = format!("the {} of {host} is over", of.work);
+        if let Some(stands) = drain.filter(|drain| !drain.bringing_back) {
+            let by = &stands.by;
+            reason += &format!(
+                "; it stays drained, as {by} asked: `haven host undrain {host}` ends that"
+            );
+        }
+        return go(work, of, Phase::Done, reason);
     };
     if !drain.bringing_back {
         let back = Drain { bringing_back: true, ..(*drain.value).clone() };

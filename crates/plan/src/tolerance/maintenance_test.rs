@@ -245,7 +245,8 @@ fn a_drain_that_a_person_began_stands_afterwards() {
     round(&mut world);
     passes(&mut world, 10);
     round(&mut world);
-    assert_eq!(round(&mut world), ["the reboot of host1 is over"]);
+    let over = "the reboot of host1 is over; it stays drained, as bob asked: `haven host undrain host1` ends that";
+    assert_eq!(round(&mut world), [over]);
     assert_eq!(world.snapshot.drains["host1"].id, "d9");
 }
 
@@ -259,4 +260,78 @@ fn a_host_that_is_no_more_is_passed_over_and_the_last_one_ends_it() {
     }
     assert_eq!(of(&world).ended_ms, Some(world.seen.now_ms));
     assert!(of(&world).turn().is_none());
+}
+
+#[test]
+fn a_drain_that_somebody_ended_before_the_work_stops_it() {
+    let mut world = world(Work::Reboot);
+    emptied(&mut world);
+    let drain = world.snapshot.drains.remove(&name("host1")).unwrap();
+    assert_eq!(drain.id, "m1/host1", "each host has a drain of its own");
+    let why = "the reboot of hosts stops: somebody ended the drain of host1 before its reboot";
+    assert_eq!(round(&mut world), [why]);
+    // Once its agent has begun there is no way back.
+    let mut world = self::world(Work::Reboot);
+    emptied(&mut world);
+    told(&mut world, "host1", WorkState::Begun, "");
+    world.snapshot.drains.remove(&name("host1"));
+    assert!(round(&mut world)[0].contains("under way"));
+}
+
+#[test]
+fn the_last_host_must_be_well_when_all_is_said_to_be_over() {
+    let mut world = world(Work::Reboot);
+    let mut of = of(&world).clone();
+    of.hosts.truncate(1);
+    of.hosts[0].phase = Phase::Returning;
+    world.snapshot.maintenance = Some(at(50, of));
+    world.silent("host1", 3000, false);
+    assert!(round(&mut world)[0].contains("waiting: host1 is silent"));
+    passes(&mut world, 301);
+    assert!(round(&mut world)[0].contains("the reboot of hosts stops: host1 is silent"));
+    world.silent("host1", 100, false);
+    let mut of = self::of(&world).clone();
+    of.stopped = None;
+    world.snapshot.maintenance = Some(at(60, of));
+    assert_eq!(round(&mut world), ["the reboot of host1 is over"]);
+    assert!(self::of(&world).ended_ms.is_some());
+}
+
+#[test]
+fn a_host_whose_vote_went_elsewhere_meanwhile_is_well_without_it() {
+    let mut world = world(Work::Reboot);
+    emptied(&mut world);
+    status(&mut world, "host1", |status| {
+        status.boot_id = "second".into();
+        status.etcd_member = None;
+    });
+    round(&mut world);
+    passes(&mut world, 10);
+    assert!(round(&mut world)[0].contains("the store's member on host1 does not answer"));
+    world.host("host4", Bytes::gib(16));
+    status(&mut world, "host4", |status| status.etcd_member = Some(9));
+    assert_eq!(round(&mut world), ["host1 is well after its reboot: it takes VMs again"]);
+}
+
+#[test]
+fn an_emptied_host_that_only_its_power_proves_lost_is_asked_for_it() {
+    let mut world = world(Work::Reboot);
+    let spec = haven_model::ClusterSpec {
+        fencing: vec![haven_model::ProofKind::PoweredOff],
+        ..haven_model::ClusterSpec::default()
+    };
+    world.snapshot.cluster = Some(at(1, spec));
+    emptied(&mut world);
+    let mut with_power = (*world.snapshot.hosts["host1"].value).clone();
+    with_power.spec.power = serde_json::from_value(serde_json::json!({"url": "sim:"})).unwrap();
+    world.snapshot.hosts.insert(name("host1"), at(1, with_power));
+    world.silent("host1", 4000, false);
+    world.seen.suspected.insert(name("host1"));
+    let cuts = |world: &World| {
+        let plan = plan(&world.snapshot, &world.seen);
+        plan.actions.iter().any(|of| matches!(of.action, Action::PowerOff { .. }))
+    };
+    assert!(!cuts(&world), "it is worked on");
+    world.snapshot.maintenance = None;
+    assert!(cuts(&world));
 }

@@ -290,6 +290,15 @@ fn held(work: &Work<'_>) -> Option<String> {
             "nothing is moved for balance before incident {number} is over: {title}"
         ));
     }
+    if let Some((of, turn)) = snapshot.maintenance.as_ref().and_then(|of| Some((of, of.turn()?))) {
+        let (work, host) = (of.work, &turn.host);
+        return Some(format!(
+            "nothing is moved for balance before the {work} of hosts is over; it is at {host}"
+        ));
+    }
+    if let Some((host, _)) = snapshot.drains.iter().find(|(_, drain)| drain.bringing_back) {
+        return Some(format!("nothing is moved for balance before all is back on {host}"));
+    }
     if let Some(key) = snapshot.unreadable.keys().next() {
         return Some(format!(
             "nothing is moved for balance while the record {key} cannot be read by this version of Haven; update the managing host"
@@ -301,11 +310,11 @@ fn held(work: &Work<'_>) -> Option<String> {
     Some(format!("nothing more is moved for balance before {vm} has arrived"))
 }
 
-/// What came of the last move is measured before the next.
+/// What came of the last move, whoever made it, is measured before the next.
 fn rests(work: &Work<'_>) -> Option<String> {
     let window = work.snapshot.cluster_spec().rebalance_window.0;
     let ended = |migration: &haven_model::Migration| {
-        let outcome = migration.outcome.as_ref().filter(|_| migration.balances)?;
+        let outcome = migration.outcome.as_ref().filter(|of| migration.balances || of.moved)?;
         work.passed_ms(outcome.at_ms)
     };
     let last = work.snapshot.migrations.values().filter_map(|m| ended(m)).min()?;
@@ -331,7 +340,10 @@ fn best<'a>(work: &mut Work<'a>, loads: &[Load<'_>]) -> Option<Better<'a>> {
                 let (before, left) = (from.of(of), from.of(of).saturating_sub(here));
                 let there = to.of(of) + share;
                 let gain = before.max(to.of(of)).saturating_sub(left.max(there));
+                // What relieves it of one thing must not make the other host short of another.
+                let (cpu, _) = shares(work, Of::Cpu, takes, to.host, from.host).unwrap_or_default();
                 if as_tight(&need, from, to)
+                    || of == Of::Memory && to.cpu + cpu >= BUSY
                     || gain < GAIN
                     || unfit(snapshot, from.host, to.host).is_some()
                 {
@@ -355,6 +367,9 @@ fn best<'a>(work: &mut Work<'a>, loads: &[Load<'_>]) -> Option<Better<'a>> {
                 found.push(((gain, Reverse(object.spec.memory)), better));
             }
         }
+    }
+    if found.is_empty() {
+        return None;
     }
     // The stable order leaves the first by name where all else is equal.
     found.sort_by_key(|(score, _)| Reverse(*score));

@@ -190,8 +190,10 @@ fn after_a_move_all_is_measured_anew_and_what_moved_stays_for_long() {
     assert_eq!(moves(&world)[0].0, "db host2");
     ended(&mut world, "mail", 12 * WINDOW.0, true);
     assert_eq!(moves(&world)[0].0, "mail host2");
-    // What a person moved is no move for balance.
+    // What a person moved is measured first as well, and does not stay for long.
     ended(&mut world, "mail", 1000, false);
+    assert!(moves(&world).is_empty());
+    ended(&mut world, "mail", WINDOW.0, false);
     assert_eq!(moves(&world)[0].0, "mail host2");
 }
 
