@@ -338,13 +338,27 @@ async fn traffic_that_is_taken_from_too_many_is_found() {
     tokio::time::advance(Duration::from_secs(4)).await;
     history.write(&[(keys::vm_status(&name("web-1")), Value::Null)]);
     assert_eq!(history.broken(), [""; 0]);
+    let renewed = || (keys::lease(&name("host1")), json!({"session": 1, "count": 9}));
+    let mut history = begin();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    history.write(&[renewed()]);
+    history.write(&[member("web-2", true)]);
+    only(&history.broken(), "traffic");
+    // A host that nobody has heard for a while, or that is off, has no member to lose.
     let mut history = begin();
     tokio::time::advance(Duration::from_secs(4)).await;
     history.write(&[member("web-2", true)]);
-    only(&history.broken(), "traffic");
+    assert_eq!(history.broken(), [""; 0]);
+    let mut history = begin();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    history.judge.power("host1", Power::Off);
+    history.write(&[renewed()]);
+    history.write(&[member("web-2", true)]);
+    assert_eq!(history.broken(), [""; 0]);
     // So it is when their template gets nothing.
     let mut history = begin();
     tokio::time::advance(Duration::from_secs(4)).await;
+    history.write(&[renewed()]);
     let held = json!({"holder": "host1", "epoch": 1, "candidates": [], "traffic": {"old": 0}});
     history.write(&[(keys::frontend(&name("web")), held)]);
     only(&history.broken(), "traffic");

@@ -21,11 +21,18 @@ const SETTLED: Duration = Duration::from_secs(3);
 pub(super) struct Traffic {
     /// Per service: how many members were ready, whatever they get, and since when.
     ready: BTreeMap<Name, (usize, Instant)>,
+    /// Per host: its renewal record's revision, and since when it stands.
+    renewed: BTreeMap<Name, (i64, Instant)>,
 }
 
 impl Invariant for Traffic {
     fn check(&mut self, facts: &Facts, step: &Step<'_>) -> Result<(), String> {
         let Step::Transaction(before) = step else { return Ok(()) };
+        for (host, lease) in &facts.snapshot.leases {
+            let known = self.renewed.get(host).filter(|(was, _)| *was == lease.revision).copied();
+            let known = known.unwrap_or((lease.revision, Instant::now()));
+            self.renewed.insert(host.clone(), known);
+        }
         for (name, service) in &facts.snapshot.services {
             let now = &facts.snapshot;
             let ready = ready_members(now, now, name).count();
@@ -37,11 +44,14 @@ impl Invariant for Traffic {
             let floor = floor(service);
             let (had, has) = (getting(before, now, name), getting(now, now, name));
             if settled && same && had.len() >= floor && has.len() < floor {
-                // What is taken from a member on a host that is off is no loss, whatever that host said last.
+                // What is taken from a member on a host that is off, or that nobody has heard for a while, is no loss,
+                // whatever that host said last.
+                let late = facts.snapshot.cluster_spec().timers.renew.duration() * 2;
                 let at = |vm: &&Name| {
                     let host = &now.placements.get(*vm)?.host;
                     let on = facts.power.get(host.as_str()).is_none_or(|power| *power == Power::On);
-                    on.then(|| format!("{vm} on {host}"))
+                    let heard = self.renewed.get(host).is_none_or(|(_, at)| at.elapsed() < late);
+                    (on && heard).then(|| format!("{vm} on {host}"))
                 };
                 let lost: Vec<String> =
                     had.iter().filter(|vm| !has.contains(*vm)).filter_map(at).collect();
