@@ -4,7 +4,7 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Event, Meta, Name, ObjectRef, Placement, Planned, Severity, Snapshot,
+    Action, Drain, Event, Meta, Name, ObjectRef, Placement, Planned, Severity, Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
@@ -125,12 +125,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         }
         Action::PutDrain { host, drain, expected_revision } => {
             let (mut compares, ops) = one(keys::drain(host), *expected_revision, drain.as_ref());
-            // Once the work on hosts that it is for was ended, nobody would end this drain.
-            let work = snapshot.maintenance.as_ref();
-            let work =
-                work.filter(|of| drain.as_ref().is_some_and(|drain| drain.id == of.drain_id(host)));
-            compares
-                .extend(work.map(|of| Compare::ModRevision(keys::MAINTENANCE.into(), of.revision)));
+            compares.extend(still_wanted(host, drain.as_ref(), snapshot));
             (compares, ops)
         }
         Action::PutMaintenance { maintenance, expected_revision } => {
@@ -162,6 +157,13 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
     };
     compares.push(Compare::ModRevision(keys::MANAGER.to_owned(), author.record_revision));
     Some(Commit { compares, ops })
+}
+
+/// A drain for work on hosts is written only over the record of that work: once it was ended, nobody would end the drain.
+fn still_wanted(host: &Name, drain: Option<&Drain>, snapshot: &Snapshot) -> Option<Compare> {
+    let of = snapshot.maintenance.as_ref()?;
+    let ours = drain.is_some_and(|drain| drain.id == of.drain_id(host));
+    ours.then(|| Compare::ModRevision(keys::MAINTENANCE.into(), of.revision))
 }
 
 /// A member that is to get no more traffic, or is to go, was chosen by what its host told of it: one that does not serve

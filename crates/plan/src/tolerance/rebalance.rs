@@ -364,7 +364,8 @@ fn best<'a>(work: &mut Work<'a>, loads: &[Load<'_>]) -> Option<Better<'a>> {
                 let to = other.clone();
                 let better =
                     Better { vm: name, placement, object, of, to, gain, before, left, reason };
-                found.push(((gain, Reverse(object.spec.memory)), better));
+                // Of two moves that help alike the one to the emptier host, then that of the smaller VM.
+                found.push(((gain, Reverse(there), Reverse(object.spec.memory)), better));
             }
         }
     }
