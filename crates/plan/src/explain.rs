@@ -23,8 +23,7 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
         }
     };
     if matches!(object.kind, Kind::Vm | Kind::Host) {
-        let moves = crate::balance(snapshot, seen).moves.into_iter();
-        let about = moves.filter(|of| {
+        let about = crate::advice(snapshot, seen).filter(|of| {
             of.vm == object.name && object.kind == Kind::Vm
                 || of.from == object.name && object.kind == Kind::Host
         });

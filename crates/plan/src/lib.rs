@@ -55,7 +55,7 @@ pub use tolerance::{
     admission::{Losses, losses},
     admit::admit,
     hosts::{HostState, host_states},
-    rebalance::balance,
+    rebalance::{advice, balance},
 };
 use work::Work;
 

@@ -2,8 +2,8 @@
 
 use super::{ApiState, auth, certificates, objects::vm_state};
 use haven_model::{
-    Name, RebalancePolicy, Snapshot,
-    api::{Balance, HostLine, Overview, ServiceLine},
+    Name, Observations, Snapshot,
+    api::{HostLine, Overview, ServiceLine},
     vm::pending_words,
 };
 use haven_plan::{HostState, Losses, placement::capacity::Room};
@@ -30,7 +30,7 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     overview.risks.extend(plan.waiting.iter().map(|w| format!("{}: {}", w.object, w.reason)));
     overview.risks.extend(losses_words(&losses, overview.hosts.len()));
     overview.risks.extend(two_without_a_witness(&snapshot));
-    overview.advice.extend(uneven(&haven_plan::balance(&snapshot, &seen)));
+    overview.advice.extend(uneven(&snapshot, &seen));
     overview.revision = snapshot.revision;
     let open = snapshot.incidents.values().filter(|i| i.closed_ms.is_none());
     overview.incidents = open.map(|i| format!("incident {}: {}", i.number, i.title)).collect();
@@ -43,17 +43,10 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     overview
 }
 
-/// Moves that would help, where nobody makes them by himself.
-fn uneven(balance: &Balance) -> Option<String> {
-    if balance.policy != RebalancePolicy::Advise {
-        return None;
-    }
-    let first = balance.moves.first()?;
-    let more = match balance.moves.len() {
-        1 => String::new(),
-        moves => format!(" (and {} more moves)", moves - 1),
-    };
-    Some(format!("{}{more}; `haven rebalance` does that", first.reason))
+/// The move that would help most, where nobody makes it by himself.
+fn uneven(snapshot: &Snapshot, seen: &Observations) -> Option<String> {
+    let best = haven_plan::advice(snapshot, seen)?;
+    Some(format!("{}; `haven rebalance` does that", best.reason))
 }
 
 /// Two hosts alone have no majority once one is lost.

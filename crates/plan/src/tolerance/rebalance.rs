@@ -41,6 +41,9 @@ const GAIN: u32 = 100;
 const STAYS: u64 = 12;
 /// The most moves that are told at once.
 const MOST: usize = 10;
+/// Of the moves that help most so many are looked at closely: whether all losses of hosts could still be made up for is
+/// found out by placing all that they ran.
+const CLOSELY: usize = 3;
 
 /// What of a host is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +112,17 @@ pub(crate) fn plan(work: &mut Work<'_>) {
 /// How even the load is, and what would make it more so.
 #[must_use]
 pub fn balance(snapshot: &Snapshot, seen: &Observations) -> Balance {
+    look(snapshot, seen, MOST)
+}
+
+/// The move that helps most, where only advice is given.
+#[must_use]
+pub fn advice(snapshot: &Snapshot, seen: &Observations) -> Option<BalancingMove> {
+    let advises = snapshot.cluster_spec().rebalance == RebalancePolicy::Advise;
+    look(snapshot, seen, usize::from(advises)).moves.into_iter().next()
+}
+
+fn look(snapshot: &Snapshot, seen: &Observations, most: usize) -> Balance {
     let work = Work::new(snapshot, seen);
     let before = loads(&work);
     let mut told = Balance {
@@ -120,7 +134,7 @@ pub fn balance(snapshot: &Snapshot, seen: &Observations) -> Balance {
     let mut after: BTreeMap<Name, (u32, u32)> = BTreeMap::new();
     // Each further move is looked for in a world in which those before are done.
     let mut world = snapshot.clone();
-    while told.moves.len() < MOST {
+    while told.moves.len() < most {
         let copy = world.clone();
         let mut work = Work::new(&copy, seen);
         let loads = loads(&work);
@@ -375,11 +389,21 @@ fn best<'a>(work: &mut Work<'a>, loads: &[Load<'_>]) -> Option<Better<'a>> {
     // The stable order leaves the first by name where all else is equal.
     found.sort_by_key(|(score, _)| Reverse(*score));
     let kept = admission::losses(snapshot, work.seen).vms;
-    found.into_iter().map(|(_, better)| better).take(4 * MOST).find(|better| {
+    let mut closely = 0;
+    for (_, better) in found {
         let from = &better.placement.host;
-        placement::no_worse(work, better.object, from, &better.to).is_ok()
-            && keeps_reserve(work, better, kept)
-    })
+        if placement::no_worse(work, better.object, from, &better.to).is_err() {
+            continue;
+        }
+        if keeps_reserve(work, &better, kept) {
+            return Some(better);
+        }
+        closely += 1;
+        if closely == CLOSELY {
+            break;
+        }
+    }
+    None
 }
 
 /// What a VM's work is of two hosts, thousandths.
