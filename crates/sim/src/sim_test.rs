@@ -57,7 +57,7 @@ fn records_judged_by_the_timers_of_the_moment_are_found() {
 }
 
 /// How many seeds of a scenario break an invariant, with something broken on purpose.
-fn found_in(file: &str, broken: Broken) -> usize {
+fn found_in(file: &str, broken: Broken) -> bool {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(file);
     let scenario = scenario::read(&path).unwrap();
     let breaks = |seed: &u64| {
@@ -65,17 +65,20 @@ fn found_in(file: &str, broken: Broken) -> usize {
         let safety = |what: &String| what.starts_with("one runner") || what.starts_with("proof");
         verdict.violations.iter().any(safety)
     };
-    (0..scenario.seeds).filter(breaks).count()
+    // None of a thousand seeds may be needed to the end; how many are is a matter of chance.
+    let first = (0..1000).find(breaks);
+    println!("{broken:?} is found by seed {first:?} of {file}");
+    first.is_some()
 }
 
 #[test]
 fn hosts_that_take_silence_for_a_promise_are_found() {
-    assert!(found_in("host-cut-off.yaml", Broken::Silence) > 0);
+    assert!(found_in("host-cut-off.yaml", Broken::Silence));
 }
 
 #[test]
 fn daemons_that_forget_their_promises_are_found() {
-    assert!(found_in("store-frozen-for-long.yaml", Broken::Promises) > 0);
+    assert!(found_in("store-frozen-for-long.yaml", Broken::Promises));
 }
 
 /// Each breaks one rule on which it rests that nothing runs twice. None of a thousand seeds may be needed to the end.

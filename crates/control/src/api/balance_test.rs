@@ -52,18 +52,18 @@ async fn a_viewer_looks_and_an_operator_moves() {
     let told = world.ask(viewer, "GET", "/v1/balance", "").await.ok();
     assert_eq!(told["policy"], "advise");
     let step = &told["moves"][0];
-    assert_eq!((&step["vm"], &step["to"]), (&json!("db"), &json!("host2")), "{told}");
+    assert_eq!((&step["vm"], &step["to"]), (&json!("mail"), &json!("host2")), "{told}");
     assert!(world.state.current().await.unwrap().migrations.is_empty());
     let refused = world.ask(viewer, "POST", "/v1/balance", "").await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     let begun = world.operate("POST", "/v1/balance", "").await.ok();
     assert_eq!(begun["moves"], told["moves"]);
     let snapshot = world.state.current().await.unwrap();
-    let record = &snapshot.migrations["db"];
+    let record = &snapshot.migrations["mail"];
     assert!(record.balances && record.to.as_ref().unwrap().as_str() == "host2", "{record:?}");
     // It is on its way: nothing more is asked for.
     let again = world.ask(viewer, "GET", "/v1/balance", "").await.ok();
-    assert!(again["moves"].as_array().unwrap().iter().all(|of| of["vm"] != "db"), "{again}");
+    assert!(again["moves"].as_array().unwrap().iter().all(|of| of["vm"] != "mail"), "{again}");
 }
 
 #[tokio::test]
