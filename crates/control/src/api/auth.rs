@@ -234,3 +234,20 @@ pub async fn audit(state: &ApiState, caller: &Caller, what: String, outcome: Str
         tracing::warn!(%error, ?entry, "the audit log was not written");
     }
 }
+
+/// What a person did, as an event.
+pub(super) fn event(
+    host: &haven_model::ObjectRef,
+    caller: &Caller,
+    message: String,
+) -> haven_store::raw::Op {
+    let at_ms = now_ms();
+    crate::manager::commit::put_event(&haven_model::Event {
+        id: format!("{at_ms:014}-{}", uuid::Uuid::now_v7()),
+        at_ms,
+        object: host.clone(),
+        severity: haven_model::Severity::Info,
+        message,
+        by: format!("user {}", caller.who),
+    })
+}

@@ -4,10 +4,11 @@ use super::{
     ApiState,
     auth::{Caller, now_ms},
     error::{ApiError, ApiResult},
+    migrations,
 };
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use haven_model::{
-    Migration, MigrationOptions, RebalancePolicy, Snapshot, api::Balance, api::BalancingMove, keys,
+    Migration, MigrationOptions, RebalancePolicy, Snapshot, api::Balance, api::BalancingMove,
 };
 use haven_store::raw::{Compare, Op};
 
@@ -56,7 +57,7 @@ async fn look(state: &ApiState) -> ApiResult<(std::sync::Arc<Snapshot>, Balance)
 }
 
 /// The record of one move, over what was read.
-fn begin(snapshot: &Snapshot, of: &BalancingMove, who: &str) -> ([Compare; 2], Op) {
+fn begin(snapshot: &Snapshot, of: &BalancingMove, who: &str) -> (Vec<Compare>, Op) {
     let migration = Migration {
         id: uuid::Uuid::now_v7().to_string(),
         from: of.from.clone(),
@@ -68,14 +69,5 @@ fn begin(snapshot: &Snapshot, of: &BalancingMove, who: &str) -> ([Compare; 2], O
         balances: true,
         outcome: None,
     };
-    let key = keys::migration(&of.vm);
-    let last = snapshot.migrations.get(&of.vm);
-    let unchanged = last.map_or_else(
-        || Compare::Absent(key.clone()),
-        |last| Compare::ModRevision(key.clone(), last.revision),
-    );
-    let placement = snapshot.placements.get(&of.vm).map_or(0, |placement| placement.revision);
-    let stays = Compare::ModRevision(keys::placement(&of.vm), placement);
-    let value = serde_json::to_vec(&migration).expect("a migration is plain data");
-    ([unchanged, stays], Op::Put(key, value.into()))
+    migrations::wanted(snapshot, &of.vm, &migration)
 }

@@ -2,15 +2,15 @@
 
 use super::{
     ApiState,
-    auth::{Caller, now_ms},
+    auth::{Caller, event, now_ms},
     body::{Asked, At},
     error::{ApiError, ApiResult},
 };
-use crate::manager::commit::{json, put_event};
+use crate::manager::commit::json;
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use haven_model::{
-    Drain, Event, Name, ObjectRef, Severity, Snapshot, Versioned, api::DrainView, keys,
-    maintenance::Phase, object::Kind,
+    Drain, Name, ObjectRef, Snapshot, Versioned, api::DrainView, keys, maintenance::Phase,
+    object::Kind,
 };
 use haven_plan::tolerance::drain::view;
 use haven_store::raw::{Compare, Op};
@@ -42,19 +42,6 @@ fn host_of(snapshot: &Snapshot, name: &str) -> ApiResult<(ObjectRef, Option<Vers
     }
     let drain = snapshot.drains.get(&name).cloned();
     Ok((ObjectRef::new(Kind::Host, name), drain))
-}
-
-/// What a person did, as an event.
-fn event(host: &ObjectRef, caller: &Caller, message: String) -> Op {
-    let at_ms = now_ms();
-    put_event(&Event {
-        id: format!("{at_ms:014}-{}", uuid::Uuid::now_v7()),
-        at_ms,
-        object: host.clone(),
-        severity: Severity::Info,
-        message,
-        by: format!("user {}", caller.who),
-    })
 }
 
 /// Writes over the record that was read; the view afterwards.

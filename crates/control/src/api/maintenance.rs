@@ -2,26 +2,31 @@
 
 use super::{
     ApiState,
-    auth::{Caller, now_ms},
+    auth::{Caller, event, now_ms},
     body::Given,
     error::{ApiError, ApiResult},
 };
-use crate::manager::commit::{json, put_event};
+use crate::manager::commit::json;
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use haven_model::{
-    Event, Maintenance, Name, ObjectRef, Severity, Snapshot,
+    Maintenance, Name, ObjectRef, Snapshot,
     api::{MaintenanceAsked, MaintenanceView},
     host::SPEAKS,
     keys,
-    maintenance::{Phase, Turn, Work, WorkState},
+    maintenance::{Phase, Turn},
     object::Kind,
 };
+use haven_plan::tolerance::maintenance::{in_turn, resumed};
 use haven_store::raw::{Compare, Op};
 
 type Api = State<ApiState>;
 
 fn conflict(detail: String, hint: &str) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, detail, hint)
+}
+
+fn host_ref(host: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::Host, host.clone())
 }
 
 /// How it stands.
@@ -65,12 +70,7 @@ fn order(snapshot: &Snapshot, asked: &MaintenanceAsked) -> ApiResult<Vec<Name>> 
             return Err(ApiError::bad(format!("{name} is named twice"), "name each host once"));
         }
     }
-    let mut hosts = asked.hosts.clone();
-    if hosts.is_empty() {
-        let manager = snapshot.manager.as_ref().map(|manager| &manager.holder);
-        hosts = snapshot.hosts.keys().filter(|host| Some(*host) != manager).cloned().collect();
-        hosts.extend(manager.filter(|host| snapshot.hosts.contains_key(*host)).cloned());
-    }
+    let hosts = if asked.hosts.is_empty() { in_turn(snapshot) } else { asked.hosts.clone() };
     let speaks =
         |host: &&Name| snapshot.host_status.get(*host).is_none_or(|status| status.speaks < SPEAKS);
     if let Some(host) = hosts.iter().find(speaks) {
@@ -82,19 +82,6 @@ fn order(snapshot: &Snapshot, asked: &MaintenanceAsked) -> ApiResult<Vec<Name>> 
         return Err(conflict(detail, hint));
     }
     Ok(hosts)
-}
-
-/// What a person did, as an event of a host.
-fn event(host: &Name, caller: &Caller, message: String) -> Op {
-    let at_ms = now_ms();
-    put_event(&Event {
-        id: format!("{at_ms:014}-{}", uuid::Uuid::now_v7()),
-        at_ms,
-        object: ObjectRef::new(Kind::Host, host.clone()),
-        severity: Severity::Info,
-        message,
-        by: format!("user {}", caller.who),
-    })
 }
 
 /// Writes over the record that was read.
@@ -151,7 +138,7 @@ pub(super) async fn begin(
     };
     let names: Vec<&str> = hosts.iter().map(Name::as_str).collect();
     let said = format!("{} of {}, one after another", asked.work, names.join(", "));
-    let event = hosts.first().map(|host| event(host, &caller, said));
+    let event = hosts.first().map(|host| event(&host_ref(host), &caller, said));
     write(&state, &snapshot, &next, event).await
 }
 
@@ -162,51 +149,21 @@ fn open(snapshot: &Snapshot) -> ApiResult<(Maintenance, Turn)> {
     found.ok_or_else(|| ApiError::missing("work on hosts that is not over"))
 }
 
-/// Where a host goes on that was being worked on: work that failed, or never began, is begun anew; work that is done by now
-/// is not done twice; work that is under way is waited for again. What is to be forgotten for it.
-fn again(snapshot: &Snapshot, id: &str, work: Work, turn: &mut Turn) -> Option<Op> {
-    let told = snapshot.work_status.get(&turn.host).filter(|told| told.maintenance == id);
-    let booted = snapshot.host_status.get(&turn.host).is_some_and(|s| s.boot_id != turn.boot_id);
-    match told.map(|told| told.state) {
-        _ if work == Work::Reboot && booted => turn.phase = Phase::Settling,
-        Some(WorkState::Done) if work == Work::Upgrade => turn.phase = Phase::Settling,
-        Some(WorkState::Begun) => {}
-        _ => {
-            turn.phase = Phase::Draining;
-            return Some(Op::Delete(keys::work_status(&turn.host)));
-        }
-    }
-    None
-}
-
 /// Lets it go on after it has stopped.
 pub(super) async fn resume(
     State(state): Api,
     Extension(caller): Extension<Caller>,
 ) -> ApiResult<Json<MaintenanceView>> {
     let snapshot = state.current().await?;
-    let (mut next, turn) = open(&snapshot)?;
-    if next.stopped.take().is_none() {
+    let (of, turn) = open(&snapshot)?;
+    if of.stopped.is_none() {
         return Err(conflict("it has not stopped".into(), "there is nothing to resume"));
     }
     let host = turn.host;
-    let mut forget = None;
-    let (of_id, of_work) = (next.id.clone(), next.work);
-    if let Some(turn) = next.hosts.iter_mut().find(|turn| turn.host == host) {
-        turn.since_ms = now_ms();
-        match turn.phase {
-            Phase::Working => forget = again(&snapshot, &of_id, of_work, turn),
-            // Whoever says so has looked: what is wrong there now need not get better.
-            Phase::Settling | Phase::Returning => {
-                let status = snapshot.host_status.get(&host);
-                turn.problems = status.map(|status| status.problems.clone()).unwrap_or_default();
-                turn.voted = status.is_some_and(|status| status.etcd_member.is_some());
-            }
-            _ => {}
-        }
-    }
+    let (next, anew) = resumed(&snapshot, &of, now_ms());
+    let forget = anew.then(|| Op::Delete(keys::work_status(&host)));
     let said = format!("{} lets the {} go on", caller.who, next.work);
-    let ops = std::iter::once(event(&host, &caller, said)).chain(forget);
+    let ops = std::iter::once(event(&host_ref(&host), &caller, said)).chain(forget);
     write(&state, &snapshot, &next, ops).await
 }
 
@@ -221,5 +178,5 @@ pub(super) async fn end(
     let before = next.stopped.take().map(|why| format!("; it had stopped: {why}"));
     next.stopped = Some(format!("{} ended it{}", caller.who, before.unwrap_or_default()));
     let said = format!("{} ended the {} of hosts", caller.who, next.work);
-    write(&state, &snapshot, &next, Some(event(&turn.host, &caller, said))).await
+    write(&state, &snapshot, &next, Some(event(&host_ref(&turn.host), &caller, said))).await
 }

@@ -77,6 +77,19 @@ fn allowed(
     Ok(placement.clone())
 }
 
+/// The record of a move that is asked for, over the last one and the placement as they were read.
+pub(super) fn wanted(snapshot: &Snapshot, vm: &Name, migration: &Migration) -> (Vec<Compare>, Op) {
+    let key = keys::migration(vm);
+    let unchanged = match snapshot.migrations.get(vm) {
+        None => Compare::Absent(key.clone()),
+        Some(last) => Compare::ModRevision(key.clone(), last.revision),
+    };
+    let placement = snapshot.placements.get(vm).map_or(0, |placement| placement.revision);
+    let stays = Compare::ModRevision(keys::placement(vm), placement);
+    let value = serde_json::to_vec(migration).expect("a migration is plain data");
+    (vec![unchanged, stays], Op::Put(key, value.into()))
+}
+
 /// Asks for a VM to be moved while it runs.
 pub(super) async fn migrate(
     State(state): Api,
@@ -99,14 +112,8 @@ pub(super) async fn migrate(
         balances: false,
         outcome: None,
     };
-    let key = keys::migration(vm);
-    let unchanged = match snapshot.migrations.get(vm) {
-        None => Compare::Absent(key.clone()),
-        Some(last) => Compare::ModRevision(key.clone(), last.revision),
-    };
-    let value = serde_json::to_vec(&migration).expect("a migration is plain data");
-    let compares = vec![unchanged, Compare::ModRevision(keys::placement(vm), placement.revision)];
-    if !state.store.txn(compares, vec![Op::Put(key, value.into())]).await?.succeeded {
+    let (compares, op) = wanted(&snapshot, vm, &migration);
+    if !state.store.txn(compares, vec![op]).await?.succeeded {
         return Err(ApiError::busy(&reference.to_string()));
     }
     Ok(Json(MigrationView {

@@ -10,7 +10,7 @@ use crate::{
     work::{Work, host_ref},
 };
 use haven_model::{
-    Action, Drain, HostStatus, Maintenance, Name, Versioned, VmPhase,
+    Action, Drain, HostStatus, Maintenance, Name, Snapshot, Versioned, VmPhase,
     maintenance::{Phase, Turn, Work as What, WorkState},
 };
 
@@ -22,6 +22,51 @@ const LONGEST_MS: u64 = 1_800_000;
 const SETTLES_MS: u64 = 10_000;
 /// It may take so long to be well.
 const UNWELL_MS: u64 = 300_000;
+
+/// All hosts in the order in which they have their turn: the one that manages comes last.
+#[must_use]
+pub fn in_turn(snapshot: &Snapshot) -> Vec<Name> {
+    let manager = snapshot.manager.as_ref().map(|manager| &manager.holder);
+    let mut hosts: Vec<Name> = snapshot.hosts.keys().cloned().collect();
+    hosts.sort_by_key(|host| Some(host) == manager);
+    hosts
+}
+
+/// The record once a person lets it go on after it has stopped, and whether the host begins its work anew: work that failed,
+/// or never began. What is done by now is not done twice, and what is under way is waited for again. What is wrong with a
+/// host that is back need not get better: whoever says so has looked.
+#[must_use]
+pub fn resumed(snapshot: &Snapshot, of: &Maintenance, now_ms: i64) -> (Maintenance, bool) {
+    let mut next = Maintenance { stopped: None, ..of.clone() };
+    let Some(turn) = next.hosts.iter_mut().find(|turn| turn.phase != Phase::Done) else {
+        return (next, false);
+    };
+    turn.since_ms = now_ms;
+    let status = snapshot.host_status.get(&turn.host);
+    match turn.phase {
+        Phase::Working => {
+            let told =
+                snapshot.work_status.get(&turn.host).filter(|told| told.maintenance == of.id);
+            let booted = status.is_some_and(|status| status.boot_id != turn.boot_id);
+            let done = match of.work {
+                What::Reboot => booted,
+                What::Upgrade => told.is_some_and(|told| told.state == WorkState::Done),
+            };
+            if done {
+                turn.phase = Phase::Settling;
+            } else if told.is_none_or(|told| told.state != WorkState::Begun) {
+                turn.phase = Phase::Draining;
+                return (next, true);
+            }
+        }
+        Phase::Settling | Phase::Returning => {
+            turn.problems = status.map(|status| status.problems.clone()).unwrap_or_default();
+            turn.voted = status.is_some_and(|status| status.etcd_member.is_some());
+        }
+        _ => {}
+    }
+    (next, false)
+}
 
 /// Takes it one step further.
 pub(crate) fn plan(work: &mut Work<'_>) {

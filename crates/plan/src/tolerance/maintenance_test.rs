@@ -1,5 +1,6 @@
 //! One host after another: each step when the one before has come true, and none after a doubt.
 
+use super::maintenance::{in_turn, resumed};
 use crate::{
     check, plan,
     testing::{World, at, name, vm_spec},
@@ -334,4 +335,39 @@ fn an_emptied_host_that_only_its_power_proves_lost_is_asked_for_it() {
     assert!(!cuts(&world), "it is worked on");
     world.snapshot.maintenance = None;
     assert!(cuts(&world));
+}
+
+#[test]
+fn what_is_done_or_under_way_is_not_done_twice_when_a_person_lets_it_go_on() {
+    let again = |work: Work, state: Option<WorkState>, boot: &str| {
+        let mut world = world(work);
+        let mut of = of(&world).clone();
+        of.stopped = Some("it took too long".into());
+        of.hosts[0].phase = Phase::Working;
+        of.hosts[0].boot_id = "first".into();
+        if let Some(state) = state {
+            told(&mut world, "host1", state, "");
+        }
+        status(&mut world, "host1", |status| status.boot_id = boot.into());
+        let (next, anew) = resumed(&world.snapshot, &of, 9);
+        assert!(next.stopped.is_none() && next.hosts[0].since_ms == 9);
+        (next.hosts[0].phase, anew)
+    };
+    use WorkState::{Begun, Done, Failed};
+    assert_eq!(again(Work::Reboot, Some(Begun), "first"), (Phase::Working, false));
+    assert_eq!(again(Work::Reboot, Some(Begun), "second"), (Phase::Settling, false));
+    assert_eq!(again(Work::Reboot, Some(Failed), "first"), (Phase::Draining, true));
+    assert_eq!(again(Work::Reboot, None, "first"), (Phase::Draining, true));
+    assert_eq!(again(Work::Upgrade, Some(Begun), "first"), (Phase::Working, false));
+    assert_eq!(again(Work::Upgrade, Some(Done), "first"), (Phase::Settling, false));
+    assert_eq!(again(Work::Upgrade, Some(Failed), "first"), (Phase::Draining, true));
+}
+
+#[test]
+fn the_managing_host_has_its_turn_last() {
+    let mut world = world(Work::Reboot);
+    let manager = serde_json::json!({"term": 1, "holder": "host1", "session": 1});
+    world.snapshot.manager = Some(at(1, serde_json::from_value(manager).unwrap()));
+    let order: Vec<String> = in_turn(&world.snapshot).iter().map(ToString::to_string).collect();
+    assert_eq!(order, ["host2", "host3", "host1"]);
 }

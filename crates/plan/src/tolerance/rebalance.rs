@@ -175,9 +175,7 @@ fn look(snapshot: &Snapshot, seen: &Observations, most: usize) -> Balance {
 /// The world once a VM was moved: its work goes with it, and what waits at home waits less by its part.
 fn done(world: &mut Snapshot, better: &Better<'_>) {
     let from = &better.placement.host;
-    let placement = Placement { host: better.to.clone(), ..(*better.placement.value).clone() };
-    let moved = Versioned { revision: better.placement.revision, value: Arc::new(placement) };
-    world.placements.insert(better.vm.clone(), moved);
+    placed(world, better);
     let Some(of) = world.loads.get_mut(from) else { return };
     let mut load = (*of.value).clone();
     let Some(taken) = load.vms.remove(better.vm) else { return };
@@ -453,11 +451,16 @@ fn movable<'a>(work: &Work<'a>, vm: &Name, host: &Name) -> Option<Found<'a>> {
     may.then_some((name, placement, object))
 }
 
-/// Whether as many losses of hosts can be made up for once a VM is moved.
-fn keeps_reserve(work: &Work<'_>, better: &Better<'_>, kept: usize) -> bool {
-    let mut world = work.snapshot.clone();
+/// The VM is on its new host.
+fn placed(world: &mut Snapshot, better: &Better<'_>) {
     let placement = Placement { host: better.to.clone(), ..(*better.placement.value).clone() };
     let moved = Versioned { revision: better.placement.revision, value: Arc::new(placement) };
     world.placements.insert(better.vm.clone(), moved);
+}
+
+/// Whether as many losses of hosts can be made up for once a VM is moved.
+fn keeps_reserve(work: &Work<'_>, better: &Better<'_>, kept: usize) -> bool {
+    let mut world = work.snapshot.clone();
+    placed(&mut world, better);
     admission::losses(&world, work.seen).vms >= kept
 }
