@@ -121,6 +121,7 @@ fn launch(vm: &str, user_data: &str) -> VmLaunch {
         uuid: "6b1f2a3c-0000-4000-8000-000000000001".into(),
         machine: None,
         incoming: false,
+        postcopy: false,
         agent: false,
     }
 }

@@ -71,8 +71,12 @@ pub struct LostSession {
 }
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
-/// until all hosts that it concerns say as much: 1 from the version on that restarts and upgrades hosts.
-pub const SPEAKS: u32 = 1;
+/// until all hosts that it concerns say as much.
+pub const SPEAKS: u32 = POSTCOPY;
+/// From here on it restarts and upgrades its host when it is told to.
+pub const MAINTENANCE: u32 = 1;
+/// From here on it knows of guests whose memory follows them.
+pub const POSTCOPY: u32 = 2;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

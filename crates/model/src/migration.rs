@@ -21,12 +21,26 @@ pub struct MigrationOptions {
     /// How long QEMU may keep the guest stopped for the last of its memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime: Option<Millis>,
+    /// Its memory follows after it: once all of it was sent once, the guest goes over and fetches from the old host what
+    /// it has changed meanwhile. So it moves however fast it writes; but until all has come, the loss of either host
+    /// costs it a restart.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub postcopy: bool,
 }
 
 /// What QEMU keeps a guest stopped for at most, unless it is asked otherwise.
 pub const DOWNTIME: Millis = Millis(50);
 
 impl MigrationOptions {
+    /// What is asked for one move, over what its VM says of all of them.
+    #[must_use]
+    pub fn over(self, usual: &Self) -> Self {
+        Self {
+            downtime: self.downtime.or(usual.downtime),
+            postcopy: self.postcopy || usual.postcopy,
+        }
+    }
+
     /// The downtime that counts.
     #[must_use]
     pub fn downtime(&self) -> Millis {
@@ -126,6 +140,9 @@ pub enum MigrationPhase {
     Copying,
     /// The old host: the guest is stopped, and waits for the change of owner.
     Stopped,
+    /// The old host, after the change: its process can run the guest no more, the new host can, and what the guest
+    /// needs of its memory is still being sent (post-copy).
+    Following,
     /// The old host, after the change: all was handed over, and its process can run the guest no more.
     HandedOver,
     /// The old host: its process is gone, after the change with not all handed over. When it is not moved live, before

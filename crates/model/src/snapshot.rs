@@ -52,6 +52,8 @@ pub enum Handover {
     Pending,
     /// It can run no more, and the new owner has all of it.
     Whole,
+    /// It can run no more and the new owner can; part of its memory still comes from there.
+    Following,
     /// It can run no more, and the new owner may not have all of it.
     Broken,
 }
@@ -433,7 +435,8 @@ impl Snapshot {
     #[must_use]
     pub fn handover(&self, vm: &Name, from: &MovedFrom) -> Handover {
         let told = self.migration_status.get(vm).and_then(|hosts| hosts.get(&from.host));
-        match told.filter(|told| told.attempt == from.attempt).map(|told| told.phase) {
+        let told = told.filter(|told| told.attempt == from.attempt);
+        match told.map(|told| told.phase) {
             Some(MigrationPhase::HandedOver) => return Handover::Whole,
             Some(MigrationPhase::Gone) => return Handover::Broken,
             _ => {}
@@ -441,7 +444,11 @@ impl Snapshot {
         // A session that was closed, or that a later one followed, left nothing that runs.
         let lease = self.leases.get(&from.host);
         let stands = lease.is_some_and(|lease| lease.session == from.session && !lease.closed);
-        if stands { Handover::Pending } else { Handover::Broken }
+        match told.map(|told| told.phase) {
+            _ if !stands => Handover::Broken,
+            Some(MigrationPhase::Following) => Handover::Following,
+            _ => Handover::Pending,
+        }
     }
 
     /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew.

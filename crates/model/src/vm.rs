@@ -1,6 +1,7 @@
 //! Virtual machines.
 
 use crate::{
+    migration::MigrationOptions,
     name::{Name, ObjectRef},
     units::{Bytes, Millis},
 };
@@ -196,6 +197,9 @@ pub struct VmSpec {
     /// What is done when its guest hangs; nothing when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hang: Option<HangSpec>,
+    /// How it is moved live, unless a move is asked for otherwise.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub migration: MigrationOptions,
 }
 
 impl VmSpec {
@@ -254,8 +258,8 @@ fn default_grace() -> Millis {
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
-fn is_default(affinity: &AffinitySpec) -> bool {
-    *affinity == AffinitySpec::default()
+fn is_default<T: Default + PartialEq>(part: &T) -> bool {
+    *part == T::default()
 }
 
 /// What an agent sees of a VM of its host.

@@ -309,11 +309,14 @@ impl Cluster {
             facts.snapshot.placements.get(&vm).map(|placement| placement.host.clone())
         });
         let Some(from) = owner else { return };
+        let number = self.shared.incarnation();
+        // Every other guest goes over before all of its memory is there.
+        let postcopy = number % 2 == 1;
         let migration = Migration {
-            id: format!("m{}", self.shared.incarnation()),
+            id: format!("m{number}"),
             from,
             to: to.map(name),
-            options: MigrationOptions::default(),
+            options: MigrationOptions { postcopy, ..MigrationOptions::default() },
             by: "a person".into(),
             at_ms: (self.shared.wall())(),
             drain: None,

@@ -294,6 +294,9 @@ impl Copies for Net {
     fn takes(&self) -> Duration {
         Duration::from_millis(50 + self.random(2_000))
     }
+    fn follows(&self) -> Duration {
+        Duration::from_millis(20 + self.random(3_000))
+    }
     fn breaks(&self) -> Option<bool> {
         let mut state = self.state();
         let percent = state.weather.breaking_copies;

@@ -11,7 +11,7 @@ use axum::{Extension, Json, extract::State, http::StatusCode};
 use haven_model::{
     Maintenance, Name, ObjectRef, Snapshot,
     api::{MaintenanceAsked, MaintenanceView},
-    host::SPEAKS,
+    host::MAINTENANCE,
     keys,
     maintenance::{Phase, Turn},
     object::Kind,
@@ -71,8 +71,9 @@ fn order(snapshot: &Snapshot, asked: &MaintenanceAsked) -> ApiResult<Vec<Name>> 
         }
     }
     let hosts = if asked.hosts.is_empty() { in_turn(snapshot) } else { asked.hosts.clone() };
-    let speaks =
-        |host: &&Name| snapshot.host_status.get(*host).is_none_or(|status| status.speaks < SPEAKS);
+    let speaks = |host: &&Name| {
+        snapshot.host_status.get(*host).is_none_or(|status| status.speaks < MAINTENANCE)
+    };
     if let Some(host) = hosts.iter().find(speaks) {
         let detail = format!(
             "{host} has not said that it understands this: it runs an older Haven, or has not come up yet"

@@ -16,6 +16,7 @@ use axum::{
 use haven_model::{
     Migration, Name, ObjectRef, Placement, Snapshot, Versioned,
     api::{MigrationAsked, MigrationView},
+    host::POSTCOPY,
     keys,
     object::Kind,
 };
@@ -101,11 +102,21 @@ pub(super) async fn migrate(
     let vm = &reference.name;
     let snapshot = state.current().await?;
     let placement = allowed(&snapshot, vm, &asked)?;
+    let usual = snapshot.vms.get(vm).map(|object| object.spec.migration.clone());
+    let options = asked.options.over(&usual.unwrap_or_default());
+    if options.postcopy
+        && let Some(host) = haven_plan::tolerance::migration::speaks_less(&snapshot, POSTCOPY)
+    {
+        let detail = format!(
+            "{host} has not said that it knows of guests whose memory follows them: it runs an older Haven, or has not come up yet"
+        );
+        return Err(conflict(detail, "upgrade Haven there, or move it without `--postcopy`"));
+    }
     let migration = Migration {
         id: uuid::Uuid::now_v7().to_string(),
         from: placement.host.clone(),
         to: asked.to,
-        options: asked.options,
+        options,
         by: caller.who,
         at_ms: now_ms(),
         drain: None,

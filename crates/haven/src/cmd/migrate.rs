@@ -28,8 +28,12 @@ pub struct Move {
     /// How long the guest may stand still for the last of its memory, milliseconds
     #[arg(long)]
     downtime: Option<u64>,
+    /// Let it go over once all of its memory was sent once, and the rest follow: for a guest that writes faster than
+    /// the network carries. Until all has come, the loss of either host costs it a restart
+    #[arg(long)]
+    postcopy: bool,
     /// Take the move back that is under way
-    #[arg(long, conflicts_with_all = ["to", "downtime"])]
+    #[arg(long, conflicts_with_all = ["to", "downtime", "postcopy"])]
     cancel: bool,
     /// Ask for it, and do not wait for its end
     #[arg(long)]
@@ -50,7 +54,10 @@ pub async fn run(wanted: Move) -> Result<(), Failure> {
     }
     let asked = MigrationAsked {
         to: wanted.to.as_deref().map(Name::new).transpose()?,
-        options: MigrationOptions { downtime: wanted.downtime.map(Millis) },
+        options: MigrationOptions {
+            downtime: wanted.downtime.map(Millis),
+            postcopy: wanted.postcopy,
+        },
     };
     let begun = client.migrate(vm.as_str(), &asked).await?;
     let Some(migration) = begun.migration.filter(|_| !wanted.no_wait) else {
@@ -117,6 +124,7 @@ fn at(view: &MigrationView) -> String {
         (Some(MigrationPhase::Stopped | MigrationPhase::HandedOver), _) => {
             "it is handed over".into()
         }
+        (Some(MigrationPhase::Following), _) => "it runs there, and its memory follows".into(),
         (_, Some(MigrationPhase::Preparing)) => "the other host makes ready".into(),
         _ => view.waiting.clone().unwrap_or_else(|| "it is about to begin".into()),
     }

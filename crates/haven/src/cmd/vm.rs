@@ -8,7 +8,7 @@ use super::{
 use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Args, Subcommand};
 use haven_model::{
-    Bytes, ModelError, Name, Object, ObjectRef, VmSpec,
+    Bytes, MigrationOptions, ModelError, Name, Object, ObjectRef, VmSpec,
     object::Kind,
     units::Millis,
     vm::{AffinitySpec, DiskSpec, NicSpec, Priority, RestartPolicy},
@@ -190,6 +190,7 @@ impl NewVm {
             resets: 0,
             check: None,
             hang: None,
+            migration: MigrationOptions::default(),
         };
         let mut vm = new(&self.name, spec)?;
         vm.meta.labels = self.label.iter().map(|l| label(l)).collect::<Result<_, _>>()?;

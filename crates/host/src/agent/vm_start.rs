@@ -10,7 +10,8 @@ use super::{
 };
 use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
 use haven_model::{
-    ImageSpec, Name, NicAddress, ObjectRef, Placement, PoolSpec, Snapshot, VmSpec,
+    ImageSpec, MigrationOptions, Name, NicAddress, ObjectRef, Placement, PoolSpec, Snapshot,
+    VmSpec,
     image::ImageFile,
     object::{Kind, Stored},
     vm::DiskSpec,
@@ -49,8 +50,18 @@ pub struct Preparation<'a> {
     pub kvm: bool,
     /// How this host's networks stand.
     pub networks: watch::Receiver<Networks>,
-    /// Its guest runs elsewhere and moves here: under which epoch, and as which machine type.
-    pub incoming: Option<(u64, Option<String>)>,
+    /// Its guest runs elsewhere and moves here.
+    pub incoming: Option<Incoming>,
+}
+
+/// A guest that moves here.
+pub struct Incoming {
+    /// Under which epoch it will run here.
+    pub epoch: u64,
+    /// As which machine type.
+    pub machine: String,
+    /// How it moves.
+    pub options: MigrationOptions,
 }
 
 impl Preparation<'_> {
@@ -79,7 +90,7 @@ impl Preparation<'_> {
         Ok(VmLaunch {
             vm: self.vm.to_string(),
             uid: self.placement.unix_uid(),
-            epoch: self.incoming.as_ref().map_or(self.placement.epoch, |(epoch, _)| *epoch),
+            epoch: self.incoming.as_ref().map_or(self.placement.epoch, |incoming| incoming.epoch),
             session: self.session,
             cpus: self.object.spec.cpus,
             memory_bytes: self.object.spec.memory.0,
@@ -90,8 +101,9 @@ impl Preparation<'_> {
             accel: if self.kvm { Accel::Kvm } else { Accel::Tcg },
             uuid: self.object.meta.uid.clone(),
             incoming: self.incoming.is_some(),
+            postcopy: self.incoming.as_ref().is_some_and(|incoming| incoming.options.postcopy),
             agent: self.object.spec.has_agent_port(),
-            machine: self.incoming.take().and_then(|(_, machine)| machine),
+            machine: self.incoming.take().map(|incoming| incoming.machine),
         })
     }
 

@@ -57,6 +57,8 @@ pub struct Seen {
     pub deleted: bool,
     /// The process that runs has not been let run: it takes, or took, a guest from elsewhere.
     pub unstarted: bool,
+    /// Part of the memory of the guest that runs is yet to come from the host that had it before.
+    pub following: bool,
     /// How the copy stands that the owner before had.
     pub handover: Handover,
     /// This attempt has failed here already.
@@ -86,6 +88,8 @@ pub enum Step {
     HandOver,
     /// Let a guest run that was handed over.
     LetRun,
+    /// See to a guest that runs and whose memory follows.
+    Follow,
     /// Say that nothing of it runs here.
     SayGone,
     /// Nothing; it is as wanted.
@@ -108,9 +112,12 @@ pub fn next(wanted: Wanted, policy: RestartPolicy, seen: &Seen) -> Step {
         (Wanted::Run { epoch, .. }, Some(running)) if running == epoch && seen.unstarted => {
             match seen.handover {
                 Handover::Pending => Step::Wait,
-                Handover::Whole => Step::LetRun,
+                Handover::Whole | Handover::Following => Step::LetRun,
                 Handover::Broken => Step::Kill,
             }
+        }
+        (Wanted::Run { epoch, .. }, Some(running)) if running == epoch && seen.following => {
+            Step::Follow
         }
         (Wanted::Stop | Wanted::Leave { .. }, Some(_)) if seen.unstarted => Step::Kill,
         (Wanted::Run { epoch, .. }, Some(running)) if running != epoch => Step::Kill,

@@ -17,6 +17,7 @@ fn seen() -> Seen {
         backing_off: false,
         resets: 0,
         deleted: false,
+        following: false,
         unstarted: false,
         handover: Handover::Broken,
         gave_up: false,

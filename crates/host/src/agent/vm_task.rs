@@ -103,6 +103,8 @@ struct VmTask {
     outgoing: Option<moves::Outgoing>,
     /// The attempt for which the process here waits; its guest has not run here.
     incoming: Option<i64>,
+    /// The guest that runs here, as long as part of its memory is yet to come from the host before.
+    following: Option<moves::Following>,
     /// It was told that the process waits.
     listening: bool,
     /// An attempt that failed here.
@@ -198,6 +200,7 @@ impl VmTask {
             said: OwnRecord::default(),
             outgoing: None,
             incoming: None,
+            following: None,
             listening: false,
             gave_up: None,
             said_gone: None,
@@ -232,6 +235,7 @@ impl VmTask {
                     if self.was_let_run() {
                         self.note =
                             "its QEMU did not answer when this host's daemon started".into();
+                        self.following = self.moved_here();
                         return;
                     }
                     if self.parts.clock.now() >= until {
@@ -322,6 +326,7 @@ impl VmTask {
             resets: self.resets,
             deleted: self.deleted,
             unstarted: self.incoming.is_some(),
+            following: self.following.is_some(),
             handover: self.handover(snapshot),
             gave_up: self.has_given_up(wanted),
         };
@@ -335,9 +340,12 @@ impl VmTask {
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
             Step::Reset => self.reset(snapshot).await,
-            Step::Receive | Step::Attend | Step::HandOver | Step::LetRun | Step::SayGone => {
-                self.move_on(snapshot, wanted, step).await;
-            }
+            Step::Receive
+            | Step::Attend
+            | Step::HandOver
+            | Step::LetRun
+            | Step::Follow
+            | Step::SayGone => self.move_on(snapshot, wanted, step).await,
             Step::Clean => self.clean(snapshot, wanted).await,
             Step::LeaveEnded => {
                 self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it")
@@ -373,7 +381,7 @@ impl VmTask {
         match &placement.moved_from {
             Some(from) => snapshot.handover(&self.vm, from),
             // It was settled before this host looked.
-            None => self.incoming.map_or(Handover::Broken, |attempt| {
+            None => self.awaited().map_or(Handover::Broken, |attempt| {
                 let hosts = snapshot.migration_status.get(&self.vm);
                 let whole = hosts.is_some_and(|hosts| {
                     hosts.values().any(|told| {
@@ -395,6 +403,7 @@ impl VmTask {
                 self.hand_over(snapshot, attempt).await;
             }
             (Step::LetRun, _) => self.let_run(snapshot).await,
+            (Step::Follow, _) => self.follow(snapshot, wanted).await,
             (Step::SayGone, Wanted::Leave { attempt }) => self.say_gone(snapshot, attempt).await,
             _ => {}
         }
@@ -657,6 +666,7 @@ impl VmTask {
                 self.runs_since = None;
                 self.written = None;
                 self.incoming = None;
+                self.following = None;
                 self.outgoing = None;
                 self.note.clear();
             }
@@ -666,6 +676,7 @@ impl VmTask {
 
     async fn gone(&mut self, snapshot: &Snapshot, message: &str) {
         self.running = None;
+        self.following = None;
         self.runs_since = None;
         self.started_ms = None;
         self.ready = None;

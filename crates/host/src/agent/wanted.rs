@@ -56,7 +56,13 @@ fn moving(snapshot: &Snapshot, me: &Name, vm: &Name, placement: &Versioned<Place
         return Wanted::Receive { epoch: placement.epoch + 1, attempt: placement.revision };
     }
     match &placement.moved_from {
-        Some(from) if from.host == *me && snapshot.handover(vm, from) == Handover::Pending => {
+        Some(from)
+            if from.host == *me
+                && matches!(
+                    snapshot.handover(vm, from),
+                    Handover::Pending | Handover::Following
+                ) =>
+        {
             Wanted::HandOver { attempt: from.attempt }
         }
         _ => Wanted::NotMine,

@@ -93,6 +93,8 @@ commands! {
     MIGRATION_PARAMETERS = "migrate-set-parameters", ["downtime-limit", "max-bandwidth"], [], false;
     /// Begins to send a guest.
     MIGRATE = "migrate", ["uri"], [], false;
+    /// Lets it go over before all of its memory is there.
+    MIGRATE_POSTCOPY = "migrate-start-postcopy", [], [], false;
     /// Where a guest comes from.
     MIGRATE_INCOMING = "migrate-incoming", ["uri"], [], false;
     /// Sends what is left.

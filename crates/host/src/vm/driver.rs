@@ -86,6 +86,9 @@ pub struct VmLaunch {
     /// It takes a guest that runs elsewhere.
     #[serde(default)]
     pub incoming: bool,
+    /// That guest's memory may follow it.
+    #[serde(default)]
+    pub postcopy: bool,
     /// It has a port for a guest agent.
     #[serde(default)]
     pub agent: bool,

@@ -28,6 +28,10 @@ pub trait Copies: Send + Sync {
     fn reach(&self, from: &str, to: &str) -> bool;
     /// How long the next copy takes while the guest runs.
     fn takes(&self) -> Duration;
+    /// How long the memory of the next guest that goes over before it takes to follow.
+    fn follows(&self) -> Duration {
+        Duration::from_millis(300)
+    }
     /// Whether the next one breaks at its very end, and whether the taker has all of it nevertheless.
     fn breaks(&self) -> Option<bool>;
     /// Whether a sender waits before it hands over, and a taker until it is told to run. One that does not is broken
@@ -60,6 +64,12 @@ struct OneCopy {
     taker: Copy,
     /// The sender was told to send the rest.
     handing: bool,
+    /// All of its memory was sent once.
+    round: bool,
+    /// It was told to go over before all of its memory is there.
+    postcopy: bool,
+    /// Looks at which something could be sent.
+    sent: u64,
 }
 
 /// What of the world is about copies.
@@ -134,6 +144,12 @@ impl World {
         }
     }
 
+    fn sent_more(&self, vm: &str) {
+        if let Some(copy) = lock(&self.moves.copies).get_mut(vm) {
+            copy.sent += 1;
+        }
+    }
+
     fn copy(&self, vm: &str) -> Option<OneCopy> {
         lock(&self.moves.copies).get(vm).cloned()
     }
@@ -149,6 +165,15 @@ impl World {
     /// Ends a copy whose other side is gone; true when it did.
     fn broken(&self, vm: &str, copy: &OneCopy) -> bool {
         let gone = |why: &str| Copy::Broken(why.to_owned());
+        if copy.sender == Copy::Following {
+            let (from, to) = (self.has_process(&copy.from, vm), self.has_process(&copy.to, vm));
+            if !from || !to {
+                // The guest waits for ever for what does not come.
+                self.halt(&copy.to, vm);
+                self.change(vm, |copy| (copy.sender, copy.taker) = (Copy::Torn, Copy::Torn));
+            }
+            return !from || !to;
+        }
         if !self.has_process(&copy.from, vm) {
             self.change(vm, |copy| {
                 copy.sender = gone("the sender is gone");
@@ -176,11 +201,12 @@ impl World {
 
 /// One copy, from its first byte to its end. Nobody waits for it: QEMU does it by itself.
 async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
-    let mut left = copies.takes();
+    let takes = copies.takes();
+    let (mut left, mut follows) = (takes, copies.follows());
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(copy) = world.copy(&vm) else { return };
-        if matches!(copy.sender, Copy::Broken(_) | Copy::Whole) {
+        if matches!(copy.sender, Copy::Broken(_) | Copy::Torn | Copy::Whole) {
             return;
         }
         // A sender whose host is paused notices nothing, and does nothing by itself.
@@ -193,9 +219,20 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
         if world.stalls(&copy, &*copies) {
             continue;
         }
-        if copy.sender == Copy::Active && !copy.handing {
+        world.sent_more(&vm);
+        if copy.sender == Copy::Following {
+            follows = follows.saturating_sub(LOOK);
+            if follows.is_zero() {
+                return world.change(&vm, |copy| {
+                    (copy.sender, copy.taker) = (Copy::Whole, Copy::Whole);
+                });
+            }
+        } else if copy.sender == Copy::Active && !copy.handing {
             left = left.saturating_sub(LOOK);
-            if left.is_zero() {
+            if !copy.round && left <= takes / 2 {
+                world.change(&vm, |copy| copy.round = true);
+            }
+            if left.is_zero() || copy.postcopy {
                 world.halt(&copy.from, &vm);
                 if !copies.waits() {
                     finish(&world, &vm, &copy, None);
@@ -204,21 +241,26 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
                 world.change(&vm, |copy| copy.sender = Copy::Stopped);
             }
         } else if copy.handing {
-            finish(&world, &vm, &copy, copies.breaks());
-            return;
+            let breaks = copies.breaks();
+            let goes_on = copy.postcopy && breaks.is_none();
+            finish(&world, &vm, &copy, breaks);
+            if !goes_on {
+                return;
+            }
         }
     }
 }
 
 fn finish(world: &World, vm: &str, copy: &OneCopy, breaks: Option<bool>) {
+    let whole = if copy.postcopy { Copy::Following } else { Copy::Whole };
     let Some(all_came) = breaks else {
-        return world.change(vm, |copy| (copy.sender, copy.taker) = (Copy::Whole, Copy::Whole));
+        return world.change(vm, |copy| (copy.sender, copy.taker) = (whole.clone(), whole.clone()));
     };
     world.go_on(&copy.from, vm);
     let broken = || Copy::Broken("the wire broke".into());
     world.change(vm, |copy| {
         copy.sender = broken();
-        copy.taker = if all_came { Copy::Whole } else { broken() };
+        copy.taker = if all_came && !copy.postcopy { Copy::Whole } else { broken() };
     });
 }
 
@@ -248,7 +290,8 @@ impl LiveMigration for FakeVmDriver {
 
     async fn let_run(&self, vm: &str) -> Result<(), VmError> {
         self.clock.pass().await;
-        let arrived = self.world.copy(vm).is_some_and(|copy| copy.taker == Copy::Whole);
+        let arrived = |copy: OneCopy| matches!(copy.taker, Copy::Whole | Copy::Following);
+        let arrived = self.world.copy(vm).is_some_and(arrived);
         if !arrived {
             return Err(refused(vm, "cont", "the guest has not arrived"));
         }
@@ -265,20 +308,43 @@ impl LiveMigration for FakeVmDriver {
         self.clock.pass().await;
         let to = socket.display().to_string();
         let (from, sender, taker) = (self.host.clone(), Copy::Active, Copy::Active);
-        let copy = OneCopy { from, to, sender, taker, handing: false };
+        let copy = OneCopy {
+            from,
+            to,
+            sender,
+            taker,
+            handing: false,
+            round: false,
+            postcopy: false,
+            sent: 0,
+        };
         lock(&self.world.moves.copies).insert(vm.to_owned(), copy);
         tokio::spawn(run(Arc::clone(&self.world), vm.to_owned(), Arc::clone(&self.copies)));
         Ok(())
     }
 
+    async fn start_postcopy(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        match self.world.copy(vm) {
+            Some(copy) if copy.from == self.host && copy.sender == Copy::Active => {
+                self.world.change(vm, |copy| copy.postcopy = true);
+                Ok(())
+            }
+            _ => Err(refused(vm, "migrate-start-postcopy", "there is no copy under way")),
+        }
+    }
+
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError> {
         self.clock.pass().await;
-        let side = self.world.copy(vm).and_then(|copy| match &self.host {
-            host if *host == copy.from => Some(copy.sender),
-            host if *host == copy.to => Some(copy.taker),
-            _ => None,
-        });
-        Ok(Transfer { copy: side.unwrap_or(Copy::None), progress: Progress::default() })
+        let Some(copy) = self.world.copy(vm) else { return Ok(Transfer::none()) };
+        let side = match &self.host {
+            host if *host == copy.from => copy.sender,
+            host if *host == copy.to => copy.taker,
+            _ => Copy::None,
+        };
+        let rounds = if copy.round { 2 } else { 1 };
+        let progress = Progress { rounds, sent: copy.sent, ..Progress::default() };
+        Ok(Transfer { copy: side, progress })
     }
 
     async fn hand_over(&self, vm: &str) -> Result<(), VmError> {
@@ -294,6 +360,12 @@ impl LiveMigration for FakeVmDriver {
 
     async fn take_back(&self, vm: &str) -> Result<(), VmError> {
         self.clock.pass().await;
+        let follows = |copy: OneCopy| {
+            copy.from == self.host && matches!(copy.sender, Copy::Following | Copy::Torn)
+        };
+        if self.world.copy(vm).is_some_and(follows) {
+            return Err(refused(vm, "migrate_cancel", "the guest has gone over"));
+        }
         self.world.go_on(&self.host, vm);
         if self.world.copy(vm).is_some_and(|copy| copy.from == self.host) {
             self.world.change(vm, |copy| {

@@ -25,6 +25,7 @@ pub fn launch(vm: &str) -> VmLaunch {
         uuid: "6b1f2a3c-0000-4000-8000-000000000001".into(),
         machine: None,
         incoming: false,
+        postcopy: false,
         agent: false,
     }
 }

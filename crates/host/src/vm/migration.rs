@@ -17,6 +17,10 @@ pub enum Copy {
     Active,
     /// The sender has stopped the guest and waits to hand it over.
     Stopped,
+    /// The sender can run the guest no more and the taker can; memory that the guest needs is still being sent.
+    Following,
+    /// That broke off: what had not come by then never comes, and neither side can run the guest.
+    Torn,
     /// All of it is on the other side: the sender can run the guest no more, and the taker can.
     Whole,
     /// It broke; the sender may run the guest on.
@@ -58,6 +62,8 @@ pub trait LiveMigration: Send + Sync {
         socket: &Path,
         options: &MigrationOptions,
     ) -> Result<(), VmError>;
+    /// Lets a guest go over before all of its memory is there, which follows. It stops for that as for any handover.
+    async fn start_postcopy(&self, vm: &str) -> Result<(), VmError>;
     /// How far a copy is, on either side.
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError>;
     /// Sends what is left of a guest that was stopped for it.

@@ -10,6 +10,7 @@
 //!      ├──► record.rs, scan.rs: what an earlier daemon started, recorded or not
 //!      ├──► process.rs: the process, held by its pidfd
 //!      ├──► migration.rs, qemu_migration.rs: a guest moves while it runs
+//!      │           └── page_faults.rs: what a guest needs whose memory follows it
 //!      ├──► guest_agent.rs: whether the agent in the guest answers
 //!      ├──► scope.rs: a control group of its own, from systemd
 //!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
@@ -29,6 +30,7 @@ pub mod guest_agent;
 pub mod kvm;
 pub mod launch;
 pub mod migration;
+pub mod page_faults;
 pub mod probe;
 pub mod process;
 pub mod qemu;

@@ -9,6 +9,7 @@ use super::{
     driver::{GuestState, RunningVm, VmDriver, VmError, VmLaunch},
     launch,
     migration::{Copy, LiveMigration, Transfer},
+    page_faults,
     qemu::QemuDriver,
     qmp::{DEADLINE, QmpError},
 };
@@ -38,7 +39,9 @@ pub fn transfer(answer: &Value) -> Transfer {
     let copy = match answer["status"].as_str().unwrap_or("none") {
         "none" => Copy::None,
         "pre-switchover" => Copy::Stopped,
+        "postcopy-active" => Copy::Following,
         "completed" => Copy::Whole,
+        "postcopy-paused" | "postcopy-recover-setup" | "postcopy-recover" => Copy::Torn,
         "failed" | "failing" | "cancelled" | "cancelling" => {
             let said = answer["error-desc"].as_str();
             Copy::Broken(said.unwrap_or("the copy was ended").to_owned())
@@ -69,8 +72,13 @@ impl QemuDriver {
     /// Makes a process that stands ready to take its guest.
     async fn expect(&self, launch: &VmLaunch, fd: i32) -> Result<(), VmError> {
         let vm = launch.vm.as_str();
-        let enable = capabilities(&[("events", true), ("late-block-activate", true)]);
-        self.tell(vm, &commands::MIGRATION_CAPABILITIES, enable).await?;
+        let wanted =
+            [("events", true), ("late-block-activate", true), ("postcopy-ram", launch.postcopy)];
+        // QEMU takes hold of the kernel's page faults here, and never again.
+        let faults =
+            if launch.postcopy { Some(page_faults::lend(launch.uid).await?) } else { None };
+        self.tell(vm, &commands::MIGRATION_CAPABILITIES, capabilities(&wanted)).await?;
+        drop(faults);
         let from = json!({ "uri": format!("fd:{fd}") });
         self.tell(vm, &commands::MIGRATE_INCOMING, from).await.map(|_| ())
     }
@@ -117,12 +125,22 @@ impl LiveMigration for QemuDriver {
         socket: &Path,
         options: &MigrationOptions,
     ) -> Result<(), VmError> {
-        let enable = [("events", true), ("pause-before-switchover", true), ("auto-converge", true)];
+        let enable = [
+            ("events", true),
+            ("pause-before-switchover", true),
+            ("postcopy-ram", options.postcopy),
+            // A guest whose memory may follow need not be slowed down.
+            ("auto-converge", !options.postcopy),
+        ];
         self.tell(vm, &commands::MIGRATION_CAPABILITIES, capabilities(&enable)).await?;
         let limits = json!({ "downtime-limit": options.downtime().0, "max-bandwidth": BANDWIDTH });
         self.tell(vm, &commands::MIGRATION_PARAMETERS, limits).await?;
         let to = json!({ "uri": format!("unix:{}", socket.display()) });
         self.tell(vm, &commands::MIGRATE, to).await.map(|_| ())
+    }
+
+    async fn start_postcopy(&self, vm: &str) -> Result<(), VmError> {
+        self.tell(vm, &commands::MIGRATE_POSTCOPY, json!({})).await.map(|_| ())
     }
 
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError> {
@@ -174,6 +192,9 @@ mod tests {
         assert_eq!(of("device"), Copy::Active);
         assert_eq!(of("pre-switchover"), Copy::Stopped);
         assert_eq!(of("completed"), Copy::Whole);
+        assert_eq!(of("postcopy-device"), Copy::Active);
+        assert_eq!(of("postcopy-active"), Copy::Following);
+        assert_eq!(of("postcopy-paused"), Copy::Torn);
         assert!(matches!(of("cancelled"), Copy::Broken(_)));
         assert_eq!(transfer(&json!({})).copy, Copy::None);
         let answer = json!({

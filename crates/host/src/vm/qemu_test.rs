@@ -30,6 +30,7 @@ fn launch(vm: &str) -> VmLaunch {
         uuid: "u".into(),
         machine: None,
         incoming: false,
+        postcopy: false,
         agent: false,
     }
 }

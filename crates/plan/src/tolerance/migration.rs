@@ -10,8 +10,8 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Handover, Migration, MigrationOptions, MigrationPhase, MigrationStatus, MovedFrom,
-    MovingTo, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
+    Action, Bytes, Handover, Migration, MigrationPhase, MigrationStatus, MovedFrom, MovingTo, Name,
+    Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec, host::POSTCOPY,
     object::Stored, plan::MoveStep,
 };
 
@@ -54,9 +54,28 @@ fn settle(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>) {
                 .unwrap_or_default();
             (true, format!("{vm} was moved from {} to {}{downtime}", from.host, placement.host))
         }
+        // What was not there yet is lost with it; it starts elsewhere.
+        Handover::Following if lost => {
+            let reason = format!(
+                "{vm} was moved from {} to {}, which was lost before all of its memory had come",
+                from.host, placement.host
+            );
+            (true, reason)
+        }
+        Handover::Following => {
+            let left = told(work.snapshot, vm, &from.host).and_then(|told| told.progress);
+            let left = left.map(|p| format!(", {} left", Bytes::mib(p.left >> 20)));
+            let why = format!(
+                "waiting: {vm} runs on {}, and its memory follows from {}{}",
+                placement.host,
+                from.host,
+                left.unwrap_or_default()
+            );
+            return work.wait(vm_ref(vm), why);
+        }
         Handover::Broken => {
             let reason = format!(
-                "{vm} starts anew on {}: it was handed over, and its copy on {} ended before all of it had arrived",
+                "{vm} starts anew on {}: it was handed over, and its copy on {} ended before all of it had come",
                 placement.host, from.host
             );
             (false, reason)
@@ -263,12 +282,16 @@ pub(crate) fn record(
     vm: &Name,
     by: String,
 ) -> Migration {
+    let object = work.snapshot.vms.get(vm);
+    let mut options = object.map(|object| object.spec.migration.clone()).unwrap_or_default();
+    // A placement that says so could not be read there.
+    options.postcopy &= speaks_less(work.snapshot, POSTCOPY).is_none();
     Migration {
         // No other write has that revision.
         id: format!("{vm}-{}", placement.revision),
         from: placement.host.clone(),
         to: None,
-        options: MigrationOptions::default(),
+        options,
         by,
         at_ms: work.seen.now_ms,
         drain: None,
@@ -369,6 +392,14 @@ pub(crate) fn unfit(snapshot: &Snapshot, from: &Name, to: &Name) -> Option<Strin
     (version(&to_status.qemu) < version(&from_status.qemu)).then(|| {
         format!("QEMU on {to} ({}) is older than on {from} ({})", to_status.qemu, from_status.qemu)
     })
+}
+
+/// A host that does not say that it understands so much, if there is one; each of them reads each placement.
+#[must_use]
+pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
+    let less =
+        |host: &&Name| snapshot.host_status.get(*host).is_none_or(|status| status.speaks < what);
+    snapshot.hosts.keys().find(less)
 }
 
 /// Why a VM can never move live, if so.

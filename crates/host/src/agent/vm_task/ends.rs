@@ -1,6 +1,6 @@
 //! A process that ends by itself: what is told of it, and how long until the next.
 
-use super::VmTask;
+use super::{VmTask, moves};
 use crate::{
     agent::{
         vm_step::{Wanted, backoff_ms},
@@ -49,6 +49,10 @@ impl VmTask {
         let wanted = wanted::vm(&live, &self.parts.me, &self.vm);
         if !matches!(wanted, Wanted::Run { epoch: wanted, .. } if wanted == epoch) {
             return;
+        }
+        if self.following.take().is_some() {
+            // What of its memory had not come never comes: that is the move's end, and none of the guest's own.
+            return self.tell(format!("{what} on {}: {}", self.parts.me, moves::LOST)).await;
         }
         self.ended = Some(how);
         self.restarts += 1;

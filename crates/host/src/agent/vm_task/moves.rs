@@ -14,13 +14,14 @@
 use super::VmTask;
 use crate::{
     agent::{
-        vm_start::{Preparation, StartFailure},
+        vm_start::{Incoming, Preparation, StartFailure},
         vm_step::Wanted,
+        wanted,
     },
-    vm::migration::Copy,
+    vm::migration::{Copy, Transfer},
 };
 use haven_model::{
-    MigrationPhase, MigrationStatus, Placement, Snapshot, Versioned, VmPhase, keys,
+    Handover, MigrationPhase, MigrationStatus, Placement, Snapshot, Versioned, VmPhase, keys,
     migration::Progress,
 };
 use haven_store::{
@@ -37,6 +38,15 @@ const TELL: Duration = Duration::from_millis(500);
 const AT_ONCE: Duration = Duration::from_millis(5);
 /// How long what is left of a guest may take to be sent. It is stopped meanwhile.
 const HANDOVER: Duration = Duration::from_secs(10);
+/// How long a sender of memory that follows may send nothing: nobody takes it.
+const STALLED: Duration = Duration::from_secs(10);
+/// How long after the word of the sender, that all has come, its own process may take to see it.
+const SEES: Duration = Duration::from_secs(2);
+/// Rounds over the memory, after which a guest whose memory may follow goes over.
+const ROUNDS: u64 = 2;
+/// Why a guest whose memory followed is started anew.
+pub(super) const LOST: &str =
+    "not all of its memory had come from the host that had it before, so it starts anew";
 /// The pause after the store did not take what was told.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -51,6 +61,25 @@ pub(super) struct Outgoing {
     handing: Option<Mono>,
     /// When its figures were told last.
     told: Mono,
+    /// It was told to go over although memory is left.
+    postcopy: bool,
+    /// It was told that memory follows; how much was sent then, and when that was more than before.
+    sent: Option<(u64, Mono)>,
+}
+
+impl Outgoing {
+    fn of(attempt: i64, now: Mono) -> Self {
+        Self { attempt, stopped: false, handing: None, told: now, postcopy: false, sent: None }
+    }
+}
+
+/// A guest that runs here and whose memory is not all here.
+#[derive(Clone, Debug)]
+pub(super) struct Following {
+    /// The attempt by which it came; 0 when an earlier daemon let it run.
+    attempt: i64,
+    /// Since when nobody says any more that something is yet to come.
+    alone: Option<Mono>,
 }
 
 impl VmTask {
@@ -194,7 +223,7 @@ impl VmTask {
         let socket = self.parts.tunnel.open(vm, placement.unix_uid(), &to.host).await;
         let socket = socket.map_err(|error| crate::agent::chain(&error))?;
         let now = self.parts.clock.now();
-        self.outgoing = Some(Outgoing { attempt, stopped: false, handing: None, told: now });
+        self.outgoing = Some(Outgoing::of(attempt, now));
         let sent = self.parts.vms.send(self.vm.as_str(), &socket, &to.options).await;
         self.look_again(WATCH);
         sent.map_err(|error| crate::agent::chain(&error))
@@ -209,7 +238,12 @@ impl VmTask {
         match transfer.copy {
             Copy::Active => {
                 self.look_again(WATCH);
-                if now.since(copy.told) >= TELL {
+                if !copy.postcopy && self.may_follow() && transfer.progress.rounds >= ROUNDS {
+                    match self.parts.vms.start_postcopy(self.vm.as_str()).await {
+                        Ok(()) => self.outgoing = Some(Outgoing { postcopy: true, ..copy }),
+                        Err(error) => self.failed("let the memory follow of", &error),
+                    }
+                } else if now.since(copy.told) >= TELL {
                     self.outgoing = Some(Outgoing { told: now, ..copy });
                     self.tell_copy(attempt, MigrationPhase::Copying, transfer.progress).await;
                 }
@@ -226,12 +260,19 @@ impl VmTask {
                     self.end_copy().await;
                 }
             }
-            Copy::None | Copy::Whole => {
-                if self.withdraw(attempt, "QEMU knows of no copy").await {
+            Copy::None | Copy::Following | Copy::Torn | Copy::Whole => {
+                if self.withdraw(attempt, "QEMU knows of no copy that waits").await {
                     self.end_copy().await;
                 }
             }
         }
+    }
+
+    /// Whether it was asked that its memory may follow it.
+    fn may_follow(&self) -> bool {
+        let live = self.parts.live.borrow();
+        let to = live.placements.get(&self.vm).and_then(|placement| placement.moving_to.as_ref());
+        to.is_some_and(|to| to.options.postcopy)
     }
 
     async fn tell_copy(&mut self, attempt: i64, phase: MigrationPhase, progress: Progress) -> bool {
@@ -244,7 +285,8 @@ impl VmTask {
     pub(super) async fn hand_over(&mut self, snapshot: &Snapshot, attempt: i64) {
         tracing::debug!(vm = %self.vm, "its owner has changed");
         if self.running.is_none() {
-            return self.say_ended(snapshot, attempt, MigrationPhase::Gone, None).await;
+            self.say_ended(snapshot, attempt, MigrationPhase::Gone, None).await;
+            return;
         }
         let copy = self.outgoing.clone().filter(|copy| copy.attempt == attempt);
         let now = self.parts.clock.now();
@@ -265,6 +307,9 @@ impl VmTask {
                 let progress = Some(transfer.progress);
                 self.say_ended(snapshot, attempt, MigrationPhase::HandedOver, progress).await;
             }
+            Ok(transfer) if transfer.copy == Copy::Following && copy.is_some() => {
+                self.send_on(snapshot, attempt, transfer.progress).await;
+            }
             Ok(transfer)
                 if matches!(transfer.copy, Copy::Active | Copy::Stopped)
                     && since.is_some_and(|since| now.since(since) < HANDOVER) =>
@@ -277,6 +322,30 @@ impl VmTask {
                 self.end_process().await;
             }
         }
+    }
+
+    /// What the guest needs of its memory is sent after it. This process can run it no more, and is of use as long as it
+    /// sends.
+    async fn send_on(&mut self, snapshot: &Snapshot, attempt: i64, progress: Progress) {
+        let Some(copy) = self.outgoing.clone() else { return };
+        let now = self.parts.clock.now();
+        self.look_again(WATCH);
+        let (sent, since) = copy.sent.unwrap_or((0, now));
+        if progress.sent <= sent && now.since(since) >= STALLED {
+            tracing::warn!(vm = %self.vm, "its memory cannot be sent on: nobody takes it");
+            return self.end_process().await;
+        }
+        let moved = if progress.sent > sent { (progress.sent, now) } else { (sent, since) };
+        let told = if copy.sent.is_none() || now.since(copy.told) >= TELL {
+            let phase = MigrationPhase::Following;
+            if !self.say_ended(snapshot, attempt, phase, Some(progress)).await {
+                return;
+            }
+            now
+        } else {
+            copy.told
+        };
+        self.outgoing = Some(Outgoing { sent: Some(moved), told, ..copy });
     }
 
     /// It is to start elsewhere: its guest ends here first, and with it a copy that an earlier attempt left.
@@ -324,11 +393,11 @@ impl VmTask {
         attempt: i64,
         phase: MigrationPhase,
         progress: Option<Progress>,
-    ) {
-        let Some(placement) = self.my_placement(snapshot) else { return };
-        let Some(mut status) = self.status(attempt, phase) else { return };
+    ) -> bool {
+        let Some(placement) = self.my_placement(snapshot) else { return false };
+        let Some(mut status) = self.status(attempt, phase) else { return false };
         status.progress = progress;
-        self.say(placement.revision, status).await;
+        self.say(placement.revision, status).await
     }
 
     /// The new host's side: makes ready what the guest needs, and a process that waits for it.
@@ -379,6 +448,7 @@ impl VmTask {
         let session = self.parts.current_session()?;
         let kvm = self.parts.facts.borrow().as_ref().map(|facts| facts.kvm)?;
         let (object, placement) = self.last.clone()?;
+        let options = placement.moving_to.as_ref().map(|to| to.options.clone()).unwrap_or_default();
         let preparation = Preparation {
             parts: Arc::clone(&self.parts),
             vm: self.vm.clone(),
@@ -388,7 +458,7 @@ impl VmTask {
             session: session.number,
             kvm,
             networks: self.networks.clone(),
-            incoming: Some((epoch, Some(machine))),
+            incoming: Some(Incoming { epoch, machine, options }),
         };
         let launch = match self.prepare(snapshot, preparation, session).await? {
             Ok(launch) => launch,
@@ -423,6 +493,7 @@ impl VmTask {
         }
         match self.parts.vms.transfer(self.vm.as_str()).await {
             Ok(transfer) => {
+                // `Torn` comes after the change only.
                 if let Copy::Broken(why) = transfer.copy {
                     self.gave_up = Some(attempt);
                     self.withdraw(attempt, &format!("the copy broke: {why}")).await;
@@ -435,12 +506,11 @@ impl VmTask {
 
     /// Lets a guest run that was handed over: the owner before can run it no more.
     pub(super) async fn let_run(&mut self, snapshot: &Snapshot) {
-        match self.parts.vms.transfer(self.vm.as_str()).await {
-            Ok(transfer) if transfer.copy == Copy::Whole => {}
+        let copy = self.parts.vms.transfer(self.vm.as_str()).await.map(|transfer| transfer.copy);
+        match &copy {
+            Ok(Copy::Whole | Copy::Following) => {}
             // All was sent, and the last of it is being taken in.
-            Ok(transfer) if matches!(transfer.copy, Copy::Active) => {
-                return self.look_again(AT_ONCE);
-            }
+            Ok(Copy::Active) => return self.look_again(AT_ONCE),
             other => {
                 tracing::error!(vm = %self.vm, ?other, "it was handed over and is not here");
                 return self.end_process().await;
@@ -451,9 +521,42 @@ impl VmTask {
             return self.end_process().await;
         }
         tracing::debug!(vm = %self.vm, "it runs on here");
-        self.incoming = None;
+        let attempt = self.incoming.take().unwrap_or_default();
+        self.following =
+            matches!(copy, Ok(Copy::Following)).then_some(Following { attempt, alone: None });
         self.inherit(snapshot);
         self.report(snapshot, VmPhase::Running, "").await;
+    }
+
+    /// The attempt by which the guest that is here came, as long as not all of it is.
+    pub(super) fn awaited(&self) -> Option<i64> {
+        self.incoming.or(self.following.as_ref().map(|following| following.attempt))
+    }
+
+    /// A guest that runs, and part of whose memory is yet to come. Once that cannot come any more, it starts anew.
+    pub(super) async fn follow(&mut self, snapshot: &Snapshot, wanted: Wanted) {
+        let Some(following) = self.following.clone() else { return };
+        let copy = self.parts.vms.transfer(self.vm.as_str()).await.map(|transfer| transfer.copy);
+        let now = self.parts.clock.now();
+        let more = matches!(self.handover(snapshot), Handover::Following | Handover::Pending);
+        let alone = following.alone.filter(|_| !more).or((!more).then_some(now));
+        match copy {
+            Ok(Copy::Whole) => {
+                tracing::debug!(vm = %self.vm, "all of its memory is here");
+                self.following = None;
+                return self.settled(snapshot, wanted).await;
+            }
+            // One that waits for its memory may answer nobody.
+            Ok(Copy::Following) | Err(_) if alone.is_none_or(|since| now.since(since) < SEES) => {
+                self.following = Some(Following { alone, ..following });
+                self.look_again(WATCH);
+                return self.settled(snapshot, wanted).await;
+            }
+            _ => {}
+        }
+        tracing::warn!(vm = %self.vm, ?copy, "it is ended: {LOST}");
+        self.tell(format!("{} on {}: {LOST}", self.vm, self.parts.me)).await;
+        self.end_process().await;
     }
 
     /// The guest is what it was: what its owner before knew of it holds.
@@ -474,11 +577,26 @@ impl VmTask {
     /// A copy that the daemon before this one began.
     pub(super) async fn find_copy(&mut self) {
         let found = self.parts.vms.transfer(self.vm.as_str()).await;
-        if found.is_ok_and(|found| matches!(found.copy, Copy::Active | Copy::Stopped)) {
-            let told = self.parts.clock.now();
-            let copy = Outgoing { attempt: 0, stopped: false, handing: None, told };
-            self.outgoing = Some(copy);
+        let Ok(Transfer { copy, .. }) = found else { return };
+        let snapshot = Arc::clone(&self.parts.live.borrow());
+        let runs = matches!(wanted::vm(&snapshot, &self.parts.me, &self.vm), Wanted::Run { .. });
+        match copy {
+            Copy::Active | Copy::Stopped => {
+                self.outgoing = Some(Outgoing::of(0, self.parts.clock.now()));
+            }
+            Copy::Following | Copy::Torn if runs => {
+                self.following = Some(Following { attempt: 0, alone: None });
+            }
+            _ => {}
         }
+    }
+
+    /// What an earlier daemon let run and what has perhaps not come whole.
+    pub(super) fn moved_here(&self) -> Option<Following> {
+        let live = self.parts.live.borrow();
+        let placement = live.placements.get(&self.vm)?;
+        let came = placement.moved_from.is_some() && placement.host == self.parts.me;
+        came.then_some(Following { attempt: 0, alone: None })
     }
 
     /// Whether the wanted attempt has failed here already.
