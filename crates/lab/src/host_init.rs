@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -144,6 +144,13 @@ fn mount_devices(dev: &Path) -> Result<()> {
         if outside.exists() {
             bind_file(&outside, &dev.join(name))?;
         }
+    }
+    // A node of its own: the daemon changes its group.
+    if let Ok(outside) = fs::metadata("/dev/userfaultfd") {
+        let own = dev.join("userfaultfd");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::sys::stat::mknod(&own, nix::sys::stat::SFlag::S_IFCHR, mode, outside.rdev())
+            .with_context(|| format!("{} could not be made", own.display()))?;
     }
     fresh("tmpfs", &dev.join("shm"), Some("mode=1777"))?;
     fresh("devpts", &dev.join("pts"), Some("newinstance,ptmxmode=0666,mode=620"))?;

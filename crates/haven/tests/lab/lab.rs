@@ -78,13 +78,18 @@ impl Lab {
 
     /// How often a tiny guest has booted, anywhere: each time it says so on its console, which every host keeps.
     pub fn boots_of(&self, vm: &str) -> usize {
+        self.said_by(vm, "TINY-UP")
+    }
+
+    /// How often a guest has said something on its console, anywhere.
+    pub fn said_by(&self, vm: &str, words: &str) -> usize {
         let consoles = HOSTS.into_iter().flat_map(|host| {
             let folder = self.dir.join(format!("hosts/{host}/upper/var/log/haven/vms"));
             let here = std::fs::read_dir(folder).into_iter().flatten().flatten();
             here.filter(|file| file.file_name().to_string_lossy().starts_with(&format!("{vm}.")))
         });
         let said = consoles.filter_map(|file| std::fs::read(file.path()).ok());
-        said.map(|said| String::from_utf8_lossy(&said).matches("TINY-UP").count()).sum()
+        said.map(|said| String::from_utf8_lossy(&said).matches(words).count()).sum()
     }
 
     /// Lets a paused host go on; the instant before its first process does.

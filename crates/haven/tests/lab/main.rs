@@ -14,6 +14,7 @@ mod lost_of_two;
 mod moves;
 mod network;
 mod planned;
+mod postcopy;
 mod reserve;
 mod rolling;
 mod service;
@@ -33,7 +34,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 38] = [
+const CASES: [Case; 39] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -70,6 +71,10 @@ const CASES: [Case; 38] = [
     },
     Case { name: "a_guest_moves_live_and_nobody_notices", run: moves::live },
     Case { name: "a_move_that_breaks_leaves_exactly_one_copy", run: moves::broken },
+    Case {
+        name: "memory_follows_a_guest_that_writes_faster_than_the_wire_carries",
+        run: postcopy::follows,
+    },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",

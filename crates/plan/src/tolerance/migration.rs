@@ -48,11 +48,14 @@ fn settle(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>) {
     let lost = matches!(work.states.get(&placement.host), None | Some(HostState::Lost(_)));
     let (moved, reason) = match handover {
         Handover::Whole if here || lost => {
-            let downtime = told(work.snapshot, vm, &from.host)
+            let told = told(work.snapshot, vm, &from.host);
+            let downtime = told
                 .and_then(|told| told.progress?.downtime)
-                .map(|downtime| format!("; QEMU kept it stopped for {downtime}"))
-                .unwrap_or_default();
-            (true, format!("{vm} was moved from {} to {}{downtime}", from.host, placement.host))
+                .map(|downtime| format!("; QEMU kept it stopped for {downtime}"));
+            let words = told.filter(|told| !told.message.is_empty());
+            let words = words.map(|told| format!("; {}", told.message));
+            let more = [downtime, words].map(Option::unwrap_or_default).concat();
+            (true, format!("{vm} was moved from {} to {}{more}", from.host, placement.host))
         }
         // What was not there yet is lost with it; it starts elsewhere.
         Handover::Following if lost => {

@@ -397,6 +397,9 @@ impl VmTask {
         let Some(placement) = self.my_placement(snapshot) else { return false };
         let Some(mut status) = self.status(attempt, phase) else { return false };
         status.progress = progress;
+        if self.outgoing.as_ref().is_some_and(|copy| copy.sent.is_some()) {
+            "its memory followed it".clone_into(&mut status.message);
+        }
         self.say(placement.revision, status).await
     }
 
