@@ -77,6 +77,8 @@ pub const SPEAKS: u32 = POSTCOPY;
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
 pub const POSTCOPY: u32 = 2;
+/// From here on a guest that moves live takes along the disks that only its host has.
+pub const GOES_ALONG: u32 = 2;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

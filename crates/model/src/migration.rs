@@ -152,6 +152,10 @@ pub enum MigrationPhase {
     Failed,
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// How far the copy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -166,6 +170,12 @@ pub struct Progress {
     pub rate: u64,
     /// Rounds over the memory so far.
     pub rounds: u64,
+    /// Bytes of disks that go along, those that the guest has written since counted again; 0 when none does.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub disk_total: u64,
+    /// Of these, still to be sent.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub disk_left: u64,
     /// How long QEMU kept the guest stopped, once it has said so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime: Option<Millis>,

@@ -335,7 +335,11 @@ impl SimHost {
             address: Arc::new(Failing { driver: address, net: Arc::clone(net) }),
             balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
             secrets: None,
-            storage: Arc::new(SimStorage(Arc::clone(net))),
+            storage: Arc::new(SimStorage {
+                host: self.name.to_string(),
+                net: Arc::clone(net),
+                world: Arc::clone(&self.shared.world),
+            }),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
             machine: Arc::new(SimMachine {
                 host: self.name.to_string(),

@@ -37,7 +37,8 @@ const STORM_S: u64 = 60;
 #[must_use]
 pub fn random_manifest(replicas: u32, vms: u32) -> String {
     let mut text = format!(
-        "kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
+        "kind: Pool\nname: scratch\ndriver: local\npath: /local\n---\n\
+         kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
          kind: Network\nname: lan\ndriver: bridge\nsubnet: 10.78.0.0/24\n---\n\
          kind: Service\nname: web\nreplicas: {replicas}\n\
          template:\n  spec:\n    memory: 128MiB\n    networks:\n    - network: front\n\
@@ -51,9 +52,14 @@ pub fn random_manifest(replicas: u32, vms: u32) -> String {
             3 => "affinity: {near: {pair: '4'}}\n",
             _ => "",
         };
+        // One has a disk that only its host has.
+        let disk = match i {
+            2 => "disks: [{name: data, size: 1GiB, pool: scratch}]\n",
+            _ => "",
+        };
         let card = if i % 2 == 1 { "networks: [{network: lan}]\n" } else { "" };
         text.push_str(&format!(
-            "---\nkind: VM\nname: db-{i}\nlabels: {{pair: '{i}'}}\nmemory: 512MiB\n{card}{wish}"
+            "---\nkind: VM\nname: db-{i}\nlabels: {{pair: '{i}'}}\nmemory: 512MiB\n{card}{disk}{wish}"
         ));
     }
     text
@@ -131,7 +137,15 @@ async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
             cluster.shared.judge.accuse(what);
         }
     }
+    disks_are_whole(&cluster);
     Ok(verdict(seed, &cluster))
+}
+
+/// No guest ran on a disk that lacks what it has written.
+fn disks_are_whole(cluster: &Cluster) {
+    for lost in cluster.shared.world.local_disks.lost() {
+        cluster.shared.judge.accuse(format!("disks: {lost}"));
+    }
 }
 
 /// With everything well, a host that is drained gets empty, and what it had comes back when that is asked.
@@ -263,6 +277,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     if let Some(within) = expect.recovered_within {
         recovered(judge, within, latest.map(|at| (at - first).as_secs_f64()));
     }
+    disks_are_whole(&cluster);
     Ok(verdict(seed, &cluster))
 }
 

@@ -11,10 +11,11 @@ use haven_host::{
     health::{Prober, Target},
     machine::{Machine, Outcome},
     monitor::{Meter, Stalled, Used},
-    vm::driver::RunningVm,
+    vm::{driver::RunningVm, fake::World, fake_disks::LOCAL},
 };
 use haven_model::{
-    Name, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile, maintenance::Work,
+    Name, PoolDriverKind, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile,
+    maintenance::Work,
 };
 use haven_store::clock::Clock;
 use std::{
@@ -29,13 +30,20 @@ use tokio::time::Instant;
 /// How long a guest boots.
 const BOOT: Duration = Duration::from_secs(2);
 
-/// Disks that are always there, unless the storage fails.
-pub struct SimStorage(pub Arc<Net>);
+/// Disks that are always there, unless the storage fails; and those of local pools, which only their host has.
+pub struct SimStorage {
+    /// This host.
+    pub host: String,
+    /// Whether it works.
+    pub net: Arc<Net>,
+    /// Who has which disk.
+    pub world: Arc<World>,
+}
 
 impl SimStorage {
     fn works(&self) -> Result<(), StorageFailure> {
         let what = || "the disk cannot be read: the simulator lets it fail".to_owned();
-        if self.0.driver_fails() { Err(StorageFailure { what: what() }) } else { Ok(()) }
+        if self.net.driver_fails() { Err(StorageFailure { what: what() }) } else { Ok(()) }
     }
 }
 
@@ -43,30 +51,42 @@ impl SimStorage {
 impl Storage for SimStorage {
     async fn volume(
         &self,
-        _pool: &PoolSpec,
+        pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
         self.works()?;
-        Ok(VolumeReady { path: PathBuf::from(wanted.name.to_string()), format: "raw".into() })
+        let mut path = wanted.name.to_string();
+        if pool.driver == PoolDriverKind::Local {
+            self.world.local_disks.make(&self.host, &path);
+            path = format!("{LOCAL}{path}");
+        }
+        Ok(VolumeReady { path: PathBuf::from(path), format: "raw".into() })
     }
     async fn delete_volume(
         &self,
-        _pool: &PoolSpec,
-        _name: &VolumeName,
+        pool: &PoolSpec,
+        name: &VolumeName,
     ) -> Result<(), StorageFailure> {
         self.works()?;
+        if pool.driver == PoolDriverKind::Local {
+            self.world.local_disks.remove(&self.host, &name.to_string());
+        }
         Ok(())
     }
     async fn volumes(&self, _pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
         self.works()?;
-        Ok(Vec::new())
+        let here = self.world.local_disks.on(&self.host);
+        Ok(here.iter().filter_map(|name| VolumeName::parse(name)).collect())
     }
     async fn put_aside(
         &self,
         _pool: &PoolSpec,
-        _names: &[VolumeName],
+        names: &[VolumeName],
     ) -> Result<(), StorageFailure> {
         self.works()?;
+        for name in names {
+            self.world.local_disks.remove(&self.host, &name.to_string());
+        }
         Ok(())
     }
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {

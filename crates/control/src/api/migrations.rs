@@ -22,6 +22,7 @@ use haven_model::{
 };
 use haven_plan::tolerance::migration::immovable;
 use haven_store::raw::{Compare, Op};
+use tokio::net::UnixStream;
 
 type Api = State<ApiState>;
 
@@ -204,20 +205,45 @@ pub(super) async fn incoming(
     At(name): At<String>,
     request: Request,
 ) -> ApiResult<Response> {
-    let reference = vm_of(&name)?;
-    let vm = &reference.name;
+    let vm = comes_here(&state, &caller, &name).await?;
+    let far = state.local.way_in(vm.as_str()).map_err(taken_back)?;
+    Ok(joined(request, far))
+}
+
+/// The way in for the contents of a disk of a guest that its owner sends to this host.
+pub(super) async fn incoming_disk(
+    State(state): Api,
+    Extension(caller): Extension<Caller>,
+    At(name): At<String>,
+    request: Request,
+) -> ApiResult<Response> {
+    let vm = comes_here(&state, &caller, &name).await?;
+    let none = || taken_back(format!("{vm} takes no disks on {}", state.me));
+    let path = state.local.disks_in(vm.as_str()).ok_or_else(none)?;
+    let far = UnixStream::connect(&path).await.map_err(|error| taken_back(error.to_string()))?;
+    Ok(joined(request, Box::new(far)))
+}
+
+fn taken_back(why: String) -> ApiError {
+    ApiError::new(StatusCode::BAD_GATEWAY, why, "the move is taken back; ask for it again")
+}
+
+fn joined(request: Request, far: Box<dyn serve::Duplex>) -> Response {
+    serve::upgrade(request, far);
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "haven-console")];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+/// The VM, when it is on its way to this host and a host asks.
+async fn comes_here(state: &ApiState, caller: &Caller, name: &str) -> ApiResult<Name> {
+    let vm = vm_of(name)?.name;
     let snapshot = state.current().await?;
-    let moves = snapshot.placements.get(vm).is_some_and(|placement| {
+    let moves = snapshot.placements.get(&vm).is_some_and(|placement| {
         placement.moving_to.as_ref().is_some_and(|to| to.host == state.me)
     });
     if !moves || caller.who != A_HOST {
         let detail = format!("{vm} is not being moved by {} to {}", caller.who, state.me);
         return Err(conflict(detail, "only hosts send VMs, and only where they are to go"));
     }
-    let far = state.local.way_in(vm.as_str()).map_err(|why| {
-        ApiError::new(StatusCode::BAD_GATEWAY, why, "the move is taken back; ask for it again")
-    })?;
-    serve::upgrade(request, far);
-    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "haven-console")];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+    Ok(vm)
 }

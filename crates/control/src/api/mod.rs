@@ -87,6 +87,8 @@ pub trait LocalHost: Send + Sync {
     fn log(&self, vm: &str) -> PathBuf;
     /// The way into the process here that takes a guest, once.
     fn way_in(&self, vm: &str) -> Result<Box<dyn serve::Duplex>, String>;
+    /// The socket at which the process of a VM that comes in takes the contents of its disks; nothing when it takes none.
+    fn disks_in(&self, vm: &str) -> Option<PathBuf>;
     /// Makes another host part of the cluster; its token was checked.
     async fn admit(&self, request: &JoinRequest) -> Result<JoinAnswer, String>;
     /// Opens a byte stream to a path of another host's API (a console).

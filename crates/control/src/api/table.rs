@@ -496,6 +496,17 @@ pub const TABLE: &[Route] = &[
     },
     Route {
         method: "GET",
+        path: "/v1/vms/{name}/incoming/disks",
+        role: Role::Admin,
+        id: "vmIncomingDisks",
+        summary: "the way in for a disk of a guest that its owner sends here (upgrade; hosts only)",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Upgrade,
+        handler: || get(migrations::incoming_disk),
+    },
+    Route {
+        method: "GET",
         path: "/v1/vms/{name}/console",
         role: Role::Operator,
         id: "vmConsole",

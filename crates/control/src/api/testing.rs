@@ -159,6 +159,9 @@ impl LocalHost for Nothing {
     fn log(&self, vm: &str) -> PathBuf {
         PathBuf::from("/nonexistent").join(vm)
     }
+    fn disks_in(&self, _vm: &str) -> Option<std::path::PathBuf> {
+        None
+    }
     fn way_in(&self, vm: &str) -> Result<Box<dyn super::serve::Duplex>, String> {
         Err(format!("no process waits for {vm}"))
     }

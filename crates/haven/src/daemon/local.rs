@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use haven_client::Client;
 use haven_control::api::{LocalHost, serve::Duplex};
 use haven_host::{
+    agent::tunnel::Load,
     agent::{failsafe::Promisers, storage::StorageFailure},
     storage::{files::Fetch, images::ImageStore},
     vm::driver::VmDriver,
@@ -51,11 +52,16 @@ impl Peers {
         &self,
         host: &Name,
         vm: &str,
+        load: Load,
     ) -> Result<Box<dyn haven_client::Duplex>, String> {
         let address = self.live.borrow().hosts.get(host).map(|host| host.spec.address);
         let address = address.ok_or_else(|| format!("there is no host {host}"))?;
         let client = self.client(address);
-        client.upgrade(&format!("/v1/vms/{vm}/incoming")).await.map_err(|error| error.to_string())
+        let what = match load {
+            Load::Memory => "incoming",
+            Load::Disks => "incoming/disks",
+        };
+        client.upgrade(&format!("/v1/vms/{vm}/{what}")).await.map_err(|error| error.to_string())
     }
 
     fn client(&self, host: Ipv4Addr) -> Client {
@@ -187,6 +193,10 @@ impl LocalHost for Local {
 
     fn log(&self, vm: &str) -> PathBuf {
         self.vms.log(vm)
+    }
+
+    fn disks_in(&self, vm: &str) -> Option<PathBuf> {
+        self.vms.disks_in(vm)
     }
 
     fn way_in(&self, vm: &str) -> Result<Box<dyn Duplex>, String> {

@@ -1,9 +1,9 @@
-//! The way of a guest's memory to another host: from a socket that only its QEMU reaches, over mutual TLS, into the
-//! process that takes it.
+//! The way of a guest's memory, and of disks that go along, to another host: from a socket that only its QEMU reaches,
+//! over mutual TLS, into the process that takes it.
 
 use super::local::Peers;
 use async_trait::async_trait;
-use haven_host::agent::tunnel::{Tunnel, TunnelError};
+use haven_host::agent::tunnel::{Load, Tunnel, TunnelError};
 use haven_model::Name;
 use std::{
     collections::BTreeMap,
@@ -11,17 +11,25 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::{JoinHandle, JoinSet},
+};
 
 /// The socket's name in a VM's directory.
-const SOCKET: &str = "outgoing.sock";
+fn socket(load: Load) -> &'static str {
+    match load {
+        Load::Memory => "outgoing.sock",
+        Load::Disks => "outgoing-disks.sock",
+    }
+}
 
-/// Tunnels of this host's daemon, one per VM.
+/// Tunnels of this host's daemon.
 pub struct Tunnels {
     /// `RUN/vms`.
     run_dir: PathBuf,
     peers: Peers,
-    open: Mutex<BTreeMap<String, JoinHandle<()>>>,
+    open: Mutex<BTreeMap<(String, Load), JoinHandle<()>>>,
 }
 
 impl Tunnels {
@@ -43,39 +51,83 @@ fn listen(path: &Path, uid: u32) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
+impl Tunnels {
+    /// Ends the one that carries this.
+    fn end(&self, vm: &str, load: Load) {
+        let key = (vm.to_owned(), load);
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if let Some(carry) = open {
+            carry.abort();
+            // Fine when it is gone with the VM's directory.
+            let _ = std::fs::remove_file(self.run_dir.join(vm).join(socket(load)));
+        }
+    }
+}
+
+/// Carries one connection to its end.
+async fn carry(vm: &str, mut near: UnixStream, mut far: Box<dyn haven_client::Duplex>) {
+    if let Err(error) = tokio::io::copy_bidirectional(&mut near, &mut far).await {
+        tracing::warn!(vm, %error, "the way of a guest to another host broke");
+    }
+}
+
+/// Carries one connection for each disk, until it is dropped.
+async fn carry_disks(listener: UnixListener, peers: Peers, host: Name, vm: String) {
+    let mut ways = JoinSet::new();
+    while let Ok((near, _)) = listener.accept().await {
+        let far = match peers.way_into(&host, &vm, Load::Disks).await {
+            Ok(far) => far,
+            Err(why) => {
+                tracing::warn!(vm, why, "the contents of a disk cannot be sent to {host}");
+                continue;
+            }
+        };
+        let vm = vm.clone();
+        ways.spawn(async move { carry(&vm, near, far).await });
+    }
+}
+
 #[async_trait]
 impl Tunnel for Tunnels {
-    async fn open(&self, vm: &str, uid: u32, host: &Name) -> Result<PathBuf, TunnelError> {
-        self.close(vm);
-        let path = self.run_dir.join(vm).join(SOCKET);
+    async fn open(
+        &self,
+        vm: &str,
+        uid: u32,
+        host: &Name,
+        load: Load,
+    ) -> Result<PathBuf, TunnelError> {
+        self.end(vm, load);
+        let path = self.run_dir.join(vm).join(socket(load));
         let failed = |error: std::io::Error| TunnelError {
             what: format!("the socket {} cannot be made", path.display()),
             why: error.to_string(),
         };
         let listener = listen(&path, uid).map_err(failed)?;
-        // Before QEMU begins, so that a host that cannot be reached costs no copy.
-        let mut far = self
-            .peers
-            .way_into(host, vm)
-            .await
-            .map_err(|why| TunnelError { what: format!("{host} does not take {vm}"), why })?;
         let name = vm.to_owned();
-        let carry = tokio::spawn(async move {
-            let Ok((mut near, _)) = listener.accept().await else { return };
-            if let Err(error) = tokio::io::copy_bidirectional(&mut near, &mut far).await {
-                tracing::warn!(vm = name, %error, "the way of its memory to another host broke");
+        let carries = match load {
+            Load::Disks => {
+                tokio::spawn(carry_disks(listener, self.peers.clone(), host.clone(), name))
             }
-        });
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(vm.to_owned(), carry);
+            Load::Memory => {
+                // Before QEMU begins, so that a host that cannot be reached costs no copy.
+                let far = self.peers.way_into(host, vm, load).await.map_err(|why| TunnelError {
+                    what: format!("{host} does not take {vm}"),
+                    why,
+                })?;
+                tokio::spawn(async move {
+                    if let Ok((near, _)) = listener.accept().await {
+                        carry(&name, near, far).await;
+                    }
+                })
+            }
+        };
+        let key = (vm.to_owned(), load);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(key, carries);
         Ok(path)
     }
 
     fn close(&self, vm: &str) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(vm);
-        if let Some(carry) = open {
-            carry.abort();
-            // Fine when it is gone with the VM's directory.
-            let _ = std::fs::remove_file(self.run_dir.join(vm).join(SOCKET));
-        }
+        self.end(vm, Load::Memory);
+        self.end(vm, Load::Disks);
     }
 }

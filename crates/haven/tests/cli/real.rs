@@ -63,6 +63,9 @@ impl LocalHost for OnlyImages {
     fn log(&self, _: &str) -> PathBuf {
         "/nowhere".into()
     }
+    fn disks_in(&self, _: &str) -> Option<PathBuf> {
+        None
+    }
     fn way_in(&self, vm: &str) -> Result<Box<dyn haven_control::api::serve::Duplex>, String> {
         Err(format!("no process waits for {vm}"))
     }

@@ -83,13 +83,18 @@ impl Lab {
 
     /// How often a guest has said something on its console, anywhere.
     pub fn said_by(&self, vm: &str, words: &str) -> usize {
+        self.all_said_by(vm).matches(words).count()
+    }
+
+    /// All that a guest has said on its console, anywhere.
+    pub fn all_said_by(&self, vm: &str) -> String {
         let consoles = HOSTS.into_iter().flat_map(|host| {
             let folder = self.dir.join(format!("hosts/{host}/upper/var/log/haven/vms"));
             let here = std::fs::read_dir(folder).into_iter().flatten().flatten();
             here.filter(|file| file.file_name().to_string_lossy().starts_with(&format!("{vm}.")))
         });
         let said = consoles.filter_map(|file| std::fs::read(file.path()).ok());
-        said.map(|said| String::from_utf8_lossy(&said).matches(words).count()).sum()
+        said.map(|said| String::from_utf8_lossy(&said).into_owned()).collect()
     }
 
     /// Lets a paused host go on; the instant before its first process does.

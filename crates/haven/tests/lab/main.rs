@@ -5,6 +5,7 @@ mod balance;
 mod clock;
 mod commands;
 mod crash;
+mod disks;
 mod faults;
 mod fencing;
 mod hang;
@@ -34,7 +35,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 39] = [
+const CASES: [Case; 40] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -75,6 +76,7 @@ const CASES: [Case; 39] = [
         name: "memory_follows_a_guest_that_writes_faster_than_the_wire_carries",
         run: postcopy::follows,
     },
+    Case { name: "a_disk_of_one_host_goes_along_with_its_guest", run: disks::go_along },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",

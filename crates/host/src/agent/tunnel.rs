@@ -14,13 +14,28 @@ pub struct TunnelError {
     pub why: String,
 }
 
+/// What goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Load {
+    /// The guest's memory and devices: one connection.
+    Memory,
+    /// The contents of its disks: a connection for each.
+    Disks,
+}
+
 /// Joins a socket of this host with the process on another host that takes a guest.
 #[async_trait]
 pub trait Tunnel: Send + Sync {
     /// The socket through which the process of `vm`, which runs as `uid`, reaches its taker on `host`. An earlier one
-    /// of this VM ends.
-    async fn open(&self, vm: &str, uid: u32, host: &Name) -> Result<PathBuf, TunnelError>;
-    /// Ends it. Fine when there is none.
+    /// of this VM for the same load ends.
+    async fn open(
+        &self,
+        vm: &str,
+        uid: u32,
+        host: &Name,
+        load: Load,
+    ) -> Result<PathBuf, TunnelError>;
+    /// Ends all of them. Fine when there is none.
     fn close(&self, vm: &str);
 }
 
@@ -29,7 +44,13 @@ pub struct NoTunnel;
 
 #[async_trait]
 impl Tunnel for NoTunnel {
-    async fn open(&self, _vm: &str, _uid: u32, host: &Name) -> Result<PathBuf, TunnelError> {
+    async fn open(
+        &self,
+        _vm: &str,
+        _uid: u32,
+        host: &Name,
+        _load: Load,
+    ) -> Result<PathBuf, TunnelError> {
         Ok(PathBuf::from(host.as_str()))
     }
     fn close(&self, _vm: &str) {}

@@ -7,11 +7,12 @@ use super::{
     AgentParts,
     networks::Networks,
     storage::{SeedNic, SeedWanted, VolumeName, VolumeWanted},
+    volumes::Known,
 };
 use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
 use haven_model::{
-    ImageSpec, MigrationOptions, Name, NicAddress, ObjectRef, Placement, PoolSpec, Snapshot,
-    VmSpec,
+    ImageSpec, MigrationOptions, Name, NicAddress, ObjectRef, Placement, PoolDriverKind, PoolSpec,
+    Snapshot, VmSpec,
     image::ImageFile,
     object::{Kind, Stored},
     vm::DiskSpec,
@@ -121,11 +122,26 @@ impl Preparation<'_> {
         Ok(())
     }
 
+    /// Removes a volume of the past, so that nothing of it is beneath what its owner sends.
+    async fn make_way(&self, pool: &PoolSpec, name: &VolumeName) -> Result<(), StartFailure> {
+        let known = Known::ask(&self.parts, &self.vm).await.map_err(|e| StartFailure::of(&e))?;
+        if !known.lets_go(&self.parts.me, &name.vm_uid, false) {
+            return Err(StartFailure(format!(
+                "the store does not say clearly that another host has the disk `{}`, so what is here of it is kept",
+                name.disk
+            )));
+        }
+        self.parts.storage.delete_volume(pool, name).await.map_err(|e| StartFailure::of(&e))
+    }
+
     async fn disks(&self, step: &watch::Sender<String>) -> Result<Vec<DiskLaunch>, StartFailure> {
         let mut disks = Vec::new();
         for disk in &self.object.spec.disks {
             let pool = pool_of(self.snapshot, disk)?;
+            let arrives = self.incoming.is_some() && pool.driver == PoolDriverKind::Local;
             let image = match &disk.image {
+                // All of it comes from its owner, who may have made it from an image that is another one by now.
+                _ if arrives => None,
                 None => None,
                 Some(name) => {
                     let image = image_of(self.snapshot, name)?;
@@ -149,6 +165,9 @@ impl Preparation<'_> {
                 owner_uid: self.placement.unix_uid(),
             };
             step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
+            if arrives {
+                self.make_way(&pool, &wanted.name).await?;
+            }
             let ready = self
                 .parts
                 .storage
@@ -161,6 +180,7 @@ impl Preparation<'_> {
                 format: ready.format,
                 read_only: false,
                 size_bytes: disk.size.0,
+                arrives,
             });
         }
         Ok(disks)

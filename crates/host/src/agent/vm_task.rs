@@ -4,6 +4,7 @@
 //! task starts, stops or cleans this VM here (the guard may kill it at any time).
 
 mod clean;
+mod disks;
 mod ends;
 mod hangs;
 mod moves;

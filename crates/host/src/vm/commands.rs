@@ -103,6 +103,26 @@ commands! {
     MIGRATE_CANCEL = "migrate_cancel", [], [], false;
     /// How far a copy is.
     QUERY_MIGRATE = "query-migrate", [], ["status", "ram", "downtime", "error-desc"], false;
+    /// Takes the descriptor that comes with it.
+    TAKE = "getfd", ["fdname"], [], false;
+    /// Serves disks to who sends their contents.
+    SERVE = "nbd-server-start", ["addr"], [], false;
+    /// Serves no disk any more, and ends who was served.
+    SERVE_NO_MORE = "nbd-server-stop", [], [], false;
+    /// A disk that is served.
+    EXPORT = "block-export-add", ["type", "id", "node-name", "name", "writable"], [], false;
+    /// Makes a block node.
+    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export"], [], false;
+    /// Removes a block node.
+    REMOVE_NODE = "blockdev-del", ["node-name"], [], false;
+    /// Keeps a copy of a disk.
+    MIRROR = "blockdev-mirror", ["job-id", "device", "target", "sync", "auto-dismiss"], [], false;
+    /// Long work on disks.
+    JOBS = "query-jobs", [], ["id", "status", "current-progress", "total-progress", "error"], false;
+    /// Ends a copy of a disk: as it is now, once it is whole, unless `force`.
+    END_MIRROR = "block-job-cancel", ["device", "force"], [], false;
+    /// Forgets a job that has ended.
+    DISMISS = "job-dismiss", ["id"], [], false;
     /// A property of an object of QEMU's.
     PROPERTY = "qom-get", ["path", "property"], [], false;
     /// Ends connections that hang, while a command that waits for them hangs too.

@@ -28,6 +28,9 @@ pub struct DiskLaunch {
     pub read_only: bool,
     /// As the guest sees it, bytes.
     pub size_bytes: u64,
+    /// Its content comes with its guest, from the host that runs it.
+    #[serde(default)]
+    pub arrives: bool,
 }
 
 /// A kernel that QEMU boots directly.
@@ -92,6 +95,14 @@ pub struct VmLaunch {
     /// It has a port for a guest agent.
     #[serde(default)]
     pub agent: bool,
+}
+
+impl VmLaunch {
+    /// The disks whose contents come with the guest, by their places.
+    pub fn arriving(&self) -> impl Iterator<Item = usize> {
+        let disks = self.disks.iter().enumerate().filter(|(_, disk)| disk.arrives);
+        disks.map(|(place, _)| place)
+    }
 }
 
 /// What a guest was seen to do.

@@ -3,6 +3,7 @@
 
 use super::{
     driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
+    fake_disks::LocalDisks,
     fake_migration::{Copies, Moves},
 };
 use crate::guard::{Guard, Registration};
@@ -39,6 +40,8 @@ pub struct World {
     events: Mutex<BTreeMap<String, broadcast::Sender<VmEvent>>>,
     /// Copies between hosts.
     pub(super) moves: Moves,
+    /// Disks that only one host has.
+    pub local_disks: LocalDisks,
 }
 
 impl World {
@@ -156,6 +159,7 @@ impl World {
     pub(super) fn execute(&self, host: &str, vm: &str, epoch: u64) {
         let key = (host.to_owned(), vm.to_owned());
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key, epoch);
+        self.local_disks.executes(host, vm);
         if let Some(witness) = &self.witness {
             witness(host, vm, epoch, true);
         }
@@ -210,6 +214,8 @@ impl FakeVmDriver {
             .register(&Registration { vm: &launch.vm, pid: 1, session: launch.session, tap: "" })
             .await
             .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
+        let paths = launch.disks.iter().filter_map(|disk| disk.path.to_str());
+        self.world.local_disks.opened(&self.host, &launch.vm, paths);
         self.clock.pass().await;
         Ok(())
     }

@@ -6,7 +6,7 @@
 use super::{
     driver::{RunningVm, VmError, VmEvent, VmLaunch},
     fake::{FakeVmDriver, World},
-    migration::{Copy, LiveMigration, Transfer},
+    migration::{Copy, DisksSent, LiveMigration, Transfer},
     qmp::QmpError,
 };
 use async_trait::async_trait;
@@ -14,7 +14,7 @@ use haven_model::migration::{MigrationOptions, Progress};
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -72,6 +72,16 @@ struct OneCopy {
     sent: u64,
 }
 
+/// Disks on their way.
+#[derive(Clone, Debug)]
+struct Disks {
+    from: String,
+    to: String,
+    count: usize,
+    whole: bool,
+    broken: bool,
+}
+
 /// What of the world is about copies.
 #[derive(Default)]
 pub struct Moves {
@@ -79,6 +89,8 @@ pub struct Moves {
     idle: Mutex<BTreeMap<(String, String), u64>>,
     /// By VM.
     copies: Mutex<BTreeMap<String, OneCopy>>,
+    /// Disks that go along, by VM.
+    disks: Mutex<BTreeMap<String, Disks>>,
     /// Hosts on which nothing executes.
     frozen: Mutex<BTreeSet<String>>,
 }
@@ -144,6 +156,10 @@ impl World {
         }
     }
 
+    fn disks_from(&self, host: &str, vm: &str) -> Option<Disks> {
+        lock(&self.moves.disks).get(vm).filter(|disks| disks.from == host).cloned()
+    }
+
     fn sent_more(&self, vm: &str) {
         if let Some(copy) = lock(&self.moves.copies).get_mut(vm) {
             copy.sent += 1;
@@ -196,6 +212,30 @@ impl World {
             return true;
         }
         false
+    }
+}
+
+/// The contents of disks that go along: until they are there, and as long as they follow what the guest writes.
+async fn carry(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
+    let mut left = copies.takes();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let mut all = lock(&world.moves.disks);
+        let Some(disks) = all.get_mut(&vm) else { return };
+        let there = world.has_process(&disks.from, &vm) && world.has_process(&disks.to, &vm);
+        if !there {
+            disks.broken = true;
+        }
+        if disks.broken {
+            return;
+        }
+        if world.is_frozen(&disks.from) || world.is_frozen(&disks.to) {
+            continue;
+        }
+        if copies.reach(&disks.from, &disks.to) && !disks.whole {
+            left = left.saturating_sub(LOOK);
+            disks.whole = left.is_zero();
+        }
     }
 }
 
@@ -299,6 +339,43 @@ impl LiveMigration for FakeVmDriver {
         Ok(())
     }
 
+    fn disks_in(&self, _vm: &str) -> Option<PathBuf> {
+        None
+    }
+
+    async fn send_disks(&self, vm: &str, socket: &Path, places: &[usize]) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let (from, to) = (self.host.clone(), socket.display().to_string());
+        let disks = Disks { from, to, count: places.len(), whole: false, broken: false };
+        lock(&self.world.moves.disks).insert(vm.to_owned(), disks);
+        tokio::spawn(carry(Arc::clone(&self.world), vm.to_owned(), Arc::clone(&self.copies)));
+        Ok(())
+    }
+
+    async fn disks_sent(&self, vm: &str, wanted: usize) -> Result<DisksSent, VmError> {
+        self.clock.pass().await;
+        let disks = self.world.disks_from(&self.host, vm);
+        let Some(disks) = disks else {
+            let broken = (wanted > 0).then(|| "there is no copy".to_owned());
+            return Ok(DisksSent { broken, ..DisksSent::none() });
+        };
+        let broken = (disks.broken || disks.count < wanted).then(|| "the wire broke".to_owned());
+        Ok(DisksSent { total: 1, left: u64::from(!disks.whole), whole: disks.whole, broken })
+    }
+
+    async fn finish_disks(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let disks = self.world.disks_from(&self.host, vm);
+        lock(&self.world.moves.disks).remove(vm);
+        match disks.filter(|disks| disks.whole && !disks.broken) {
+            Some(disks) if self.copies.reach(&disks.from, &disks.to) => {
+                self.world.local_disks.copied(&disks.from, &disks.to, vm);
+                Ok(())
+            }
+            _ => Err(refused(vm, "blockdev-mirror", "the wire broke")),
+        }
+    }
+
     async fn send(
         &self,
         vm: &str,
@@ -365,6 +442,9 @@ impl LiveMigration for FakeVmDriver {
         };
         if self.world.copy(vm).is_some_and(follows) {
             return Err(refused(vm, "migrate_cancel", "the guest has gone over"));
+        }
+        if self.world.disks_from(&self.host, vm).is_some() {
+            lock(&self.world.moves.disks).remove(vm);
         }
         self.world.go_on(&self.host, vm);
         if self.world.copy(vm).is_some_and(|copy| copy.from == self.host) {

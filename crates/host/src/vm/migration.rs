@@ -6,7 +6,10 @@
 use super::driver::{RunningVm, VmError, VmLaunch};
 use async_trait::async_trait;
 use haven_model::migration::{MigrationOptions, Progress};
-use std::{os::unix::net::UnixStream, path::Path};
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
 
 /// How far a copy is, as the process tells that sends or takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,27 @@ pub enum Copy {
     Whole,
     /// It broke; the sender may run the guest on.
     Broken(String),
+}
+
+/// How far the contents of disks are that go along.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DisksSent {
+    /// Bytes in all so far; what the guest writes meanwhile is sent again.
+    pub total: u64,
+    /// Of these, still to be sent.
+    pub left: u64,
+    /// All disks have a copy that follows what the guest writes.
+    pub whole: bool,
+    /// Why that of one of them ended.
+    pub broken: Option<String>,
+}
+
+impl DisksSent {
+    /// No disk goes along, and nothing is left of one that did.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { whole: true, ..Self::default() }
+    }
 }
 
 /// A copy and its figures.
@@ -55,6 +79,14 @@ pub trait LiveMigration: Send + Sync {
     fn way_in(&self, vm: &str) -> Option<UnixStream>;
     /// Lets a guest run that has arrived whole.
     async fn let_run(&self, vm: &str) -> Result<(), VmError>;
+    /// The socket at which a process takes the contents of disks; nothing when it takes none.
+    fn disks_in(&self, vm: &str) -> Option<PathBuf>;
+    /// Begins to send the contents of these disks, by their places, through `socket`, while the guest runs and writes.
+    async fn send_disks(&self, vm: &str, socket: &Path, places: &[usize]) -> Result<(), VmError>;
+    /// How far that is; so many were wanted.
+    async fn disks_sent(&self, vm: &str, wanted: usize) -> Result<DisksSent, VmError>;
+    /// Sends what is left of disks whose guest is stopped; returns when all of it is on the other side's disks.
+    async fn finish_disks(&self, vm: &str) -> Result<(), VmError>;
     /// Begins to send a guest that runs through `socket`. It stops by itself when little is left, and waits.
     async fn send(
         &self,
@@ -68,6 +100,6 @@ pub trait LiveMigration: Send + Sync {
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError>;
     /// Sends what is left of a guest that was stopped for it.
     async fn hand_over(&self, vm: &str) -> Result<(), VmError>;
-    /// Ends a copy; returns when the guest runs on here.
+    /// Ends a copy, of disks too; returns when the guest runs on here.
     async fn take_back(&self, vm: &str) -> Result<(), VmError>;
 }

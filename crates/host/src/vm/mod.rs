@@ -10,6 +10,7 @@
 //!      ├──► record.rs, scan.rs: what an earlier daemon started, recorded or not
 //!      ├──► process.rs: the process, held by its pidfd
 //!      ├──► migration.rs, qemu_migration.rs: a guest moves while it runs
+//!      │           ├── qemu_disks.rs: disks of this host that go along
 //!      │           └── page_faults.rs: what a guest needs whose memory follows it
 //!      ├──► guest_agent.rs: whether the agent in the guest answers
 //!      ├──► scope.rs: a control group of its own, from systemd
@@ -25,6 +26,7 @@ pub mod commands;
 pub mod console;
 pub mod driver;
 pub mod fake;
+pub mod fake_disks;
 pub mod fake_migration;
 pub mod guest_agent;
 pub mod kvm;
@@ -34,6 +36,7 @@ pub mod page_faults;
 pub mod probe;
 pub mod process;
 pub mod qemu;
+pub mod qemu_disks;
 pub mod qemu_migration;
 pub mod qmp;
 pub mod record;

@@ -60,13 +60,16 @@ struct Live {
     powered_off: bool,
     /// The way into a process that takes a guest.
     way_in: Option<UnixStream>,
+    /// The socket at which it takes the contents of disks.
+    disks_in: Option<PathBuf>,
 }
 
 impl Live {
     fn new(process: Arc<Process>, epoch: u64) -> Self {
         let qmp = Arc::default();
         let listener = None;
-        Self { process, epoch, qmp, listener, killed: false, powered_off: false, way_in: None }
+        let (way_in, disks_in) = (None, None);
+        Self { process, epoch, qmp, listener, killed: false, powered_off: false, way_in, disks_in }
     }
 }
 
@@ -109,7 +112,7 @@ impl QemuDriver {
         Self { config, guard, live: Table::default(), births: Mutex::new(()), events }
     }
 
-    fn directory(&self, vm: &str) -> PathBuf {
+    pub(super) fn directory(&self, vm: &str) -> PathBuf {
         self.config.run_dir.join(vm)
     }
 
@@ -220,6 +223,16 @@ impl QemuDriver {
     /// Gives the way into a process that takes a guest away.
     pub(super) fn take_way_in(&self, vm: &str) -> Option<UnixStream> {
         self.entry(vm, |entry| entry.way_in.take()).flatten()
+    }
+
+    /// Notes where a process takes the contents of disks, or that it does no more; where it did before.
+    pub(super) fn takes_disks(&self, vm: &str, at: Option<PathBuf>) -> Option<PathBuf> {
+        self.entry(vm, |entry| std::mem::replace(&mut entry.disks_in, at)).flatten()
+    }
+
+    /// Where a process takes the contents of disks.
+    pub(super) fn where_disks_come_in(&self, vm: &str) -> Option<PathBuf> {
+        self.entry(vm, |entry| entry.disks_in.clone()).flatten()
     }
 
     /// Follows a process to its end and keeps its logs bounded on the way.

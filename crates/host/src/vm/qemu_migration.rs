@@ -8,7 +8,7 @@ use super::{
     commands::{self, Command},
     driver::{GuestState, RunningVm, VmDriver, VmError, VmLaunch},
     launch,
-    migration::{Copy, LiveMigration, Transfer},
+    migration::{Copy, DisksSent, LiveMigration, Transfer},
     page_faults,
     qemu::QemuDriver,
     qmp::{DEADLINE, QmpError},
@@ -19,7 +19,11 @@ use haven_model::{
     units::Millis,
 };
 use serde_json::{Value, json};
-use std::{os::unix::net::UnixStream, path::Path, time::Duration};
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Bytes per second that a copy may take: what the wire gives.
 const BANDWIDTH: u64 = 10 << 30;
@@ -58,12 +62,18 @@ pub fn transfer(answer: &Value) -> Transfer {
         rate: (ram["mbps"].as_f64().unwrap_or(0.0) * 125_000.0) as u64,
         rounds: figure("dirty-sync-count"),
         downtime: answer["downtime"].as_u64().map(Millis),
+        ..Progress::default()
     };
     Transfer { copy, progress }
 }
 
 impl QemuDriver {
-    async fn tell(&self, vm: &str, command: &Command, arguments: Value) -> Result<Value, VmError> {
+    pub(super) async fn tell(
+        &self,
+        vm: &str,
+        command: &Command,
+        arguments: Value,
+    ) -> Result<Value, VmError> {
         let qmp = self.qmp(vm, DEADLINE).await?;
         let answer = qmp.call(command, arguments, DEADLINE).await;
         answer.map_err(|source| VmError::Qmp { vm: vm.into(), source })
@@ -79,6 +89,7 @@ impl QemuDriver {
             if launch.postcopy { Some(page_faults::lend(launch.uid).await?) } else { None };
         self.tell(vm, &commands::MIGRATION_CAPABILITIES, capabilities(&wanted)).await?;
         drop(faults);
+        self.take_disks(launch).await?;
         let from = json!({ "uri": format!("fd:{fd}") });
         self.tell(vm, &commands::MIGRATE_INCOMING, from).await.map(|_| ())
     }
@@ -116,7 +127,24 @@ impl LiveMigration for QemuDriver {
     }
 
     async fn let_run(&self, vm: &str) -> Result<(), VmError> {
+        self.disks_are_here(vm).await?;
         self.tell(vm, &commands::CONTINUE, json!({})).await.map(|_| ())
+    }
+
+    fn disks_in(&self, vm: &str) -> Option<PathBuf> {
+        self.where_disks_come_in(vm)
+    }
+
+    async fn send_disks(&self, vm: &str, socket: &Path, places: &[usize]) -> Result<(), VmError> {
+        self.begin_disks(vm, socket, places).await
+    }
+
+    async fn disks_sent(&self, vm: &str, wanted: usize) -> Result<DisksSent, VmError> {
+        self.how_far(vm, wanted).await
+    }
+
+    async fn finish_disks(&self, vm: &str) -> Result<(), VmError> {
+        self.end_disks(vm, true).await
     }
 
     async fn send(
@@ -155,6 +183,7 @@ impl LiveMigration for QemuDriver {
 
     async fn take_back(&self, vm: &str) -> Result<(), VmError> {
         self.tell(vm, &commands::MIGRATE_CANCEL, json!({})).await?;
+        self.end_disks(vm, false).await?;
         let until = tokio::time::Instant::now() + RUNS_ON;
         loop {
             let copy = self.transfer(vm).await?.copy;

@@ -12,9 +12,12 @@
 //! seven in-band commands are under way, counting those whose callers gave up but which QEMU has not answered.
 
 use super::commands::{self, Command};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    io::IoSlice,
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -23,7 +26,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -74,11 +77,13 @@ struct Open {
     events: broadcast::Sender<Value>,
 }
 
+/// A line to QEMU, and what goes with it.
+type Line = (String, Option<OwnedFd>);
 type Shared = Arc<Mutex<Option<Open>>>;
 
 /// A connection to one QEMU.
 pub struct Qmp {
-    lines: mpsc::UnboundedSender<String>,
+    lines: mpsc::UnboundedSender<Line>,
     shared: Shared,
     slots: Arc<Semaphore>,
     out_of_band: bool,
@@ -153,7 +158,21 @@ impl Qmp {
             "`{}` has an argument that commands.rs does not name",
             command.name()
         );
-        let answer = tokio::time::timeout(within, self.exchange(command, arguments))
+        self.call_with(command, arguments, None, within).await
+    }
+
+    /// As [`Qmp::call`], with a descriptor that QEMU gets a copy of.
+    ///
+    /// # Errors
+    /// As the variants of [`QmpError`] tell.
+    pub async fn call_with(
+        &self,
+        command: &Command,
+        arguments: Value,
+        fd: Option<OwnedFd>,
+        within: Duration,
+    ) -> Result<Value, QmpError> {
+        let answer = tokio::time::timeout(within, self.exchange(command, arguments, fd))
             .await
             .map_err(|_| QmpError::Late { command: command.name().into(), within })??;
         match answer.get("error") {
@@ -165,7 +184,12 @@ impl Qmp {
         }
     }
 
-    async fn exchange(&self, command: &Command, arguments: Value) -> Result<Value, QmpError> {
+    async fn exchange(
+        &self,
+        command: &Command,
+        arguments: Value,
+        fd: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let overtake = command.out_of_band() && self.out_of_band;
         let slot = if overtake {
             None
@@ -181,7 +205,7 @@ impl Qmp {
         };
         let execute = if overtake { "exec-oob" } else { "execute" };
         let line = json!({ execute: command.name(), "arguments": arguments, "id": id });
-        self.lines.send(format!("{line}\n")).map_err(|_| QmpError::Closed)?;
+        self.lines.send((format!("{line}\n"), fd)).map_err(|_| QmpError::Closed)?;
         answered.await.map_err(|_| QmpError::Closed)
     }
 
@@ -225,10 +249,37 @@ impl Lines {
 }
 
 /// A task of its own, so that a caller that gives up never leaves half a line behind.
-async fn write_lines(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<String>) {
-    while let Some(line) = queue.recv().await {
-        if writer.write_all(line.as_bytes()).await.is_err() {
+async fn write_lines(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Line>) {
+    while let Some((line, fd)) = queue.recv().await {
+        let sent = match fd {
+            Some(fd) => send_with(&writer, line.as_bytes(), &fd).await,
+            None => Ok(0),
+        };
+        let Ok(sent) = sent else { return };
+        if writer.write_all(&line.as_bytes()[sent..]).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Sends the beginning of a line, and a descriptor with it; how much of the line that was.
+async fn send_with(
+    writer: &OwnedWriteHalf,
+    line: &[u8],
+    fd: &OwnedFd,
+) -> Result<usize, std::io::Error> {
+    let stream: &UnixStream = writer.as_ref();
+    let (parts, fds) = ([IoSlice::new(line)], [fd.as_raw_fd()]);
+    let with = [ControlMessage::ScmRights(&fds)];
+    loop {
+        stream.writable().await?;
+        let send = || {
+            let to = stream.as_raw_fd();
+            Ok(sendmsg::<()>(to, &parts, &with, MsgFlags::empty(), None)?)
+        };
+        match stream.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            other => return other,
         }
     }
 }

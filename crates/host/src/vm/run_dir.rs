@@ -26,6 +26,8 @@ pub const QMP_SOCKET: &str = "qmp.sock";
 pub const CONSOLE_SOCKET: &str = "console.sock";
 /// The socket of the guest agent.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// The socket at which QEMU takes the contents of disks.
+pub const DISKS_SOCKET: &str = "disks.sock";
 /// What QEMU said.
 pub const MESSAGES: &str = "stderr";
 /// The NoCloud seed.

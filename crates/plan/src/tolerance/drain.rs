@@ -100,14 +100,21 @@ fn way(snapshot: &Snapshot, vm: &Name, object: &Stored<VmSpec>, host: &Name) -> 
     if is_replaced(snapshot, object, host) {
         return Way::Replaced;
     }
-    if let Some((disk, pool)) = bound_by(snapshot, object) {
-        return Way::Stays(format!("its disk `{disk}` lives in the local pool `{pool}`"));
-    }
     let phase = snapshot.told_of(vm).map(|status| status.phase);
+    let bound = bound_by(snapshot, object);
+    let live = phase == Some(VmPhase::Running)
+        && object.spec.running
+        && immovable(snapshot, object).is_none()
+        && fits_nowhere(snapshot, host).is_none();
     match phase {
+        // It takes its disk along while it runs, and only then.
+        _ if live => Way::Live,
+        _ if let Some((disk, pool)) = bound => {
+            let live = if object.spec.running { "" } else { " and it does not run" };
+            Way::Stays(format!("its disk `{disk}` lives in the local pool `{pool}`{live}"))
+        }
         Some(VmPhase::Stopping) => Way::Left,
         Some(VmPhase::Running) if !object.spec.running => Way::Left,
-        Some(VmPhase::Running) if fits_nowhere(snapshot, host).is_none() => Way::Live,
         _ if object.spec.running && rests(snapshot, vm) => Way::Left,
         _ => Way::Restart,
     }

@@ -6,13 +6,15 @@
 
 use crate::{
     placement,
-    tolerance::{drain, hosts::HostState},
+    tolerance::{drain, hosts::HostState, recovery::local_disk},
     work::{Work, vm_ref},
 };
 use haven_model::{
     Action, Bytes, Handover, Migration, MigrationPhase, MigrationStatus, MovedFrom, MovingTo, Name,
-    Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec, host::POSTCOPY,
-    object::Stored, plan::MoveStep,
+    Placement, Snapshot, Versioned, VmPhase, VmSpec,
+    host::{GOES_ALONG, POSTCOPY},
+    object::Stored,
+    plan::MoveStep,
 };
 
 /// Takes each migration one step further.
@@ -405,15 +407,13 @@ pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
     snapshot.hosts.keys().find(less)
 }
 
-/// Why a VM can never move live, if so.
+/// Why a VM can never move live, if so: a disk that only its host has goes along, and not every host knows of that.
 #[must_use]
 pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
-    let local = vm.spec.disks.iter().find(|disk| {
-        snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
-    })?;
+    let (disk, pool) = local_disk(snapshot, &vm.spec)?;
+    let older = speaks_less(snapshot, GOES_ALONG)?;
     Some(format!(
-        "its disk `{}` lives in the pool `{}`, which is local to its host",
-        local.name, local.pool
+        "its disk `{disk}` lives in the pool `{pool}`, which is local to its host, and {older} has not said that it can take such a disk along"
     ))
 }
 

@@ -12,7 +12,8 @@ use crate::{
     HostState, placement,
     tolerance::{
         admission,
-        migration::{self, SetOut, immovable, unfit},
+        migration::{self, SetOut, unfit},
+        recovery::local_disk,
     },
     work::Work,
 };
@@ -447,7 +448,8 @@ fn movable<'a>(work: &Work<'a>, vm: &Name, host: &Name) -> Option<Found<'a>> {
         && placement.moved_from.is_none()
         && (runs && wanted && well && known)
         && !(moves || stays)
-        && immovable(snapshot, object).is_none();
+        // A disk that goes along costs more than balance is worth.
+        && local_disk(snapshot, &object.spec).is_none();
     may.then_some((name, placement, object))
 }
 

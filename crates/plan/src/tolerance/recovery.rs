@@ -125,6 +125,16 @@ fn place_new<'a>(work: &mut Work<'a>, name: &Name, vm: &'a Stored<VmSpec>) {
     work.act(vm_ref(name), reason, action);
 }
 
+/// The first disk of a VM that only its host has, and its pool.
+pub(crate) fn local_disk<'a>(snapshot: &Snapshot, vm: &'a VmSpec) -> Option<(&'a Name, &'a Name)> {
+    vm.disks
+        .iter()
+        .find(|disk| {
+            snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
+        })
+        .map(|disk| (&disk.name, &disk.pool))
+}
+
 /// The disk that keeps a VM from leaving its host, if there is one. Members of a service are alike, so theirs are
 /// made anew elsewhere.
 #[must_use]
@@ -135,13 +145,7 @@ pub fn bound_by<'a>(
     if vm.meta.member_of().is_some() {
         return None;
     }
-    vm.spec
-        .disks
-        .iter()
-        .find(|disk| {
-            snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Local)
-        })
-        .map(|disk| (&disk.name, &disk.pool))
+    local_disk(snapshot, &vm.spec)
 }
 
 fn recover<'a>(

@@ -14,15 +14,16 @@
 use super::VmTask;
 use crate::{
     agent::{
+        tunnel::Load,
         vm_start::{Incoming, Preparation, StartFailure},
         vm_step::Wanted,
         wanted,
     },
-    vm::migration::{Copy, Transfer},
+    vm::migration::{Copy, DisksSent, Transfer},
 };
 use haven_model::{
-    Handover, MigrationPhase, MigrationStatus, Placement, Snapshot, Versioned, VmPhase, keys,
-    migration::Progress,
+    Handover, MigrationPhase, MigrationStatus, MovingTo, Placement, Snapshot, Versioned, VmPhase,
+    keys, migration::Progress,
 };
 use haven_store::{
     clock::Mono,
@@ -30,10 +31,23 @@ use haven_store::{
 };
 use std::{sync::Arc, time::Duration};
 
+/// How the disks are that go along with a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disks {
+    /// There are none.
+    None,
+    /// So many are being sent; the memory has not begun.
+    Going(usize),
+    /// So many have a copy that follows what the guest writes.
+    Follow(usize),
+    /// The guest is stopped, and all that it has written is there.
+    There,
+}
+
 /// How often a copy is looked at; what it comes to is told by events.
-const WATCH: Duration = Duration::from_millis(200);
+pub(super) const WATCH: Duration = Duration::from_millis(200);
 /// How often its figures are told.
-const TELL: Duration = Duration::from_millis(500);
+pub(super) const TELL: Duration = Duration::from_millis(500);
 /// How often the end of a handover is looked at.
 const AT_ONCE: Duration = Duration::from_millis(5);
 /// How long what is left of a guest may take to be sent. It is stopped meanwhile.
@@ -60,7 +74,9 @@ pub(super) struct Outgoing {
     /// Since when what is left is being sent.
     handing: Option<Mono>,
     /// When its figures were told last.
-    told: Mono,
+    pub(super) told: Mono,
+    /// How the disks are that go along.
+    pub(super) disks: Disks,
     /// It was told to go over although memory is left.
     postcopy: bool,
     /// It was told that memory follows; how much was sent then, and when that was more than before.
@@ -69,7 +85,8 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     fn of(attempt: i64, now: Mono) -> Self {
-        Self { attempt, stopped: false, handing: None, told: now, postcopy: false, sent: None }
+        let (disks, postcopy, sent) = (Disks::None, false, None);
+        Self { attempt, stopped: false, handing: None, told: now, disks, postcopy, sent }
     }
 }
 
@@ -136,13 +153,14 @@ impl VmTask {
 
     /// Ends a copy that this host sends; the guest runs on here.
     async fn end_copy(&mut self) -> bool {
+        // First: QEMU would wait for a disk's copy on a wire that is cut.
+        self.parts.tunnel.close(self.vm.as_str());
         if self.running.is_some()
             && let Err(error) = self.parts.vms.take_back(self.vm.as_str()).await
         {
             self.failed("end the copy of", &error);
             return false;
         }
-        self.parts.tunnel.close(self.vm.as_str());
         self.outgoing = None;
         true
     }
@@ -178,7 +196,10 @@ impl VmTask {
                 }
             }
             (Some(attempt), None) => self.begin_copy(snapshot, &placement, attempt).await,
-            (Some(attempt), Some(copy)) => self.watch_copy(attempt, copy).await,
+            (Some(attempt), Some(copy)) => match copy.disks {
+                Disks::Going(_) => self.watch_disks(&placement, attempt, copy).await,
+                _ => self.watch_copy(attempt, copy).await,
+            },
         }
     }
 
@@ -200,7 +221,7 @@ impl VmTask {
                 let listens = snapshot
                     .migration_told(&self.vm, &to.host, attempt)
                     .is_some_and(|told| told.phase == MigrationPhase::Listening);
-                if listens && let Err(why) = self.send(placement, attempt).await {
+                if listens && let Err(why) = self.send(snapshot, placement, attempt).await {
                     self.withdraw(attempt, &why).await;
                 }
             }
@@ -212,24 +233,52 @@ impl VmTask {
     }
 
     /// Begins to send.
-    async fn send(&mut self, placement: &Placement, attempt: i64) -> Result<(), String> {
+    async fn send(
+        &mut self,
+        snapshot: &Snapshot,
+        placement: &Placement,
+        attempt: i64,
+    ) -> Result<(), String> {
         let Some(to) = &placement.moving_to else { return Ok(()) };
         let Some(status) = self.status(attempt, MigrationPhase::Copying) else { return Ok(()) };
         // Said first: a daemon that comes after this one then knows that a copy may be under way.
         if !self.say(attempt, status).await {
             return Ok(());
         }
-        let vm = self.vm.as_str();
-        let socket = self.parts.tunnel.open(vm, placement.unix_uid(), &to.host).await;
-        let socket = socket.map_err(|error| crate::agent::chain(&error))?;
         let now = self.parts.clock.now();
-        self.outgoing = Some(Outgoing::of(attempt, now));
+        let places = self.disks_of_this_host(snapshot);
+        if places.is_empty() {
+            let copy = Outgoing::of(attempt, now);
+            return self.send_memory(placement, to, copy).await;
+        }
+        let going = Disks::Going(places.len());
+        self.outgoing = Some(Outgoing { disks: going, ..Outgoing::of(attempt, now) });
+        self.send_disks(placement, to, &places).await
+    }
+
+    /// Begins to send the memory; what disks go along are as good as on the other side.
+    pub(super) async fn send_memory(
+        &mut self,
+        placement: &Placement,
+        to: &MovingTo,
+        copy: Outgoing,
+    ) -> Result<(), String> {
+        let vm = self.vm.as_str();
+        let (uid, host) = (placement.unix_uid(), &to.host);
+        let socket = self.parts.tunnel.open(vm, uid, host, Load::Memory).await;
+        let socket = socket.map_err(|error| crate::agent::chain(&error))?;
+        self.outgoing = Some(copy);
         let sent = self.parts.vms.send(self.vm.as_str(), &socket, &to.options).await;
         self.look_again(WATCH);
         sent.map_err(|error| crate::agent::chain(&error))
     }
 
     async fn watch_copy(&mut self, attempt: i64, copy: Outgoing) {
+        if let Disks::Follow(count) = copy.disks
+            && let Some(why) = self.disks_broke(count).await
+        {
+            return self.give_back(attempt, &why).await;
+        }
         let transfer = match self.parts.vms.transfer(self.vm.as_str()).await {
             Ok(transfer) => transfer,
             Err(error) => return self.failed("look at the copy of", &error),
@@ -249,6 +298,9 @@ impl VmTask {
                 }
             }
             Copy::Stopped if copy.stopped => self.look_again(WATCH),
+            Copy::Stopped if matches!(copy.disks, Disks::Follow(_)) => {
+                self.finish_disks(attempt, copy).await;
+            }
             Copy::Stopped => {
                 if self.tell_copy(attempt, MigrationPhase::Stopped, transfer.progress).await {
                     self.outgoing = Some(Outgoing { stopped: true, ..copy });
@@ -256,15 +308,18 @@ impl VmTask {
                 }
             }
             Copy::Broken(why) => {
-                if self.withdraw(attempt, &format!("the copy broke: {why}")).await {
-                    self.end_copy().await;
-                }
+                self.give_back(attempt, &format!("the copy broke: {why}")).await;
             }
             Copy::None | Copy::Following | Copy::Torn | Copy::Whole => {
-                if self.withdraw(attempt, "QEMU knows of no copy that waits").await {
-                    self.end_copy().await;
-                }
+                self.give_back(attempt, "QEMU knows of no copy that waits").await;
             }
+        }
+    }
+
+    /// The attempt did not work out: once that stands, the guest runs on here.
+    pub(super) async fn give_back(&mut self, attempt: i64, why: &str) {
+        if self.withdraw(attempt, why).await {
+            self.end_copy().await;
         }
     }
 
@@ -275,7 +330,12 @@ impl VmTask {
         to.is_some_and(|to| to.options.postcopy)
     }
 
-    async fn tell_copy(&mut self, attempt: i64, phase: MigrationPhase, progress: Progress) -> bool {
+    pub(super) async fn tell_copy(
+        &mut self,
+        attempt: i64,
+        phase: MigrationPhase,
+        progress: Progress,
+    ) -> bool {
         let Some(mut status) = self.status(attempt, phase) else { return false };
         status.progress = Some(progress);
         self.say(attempt, status).await
@@ -581,9 +641,13 @@ impl VmTask {
     pub(super) async fn find_copy(&mut self) {
         let found = self.parts.vms.transfer(self.vm.as_str()).await;
         let Ok(Transfer { copy, .. }) = found else { return };
+        let disks = self.parts.vms.disks_sent(self.vm.as_str(), 0).await;
         let snapshot = Arc::clone(&self.parts.live.borrow());
         let runs = matches!(wanted::vm(&snapshot, &self.parts.me, &self.vm), Wanted::Run { .. });
         match copy {
+            _ if disks.is_ok_and(|disks| disks != DisksSent::none()) => {
+                self.outgoing = Some(Outgoing::of(0, self.parts.clock.now()));
+            }
             Copy::Active | Copy::Stopped => {
                 self.outgoing = Some(Outgoing::of(0, self.parts.clock.now()));
             }

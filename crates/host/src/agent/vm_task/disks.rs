@@ -1,0 +1,100 @@
+//! The disks that go along with a guest that moves live: those that only its host has.
+//!
+//! ```text
+//!   sent while the guest runs ─► a copy follows what it writes ─► memory ─► the guest stops ─► the rest is flushed there
+//! ```
+//!
+//! Only then does its owner say `Stopped`, by which its owner may change. So whoever owns it has its disks whole.
+
+use super::{
+    VmTask,
+    moves::{Disks, Outgoing, TELL, WATCH},
+};
+use crate::agent::tunnel::Load;
+use haven_model::{
+    MigrationPhase, MovingTo, Placement, PoolDriverKind, Snapshot, migration::Progress,
+};
+
+impl VmTask {
+    /// The places of the disks that only this host has.
+    pub(super) fn disks_of_this_host(&self, snapshot: &Snapshot) -> Vec<usize> {
+        let Some((object, _)) = &self.last else { return Vec::new() };
+        let disks = object.spec.disks.iter().enumerate().filter(|(_, disk)| {
+            let pool = snapshot.pools.get(&disk.pool);
+            pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Local)
+        });
+        disks.map(|(place, _)| place).collect()
+    }
+
+    /// Begins to send them.
+    pub(super) async fn send_disks(
+        &mut self,
+        placement: &Placement,
+        to: &MovingTo,
+        places: &[usize],
+    ) -> Result<(), String> {
+        let vm = self.vm.as_str();
+        let (uid, host) = (placement.unix_uid(), &to.host);
+        let socket = self.parts.tunnel.open(vm, uid, host, Load::Disks).await;
+        let socket = socket.map_err(|error| crate::agent::chain(&error))?;
+        let begun = self.parts.vms.send_disks(vm, &socket, places).await;
+        self.look_again(WATCH);
+        begun.map_err(|error| crate::agent::chain(&error))
+    }
+
+    /// They are being sent; once all are there the memory begins.
+    pub(super) async fn watch_disks(
+        &mut self,
+        placement: &Placement,
+        attempt: i64,
+        mut copy: Outgoing,
+    ) {
+        let Disks::Going(count) = copy.disks else { return };
+        let sent = match self.parts.vms.disks_sent(self.vm.as_str(), count).await {
+            Ok(sent) => sent,
+            Err(error) => return self.failed("look at the disks of", &error),
+        };
+        if let Some(why) = sent.broken {
+            return self.give_back(attempt, &broke(&why)).await;
+        }
+        if sent.whole {
+            let Some(to) = &placement.moving_to else { return };
+            copy.disks = Disks::Follow(count);
+            if let Err(why) = self.send_memory(placement, to, copy).await {
+                self.give_back(attempt, &why).await;
+            }
+            return;
+        }
+        self.look_again(WATCH);
+        let now = self.parts.clock.now();
+        if now.since(copy.told) >= TELL {
+            copy.told = now;
+            self.outgoing = Some(copy);
+            let progress =
+                Progress { disk_total: sent.total, disk_left: sent.left, ..Progress::default() };
+            self.tell_copy(attempt, MigrationPhase::Copying, progress).await;
+        }
+    }
+
+    /// Why a copy that follows does so no more.
+    pub(super) async fn disks_broke(&self, count: usize) -> Option<String> {
+        let sent = self.parts.vms.disks_sent(self.vm.as_str(), count).await.ok()?;
+        sent.broken.map(|why| broke(&why))
+    }
+
+    /// The guest is stopped: what it wrote last is sent and brought to the other side's disks.
+    pub(super) async fn finish_disks(&mut self, attempt: i64, mut copy: Outgoing) {
+        match self.parts.vms.finish_disks(self.vm.as_str()).await {
+            Ok(()) => {
+                copy.disks = Disks::There;
+                self.outgoing = Some(copy);
+                self.look_again(std::time::Duration::ZERO);
+            }
+            Err(error) => self.give_back(attempt, &broke(&crate::agent::chain(&error))).await,
+        }
+    }
+}
+
+fn broke(why: &str) -> String {
+    format!("the copy of its disks broke: {why}")
+}

@@ -1,0 +1,195 @@
+//! Disks of this host that go along with a guest that moves, with QEMU.
+//!
+//! The taker's QEMU serves its empty disks (NBD) at a socket that only root reaches; the sender's QEMU copies into them,
+//! and then whatever its guest writes (a mirror in the background, which no guest waits for). The daemons join the two
+//! by mutual TLS. Once the guest is stopped, what is left is sent and flushed; only then may its owner change.
+
+use super::{
+    commands,
+    driver::{VmError, VmLaunch},
+    launch::system,
+    migration::DisksSent,
+    qemu::QemuDriver,
+    qmp::{DEADLINE, QmpError},
+    run_dir,
+};
+use serde_json::{Value, json};
+use std::{path::Path, time::Duration};
+
+/// What a sender's jobs and nodes are called, with the place of their disk.
+const OUT: &str = "out-";
+/// How long what is left may take once the guest is stopped.
+const REST: Duration = Duration::from_secs(5);
+/// How long a copy may take to end.
+const ENDS: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(5);
+
+struct Job {
+    id: String,
+    status: String,
+    error: Option<String>,
+    done: u64,
+    total: u64,
+}
+
+impl Job {
+    fn concluded(&self) -> bool {
+        self.status == "concluded"
+    }
+}
+
+/// Reads the answer to [`commands::JOBS`].
+fn jobs(answer: &Value) -> Vec<Job> {
+    let text = |job: &Value, name: &str| job[name].as_str().map(str::to_owned);
+    let all = answer.as_array().into_iter().flatten().map(|job| Job {
+        id: text(job, "id").unwrap_or_default(),
+        status: text(job, "status").unwrap_or_default(),
+        error: text(job, "error"),
+        done: job["current-progress"].as_u64().unwrap_or(0),
+        total: job["total-progress"].as_u64().unwrap_or(0),
+    });
+    all.filter(|job| job.id.starts_with(OUT)).collect()
+}
+
+/// How far the jobs are; `wanted` is how many there should be.
+fn sent(jobs: &[Job], wanted: usize) -> DisksSent {
+    let broken = jobs
+        .iter()
+        .find(|job| job.concluded())
+        .map(|job| job.error.clone().unwrap_or_else(|| "the copy was ended".to_owned()));
+    let missing = (jobs.len() < wanted).then(|| "QEMU knows of no copy of one".to_owned());
+    DisksSent {
+        total: jobs.iter().map(|job| job.total).sum(),
+        left: jobs.iter().map(|job| job.total.saturating_sub(job.done)).sum(),
+        whole: jobs.len() >= wanted && jobs.iter().all(|job| job.status == "ready"),
+        broken: broken.or(missing),
+    }
+}
+
+impl QemuDriver {
+    /// Lets a process that waits for its guest take the contents of its disks, too.
+    pub(super) async fn take_disks(&self, launch: &VmLaunch) -> Result<(), VmError> {
+        let places: Vec<usize> = launch.arriving().collect();
+        if places.is_empty() {
+            return Ok(());
+        }
+        let vm = launch.vm.as_str();
+        let path = self.directory(vm).join(run_dir::DISKS_SOCKET);
+        let listener = run_dir::listen(&path)
+            .map_err(system(format!("the socket {} cannot be made", path.display())))?;
+        let qmp = self.qmp(vm, DEADLINE).await?;
+        let name = json!({ "fdname": "disks" });
+        qmp.call_with(&commands::TAKE, name, Some(listener), DEADLINE)
+            .await
+            .map_err(|source| VmError::Qmp { vm: vm.into(), source })?;
+        let at = json!({ "addr": { "type": "fd", "data": { "str": "disks" } } });
+        self.tell(vm, &commands::SERVE, at).await?;
+        for place in places {
+            let node = format!("d{place}");
+            let export = json!({
+                "type": "nbd", "id": format!("in-{node}"), "node-name": node, "name": node, "writable": true,
+            });
+            self.tell(vm, &commands::EXPORT, export).await?;
+        }
+        self.takes_disks(vm, Some(path));
+        Ok(())
+    }
+
+    /// Takes no contents of disks any more, before the guest that came with them runs.
+    pub(super) async fn disks_are_here(&self, vm: &str) -> Result<(), VmError> {
+        if self.takes_disks(vm, None).is_some() {
+            self.tell(vm, &commands::SERVE_NO_MORE, json!({})).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn begin_disks(
+        &self,
+        vm: &str,
+        socket: &Path,
+        places: &[usize],
+    ) -> Result<(), VmError> {
+        for place in places {
+            let (node, out) = (format!("d{place}"), format!("{OUT}d{place}"));
+            let far = json!({
+                "driver": "nbd", "node-name": out, "export": node,
+                "server": { "type": "unix", "path": socket.display().to_string() },
+            });
+            self.tell(vm, &commands::ADD_NODE, far).await?;
+            let mirror = json!({
+                "job-id": out, "device": node, "target": out, "sync": "full", "auto-dismiss": false,
+            });
+            self.tell(vm, &commands::MIRROR, mirror).await?;
+        }
+        Ok(())
+    }
+
+    async fn disk_jobs(&self, vm: &str) -> Result<Vec<Job>, VmError> {
+        Ok(jobs(&self.tell(vm, &commands::JOBS, json!({})).await?))
+    }
+
+    pub(super) async fn how_far(&self, vm: &str, wanted: usize) -> Result<DisksSent, VmError> {
+        Ok(sent(&self.disk_jobs(vm).await?, wanted))
+    }
+
+    /// Ends all copies of disks, whole or not; returns when none is left.
+    pub(super) async fn end_disks(&self, vm: &str, whole: bool) -> Result<(), VmError> {
+        let began = self.disk_jobs(vm).await?;
+        for job in began.iter().filter(|job| !job.concluded()) {
+            let end = json!({ "device": job.id, "force": !whole });
+            self.tell(vm, &commands::END_MIRROR, end).await?;
+        }
+        let within = if whole { REST } else { ENDS };
+        let until = tokio::time::Instant::now() + within;
+        let ended = loop {
+            let now = self.disk_jobs(vm).await?;
+            if now.iter().all(Job::concluded) {
+                break now;
+            }
+            if tokio::time::Instant::now() >= until {
+                let source = QmpError::Late { command: commands::END_MIRROR.name().into(), within };
+                return Err(VmError::Qmp { vm: vm.into(), source });
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let mut broken = None;
+        for job in ended {
+            self.tell(vm, &commands::DISMISS, json!({ "id": job.id })).await?;
+            self.tell(vm, &commands::REMOVE_NODE, json!({ "node-name": job.id })).await?;
+            broken = broken.or(job.error);
+        }
+        match broken {
+            Some(said) if whole => {
+                let source = QmpError::Refused { command: commands::MIRROR.name().into(), said };
+                Err(VmError::Qmp { vm: vm.into(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{jobs, sent};
+    use serde_json::json;
+
+    #[test]
+    fn what_qemu_says_of_disks_that_go_along_is_read() {
+        let job = |id: &str, status: &str, done: u64| json!({ "id": id, "status": status, "current-progress": done, "total-progress": 100 });
+        let of = |list: &[serde_json::Value]| sent(&jobs(&json!(list)), 2);
+        let both = of(&[
+            job("out-d0", "running", 40),
+            job("out-d1", "ready", 100),
+            job("x", "running", 0),
+        ]);
+        assert_eq!((both.total, both.left, both.whole), (200, 60, false));
+        assert_eq!(both.broken, None);
+        assert!(of(&[job("out-d0", "ready", 100), job("out-d1", "ready", 100)]).whole);
+        assert!(of(&[job("out-d0", "ready", 100)]).broken.is_some(), "one is gone");
+        let mut failed = job("out-d1", "concluded", 50);
+        failed["error"] = json!("no space");
+        let broken = of(&[job("out-d0", "ready", 100), failed]);
+        assert_eq!((broken.broken.as_deref(), broken.whole), (Some("no space"), false));
+    }
+}
