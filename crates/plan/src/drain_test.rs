@@ -215,7 +215,13 @@ fn what_blocks_is_said_in_words() {
     assert!(moves(&plan).is_empty());
     assert_eq!(
         waits(&plan, "db"),
-        "waiting: db keeps host1 from being drained: its disk `root` lives in the local pool `scratch`; stop or delete it"
+        "waiting: db keeps host1 from being drained: its disk `root` lives in the pool `scratch`, which is local to its host, and host1 has not said that it can take such a disk along; stop or delete it"
+    );
+    local.current();
+    assert_eq!(moves(&planned(&local)).len(), 1, "it goes along");
+    local.report("db", VmPhase::Failed, None);
+    assert!(
+        waits(&planned(&local), "db").contains("goes along only while it runs; stop or delete")
     );
     // Once it is stopped it keeps nobody.
     let mut spec = local_disk(vm_spec(Bytes::gib(1)));
@@ -680,7 +686,7 @@ fn the_view_tells_who_is_left_and_why() {
     assert_eq!(view.state, "draining");
     let left: Vec<_> = view.left.iter().map(|left| (left.vm.as_str(), left.to.is_some())).collect();
     assert_eq!(left, [("db", true), ("local", false)]);
-    assert!(view.left[1].why.contains("lives in the local pool `scratch`"));
+    assert!(view.left[1].why.contains("its disk `root` lives in the pool `scratch`"));
     assert_eq!(view.resting, [name("rest")]);
     let object = haven_model::ObjectRef::new(Kind::Host, name("host1"));
     let said = crate::explain(&world.snapshot, &world.seen, &object).join("\n");

@@ -4,6 +4,7 @@ use haven_model::{
     Bytes, HostSpec, HostStatus, Lease, LostSession, Meta, Name, NetworkSpec, ObjectRef,
     Observations, Placement, ProofKind, ServiceSpec, Snapshot, Versioned, VmPhase, VmSpec,
     VmStatus,
+    host::SPEAKS,
     network::NetworkKind,
     object::Stored,
     plan::LeaseAge,
@@ -81,6 +82,14 @@ impl World {
         self.seen
             .leases
             .insert(name(host), LeaseAge { revision: 900, unchanged_ms: 100, confirmed: false });
+    }
+
+    /// All hosts understand all that this version does.
+    pub fn current(&mut self) {
+        for status in self.snapshot.host_status.values_mut() {
+            let now = HostStatus { speaks: SPEAKS, ..(*status.value).clone() };
+            *status = at(status.revision, now);
+        }
     }
 
     /// Adds a network 10.77.0.0/24.

@@ -1,7 +1,7 @@
 //! A simulated cluster: its hosts, what they share, and what a person does with it.
 
 use crate::{
-    host::{SimHost, reset_times},
+    host::{SimHost, booting},
     judge::Judge,
     net::{Net, Power},
     promises,
@@ -475,24 +475,24 @@ impl Cluster {
     /// Pauses a host; its watchdog resets it, where there is one.
     pub async fn pause(self: &Arc<Self>, name: &str) {
         let host = self.host(name);
-        let boot = {
+        let (boot, resets_in) = {
             let mut host = host.lock().await;
+            let resets_in = host.resets_in();
             host.set_paused(true);
-            host.boots()
+            (host.boots(), resets_in)
         };
         if !self.setup.watchdog {
             return;
         }
         let (cluster, name) = (Arc::clone(self), name.to_owned());
         tokio::spawn(async move {
-            let (timeout, booting) = reset_times();
-            tokio::time::sleep(timeout).await;
+            tokio::time::sleep(resets_in).await;
             let mut host = host.lock().await;
             let still = cluster.shared.net.power(&name) == Power::Paused && host.boots() == boot;
             if still {
                 cluster.shared.judge.note(&format!("the watchdog resets {name}"));
                 host.power_off();
-                tokio::time::sleep(booting).await;
+                tokio::time::sleep(booting()).await;
                 host.power_on().await;
             }
         });

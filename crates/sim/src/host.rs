@@ -43,8 +43,6 @@ use tokio_util::sync::CancellationToken;
 pub const MEMORY: u64 = 4 << 30;
 /// How long QEMU takes to start.
 const START: Duration = Duration::from_millis(120);
-/// The watchdog resets a host that did nothing for so long.
-const WATCHDOG: Duration = Duration::from_secs(2);
 /// From power to a running daemon.
 const BOOT: Duration = Duration::from_secs(4);
 
@@ -171,6 +169,12 @@ impl SimHost {
             machine.run.send_replace(run);
             self.daemon.iter().for_each(|daemon| _ = daemon.run.send_replace(run));
         }
+    }
+
+    /// How long after now its watchdog resets it, if nothing in it executes any more.
+    #[must_use]
+    pub fn resets_in(&self) -> Duration {
+        self.machine.as_ref().map_or(Duration::ZERO, |machine| machine.guard.resets_in())
     }
 
     /// Whether it is on.
@@ -417,6 +421,7 @@ impl SimHost {
             me: self.name.clone(),
             store,
             live: live.state(),
+            stale: live.stale(),
             observer,
             promises: match self.shared.broken {
                 Some(Broken::Promises) => forgetful(clock, promises, live.state()),
@@ -480,8 +485,8 @@ impl PowerSwitch for NoSwitch {
     fn restart(&self, _host: &str) {}
 }
 
-/// How long the watchdog waits, and how long a host boots.
+/// How long a host boots.
 #[must_use]
-pub fn reset_times() -> (Duration, Duration) {
-    (WATCHDOG, BOOT)
+pub fn booting() -> Duration {
+    BOOT
 }

@@ -20,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Something that is built key by key.
@@ -49,6 +49,7 @@ pub struct LiveCopy<S> {
     state: watch::Receiver<Arc<S>>,
     connected: watch::Receiver<bool>,
     observed: Observed,
+    stale: Arc<Notify>,
 }
 
 /// What to follow.
@@ -77,6 +78,7 @@ impl<S: Fold> LiveCopy<S> {
         let (state_out, state) = watch::channel(Arc::new(S::default()));
         let (connected_out, connected) = watch::channel(false);
         let observed = Observed::default();
+        let stale = Arc::new(Notify::new());
         let follower = Follower {
             store,
             config,
@@ -84,10 +86,18 @@ impl<S: Fold> LiveCopy<S> {
             state: state_out,
             connected: connected_out,
             observed: Arc::clone(&observed),
+            stale: Arc::clone(&stale),
             keys: BTreeSet::new(),
         };
         tokio::spawn(follower.run(cancel));
-        Self { state, connected, observed }
+        Self { state, connected, observed, stale }
+    }
+
+    /// To be notified by whoever knows of something that should be shown by now and is not: the copy is then made anew
+    /// at once, and not only when its watch is found to be dead.
+    #[must_use]
+    pub fn stale(&self) -> Arc<Notify> {
+        Arc::clone(&self.stale)
     }
 
     /// The contents; wakes on changes that somebody waits for.
@@ -116,6 +126,7 @@ struct Follower<S> {
     state: watch::Sender<Arc<S>>,
     connected: watch::Sender<bool>,
     observed: Observed,
+    stale: Arc<Notify>,
     /// The keys applied so far, so that a new list can delete what is gone.
     keys: BTreeSet<String>,
 }
@@ -166,7 +177,12 @@ impl<S: Fold> Follower<S> {
         let mut asked = false;
         loop {
             let patience = if asked { SILENT } else { QUIET };
-            let message = match tokio::time::timeout(patience, stream.message()).await {
+            let message = tokio::select! {
+                biased;
+                message = tokio::time::timeout(patience, stream.message()) => message,
+                () = self.stale.notified() => return Ok(End::Again),
+            };
+            let message = match message {
                 Err(_) if asked => return Ok(End::Failed(index)),
                 Err(_) => {
                     asked = true;

@@ -160,6 +160,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "resumeMaintenance",
             "endMaintenance",
             "vmIncoming",
+            "vmIncomingDisks",
             "vmConsole",
             "testFence",
             "promoteService"

@@ -138,7 +138,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::PutObject { object, expected_revision } => {
             let key = keys::object(&object.reference());
             let mut compares = vec![unchanged(key.clone(), *expected_revision)];
-            compares.extend(newly_retired(object, snapshot));
+            compares.extend(newly_retired(object, snapshot).into_iter().flatten());
             (compares, vec![Op::Put(key, object.to_store().into())])
         }
         Action::RemoveObject { object, expected_revision } => {
@@ -167,8 +167,8 @@ fn still_wanted(host: &Name, drain: Option<&Drain>, snapshot: &Snapshot) -> Opti
 }
 
 /// A member that is to get no more traffic, or is to go, was chosen by what its host told of it: one that does not serve
-/// costs nothing. So it must not have begun to since.
-fn newly_retired(object: &Object, snapshot: &Snapshot) -> Option<Compare> {
+/// costs nothing. So it must not have begun to since; nor may a person have asked for more members since.
+fn newly_retired(object: &Object, snapshot: &Snapshot) -> Option<Vec<Compare>> {
     let Object::Vm(vm) = object else { return None };
     let name = &vm.meta.name;
     let retired = |meta: &Meta| meta.deleting || meta.labels.contains_key(DRAIN_LABEL);
@@ -176,7 +176,11 @@ fn newly_retired(object: &Object, snapshot: &Snapshot) -> Option<Compare> {
     let before = snapshot.vms.get(name).is_some_and(|before| retired(&before.meta));
     (retired(&vm.meta) && !before).then(|| {
         let told = snapshot.vm_status.get(name).map_or(0, |told| told.revision);
-        unchanged(keys::vm_status(name), told)
+        let service = vm.meta.member_of().and_then(|service| {
+            let revision = snapshot.services.get(&service.name)?.revision;
+            Some(Compare::ModRevision(keys::object(service), revision))
+        });
+        [unchanged(keys::vm_status(name), told)].into_iter().chain(service).collect()
     })
 }
 

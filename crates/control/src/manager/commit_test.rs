@@ -73,6 +73,24 @@ fn a_member_is_retired_only_over_what_its_host_said_last() {
     assert_eq!(commit.compares.len(), 2, "{:?}", commit.compares);
 }
 
+/// A person who asks for more members than before keeps those that were about to go.
+#[test]
+fn a_member_is_retired_only_over_what_its_service_asks_for() {
+    let mut world = World::new(2, Bytes::gib(1));
+    world.service("web", 1);
+    world.vm("web-1", vm_spec(Bytes::mib(64)));
+    let mut member = (*world.snapshot.vms["web-1"].value).clone();
+    member.meta.owner = Some(World::reference("service/web"));
+    world.snapshot.vms.insert(name("web-1"), at(4, member.clone()));
+    member.meta.labels.insert(haven_model::service::DRAIN_LABEL.into(), "1".into());
+    let object = Box::new(haven_model::Object::Vm(member));
+    let action = Action::PutObject { object, expected_revision: 4 };
+    let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+    let service = world.snapshot.services["web"].revision;
+    let over = Compare::ModRevision("/haven/spec/service/web".into(), service);
+    assert!(commit.compares.contains(&over), "{:?}", commit.compares);
+}
+
 /// Whoever ends the work on hosts and then a drain of it finds no other one afterwards.
 #[test]
 fn a_drain_for_work_on_hosts_is_written_only_while_that_is_wanted() {

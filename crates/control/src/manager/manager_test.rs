@@ -75,6 +75,7 @@ impl Fixture {
             me: name("host1"),
             store: store.clone(),
             live: watch::channel(Arc::default()).1,
+            stale: Arc::default(),
             promises: Promises::new(clock.clone(), Contact::new(clock.clone())),
             observer: Observer::new(Arc::new(|_| None), clock.clone()),
             suspected: watch::channel(BTreeSet::new()).1,

@@ -44,7 +44,7 @@ use observe::Observer;
 use promises::{Promises, long};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use term::{Candidate, Stand, stand};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// What the manager stands on.
@@ -55,6 +55,8 @@ pub struct ManagerConfig {
     pub store: EtcdStore,
     /// The live copy.
     pub live: watch::Receiver<Arc<Snapshot>>,
+    /// Notified when it does not show what it should.
+    pub stale: Arc<Notify>,
     /// What this daemon observed of renewal records.
     pub observer: Observer,
     /// Hosts suspected by the heartbeats.
@@ -82,6 +84,8 @@ const OVERTAKEN: Duration = Duration::from_millis(20);
 /// How long a round waits at once for the live copy to show its own commits. A plan on a past of the manager's own making
 /// could do the same to two things at once, each of which it may do to one.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// A live copy that is later than so much is made anew: its watch may hang on a member of the store that died.
+const STALE: Duration = Duration::from_millis(500);
 /// The pause while the live copy still does not show them; each of its changes ends it.
 const LAGS: Duration = Duration::from_millis(500);
 
@@ -372,11 +376,13 @@ impl Manager {
     async fn catch_up(&mut self, revision: i64) {
         self.own = self.own.max(revision);
         let mut live = self.config.live.clone();
-        let shown = live.wait_for(|snapshot| snapshot.revision >= revision);
-        tokio::select! {
-            biased;
-            _ = shown => {}
-            () = self.config.clock.sleep(CATCH_UP) => {}
+        for patience in [STALE, CATCH_UP] {
+            tokio::select! {
+                biased;
+                _ = live.wait_for(|snapshot| snapshot.revision >= revision) => return,
+                () = self.config.clock.sleep(patience) => {}
+            }
+            self.config.stale.notify_one();
         }
     }
 

@@ -198,7 +198,7 @@ impl Daemon {
             tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
         }
         tasks.spawn(manager::run(
-            self.manager(&store, &state, (&observer, &promises), &heard.suspected, &session),
+            self.manager(&store, &live, (&observer, &promises), &heard.suspected, &session),
             self.cancel.clone(),
         ));
         tasks.spawn(members::keep(
@@ -431,7 +431,7 @@ impl Daemon {
     fn manager(
         &self,
         store: &EtcdStore,
-        live: &watch::Receiver<Arc<Snapshot>>,
+        live: &LiveCopy<Snapshot>,
         (observer, promises): (&Observer, &Promises),
         suspected: &watch::Receiver<BTreeSet<Name>>,
         session: &watch::Receiver<Option<lease::Session>>,
@@ -449,7 +449,8 @@ impl Daemon {
         ManagerConfig {
             me: self.host.name.clone(),
             store: store.clone(),
-            live: live.clone(),
+            live: live.state(),
+            stale: live.stale(),
             observer: observer.clone(),
             promises: promises.clone(),
             suspected: suspected.clone(),

@@ -76,6 +76,22 @@ fn what_leaves_ends_first_and_is_not_started_again() {
 }
 
 #[test]
+fn a_guest_whose_memory_follows_runs_and_is_seen_to_until_all_is_there() {
+    let run = Wanted::Run { epoch: 3, resets: 0 };
+    let handover = Handover::Following;
+    let arrived = Seen { running: Some(3), unstarted: true, handover, ..seen() };
+    assert_eq!(next(run, Always, &arrived), Step::LetRun);
+    let runs = Seen { running: Some(3), following: true, handover, ..seen() };
+    assert_eq!(next(run, Always, &runs), Step::Follow);
+    // The host before has ended: the driver knows whether all had come.
+    assert_eq!(next(run, Always, &Seen { handover: Handover::Broken, ..runs }), Step::Follow);
+    assert_eq!(next(Wanted::Run { epoch: 4, resets: 0 }, Always, &runs), Step::Kill);
+    assert_eq!(next(Wanted::Stop, Always, &runs), Step::Stop);
+    // Its process here is gone, and the one there can run it no more.
+    assert_eq!(next(run, Always, &Seen { handover, ..seen() }), Step::Start);
+}
+
+#[test]
 fn a_reset_is_carried_out_once() {
     let wanted = Wanted::Run { epoch: 3, resets: 2 };
     assert_eq!(next(wanted, Always, &Seen { running: Some(3), resets: 1, ..seen() }), Step::Reset);

@@ -1,6 +1,9 @@
 //! A guard for the simulator: the same rules in virtual time, over VMs that are only records.
 
-use super::{Guard, GuardError, GuardStatus, REFUSALS, Registration, START_MARGIN_NS};
+use super::{
+    Guard, GuardError, GuardStatus, REFUSALS, Registration, START_MARGIN_NS,
+    watchdog::{SLACK_NS, TIMEOUT_NS},
+};
 use crate::{network::fake::Segment, vm::fake::World};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
@@ -30,6 +33,8 @@ pub struct FakeGuard {
     rules: Rules,
     /// The deadline, and the session under which it was last extended.
     until: Mutex<(u64, u64)>,
+    /// Until when the watchdog is fed while a guest is under watch, by this host's clock.
+    fed_until: Mutex<u64>,
 }
 
 impl FakeGuard {
@@ -42,8 +47,8 @@ impl FakeGuard {
         clock: Clock,
         rules: Rules,
     ) -> Arc<Self> {
-        let (host, until) = (host.into(), Mutex::default());
-        let guard = Arc::new(Self { host, world, segment, clock, rules, until });
+        let (host, until, fed_until) = (host.into(), Mutex::default(), Mutex::default());
+        let guard = Arc::new(Self { host, world, segment, clock, rules, until, fed_until });
         let watched = Arc::clone(&guard);
         tokio::spawn(async move {
             loop {
@@ -67,6 +72,21 @@ impl FakeGuard {
         Arc::new(Handle { guard: Arc::clone(self), clock })
     }
 
+    /// How long after now the watchdog resets this host if it is fed no more, as `watchdog.rs` feeds it.
+    #[must_use]
+    pub fn resets_in(&self) -> Duration {
+        let now = self.clock.boottime_ns();
+        let live = !self.world.processes_on(&self.host).is_empty();
+        let fed_until = *self.fed_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = if live { now.min(fed_until) } else { now };
+        Duration::from_nanos((last + TIMEOUT_NS).saturating_sub(now))
+    }
+
+    fn fed_until(&self, until: u64) {
+        let mut fed = self.fed_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *fed = until.max(*fed);
+    }
+
     fn deadline(&self) -> u64 {
         self.until.lock().unwrap_or_else(PoisonError::into_inner).0
     }
@@ -88,6 +108,10 @@ impl Guard for Handle {
             return Err(GuardError::Refused { vm: guard.host.clone(), why: REFUSALS[4] });
         }
         *until = (deadline_ns.max(until.0), session);
+        let last = (until.0 + SLACK_NS).saturating_sub(TIMEOUT_NS);
+        if last >= guard.clock.boottime_ns() {
+            guard.fed_until(last);
+        }
         Ok(())
     }
     async fn register(&self, start: &Registration<'_>) -> Result<(), GuardError> {
@@ -98,6 +122,10 @@ impl Guard for Handle {
         }
         if start.session != session && self.guard.rules.compares_sessions {
             return Err(GuardError::Refused { vm: start.vm.into(), why: REFUSALS[5] });
+        }
+        // Until now it was fed whatever the deadline was.
+        if self.guard.world.processes_on(&self.guard.host).is_empty() {
+            self.guard.fed_until(self.guard.clock.boottime_ns());
         }
         Ok(())
     }

@@ -85,8 +85,10 @@ pub trait Guard: Send + Sync {
     async fn replace(&self);
 }
 
-/// The least that must be left to the deadline when a process is registered, nanoseconds.
-pub const START_MARGIN_NS: u64 = 1_000_000_000;
+/// The least that must be left to the deadline when a process is registered, nanoseconds. The watchdog of a host that runs
+/// nothing is fed whatever its deadline is; with less, one that stops right after its first start could be reset later
+/// than another host takes over.
+pub const START_MARGIN_NS: u64 = watchdog::TIMEOUT_NS - watchdog::SLACK_NS;
 
 /// Longest name kept, bytes.
 const NAME: usize = 64;

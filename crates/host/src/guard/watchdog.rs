@@ -12,9 +12,9 @@ use std::{
 };
 
 /// It resets the machine when it is not fed for so long, nanoseconds.
-const TIMEOUT_NS: u64 = 2_000_000_000;
+pub(super) const TIMEOUT_NS: u64 = 2_000_000_000;
 /// How much later than the guard's deadline it may reset; less than `T - D`, nanoseconds.
-const SLACK_NS: u64 = 400_000_000;
+pub(super) const SLACK_NS: u64 = 400_000_000;
 /// How often it is fed, nanoseconds.
 const FEED_NS: u64 = 250_000_000;
 /// How soon it is looked at again when it was due and not right, nanoseconds. A host that lives by promises

@@ -121,6 +121,10 @@ commands! {
     JOBS = "query-jobs", [], ["id", "status", "current-progress", "total-progress", "error"], false;
     /// Ends a copy of a disk: as it is now, once it is whole, unless `force`.
     END_MIRROR = "block-job-cancel", ["device", "force"], [], false;
+    /// Exchanges a disk for its copy, which follows it.
+    COMPLETE = "job-complete", ["id"], [], false;
+    /// All block nodes.
+    NODES = "query-named-block-nodes", ["flat"], ["node-name"], false;
     /// Forgets a job that has ended.
     DISMISS = "job-dismiss", ["id"], [], false;
     /// A property of an object of QEMU's.

@@ -17,6 +17,8 @@ struct State {
     whole: BTreeMap<String, BTreeSet<String>>,
     /// The volumes of a process: (host, VM).
     opened: BTreeMap<(String, String), Vec<String>>,
+    /// Whose disks a process writes to instead of its host's: (host, VM) to that host.
+    exchanged: BTreeMap<(String, String), String>,
     /// What went wrong, in words.
     lost: Vec<String>,
 }
@@ -61,22 +63,31 @@ impl LocalDisks {
     /// A process has opened these files.
     pub(super) fn opened<'a>(&self, host: &str, vm: &str, paths: impl Iterator<Item = &'a str>) {
         let local = paths.filter_map(|path| path.strip_prefix(LOCAL)).map(str::to_owned).collect();
-        self.state().opened.insert((host.to_owned(), vm.to_owned()), local);
+        let mut state = self.state();
+        let process = (host.to_owned(), vm.to_owned());
+        state.exchanged.remove(&process);
+        state.opened.insert(process, local);
     }
 
     /// Its guest executes, and writes.
     pub(super) fn executes(&self, host: &str, vm: &str) {
         let mut state = self.state();
         let key = (host.to_owned(), vm.to_owned());
+        let at = state.exchanged.get(&key).cloned().unwrap_or_else(|| host.to_owned());
         for volume in state.opened.get(&key).cloned().unwrap_or_default() {
-            let there = state.volumes.get(host).is_some_and(|here| here.contains(&volume));
-            let whole = state.whole.get(&volume).is_none_or(|whole| whole.contains(host));
+            let there = state.volumes.get(&at).is_some_and(|here| here.contains(&volume));
+            let whole = state.whole.get(&volume).is_none_or(|whole| whole.contains(&at));
             if !there || !whole {
                 let lost = format!("{vm} runs on {host}, whose {volume} lacks what it has written");
                 state.lost.push(lost);
             }
-            state.whole.insert(volume, BTreeSet::from([host.to_owned()]));
+            state.whole.insert(volume, BTreeSet::from([at.clone()]));
         }
+    }
+
+    /// A process writes to the disks of another host from now on.
+    pub(super) fn exchange(&self, from: &str, to: &str, vm: &str) {
+        self.state().exchanged.insert((from.to_owned(), vm.to_owned()), to.to_owned());
     }
 
     /// All that a stopped guest has written is on another host too.

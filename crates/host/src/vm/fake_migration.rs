@@ -428,6 +428,7 @@ impl LiveMigration for FakeVmDriver {
         self.clock.pass().await;
         match self.world.copy(vm) {
             Some(copy) if copy.from == self.host && copy.sender == Copy::Stopped => {
+                self.world.local_disks.exchange(&copy.from, &copy.to, vm);
                 self.world.change(vm, |copy| (copy.sender, copy.handing) = (Copy::Active, true));
                 Ok(())
             }

@@ -98,7 +98,8 @@ pub trait LiveMigration: Send + Sync {
     async fn start_postcopy(&self, vm: &str) -> Result<(), VmError>;
     /// How far a copy is, on either side.
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError>;
-    /// Sends what is left of a guest that was stopped for it.
+    /// Sends what is left of a guest that was stopped for it. From then on it writes to the other side's disks, should it
+    /// run on here by itself.
     async fn hand_over(&self, vm: &str) -> Result<(), VmError>;
     /// Ends a copy, of disks too; returns when the guest runs on here.
     async fn take_back(&self, vm: &str) -> Result<(), VmError>;

@@ -3,6 +3,10 @@
 //! The taker's QEMU serves its empty disks (NBD) at a socket that only root reaches; the sender's QEMU copies into them,
 //! and then whatever its guest writes (a mirror in the background, which no guest waits for). The daemons join the two
 //! by mutual TLS. Once the guest is stopped, what is left is sent and flushed; only then may its owner change.
+//!
+//! After the change the sender's disks are exchanged for those of the taker, before anything else: a sender whose
+//! handover breaks runs its guest on by itself for a moment, and what that guest is told to be written must be where its
+//! new owner starts it.
 
 use super::{
     commands,
@@ -133,39 +137,89 @@ impl QemuDriver {
         Ok(sent(&self.disk_jobs(vm).await?, wanted))
     }
 
-    /// Ends all copies of disks, whole or not; returns when none is left.
-    pub(super) async fn end_disks(&self, vm: &str, whole: bool) -> Result<(), VmError> {
-        let began = self.disk_jobs(vm).await?;
-        for job in began.iter().filter(|job| !job.concluded()) {
-            let end = json!({ "device": job.id, "force": !whole });
-            self.tell(vm, &commands::END_MIRROR, end).await?;
-        }
-        let within = if whole { REST } else { ENDS };
+    /// Waits until all jobs are as wanted, or have failed.
+    async fn jobs_until(
+        &self,
+        vm: &str,
+        within: Duration,
+        wanted: impl Fn(&Job) -> bool,
+    ) -> Result<Vec<Job>, VmError> {
         let until = tokio::time::Instant::now() + within;
-        let ended = loop {
+        loop {
             let now = self.disk_jobs(vm).await?;
-            if now.iter().all(Job::concluded) {
-                break now;
+            if now.iter().all(|job| job.concluded() || wanted(job)) {
+                return Ok(now);
             }
             if tokio::time::Instant::now() >= until {
-                let source = QmpError::Late { command: commands::END_MIRROR.name().into(), within };
+                let source = QmpError::Late { command: commands::MIRROR.name().into(), within };
                 return Err(VmError::Qmp { vm: vm.into(), source });
             }
             tokio::time::sleep(LOOK).await;
-        };
+        }
+    }
+
+    /// Forgets jobs that have ended; an error of one is told.
+    async fn dismiss(&self, vm: &str, ended: Vec<Job>) -> Result<(), VmError> {
         let mut broken = None;
         for job in ended {
             self.tell(vm, &commands::DISMISS, json!({ "id": job.id })).await?;
-            self.tell(vm, &commands::REMOVE_NODE, json!({ "node-name": job.id })).await?;
             broken = broken.or(job.error);
         }
-        match broken {
-            Some(said) if whole => {
-                let source = QmpError::Refused { command: commands::MIRROR.name().into(), said };
-                Err(VmError::Qmp { vm: vm.into(), source })
-            }
-            _ => Ok(()),
+        broken.map_or(Ok(()), |said| {
+            let source = QmpError::Refused { command: commands::MIRROR.name().into(), said };
+            Err(VmError::Qmp { vm: vm.into(), source })
+        })
+    }
+
+    /// Ends the copies of disks whose guest is stopped: all that it has written is flushed on the other side.
+    pub(super) async fn end_whole(&self, vm: &str) -> Result<(), VmError> {
+        for job in self.disk_jobs(vm).await?.iter().filter(|job| !job.concluded()) {
+            let end = json!({ "device": job.id, "force": false });
+            self.tell(vm, &commands::END_MIRROR, end).await?;
         }
+        let ended = self.jobs_until(vm, REST, |_| false).await?;
+        self.dismiss(vm, ended).await
+    }
+
+    /// Exchanges the disks of a stopped guest for those of the taker, which hold the same.
+    pub(super) async fn exchange_disks(&self, vm: &str) -> Result<(), VmError> {
+        for out in self.out_nodes(vm).await? {
+            let node = out.trim_start_matches(OUT);
+            // Nothing is copied: only what is written from now on would be.
+            let mirror = json!({
+                "job-id": out, "device": node, "target": out, "sync": "none", "auto-dismiss": false,
+            });
+            self.tell(vm, &commands::MIRROR, mirror).await?;
+        }
+        let ready = self.jobs_until(vm, REST, |job| job.status == "ready").await?;
+        for job in ready.iter().filter(|job| !job.concluded()) {
+            self.tell(vm, &commands::COMPLETE, json!({ "id": job.id })).await?;
+        }
+        let ended = self.jobs_until(vm, REST, |_| false).await?;
+        self.dismiss(vm, ended).await
+    }
+
+    /// Ends all copies of disks as they are; returns when nothing is left of them.
+    pub(super) async fn drop_disks(&self, vm: &str) -> Result<(), VmError> {
+        for job in self.disk_jobs(vm).await?.iter().filter(|job| !job.concluded()) {
+            let end = json!({ "device": job.id, "force": true });
+            self.tell(vm, &commands::END_MIRROR, end).await?;
+        }
+        let ended = self.jobs_until(vm, ENDS, |_| false).await?;
+        // That they are not whole is what was wanted.
+        let _ = self.dismiss(vm, ended).await;
+        for node in self.out_nodes(vm).await? {
+            self.tell(vm, &commands::REMOVE_NODE, json!({ "node-name": node })).await?;
+        }
+        Ok(())
+    }
+
+    /// The nodes by which a sender reaches the taker's disks.
+    async fn out_nodes(&self, vm: &str) -> Result<Vec<String>, VmError> {
+        let answer = self.tell(vm, &commands::NODES, json!({ "flat": true })).await?;
+        let nodes = answer.as_array().into_iter().flatten();
+        let names = nodes.filter_map(|node| node["node-name"].as_str());
+        Ok(names.filter(|name| name.starts_with(OUT)).map(str::to_owned).collect())
     }
 }
 

@@ -144,7 +144,7 @@ impl LiveMigration for QemuDriver {
     }
 
     async fn finish_disks(&self, vm: &str) -> Result<(), VmError> {
-        self.end_disks(vm, true).await
+        self.end_whole(vm).await
     }
 
     async fn send(
@@ -177,13 +177,14 @@ impl LiveMigration for QemuDriver {
     }
 
     async fn hand_over(&self, vm: &str) -> Result<(), VmError> {
+        self.exchange_disks(vm).await?;
         let state = json!({ "state": "pre-switchover" });
         self.tell(vm, &commands::MIGRATE_CONTINUE, state).await.map(|_| ())
     }
 
     async fn take_back(&self, vm: &str) -> Result<(), VmError> {
         self.tell(vm, &commands::MIGRATE_CANCEL, json!({})).await?;
-        self.end_disks(vm, false).await?;
+        self.drop_disks(vm).await?;
         let until = tokio::time::Instant::now() + RUNS_ON;
         loop {
             let copy = self.transfer(vm).await?.copy;

@@ -109,10 +109,10 @@ fn way(snapshot: &Snapshot, vm: &Name, object: &Stored<VmSpec>, host: &Name) -> 
     match phase {
         // It takes its disk along while it runs, and only then.
         _ if live => Way::Live,
-        _ if let Some((disk, pool)) = bound => {
-            let live = if object.spec.running { "" } else { " and it does not run" };
-            Way::Stays(format!("its disk `{disk}` lives in the local pool `{pool}`{live}"))
-        }
+        Some(VmPhase::Running) if let Some(why) = immovable(snapshot, object) => Way::Stays(why),
+        _ if let Some((disk, pool)) = bound => Way::Stays(format!(
+            "its disk `{disk}` lives in the local pool `{pool}` and goes along only while it runs"
+        )),
         Some(VmPhase::Stopping) => Way::Left,
         Some(VmPhase::Running) if !object.spec.running => Way::Left,
         _ if object.spec.running && rests(snapshot, vm) => Way::Left,

@@ -2,7 +2,8 @@
 
 use super::Invariant;
 use crate::judge::{Facts, Step};
-use haven_model::VmPhase;
+use haven_model::{Name, Placement, VmPhase};
+use haven_plan::tolerance::recovery::bound_by;
 
 pub(super) struct Convergence;
 
@@ -22,7 +23,13 @@ impl Invariant for Convergence {
 /// The first thing that is left.
 pub(crate) fn drained(facts: &Facts, host: &str) -> Result<(), String> {
     let snapshot = &facts.snapshot;
-    let left = snapshot.placements.iter().find(|(_, p)| p.hosts().any(|of| of.as_str() == host));
+    // The disk that only this host has goes along with a guest that runs, and with no other.
+    let stays = |vm: &Name| {
+        let object = snapshot.vms.get(vm).filter(|object| !object.spec.running);
+        object.is_some_and(|object| bound_by(snapshot, object).is_some())
+    };
+    let here = |placement: &Placement| placement.hosts().any(|of| of.as_str() == host);
+    let left = snapshot.placements.iter().find(|(vm, p)| here(p) && !stays(vm));
     if let Some((vm, _)) = left {
         return Err(format!("{vm} is left on {host}, which is drained"));
     }

@@ -10,6 +10,7 @@ use crate::{
     net::Power,
 };
 use haven_model::{Name, Observations, Snapshot};
+use haven_plan::tolerance::recovery::bound_by;
 use std::time::Duration;
 
 /// So soon: a plan and its commits take far less.
@@ -41,7 +42,12 @@ impl Invariant for Reserve {
             let closed = lease.closed && before.leases.get(host).is_some_and(|was| !was.closed);
             if closed && could_be_lost(facts, before, host) {
                 let vms = before.placements.iter().filter(|(_, p)| p.host == *host);
-                let vms = vms.map(|(vm, _)| vm.clone()).collect();
+                // Whose disk only that host has waits for it.
+                let bound = |vm: &Name| {
+                    let object = before.vms.get(vm);
+                    object.is_some_and(|object| bound_by(before, object).is_some())
+                };
+                let vms = vms.map(|(vm, _)| vm.clone()).filter(|vm| !bound(vm)).collect();
                 let until = facts.now + SOON;
                 self.promises.push(Promise { host: host.clone(), vms, until });
             }
