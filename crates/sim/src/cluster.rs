@@ -112,6 +112,8 @@ pub enum Broken {
     Power,
     /// The store takes placements and leases over others than those that were read, so that no epoch is checked.
     Comparisons,
+    /// Guests that were handed over still write to the disks of their old host.
+    Disks,
 }
 
 /// A cluster.

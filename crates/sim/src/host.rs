@@ -269,7 +269,9 @@ impl SimHost {
             clock: clock.clone(),
             fails: Arc::new(move || net.start_fails()),
             copies: match self.shared.broken {
-                Some(Broken::Switchover) => Arc::new(Hasty(Arc::clone(&self.shared.net))),
+                Some(broken @ (Broken::Switchover | Broken::Disks)) => {
+                    Arc::new(Careless { net: Arc::clone(&self.shared.net), broken })
+                }
                 _ => Arc::clone(&self.shared.net) as _,
             },
         })
@@ -457,21 +459,30 @@ fn forgetful(clock: &Clock, given: Promises, live: watch::Receiver<Arc<Snapshot>
     promises
 }
 
-/// Copies that go on without waiting.
-struct Hasty(Arc<Net>);
+/// Copies that leave out one thing.
+struct Careless {
+    net: Arc<Net>,
+    broken: Broken,
+}
 
-impl Copies for Hasty {
+impl Copies for Careless {
     fn reach(&self, from: &str, to: &str) -> bool {
-        self.0.reach(from, to)
+        self.net.reach(from, to)
     }
     fn takes(&self) -> Duration {
-        self.0.takes()
+        self.net.takes()
+    }
+    fn follows(&self) -> Duration {
+        self.net.follows()
     }
     fn breaks(&self) -> Option<bool> {
-        self.0.breaks()
+        self.net.breaks()
     }
     fn waits(&self) -> bool {
-        false
+        self.broken != Broken::Switchover
+    }
+    fn exchanges(&self) -> bool {
+        self.broken != Broken::Disks
     }
 }
 

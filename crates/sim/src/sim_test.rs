@@ -62,7 +62,9 @@ fn found_in(file: &str, broken: Broken) -> bool {
     let scenario = scenario::read(&path).unwrap();
     let breaks = |seed: &u64| {
         let verdict = run::scenario(&scenario, *seed, Some(broken)).unwrap();
-        let safety = |what: &String| what.starts_with("one runner") || what.starts_with("proof");
+        let safety = |what: &String| {
+            ["one runner", "proof", "disks"].iter().any(|name| what.starts_with(name))
+        };
         verdict.violations.iter().any(safety)
     };
     // None of a thousand seeds may be needed to the end; how many are is a matter of chance.
@@ -79,6 +81,11 @@ fn hosts_that_take_silence_for_a_promise_are_found() {
 #[test]
 fn daemons_that_forget_their_promises_are_found() {
     assert!(found_in("store-frozen-for-long.yaml", Broken::Promises));
+}
+
+#[test]
+fn a_guest_that_writes_to_the_disk_that_it_left_is_found() {
+    assert!(found_in("disk-goes-along.yaml", Broken::Disks));
 }
 
 /// Each breaks one rule on which it rests that nothing runs twice. None of a thousand seeds may be needed to the end.

@@ -39,6 +39,11 @@ pub trait Copies: Send + Sync {
     fn waits(&self) -> bool {
         true
     }
+    /// Whether a sender that is told to hand over writes to the taker's disks from then on. One that does not is broken
+    /// on purpose.
+    fn exchanges(&self) -> bool {
+        true
+    }
 }
 
 /// Copies that go well.
@@ -428,7 +433,9 @@ impl LiveMigration for FakeVmDriver {
         self.clock.pass().await;
         match self.world.copy(vm) {
             Some(copy) if copy.from == self.host && copy.sender == Copy::Stopped => {
-                self.world.local_disks.exchange(&copy.from, &copy.to, vm);
+                if self.copies.exchanges() {
+                    self.world.local_disks.exchange(&copy.from, &copy.to, vm);
+                }
                 self.world.change(vm, |copy| (copy.sender, copy.handing) = (Copy::Active, true));
                 Ok(())
             }

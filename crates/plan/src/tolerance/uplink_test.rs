@@ -143,7 +143,7 @@ fn what_cannot_move_stays_and_says_so() {
     assert!(moves(&plan).is_empty());
     assert_eq!(
         waits(&plan, "db"),
-        "db is cut off from the network `lan` on host1: its disk `root` lives in the pool `fast`, which is local to its host, so it stays"
+        "db is cut off from the network `lan` on host1: its disk `root` lives in the pool `fast`, which is local to its host, and host1 has not said that it can take such a disk along, so it stays"
     );
     // One that does not run is left to its host.
     world.report("db", VmPhase::Failed, None);
