@@ -176,6 +176,8 @@ impl VmTask {
             && !withdrawn()
             && !self.withdraw(placement.revision, why).await
         {
+            // Not at once: without a session nothing can be said.
+            self.look_again(AGAIN);
             return false;
         }
         self.outgoing.is_none() || self.end_copy().await
