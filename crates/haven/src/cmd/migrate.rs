@@ -119,7 +119,11 @@ fn ended(message: &str, moved: bool, vm: &Name, took: Duration) -> Result<(), Fa
 /// In words, what a move is at.
 fn at(view: &MigrationView) -> String {
     let phase = |told: &Option<haven_model::MigrationStatus>| told.as_ref().map(|told| told.phase);
+    let progress = view.source.as_ref().and_then(|told| told.progress).unwrap_or_default();
     match (phase(&view.source), phase(&view.target)) {
+        (Some(MigrationPhase::Copying), _) if progress.disk_total > 0 => {
+            "its disks are copied".into()
+        }
         (Some(MigrationPhase::Copying), _) => "its memory is copied".into(),
         (Some(MigrationPhase::Stopped | MigrationPhase::HandedOver), _) => {
             "it is handed over".into()
@@ -141,7 +145,12 @@ fn show(bar: &ProgressBar, view: &MigrationView, said: &mut String) {
         return;
     }
     let progress = view.source.as_ref().and_then(|told| told.progress);
-    match progress.filter(|progress| progress.total > 0) {
+    match progress.filter(|progress| progress.total + progress.disk_total > 0) {
+        Some(progress) if progress.disk_total > 0 => {
+            bar.set_length(progress.disk_total);
+            bar.set_position(progress.disk_total.saturating_sub(progress.disk_left));
+            bar.set_message(format!("{now}: {} left", mib(progress.disk_left)));
+        }
         Some(progress) => {
             bar.set_length(progress.total);
             bar.set_position(progress.total.saturating_sub(progress.left));
@@ -151,9 +160,12 @@ fn show(bar: &ProgressBar, view: &MigrationView, said: &mut String) {
     }
 }
 
+fn mib(bytes: u64) -> Bytes {
+    Bytes::mib(bytes >> 20)
+}
+
 /// What is left, how fast it goes, and when it is expected to end.
 fn figures(progress: &Progress) -> String {
-    let mib = |bytes: u64| Bytes::mib(bytes >> 20);
     let left = mib(progress.left);
     if progress.rate == 0 {
         return format!("{left} left");
@@ -192,6 +204,11 @@ mod tests {
         assert_eq!(at(&view), "the other host makes ready");
         view.source = told(MigrationPhase::Copying);
         assert_eq!(at(&view), "its memory is copied");
+        let disks = Progress { disk_total: 8, disk_left: 4, ..Progress::default() };
+        view.source.as_mut().unwrap().progress = Some(disks);
+        assert_eq!(at(&view), "its disks are copied");
+        view.source = told(MigrationPhase::Following);
+        assert_eq!(at(&view), "it runs there, and its memory follows");
         view.source = told(MigrationPhase::Stopped);
         assert_eq!(at(&view), "it is handed over");
         let left = 1 << 30;
