@@ -197,7 +197,19 @@ pub struct MigrationStatus {
     /// The old host: the machine type of the running QEMU, so that the new one is the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// The old host: the revision of the `Listening` of the new one, to whose process it sends. A process that came later has
+    /// nothing of what was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<i64>,
     /// In words, when there is something to say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+impl MigrationStatus {
+    /// Whether this is of the process that listens by the word of that revision; an older version does not tell.
+    #[must_use]
+    pub fn sent_to(&self, listening: i64) -> bool {
+        self.heard.is_none_or(|heard| heard == listening)
+    }
 }

@@ -53,6 +53,7 @@ fn says(world: &mut World, host: &str, attempt: i64, phase: MigrationPhase, mess
         phase,
         progress: None,
         machine: None,
+        heard: None,
         message: message.into(),
     };
     let table = world.snapshot.migration_status.entry(name("db")).or_default();
@@ -100,6 +101,22 @@ fn a_move_goes_from_step_to_step_and_ends_with_its_outcome() {
     let reason = take(&mut world, 50);
     assert_eq!(reason, "db was moved from host1 to host2");
     assert_eq!(world.snapshot.placements["db"].moved_from, None);
+}
+
+/// What was sent is gone with the process that it was sent to; one that came after it has nothing.
+#[test]
+fn a_guest_is_never_handed_over_to_a_process_that_came_after_its_copy() {
+    let mut world = ready_to_change();
+    let hosts = world.snapshot.migration_status.get_mut(&name("db")).unwrap();
+    let mut stopped = (*hosts[&name("host1")].value).clone();
+    stopped.heard = Some(31);
+    hosts.insert(name("host1"), at(31, stopped.clone()));
+    assert!(matches!(step(&world), Some((MoveStep::Commit { .. }, ..))));
+    stopped.heard = Some(29);
+    let hosts = world.snapshot.migration_status.get_mut(&name("db")).unwrap();
+    hosts.insert(name("host1"), at(31, stopped));
+    let (change, _, reason) = step(&world).unwrap();
+    assert_eq!(change, MoveStep::TakeBack, "{reason}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn allowed(
     if let Some(why) = immovable(snapshot, object) {
         return Err(conflict(
             format!("{vm} cannot move while it runs: {why}"),
-            "use a shared pool",
+            "mend that, or stop it and start it elsewhere; a disk in a shared pool does not keep it",
         ));
     }
     if let Some(to) = &asked.to {
@@ -103,11 +103,14 @@ pub(super) async fn migrate(
     let vm = &reference.name;
     let snapshot = state.current().await?;
     let placement = allowed(&snapshot, vm, &asked)?;
+    let older = haven_plan::tolerance::migration::speaks_less(&snapshot, POSTCOPY);
     let usual = snapshot.vms.get(vm).map(|object| object.spec.migration.clone());
-    let options = asked.options.over(&usual.unwrap_or_default());
-    if options.postcopy
-        && let Some(host) = haven_plan::tolerance::migration::speaks_less(&snapshot, POSTCOPY)
-    {
+    let mut usual = usual.unwrap_or_default();
+    // Whoever asks for nothing gets what all hosts can.
+    usual.postcopy &= older.is_none();
+    let by_hand = asked.options.postcopy;
+    let options = asked.options.over(&usual);
+    if by_hand && let Some(host) = older {
         let detail = format!(
             "{host} has not said that it knows of guests whose memory follows them: it runs an older Haven, or has not come up yet"
         );

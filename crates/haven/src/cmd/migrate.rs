@@ -195,7 +195,15 @@ mod tests {
     fn a_move_is_told_in_words_and_figures() {
         let told = |phase| {
             let (progress, machine, message) = (None, None, String::new());
-            Some(MigrationStatus { attempt: 1, session: 1, phase, progress, machine, message })
+            Some(MigrationStatus {
+                attempt: 1,
+                session: 1,
+                phase,
+                progress,
+                machine,
+                heard: None,
+                message,
+            })
         };
         let mut view =
             MigrationView { waiting: Some("waiting: no room".into()), ..Default::default() };

@@ -127,7 +127,7 @@ impl Preparation<'_> {
         let known = Known::ask(&self.parts, &self.vm).await.map_err(|e| StartFailure::of(&e))?;
         if !known.lets_go(&self.parts.me, &name.vm_uid, false) {
             return Err(StartFailure(format!(
-                "the store does not say clearly that another host has the disk `{}`, so what is here of it is kept",
+                "the store does not say clearly that another host has the disk `{}`, so what is here of it is kept; update this host if its version is older than the others'",
                 name.disk
             )));
         }

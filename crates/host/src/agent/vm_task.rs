@@ -663,6 +663,7 @@ impl VmTask {
     async fn kill(&mut self) {
         match self.parts.vms.kill(self.vm.as_str()).await {
             Ok(()) => {
+                self.parts.tunnel.close(self.vm.as_str());
                 self.running = None;
                 self.runs_since = None;
                 self.written = None;

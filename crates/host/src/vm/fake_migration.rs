@@ -323,8 +323,10 @@ impl LiveMigration for FakeVmDriver {
 
     async fn start_incoming(&self, launch: &VmLaunch) -> Result<RunningVm, VmError> {
         self.start_process(launch).await?;
-        // A new process knows nothing of a copy that an earlier one took.
-        lock(&self.world.moves.copies).retain(|vm, copy| *vm != launch.vm || copy.to != self.host);
+        // A new process knows nothing of a copy that an earlier one took or sent.
+        lock(&self.world.moves.copies).retain(|vm, copy| {
+            *vm != launch.vm || (copy.to != self.host && copy.from != self.host)
+        });
         self.world.set_idle(&self.host, &launch.vm, launch.epoch);
         Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
     }

@@ -114,6 +114,8 @@ impl QemuDriver {
         socket: &Path,
         places: &[usize],
     ) -> Result<(), VmError> {
+        // What an earlier attempt has left would be in the way.
+        self.drop_disks(vm).await?;
         for place in places {
             let (node, out) = (format!("d{place}"), format!("{OUT}d{place}"));
             let far = json!({

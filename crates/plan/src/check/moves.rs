@@ -72,6 +72,10 @@ fn commit(
     if !said(&old.host, MigrationPhase::Stopped, source_told) {
         return Err(format!("{vm} is handed over before {} has stopped it", old.host));
     }
+    let stopped = snapshot.migration_told(vm, &old.host, old.revision);
+    if stopped.is_some_and(|stopped| !stopped.sent_to(target_told)) {
+        return Err(format!("{vm} is handed over to a process that came after the copy"));
+    }
     if !said(&to.host, MigrationPhase::Listening, target_told) {
         return Err(format!("{vm} is handed over to {}, which does not listen", to.host));
     }

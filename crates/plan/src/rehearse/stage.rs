@@ -382,7 +382,8 @@ impl<'a> Stage<'a> {
     fn word(&mut self, vm: &Name, host: &Name, attempt: i64, phase: MigrationPhase) {
         let session = self.snapshot.leases.get(host).map_or(0, |lease| lease.session);
         let (progress, machine, message) = (None, None, String::new());
-        let status = MigrationStatus { attempt, session, phase, progress, machine, message };
+        let status =
+            MigrationStatus { attempt, session, phase, progress, machine, heard: None, message };
         self.write(&keys::migration_status(vm, host), Some(&status));
     }
 

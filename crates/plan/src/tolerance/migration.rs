@@ -106,6 +106,12 @@ fn go_on(work: &mut Work<'_>, vm: &Name, placement: &Versioned<Placement>, to: &
     let stopped = source.filter(|told| told.phase == MigrationPhase::Stopped);
     let listens = target.filter(|told| told.phase == MigrationPhase::Listening);
     let session = snapshot.leases.get(&placement.host).map_or(0, |lease| lease.session);
+    if let (Some(source), Some(target)) = (stopped, listens)
+        && !source.sent_to(target.revision)
+    {
+        let why = format!("the process on {} that waited for it ended", to.host);
+        return take_back(work, vm, placement, &why);
+    }
     if let (Some(source), Some(target)) = (stopped, listens) {
         let from = MovedFrom { host: placement.host.clone(), session, attempt: placement.revision };
         let new = Placement {
@@ -407,9 +413,16 @@ pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
     snapshot.hosts.keys().find(less)
 }
 
-/// Why a VM can never move live, if so: a disk that only its host has goes along, and not every host knows of that.
+/// Why a VM cannot move live as things are, if so: its process has other disks than are wanted by now, or a disk that only
+/// its host has goes along, and not every host knows of that.
 #[must_use]
 pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
+    if snapshot.pending(&vm.meta.name).iter().any(|part| part == "disks") {
+        return Some(format!(
+            "its disks were changed since it was started; `haven vm reset {}` takes that up",
+            vm.meta.name
+        ));
+    }
     let (disk, pool) = local_disk(snapshot, &vm.spec)?;
     let older = speaks_less(snapshot, GOES_ALONG)?;
     Some(format!(

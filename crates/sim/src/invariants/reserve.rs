@@ -56,7 +56,9 @@ impl Invariant for Reserve {
         for Promise { host, vms, .. } in due {
             let waits = |vm: &&Name| {
                 let wanted = facts.snapshot.vms.get(*vm);
+                // One that is back and runs it again itself was not lost for long.
                 wanted.is_some_and(|vm| vm.spec.running && !vm.meta.deleting)
+                    && !facts.snapshot.session_open(host)
                     && facts.snapshot.placements.get(*vm).is_some_and(|p| p.host == *host)
             };
             if let Some(vm) = vms.iter().find(waits) {

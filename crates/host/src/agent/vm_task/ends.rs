@@ -50,7 +50,8 @@ impl VmTask {
         if !matches!(wanted, Wanted::Run { epoch: wanted, .. } if wanted == epoch) {
             return;
         }
-        if self.following.take().is_some() {
+        // One that powers itself off has executed to its end.
+        if self.following.take().is_some() && how != Exit::PoweredOff {
             // What of its memory had not come never comes: that is the move's end, and none of the guest's own.
             return self.tell(format!("{what} on {}: {}", self.parts.me, moves::LOST)).await;
         }

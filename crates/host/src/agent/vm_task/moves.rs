@@ -1,7 +1,7 @@
 //! The part of a VM's task that moves it live, on both hosts (docs/decisions/0011-live-migration.md).
 //!
 //! ```text
-//!   old host:  Preparing ─► Copying ─► Stopped ══ change of owner ══► HandedOver, or Gone
+//!   old host:  Preparing ─► Copying ─► Stopped ══ change of owner ══► (Following ─►) HandedOver, or Gone
 //!   new host:  Preparing ─► Listening ═══════════ change of owner ══► lets it run, or starts it anew
 //!              └── either: Failed, before the change only ──┘
 //! ```
@@ -9,7 +9,7 @@
 //! What a side says before the change compares the placement that began the attempt, and the change compares what both
 //! sides said last. So once `Failed` stands in the store there is no change, and the old host may run the guest on; and
 //! once the change stands, the old host only ends its process. The new host does nothing with its own process before
-//! the old one has said how it ended, or was proven lost.
+//! the old one has said that it can run the guest no more, or was proven lost.
 
 use super::VmTask;
 use crate::{
@@ -77,6 +77,8 @@ pub(super) struct Outgoing {
     pub(super) told: Mono,
     /// How the disks are that go along.
     pub(super) disks: Disks,
+    /// The revision of the word by which its taker listens.
+    heard: Option<i64>,
     /// It was told to go over although memory is left.
     postcopy: bool,
     /// It was told that memory follows; how much was sent then, and when that was more than before.
@@ -85,8 +87,8 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     fn of(attempt: i64, now: Mono) -> Self {
-        let (disks, postcopy, sent) = (Disks::None, false, None);
-        Self { attempt, stopped: false, handing: None, told: now, disks, postcopy, sent }
+        let (disks, heard, postcopy, sent) = (Disks::None, None, false, None);
+        Self { attempt, stopped: false, handing: None, told: now, disks, heard, postcopy, sent }
     }
 }
 
@@ -140,7 +142,8 @@ impl VmTask {
     fn status(&self, attempt: i64, phase: MigrationPhase) -> Option<MigrationStatus> {
         let session = self.parts.current_session()?.number;
         let (progress, machine, message) = (None, None, String::new());
-        Some(MigrationStatus { attempt, session, phase, progress, machine, message })
+        let heard = self.outgoing.as_ref().and_then(|copy| copy.heard);
+        Some(MigrationStatus { attempt, session, phase, progress, machine, heard, message })
     }
 
     /// Says that an attempt did not work out; true when that stands, so that the owner cannot change by it any more.
@@ -153,7 +156,7 @@ impl VmTask {
 
     /// Ends a copy that this host sends; the guest runs on here.
     async fn end_copy(&mut self) -> bool {
-        // First: QEMU would wait for a disk's copy on a wire that is cut.
+        // Cut first, so that what QEMU still waits for on a wire that hangs fails at once.
         self.parts.tunnel.close(self.vm.as_str());
         if self.running.is_some()
             && let Err(error) = self.parts.vms.take_back(self.vm.as_str()).await
@@ -222,8 +225,11 @@ impl VmTask {
             Some(MigrationPhase::Preparing) => {
                 let listens = snapshot
                     .migration_told(&self.vm, &to.host, attempt)
-                    .is_some_and(|told| told.phase == MigrationPhase::Listening);
-                if listens && let Err(why) = self.send(snapshot, placement, attempt).await {
+                    .filter(|told| told.phase == MigrationPhase::Listening);
+                let Some(heard) = listens.map(|told| told.revision) else { return };
+                if let Err(why) = self.send(snapshot, placement, attempt, heard).await {
+                    // First: QEMU may wait for who does not answer behind it.
+                    self.parts.tunnel.close(self.vm.as_str());
                     self.withdraw(attempt, &why).await;
                 }
             }
@@ -240,6 +246,7 @@ impl VmTask {
         snapshot: &Snapshot,
         placement: &Placement,
         attempt: i64,
+        heard: i64,
     ) -> Result<(), String> {
         let Some(to) = &placement.moving_to else { return Ok(()) };
         let Some(status) = self.status(attempt, MigrationPhase::Copying) else { return Ok(()) };
@@ -249,12 +256,12 @@ impl VmTask {
         }
         let now = self.parts.clock.now();
         let places = self.disks_of_this_host(snapshot);
+        let copy = Outgoing { heard: Some(heard), ..Outgoing::of(attempt, now) };
         if places.is_empty() {
-            let copy = Outgoing::of(attempt, now);
             return self.send_memory(placement, to, copy).await;
         }
         let going = Disks::Going(places.len());
-        self.outgoing = Some(Outgoing { disks: going, ..Outgoing::of(attempt, now) });
+        self.outgoing = Some(Outgoing { disks: going, ..copy });
         self.send_disks(placement, to, &places).await
     }
 
@@ -467,11 +474,10 @@ impl VmTask {
 
     /// The new host's side: makes ready what the guest needs, and a process that waits for it.
     pub(super) async fn receive(&mut self, snapshot: &Snapshot, attempt: i64, epoch: u64) {
-        if self.incoming == Some(attempt) {
+        if self.incoming == Some(attempt) || self.listened(snapshot, attempt) {
+            // What was sent to it is gone with it; another one for the same attempt would be taken for it.
             let why = "the process that waited for it ended";
-            self.gave_up = Some(attempt);
-            self.withdraw(attempt, why).await;
-            return;
+            return self.give_up(attempt, why).await;
         }
         let said = self.said(snapshot, attempt);
         if said.as_ref().is_some_and(|said| said.phase == MigrationPhase::Failed) {
@@ -496,11 +502,25 @@ impl VmTask {
                 self.listening = false;
                 self.look_again(Duration::ZERO);
             }
-            Some(Err(failure)) => {
-                self.gave_up = Some(attempt);
-                self.withdraw(attempt, &failure.0).await;
-            }
+            Some(Err(failure)) => self.give_up(attempt, &failure.0).await,
             None => {}
+        }
+    }
+
+    /// Whether this host has said that a process waits, in whatever session and by whatever daemon of it.
+    fn listened(&self, snapshot: &Snapshot, attempt: i64) -> bool {
+        let hosts = snapshot.migration_status.get(&self.vm);
+        let said = hosts.and_then(|hosts| hosts.get(&self.parts.me));
+        said.is_some_and(|said| said.attempt == attempt && said.phase == MigrationPhase::Listening)
+    }
+
+    /// An attempt did not work out here: once that stands, nothing is tried for it any more.
+    async fn give_up(&mut self, attempt: i64, why: &str) {
+        if self.withdraw(attempt, why).await {
+            self.gave_up = Some(attempt);
+            self.look_again(Duration::ZERO);
+        } else {
+            self.look_again(AGAIN);
         }
     }
 
@@ -560,9 +580,7 @@ impl VmTask {
             Ok(transfer) => {
                 // `Torn` comes after the change only.
                 if let Copy::Broken(why) = transfer.copy {
-                    self.gave_up = Some(attempt);
-                    self.withdraw(attempt, &format!("the copy broke: {why}")).await;
-                    self.look_again(Duration::ZERO);
+                    self.give_up(attempt, &format!("the copy broke: {why}")).await;
                 }
             }
             Err(error) => self.failed("look at the copy of", &error),
@@ -642,7 +660,11 @@ impl VmTask {
     /// A copy that the daemon before this one began.
     pub(super) async fn find_copy(&mut self) {
         let found = self.parts.vms.transfer(self.vm.as_str()).await;
-        let Ok(Transfer { copy, .. }) = found else { return };
+        let Ok(Transfer { copy, .. }) = found else {
+            // Whatever it sends is not this daemon's: ended once it answers.
+            self.outgoing = Some(Outgoing::of(0, self.parts.clock.now()));
+            return;
+        };
         let disks = self.parts.vms.disks_sent(self.vm.as_str(), 0).await;
         let snapshot = Arc::clone(&self.parts.live.borrow());
         let runs = matches!(wanted::vm(&snapshot, &self.parts.me, &self.vm), Wanted::Run { .. });
