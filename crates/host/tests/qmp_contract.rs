@@ -12,6 +12,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// What disks are sent and served by, wherever there is a choice.
+const VARIANT: &str = "nbd";
+
 /// What QEMU says of itself.
 struct Schema {
     greeting: Value,
@@ -56,11 +59,23 @@ impl Schema {
         kind["members"].as_array().map_or(&[], Vec::as_slice)
     }
 
+    /// The members that a type has beside, by the value of one of them (`driver`, `type`): those of the variant that Haven
+    /// uses.
+    fn of_variant(&self, entry: &Value, what: &str) -> Vec<&Value> {
+        let kind = &self.entries[entry[what].as_str().unwrap()];
+        let variants = kind["variants"].as_array().into_iter().flatten();
+        let used = variants.filter(|variant| variant["case"] == VARIANT);
+        let members = used
+            .filter_map(|variant| self.entries[variant["type"].as_str()?]["members"].as_array());
+        members.flatten().collect()
+    }
+
     /// `field` may be a path: `stats.rd_operations`.
     fn has(&self, entry: &Value, what: &str, field: &str) -> Result<(), String> {
         let (first, rest) = field.split_once('.').unzip();
         let name = first.unwrap_or(field);
-        let member = self.members(entry, what).iter().find(|member| member["name"] == name);
+        let mut members = self.members(entry, what).iter().chain(self.of_variant(entry, what));
+        let member = members.find(|member| member["name"] == name);
         let member =
             member.ok_or_else(|| format!("{} has no `{name}` in {what}", entry["name"]))?;
         rest.map_or(Ok(()), |rest| self.has(member, "type", rest))
