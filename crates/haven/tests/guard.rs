@@ -1,6 +1,8 @@
 //! The real guard process, told by the real client, over processes that stand for VMs.
 
-use haven_host::guard::{Guard, GuardError, Registration, boottime_ns, client::GuardClient};
+use haven_host::guard::{
+    Guard, GuardError, Registration, START_MARGIN_NS, boottime_ns, client::GuardClient,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -101,7 +103,7 @@ async fn at_the_deadline_every_process_ends_within_50_ms() {
     let mut late = Vec::new();
     let mut rig = Rig::new("deadline", None).await;
     for _ in 0..10 {
-        let deadline = boottime_ns() + 1_100 * MS;
+        let deadline = boottime_ns() + START_MARGIN_NS + 100 * MS;
         rig.client.extend(SESSION, deadline).await.unwrap();
         let vms = [rig.vm("web-1").await, rig.vm("web-2").await];
         tokio::time::sleep(Duration::from_nanos(deadline - boottime_ns() - 20 * MS)).await;
@@ -217,7 +219,7 @@ async fn at_the_deadline_its_addresses_and_no_others_go_and_the_card_stays() {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     rig.answers().await;
     let extend = async || {
-        let deadline = boottime_ns() + 1_200 * MS;
+        let deadline = boottime_ns() + START_MARGIN_NS + 200 * MS;
         rig.client.extend(SESSION, deadline).await.unwrap();
         deadline
     };
@@ -241,18 +243,18 @@ async fn at_the_deadline_its_addresses_and_no_others_go_and_the_card_stays() {
     assert!(shown.contains(",UP"), "the card is down: {shown}");
     // What it let go it has forgotten, so that the next deadline is only that of what comes then.
     extend().await;
-    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    tokio::time::sleep(Duration::from_nanos(START_MARGIN_NS + 300 * MS)).await;
     assert_eq!(rig.client.status().await.unwrap().fired, 1);
 }
 
 #[tokio::test]
 async fn a_paused_guard_acts_within_50_ms_of_waking() {
     let mut rig = Rig::new("paused", None).await;
-    let deadline = boottime_ns() + 1_100 * MS;
+    let deadline = boottime_ns() + START_MARGIN_NS + 100 * MS;
     rig.client.extend(SESSION, deadline).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.signal(Signal::SIGSTOP);
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    tokio::time::sleep(Duration::from_nanos(START_MARGIN_NS + 500 * MS)).await;
     assert!(rig.lives(vm), "nobody could have ended it");
     let woken = boottime_ns();
     rig.signal(Signal::SIGCONT);
@@ -264,7 +266,7 @@ async fn a_paused_guard_acts_within_50_ms_of_waking() {
 #[tokio::test]
 async fn a_guard_that_is_killed_and_started_again_keeps_deadline_and_processes() {
     let mut rig = Rig::new("killed", None).await;
-    let deadline = boottime_ns() + 1_600 * MS;
+    let deadline = boottime_ns() + START_MARGIN_NS + 600 * MS;
     rig.client.extend(SESSION, deadline).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.signal(Signal::SIGKILL);
@@ -279,9 +281,9 @@ async fn a_guard_that_is_killed_and_started_again_keeps_deadline_and_processes()
 }
 
 #[tokio::test]
-async fn no_process_is_taken_with_less_than_a_second_left_nor_after_its_end() {
+async fn no_process_is_taken_with_less_than_the_margin_left_nor_after_its_end() {
     let mut rig = Rig::new("refused", None).await;
-    rig.client.extend(SESSION, boottime_ns() + 900 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + START_MARGIN_NS - 100 * MS).await.unwrap();
     let own = i32::try_from(std::process::id()).unwrap();
     let error = rig.client.register(&start_of("web-1", own)).await.unwrap_err();
     assert!(matches!(error, GuardError::Refused { .. }), "{error}");
@@ -329,7 +331,7 @@ async fn one_guard_runs_on_a_host() {
 #[tokio::test]
 async fn told_to_end_it_stays_until_its_last_vm_has_ended() {
     let mut rig = Rig::new("sigterm", None).await;
-    rig.client.extend(SESSION, boottime_ns() + 1_500 * MS).await.unwrap();
+    rig.client.extend(SESSION, boottime_ns() + START_MARGIN_NS + 500 * MS).await.unwrap();
     let vm = rig.vm("web-1").await;
     rig.signal(Signal::SIGTERM);
     tokio::time::sleep(Duration::from_millis(300)).await;
