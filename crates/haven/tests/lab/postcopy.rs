@@ -8,7 +8,10 @@ use crate::{
 use anyhow::{Result, bail, ensure};
 use haven_model::{MigrationPhase, api::MigrationView};
 use nix::sys::signal::Signal;
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 const VM: &str = "writer";
 /// Fills a file from another one, over and over: about 100 MiB of memory in each round.
@@ -73,6 +76,10 @@ const FAULTS: [Fault; 4] = [
 
 /// Moves it, and breaks that once its memory follows.
 pub fn follows(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    if !Path::new("/dev/userfaultfd").exists() {
+        println!("skipped: needs /dev/userfaultfd (Linux 6.1 or newer, built with userfaultfd)");
+        return Ok(());
+    }
     witness.moves(true);
     let manifest = format!(
         "kind: VM\nname: {VM}\nimage: tiny\nmemory: 1GiB\nnetworks:\n- network: front\nmigration:\n  downtime: 1ms\nuserData: {WRITES:?}\n"
