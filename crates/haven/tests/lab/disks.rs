@@ -1,7 +1,7 @@
 //! A guest whose disk only its host has moves live, and takes it along: all that it was told to be written is there.
 
 use crate::{
-    lab::{HOSTS, Lab},
+    lab::{Lab, other},
     witness::Witness,
 };
 use anyhow::{Context, Result, ensure};
@@ -27,10 +27,6 @@ while :; do
 done
 "#;
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn other(host: &str) -> &'static str {
-    HOSTS.into_iter().find(|other| *other != host).unwrap_or_default()
-}
 
 /// The largest number behind these words on its console, on any host.
 fn largest(lab: &Lab, words: &str) -> u64 {

@@ -16,6 +16,11 @@ use std::{
 /// Its hosts.
 pub const HOSTS: [&str; 3] = ["host1", "host2", "host3"];
 
+/// Another host than this one.
+pub fn other(host: &str) -> &'static str {
+    HOSTS.into_iter().find(|other| *other != host).unwrap_or_default()
+}
+
 /// Two guests that count on their consoles, so that what they say stands on the host that runs them.
 const MANIFEST: &str = r#"
 kind: Network

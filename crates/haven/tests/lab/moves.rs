@@ -1,6 +1,9 @@
 //! Guests that move while they run: nothing is lost on a quiet day, and exactly one copy runs afterwards whatever dies.
 
-use crate::{lab::Lab, witness::Witness};
+use crate::{
+    lab::{Lab, other},
+    witness::Witness,
+};
 use anyhow::{Result, bail};
 use haven_lab::asking::{Asking, STEADILY, failures};
 use nix::sys::signal::Signal;
@@ -8,11 +11,6 @@ use std::time::{Duration, Instant};
 
 /// One member behind an address: what it does not answer, nobody does.
 const SINGLE: &str = "kind: Service\nname: single\nreplicas: 1\ntemplate:\n  spec:\n    image: tiny\n    memory: 128MiB\n    networks:\n    - network: front\ncheck:\n  mode: http\n  port: 80\nfrontend:\n  address: 10.88.0.102\n  port: 80\n  mode: http\n";
-
-/// Another host than this one.
-fn other(host: &str) -> &'static str {
-    crate::lab::HOSTS.into_iter().find(|h| *h != host).unwrap_or_default()
-}
 
 /// A guest goes round: it counts on, no count is lost or told twice, and its service answers every question.
 pub fn live(lab: &mut Lab, witness: &Witness) -> Result<()> {

@@ -2,7 +2,7 @@
 //! Whatever breaks meanwhile, one copy of it runs afterwards.
 
 use crate::{
-    lab::{HOSTS, Lab},
+    lab::{HOSTS, Lab, other},
     witness::Witness,
 };
 use anyhow::{Result, bail, ensure};
@@ -18,10 +18,6 @@ const VM: &str = "writer";
 const WRITES: &str = "#!/bin/busybox sh\ni=0; while [ $i -lt 60 ]; do cat /bin/busybox; i=$((i+1)); done > /all\necho WRITER-READY > /dev/console\nwhile :; do dd if=/all of=/copy bs=1M conv=notrunc 2> /dev/null; done\n";
 /// Until it has filled the first file, on two cores that emulate it.
 const FILLED: Duration = Duration::from_secs(90);
-
-fn other(host: &str) -> &'static str {
-    HOSTS.into_iter().find(|other| *other != host).unwrap_or_default()
-}
 
 fn view(lab: &Lab) -> Result<MigrationView> {
     lab.ask(|client| async move { client.migration(VM).await })
