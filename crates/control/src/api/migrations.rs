@@ -20,7 +20,7 @@ use haven_model::{
     keys,
     object::Kind,
 };
-use haven_plan::tolerance::migration::immovable;
+use haven_plan::tolerance::migration::{immovable, speaks_less, usual_options};
 use haven_store::raw::{Compare, Op};
 use tokio::net::UnixStream;
 
@@ -103,14 +103,9 @@ pub(super) async fn migrate(
     let vm = &reference.name;
     let snapshot = state.current().await?;
     let placement = allowed(&snapshot, vm, &asked)?;
-    let older = haven_plan::tolerance::migration::speaks_less(&snapshot, POSTCOPY);
-    let usual = snapshot.vms.get(vm).map(|object| object.spec.migration.clone());
-    let mut usual = usual.unwrap_or_default();
-    // Whoever asks for nothing gets what all hosts can.
-    usual.postcopy &= older.is_none();
     let by_hand = asked.options.postcopy;
-    let options = asked.options.over(&usual);
-    if by_hand && let Some(host) = older {
+    let options = asked.options.over(&usual_options(&snapshot, vm));
+    if by_hand && let Some(host) = speaks_less(&snapshot, POSTCOPY) {
         let detail = format!(
             "{host} has not said that it knows of guests whose memory follows them: it runs an older Haven, or has not come up yet"
         );

@@ -10,8 +10,8 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Bytes, Handover, Migration, MigrationPhase, MigrationStatus, MovedFrom, MovingTo, Name,
-    Placement, Snapshot, Versioned, VmPhase, VmSpec,
+    Action, Bytes, Handover, Migration, MigrationOptions, MigrationPhase, MigrationStatus,
+    MovedFrom, MovingTo, Name, Placement, Snapshot, Versioned, VmPhase, VmSpec,
     host::{GOES_ALONG, POSTCOPY},
     object::Stored,
     plan::MoveStep,
@@ -293,16 +293,12 @@ pub(crate) fn record(
     vm: &Name,
     by: String,
 ) -> Migration {
-    let object = work.snapshot.vms.get(vm);
-    let mut options = object.map(|object| object.spec.migration.clone()).unwrap_or_default();
-    // A placement that says so could not be read there.
-    options.postcopy &= speaks_less(work.snapshot, POSTCOPY).is_none();
     Migration {
         // No other write has that revision.
         id: format!("{vm}-{}", placement.revision),
         from: placement.host.clone(),
         to: None,
-        options,
+        options: usual_options(work.snapshot, vm),
         by,
         at_ms: work.seen.now_ms,
         drain: None,
@@ -403,6 +399,16 @@ pub(crate) fn unfit(snapshot: &Snapshot, from: &Name, to: &Name) -> Option<Strin
     (version(&to_status.qemu) < version(&from_status.qemu)).then(|| {
         format!("QEMU on {to} ({}) is older than on {from} ({})", to_status.qemu, from_status.qemu)
     })
+}
+
+/// How a VM is moved unless it is asked for otherwise: as its spec says, as far as all hosts can.
+#[must_use]
+pub fn usual_options(snapshot: &Snapshot, vm: &Name) -> MigrationOptions {
+    let object = snapshot.vms.get(vm);
+    let mut options = object.map(|object| object.spec.migration.clone()).unwrap_or_default();
+    // A placement that says so could not be read there.
+    options.postcopy &= speaks_less(snapshot, POSTCOPY).is_none();
+    options
 }
 
 /// A host that does not say that it understands so much, if there is one; each of them reads each placement.
