@@ -304,16 +304,14 @@ impl Cluster {
         haven_plan::admit(&before, &Observations::default(), &wanted).is_some()
     }
 
-    /// Moves a VM live as a person does. Nothing when it has no host.
-    pub async fn migrate(&self, vm: &str, to: Option<&str>) {
+    /// Moves a VM live as a person does, `postcopy` or not. Nothing when it has no host.
+    pub async fn migrate(&self, vm: &str, to: Option<&str>, postcopy: bool) {
         let vm = name(vm);
         let owner = self.shared.judge.read(|facts| {
             facts.snapshot.placements.get(&vm).map(|placement| placement.host.clone())
         });
         let Some(from) = owner else { return };
         let number = self.shared.incarnation();
-        // Every other guest goes over before all of its memory is there.
-        let postcopy = number % 2 == 1;
         let migration = Migration {
             id: format!("m{number}"),
             from,

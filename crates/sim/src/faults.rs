@@ -1,10 +1,14 @@
 //! What can go wrong, and what people do meanwhile.
 
-use crate::{cluster::Cluster, net::Controller};
+use crate::{
+    cluster::{Cluster, name},
+    net::Controller,
+    steps::AtStep,
+};
 use haven_host::vm::driver::Exit;
 use haven_model::{Timers, keys, object::Kind, units::Millis};
 use rand::{Rng, rngs::StdRng};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
 /// How long and how often a process ends by [`Fault::Crash`].
@@ -12,7 +16,7 @@ const CRASH_S: u64 = 30;
 const CRASH_EVERY_MS: u64 = 350;
 
 /// One thing that happens.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Fault {
     /// A host loses its power.
@@ -71,6 +75,10 @@ pub enum Fault {
     StartVm(String),
     /// A person moves a VM live, to this host or to any.
     Migrate(String, Option<String>),
+    /// The same, and the guest goes over before all of its memory is there.
+    MigrateFirst(String, Option<String>),
+    /// Something befalls a host at one step of the next move of a VM.
+    AtStep(String, AtStep),
     /// A person takes that back.
     CancelMigration(String),
     /// A person restarts all hosts, one after another.
@@ -133,6 +141,10 @@ impl Fault {
                     }
                 });
             }
+            Fault::AtStep(vm, step) => {
+                let (cluster, vm, step) = (Arc::clone(cluster), name(vm), *step);
+                tokio::spawn(async move { step.happen(&cluster, &vm).await });
+            }
             _ => self.by_a_person(cluster).await,
         }
     }
@@ -163,7 +175,8 @@ impl Fault {
                 cluster.change(&service(name), more).await;
             }
             Fault::Timers(timers) => cluster.set_timers(timers).await,
-            Fault::Migrate(name, to) => cluster.migrate(name, to.as_deref()).await,
+            Fault::Migrate(name, to) => cluster.migrate(name, to.as_deref(), false).await,
+            Fault::MigrateFirst(name, to) => cluster.migrate(name, to.as_deref(), true).await,
             Fault::CancelMigration(name) => cluster.cancel_migration(name).await,
             Fault::RebootAll => cluster.reboot_all().await,
             Fault::Drain(host) => cluster.drain(host).await,
@@ -193,9 +206,10 @@ impl Fault {
             | Fault::Plug(host)
             | Fault::Isolate(host) => vec![host],
             Fault::Cut(from, to) => vec![from, to],
-            Fault::KillProcess(_, host) | Fault::Crash(_, host) | Fault::Migrate(_, Some(host)) => {
-                vec![host]
-            }
+            Fault::KillProcess(_, host)
+            | Fault::Crash(_, host)
+            | Fault::Migrate(_, Some(host))
+            | Fault::MigrateFirst(_, Some(host)) => vec![host],
             _ => vec![],
         }
     }
@@ -213,12 +227,19 @@ fn timers(which: u8) -> Timers {
     Timers { lease, guard, renew, manager, heartbeat, suspect, margin }
 }
 
-/// A random fault for hosts `host1`… and the content that [`crate::run::random_manifest`] makes.
+/// Something at a step of a move; at random, so that two of them may meet.
+fn step(random: &mut StdRng) -> AtStep {
+    let mut all: Vec<AtStep> = AtStep::all().collect();
+    let step = all.swap_remove(random.random_range(0..all.len()));
+    AtStep { after: random.random_range(0..40), ..step }
+}
+
+/// A random fault for hosts `host1`… and the content that [`crate::storm::manifest`] makes.
 pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
     let host = format!("host{}", random.random_range(1..=hosts));
     let other = format!("host{}", random.random_range(1..=hosts));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..146) {
+    match random.random_range(0..154) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -242,8 +263,10 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         93..95 => Fault::DeleteVm(vm),
         95..97 => Fault::Scale("web".into(), random.random_range(0..6)),
         97 => Fault::Restart("web".into()),
-        98..108 => Fault::Migrate(vm, None),
-        108..113 => Fault::Migrate(vm, Some(host)),
+        98..103 => Fault::Migrate(vm, None),
+        103..108 => Fault::MigrateFirst(vm, None),
+        108..111 => Fault::Migrate(vm, Some(host)),
+        111..113 => Fault::MigrateFirst(vm, Some(host)),
         113 => Fault::CancelMigration(vm),
         114..116 => Fault::BreakCopies(random.random_range(10..90)),
         116..120 => Fault::KillProcess(vm, host),
@@ -254,6 +277,7 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         134..140 => Fault::Unplug(host),
         140..142 => Fault::Plug(host),
         142..144 => Fault::RebootAll,
+        144..152 => Fault::AtStep(vm, step(random)),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

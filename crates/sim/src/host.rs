@@ -139,6 +139,7 @@ impl SimHost {
 
     fn end_daemon(&mut self) {
         if let Some(daemon) = self.daemon.take() {
+            self.shared.world.cut_ways(self.name.as_str());
             daemon.run.send_replace(Run::Dead);
             daemon.cancel.cancel();
         }
@@ -477,6 +478,9 @@ impl Copies for Careless {
     }
     fn breaks(&self) -> Option<bool> {
         self.net.breaks()
+    }
+    fn torn_answers(&self) -> bool {
+        self.net.torn_answers()
     }
     fn waits(&self) -> bool {
         self.broken != Broken::Switchover

@@ -30,6 +30,9 @@ pub mod path;
 pub mod promises;
 pub mod run;
 pub mod scenario;
+pub mod shrink;
+pub mod steps;
+pub mod storm;
 pub mod surroundings;
 pub mod wire;
 

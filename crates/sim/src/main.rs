@@ -5,7 +5,8 @@ use clap::Parser;
 use haven_sim::{
     cluster::Broken,
     run::{self, Verdict},
-    scenario,
+    scenario::{self, Scenario},
+    shrink, storm,
 };
 use std::{
     path::{Path, PathBuf},
@@ -34,6 +35,9 @@ struct Options {
     /// Break a part on purpose, to see that it is found
     #[arg(long = "break", value_enum)]
     broken: Option<Broken>,
+    /// Do not look for fewer faults that break the same invariant
+    #[arg(long)]
+    whole: bool,
     /// Print the transcript also when nothing is broken
     #[arg(long)]
     transcript: bool,
@@ -85,7 +89,7 @@ fn seeds(options: &Options) -> anyhow::Result<Tally> {
                         let rerun = format!(
                             "cargo run --release -p haven-sim -- --seeds 1 --first-seed {seed}"
                         );
-                        count(&mut tally, verdict, options.transcript, &rerun);
+                        count(&mut tally, &storm::of(seed), verdict, options, &rerun)?;
                         if tally.failed.len() >= 5 {
                             stop.store(true, Ordering::Relaxed);
                         }
@@ -125,7 +129,7 @@ fn scenarios(path: &Path, options: &Options) -> anyhow::Result<Tally> {
                 "cargo run --release -p haven-sim -- --scenario {} --first-seed {seed}",
                 file.display()
             );
-            count(&mut tally, verdict, options.transcript, &rerun);
+            count(&mut tally, &scenario, verdict, options, &rerun)?;
         }
         let how = if tally.failed.len() == before { "holds" } else { "BROKEN" };
         println!("{how}  {}: {}", file.display(), scenario.about);
@@ -133,17 +137,39 @@ fn scenarios(path: &Path, options: &Options) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-fn count(tally: &mut Tally, verdict: Verdict, transcript: bool, rerun: &str) {
+fn count(
+    tally: &mut Tally,
+    scenario: &Scenario,
+    verdict: Verdict,
+    options: &Options,
+    rerun: &str,
+) -> anyhow::Result<()> {
     tally.runs += 1;
     tally.steps += verdict.steps;
     let failed = !verdict.violations.is_empty();
-    if failed || transcript {
+    if failed || options.transcript {
         println!("--- seed {}", verdict.seed);
         verdict.transcript.iter().for_each(|line| println!("{line}"));
     }
-    if failed {
-        verdict.violations.iter().for_each(|what| println!("seed {}: {what}", verdict.seed));
-        println!("again: {rerun}");
-        tally.failed.push(verdict);
+    if !failed {
+        return Ok(());
     }
+    verdict.violations.iter().for_each(|what| println!("seed {}: {what}", verdict.seed));
+    println!("again: {rerun}");
+    if !options.whole {
+        let shrunk = shrink::shrink(scenario, &verdict, options.broken)?;
+        let (was, is) = (scenario.events.len(), shrunk.scenario.events.len());
+        println!(
+            "seed {} shrunk from {was} faults to {is}, in {} runs:",
+            verdict.seed, shrunk.tried
+        );
+        for event in &shrunk.scenario.events {
+            println!("  {:7.3} s  {:?}", event.at, event.fault);
+        }
+        shrunk.verdict.violations.iter().for_each(|what| println!("  {what}"));
+        println!("as a scenario, to be played with --scenario FILE --first-seed {}:", verdict.seed);
+        println!("{}", serde_json::to_string(&shrunk.scenario)?);
+    }
+    tally.failed.push(verdict);
+    Ok(())
 }

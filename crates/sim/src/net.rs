@@ -303,6 +303,9 @@ impl Copies for Net {
         let breaks = percent > 0 && state.random.random_range(0..100) < percent;
         breaks.then(|| state.random.random_bool(0.5))
     }
+    fn torn_answers(&self) -> bool {
+        self.random(2) == 0
+    }
 }
 
 impl State {

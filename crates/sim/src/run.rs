@@ -2,13 +2,13 @@
 
 use crate::{
     cluster::{Broken, Cluster, Setup},
-    faults::{self, Fault},
+    faults::Fault,
     invariants::{converged, drained},
     judge::{Facts, Judge},
     scenario::{Expect, Scenario},
+    storm,
 };
-use haven_model::{Name, RebalancePolicy};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use haven_model::Name;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -30,41 +30,6 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// How often it is looked, and how often in a row all must be as wanted.
 const LOOK: Duration = Duration::from_millis(250);
 const STEADY: u32 = 12;
-/// How long the faults of a random run go on, seconds.
-const STORM_S: u64 = 60;
-
-/// The manifest of a random run: a service behind an address, and single VMs.
-#[must_use]
-pub fn random_manifest(replicas: u32, vms: u32) -> String {
-    let mut text = format!(
-        "kind: Pool\nname: scratch\ndriver: local\npath: /local\n---\n\
-         kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
-         kind: Network\nname: lan\ndriver: bridge\nsubnet: 10.78.0.0/24\n---\n\
-         kind: Service\nname: web\nreplicas: {replicas}\n\
-         template:\n  spec:\n    memory: 128MiB\n    networks:\n    - network: front\n\
-         check:\n  mode: http\n  port: 80\n\
-         frontend:\n  address: 10.88.0.100\n  port: 80\n  mode: http\n"
-    );
-    for i in 1..=vms {
-        // Only the first of each pair knows of its wish, and only the second is what it asks about.
-        let wish = match i {
-            1 => "affinity: {apart: {pair: '2'}}\n",
-            3 => "affinity: {near: {pair: '4'}}\n",
-            _ => "",
-        };
-        // One has a disk that only its host has.
-        let disk = match i {
-            2 => "disks: [{name: data, size: 1GiB, pool: scratch}]\n",
-            _ => "",
-        };
-        let card = if i % 2 == 1 { "networks: [{network: lan}]\n" } else { "" };
-        text.push_str(&format!(
-            "---\nkind: VM\nname: db-{i}\nlabels: {{pair: '{i}'}}\nmemory: 512MiB\n{card}{disk}{wish}"
-        ));
-    }
-    text
-}
-
 /// Runs in virtual time on this thread.
 fn in_virtual_time<T>(seed: u64, future: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -80,65 +45,17 @@ fn in_virtual_time<T>(seed: u64, future: impl Future<Output = T>) -> anyhow::Res
 /// # Errors
 /// When the simulator itself cannot run.
 pub fn seed(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
-    in_virtual_time(seed, storm(seed, broken))?
+    scenario(&storm::of(seed), seed, broken)
 }
 
-async fn storm(seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let hosts = random.random_range(2..=5);
-    let vms = random.random_range(0..=4);
-    let setup = Setup {
-        hosts,
-        seed,
-        watchdog: random.random_bool(0.7),
-        power_control: random.random_bool(0.6),
-        clock_skew_percent: if random.random_bool(0.5) { 1.0 } else { 4.0 },
-        manifest: random_manifest(random.random_range(1..=4), vms),
-        rebalance: match seed % 3 {
-            0 => RebalancePolicy::Auto,
-            _ => RebalancePolicy::Advise,
-        },
-        broken,
-    };
-    let watchdog = setup.watchdog;
-    let cluster = Cluster::start(setup).await?;
-    settle(&cluster, "at the beginning").await;
-    let mut left = Duration::from_secs(STORM_S);
-    let calm = random.random_range(1..=12);
-    loop {
-        let pause = Duration::from_millis(random.random_range(10..1_500 * calm));
-        if pause >= left {
-            break;
-        }
-        left -= pause;
-        tokio::time::sleep(pause).await;
-        let fault = faults::random(&mut random, hosts, vms);
-        fault.happen(&cluster).await;
-        // Without a watchdog a paused host that nobody resumes would be off for good in every way but one.
-        if !watchdog && let Fault::Pause(host) = fault {
-            let wake = Duration::from_millis(random.random_range(100..12_000));
-            let cluster = Arc::clone(&cluster);
-            tokio::spawn(async move {
-                tokio::time::sleep(wake).await;
-                Fault::Resume(host).happen(&cluster).await;
-            });
-        }
-    }
-    tokio::time::sleep(left).await;
-    cluster.mend().await;
-    settle(&cluster, "after everything was mended").await;
-    if hosts > 2 && random.random_bool(0.5) {
-        empty(&cluster, &format!("host{}", random.random_range(1..=hosts))).await;
-    }
-    cluster.shared.judge.end();
+/// No process is left that waits for a guest.
+fn none_waits(cluster: &Cluster) {
     for host in cluster.names() {
         for (vm, epoch) in cluster.shared.world.idle_on(&host) {
             let what = format!("orphans: a process of {vm}, epoch {epoch}, waits on {host}");
             cluster.shared.judge.accuse(what);
         }
     }
-    disks_are_whole(&cluster);
-    Ok(verdict(seed, &cluster))
 }
 
 /// No guest ran on a disk that lacks what it has written.
@@ -224,7 +141,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
         seed,
         watchdog: scenario.watchdog,
         power_control: scenario.power_control,
-        clock_skew_percent: 1.0,
+        clock_skew_percent: scenario.clock_skew_percent,
         manifest: scenario.manifest.clone(),
         rebalance: scenario.rebalance,
         broken,
@@ -251,8 +168,12 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
         let latest = facts.running.values().map(|r| r.since).filter(|at| *at > first).max();
         (executing, latest)
     });
+    if let Some(host) = &scenario.empties {
+        empty(&cluster, host).await;
+    }
     if expect.converged {
         judge.end();
+        none_waits(&cluster);
     }
     if let Some(host) = &expect.drained
         && let Err(what) = judge.read(|facts| drained(facts, host))

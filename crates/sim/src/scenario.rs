@@ -3,11 +3,11 @@
 use crate::faults::Fault;
 use anyhow::{Context, bail};
 use haven_model::RebalancePolicy;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// One scenario.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Scenario {
     /// What it shows, in a sentence.
@@ -20,6 +20,9 @@ pub struct Scenario {
     /// Hosts have a power controller.
     #[serde(default = "yes")]
     pub power_control: bool,
+    /// Clocks run unevenly by up to so many percent, slower or faster.
+    #[serde(default = "one_percent")]
+    pub clock_skew_percent: f64,
     /// What becomes of loads that are uneven, measured over 10 s.
     #[serde(default = "off")]
     pub rebalance: RebalancePolicy,
@@ -35,13 +38,16 @@ pub struct Scenario {
     /// Whether everything is mended before the end. Otherwise the end is judged as it is.
     #[serde(default)]
     pub mend: bool,
+    /// After all was mended this host is drained, and gets back what it had.
+    #[serde(default)]
+    pub empties: Option<String>,
     /// What must be so at the end, beside the invariants.
     #[serde(default)]
     pub expect: Expect,
 }
 
 /// What happens at one time.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Event {
     /// Seconds after everything ran.
@@ -52,7 +58,7 @@ pub struct Event {
 }
 
 /// What must be so at the end.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Expect {
     /// All that is wanted runs.
@@ -91,6 +97,10 @@ fn off() -> RebalancePolicy {
 
 fn one() -> u64 {
     1
+}
+
+fn one_percent() -> f64 {
+    1.0
 }
 
 /// Reads one.

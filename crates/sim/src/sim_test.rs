@@ -1,6 +1,15 @@
 //! The simulator's own promises: a seed reruns exactly, and a broken guard is found.
 
-use crate::{cluster::Broken, run, scenario};
+use crate::{
+    cluster::Broken,
+    faults::Fault,
+    run,
+    scenario::{self, Event, Expect, Scenario},
+    shrink,
+    steps::AtStep,
+    storm,
+};
+use haven_model::{MigrationPhase, RebalancePolicy};
 use std::path::Path;
 
 #[test]
@@ -96,6 +105,83 @@ fn whatever_breaks_a_rule_is_found() {
         let first = (0..1000).find(breaks);
         println!("{broken:?} is found by seed {first:?}");
         assert!(first.is_some(), "{broken:?} is not found");
+    }
+}
+
+/// A move of a VM with a disk of its own host, or of one without, and what befalls it at one step.
+fn broken_move(step: AtStep, vm: &str, first: bool) -> Scenario {
+    let vm = vm.to_owned();
+    let migrate = if first { Fault::MigrateFirst } else { Fault::Migrate };
+    Scenario {
+        about: format!("{step:?}"),
+        hosts: 4,
+        watchdog: true,
+        power_control: true,
+        clock_skew_percent: 1.0,
+        rebalance: RebalancePolicy::Off,
+        manifest: storm::manifest(1, 2),
+        seeds: 1,
+        events: vec![
+            Event { at: 0.5, fault: Fault::AtStep(vm.clone(), step) },
+            Event { at: 1.0, fault: migrate(vm, None) },
+        ],
+        lasts: 15,
+        mend: true,
+        empties: None,
+        expect: Expect { converged: true, ..Expect::default() },
+    }
+}
+
+#[test]
+fn whatever_breaks_at_whatever_step_of_a_move_one_copy_runs() {
+    let (mut runs, mut struck) = (0, 0);
+    for (number, step) in (0..).zip(AtStep::all()) {
+        for (vm, first) in [("db-1", false), ("db-2", false), ("db-1", true), ("db-2", true)] {
+            if step.phase == MigrationPhase::Following && !first {
+                continue;
+            }
+            let verdict = run::scenario(&broken_move(step, vm, first), number, None).unwrap();
+            let text = verdict.transcript.join("\n");
+            assert!(verdict.violations.is_empty(), "{step:?}: {:?}\n{text}", verdict.violations);
+            runs += 1;
+            struck += usize::from(text.matches("FAULT").count() > 2);
+        }
+    }
+    println!("{runs} moves, {struck} of them struck at their step");
+    assert!(struck * 100 >= runs * 95, "only {struck} of {runs} moves were struck");
+}
+
+#[test]
+fn a_run_that_breaks_something_is_shrunk_to_the_faults_that_do_it() {
+    let breaks = |seed: &u64| {
+        let verdict = run::seed(*seed, Some(Broken::Deadlines)).unwrap();
+        (!verdict.violations.is_empty()).then_some(verdict)
+    };
+    let verdict = (0..1000).find_map(|seed| breaks(&seed)).unwrap();
+    let whole = storm::of(verdict.seed);
+    let shrunk = shrink::shrink(&whole, &verdict, Some(Broken::Deadlines)).unwrap();
+    let (was, is) = (whole.events.len(), shrunk.scenario.events.len());
+    println!("{was} faults shrunk to {is}, in {} runs: {:?}", shrunk.tried, shrunk.scenario.events);
+    assert!((1..was).contains(&is), "{was} faults, {is} of them left");
+    // What is printed is a scenario as those in files are, and breaks the same.
+    let text = serde_json::to_string(&shrunk.scenario).unwrap();
+    let again: Scenario = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(
+        run::scenario(&again, verdict.seed, Some(Broken::Deadlines)).unwrap(),
+        shrunk.verdict
+    );
+    // None of what is left can be left out.
+    for gone in 0..is {
+        let mut fewer = shrunk.scenario.clone();
+        fewer.events.remove(gone);
+        let rerun = run::scenario(&fewer, verdict.seed, Some(Broken::Deadlines)).unwrap();
+        let kind = |what: &String| what.split(':').next().map(str::to_owned);
+        let same = |what: &String| kind(what) == verdict.violations.first().and_then(kind);
+        assert!(
+            !rerun.violations.iter().any(same),
+            "{:?} is not needed",
+            shrunk.scenario.events[gone]
+        );
     }
 }
 

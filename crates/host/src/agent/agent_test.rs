@@ -259,6 +259,28 @@ async fn what_an_earlier_daemon_never_let_run_is_started_anew_and_the_others_are
     assert!(said.contains("did not answer when this host's daemon started"), "{said}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_silent_guest_starts_anew_only_where_memory_of_it_was_yet_to_come() {
+    let mut fixture = Fixture::new().await;
+    for vm in ["torn", "whole"] {
+        fixture.vm(vm, "good", json!({})).await;
+    }
+    fixture.start();
+    fixture.pass(5).await;
+    fixture.end().await;
+    for vm in ["torn", "whole"] {
+        fixture.world.set_silent("host1", vm);
+    }
+    fixture.world.set_lacking("host1", "torn");
+    let before = fixture.world.starts();
+    fixture.start();
+    // Its move was settled meanwhile, so nothing in the store says that it was moved.
+    fixture.pass(10).await;
+    let new = |vm: &str| fixture.world.starts()[vm] - before[vm];
+    assert_eq!(["torn", "whole"].map(new), [1, 0]);
+    assert!(fixture.runs("torn"));
+}
+
 /// A host whose daemon has ended, and where `web` runs and answered its check.
 async fn answered() -> Fixture {
     let mut fixture = Fixture::new().await;

@@ -236,7 +236,7 @@ impl VmTask {
                     if self.was_let_run() {
                         self.note =
                             "its QEMU did not answer when this host's daemon started".into();
-                        self.following = self.moved_here();
+                        self.following = self.may_be_torn().await;
                         return;
                     }
                     if self.parts.clock.now() >= until {

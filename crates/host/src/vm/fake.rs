@@ -88,6 +88,11 @@ impl World {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
     }
 
+    pub(super) fn is_silent(&self, host: &str, vm: &str) -> bool {
+        let key = (host.to_owned(), vm.to_owned());
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&key)
+    }
+
     /// The guest of a VM that runs hangs from now on, until it is reset or ends.
     pub fn set_hung(&self, host: &str, vm: &str) {
         let key = (host.to_owned(), vm.to_owned());
@@ -132,6 +137,7 @@ impl World {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.forget_lacking(host, vm);
         if let Some(epoch) = epoch {
             self.tell(host, VmEvent::Exited { vm: vm.to_owned(), epoch, how });
         }
@@ -268,7 +274,7 @@ impl VmDriver for FakeVmDriver {
         if !idle && !self.world.running().contains_key(&key) {
             return Err(VmError::NotHere(vm.into()));
         }
-        if self.world.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+        if self.world.is_silent(&self.host, vm) {
             let source = super::qmp::QmpError::Closed;
             return Err(VmError::Qmp { vm: vm.into(), source });
         }

@@ -34,6 +34,10 @@ pub trait Copies: Send + Sync {
     }
     /// Whether the next one breaks at its very end, and whether the taker has all of it nevertheless.
     fn breaks(&self) -> Option<bool>;
+    /// Whether the next QEMU answers whose guest waits for memory that does not come.
+    fn torn_answers(&self) -> bool {
+        true
+    }
     /// Whether a sender waits before it hands over, and a taker until it is told to run. One that does not is broken
     /// on purpose.
     fn waits(&self) -> bool {
@@ -75,6 +79,8 @@ struct OneCopy {
     postcopy: bool,
     /// Looks at which something could be sent.
     sent: u64,
+    /// The way between the two ended, with the daemon of one of them.
+    cut: bool,
 }
 
 /// Disks on their way.
@@ -96,6 +102,8 @@ pub struct Moves {
     copies: Mutex<BTreeMap<String, OneCopy>>,
     /// Disks that go along, by VM.
     disks: Mutex<BTreeMap<String, Disks>>,
+    /// Processes that took a guest whose memory may follow, until it is noted that all of it came: host and VM.
+    lacking: Mutex<BTreeSet<(String, String)>>,
     /// Hosts on which nothing executes.
     frozen: Mutex<BTreeSet<String>>,
 }
@@ -115,12 +123,36 @@ impl World {
         }
     }
 
+    /// The daemon of a host ended, and with it the ways of copies to and from other hosts, which lead through it.
+    pub fn cut_ways(&self, host: &str) {
+        for copy in lock(&self.moves.copies).values_mut() {
+            copy.cut |= copy.from == host || copy.to == host;
+            // The sender waits for its own host's word; the taker sees it at once.
+            if copy.cut && copy.sender == Copy::Stopped && !copy.handing {
+                copy.taker = Copy::Broken("the way between the hosts ended".into());
+            }
+        }
+        for disks in lock(&self.moves.disks).values_mut() {
+            disks.broken |= disks.from == host || disks.to == host;
+        }
+    }
+
     /// Processes on a host whose guests do not execute.
     #[must_use]
     pub fn idle_on(&self, host: &str) -> Vec<(String, u64)> {
         let idle = lock(&self.moves.idle);
         let here = idle.iter().filter(|((on, _), _)| on == host);
         here.map(|((_, vm), epoch)| (vm.clone(), *epoch)).collect()
+    }
+
+    /// Its process took a guest some of whose memory may be elsewhere.
+    pub fn set_lacking(&self, host: &str, vm: &str) {
+        lock(&self.moves.lacking).insert((host.to_owned(), vm.to_owned()));
+    }
+
+    /// Its process is gone.
+    pub(super) fn forget_lacking(&self, host: &str, vm: &str) {
+        lock(&self.moves.lacking).remove(&(host.to_owned(), vm.to_owned()));
     }
 
     pub(super) fn end_idle(&self, host: &str, vm: &str) -> Option<u64> {
@@ -184,16 +216,19 @@ impl World {
     }
 
     /// Ends a copy whose other side is gone; true when it did.
-    fn broken(&self, vm: &str, copy: &OneCopy) -> bool {
+    fn broken(&self, vm: &str, copy: &OneCopy, copies: &dyn Copies) -> bool {
         let gone = |why: &str| Copy::Broken(why.to_owned());
         if copy.sender == Copy::Following {
             let (from, to) = (self.has_process(&copy.from, vm), self.has_process(&copy.to, vm));
-            if !from || !to {
+            if !from || !to || copy.cut {
                 // The guest waits for ever for what does not come.
                 self.halt(&copy.to, vm);
+                if to && !copies.torn_answers() {
+                    self.set_silent(&copy.to, vm);
+                }
                 self.change(vm, |copy| (copy.sender, copy.taker) = (Copy::Torn, Copy::Torn));
             }
-            return !from || !to;
+            return !from || !to || copy.cut;
         }
         if !self.has_process(&copy.from, vm) {
             self.change(vm, |copy| {
@@ -208,7 +243,7 @@ impl World {
             // It waits for its own host's word, and looks at no wire before (`pause_event` in QEMU's migration.c).
             return false;
         }
-        if !self.has_process(&copy.to, vm) {
+        if copy.cut || !self.has_process(&copy.to, vm) {
             // The guest goes on by itself, whoever owns it.
             self.go_on(&copy.from, vm);
             self.change(vm, |copy| {
@@ -258,7 +293,7 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
         if world.is_frozen(&copy.from) {
             continue;
         }
-        if world.broken(&vm, &copy) {
+        if world.broken(&vm, &copy, &*copies) {
             return;
         }
         if world.stalls(&copy, &*copies) {
@@ -328,6 +363,9 @@ impl LiveMigration for FakeVmDriver {
             *vm != launch.vm || (copy.to != self.host && copy.from != self.host)
         });
         self.world.set_idle(&self.host, &launch.vm, launch.epoch);
+        if launch.postcopy {
+            self.world.set_lacking(&self.host, &launch.vm);
+        }
         Ok(RunningVm { vm: launch.vm.clone(), epoch: launch.epoch, pid: 1 })
     }
 
@@ -401,6 +439,7 @@ impl LiveMigration for FakeVmDriver {
             round: false,
             postcopy: false,
             sent: 0,
+            cut: false,
         };
         lock(&self.world.moves.copies).insert(vm.to_owned(), copy);
         tokio::spawn(run(Arc::clone(&self.world), vm.to_owned(), Arc::clone(&self.copies)));
@@ -418,8 +457,19 @@ impl LiveMigration for FakeVmDriver {
         }
     }
 
+    async fn may_lack_memory(&self, vm: &str) -> bool {
+        lock(&self.world.moves.lacking).contains(&(self.host.clone(), vm.to_owned()))
+    }
+
+    async fn note_whole(&self, vm: &str) {
+        lock(&self.world.moves.lacking).remove(&(self.host.clone(), vm.to_owned()));
+    }
+
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError> {
         self.clock.pass().await;
+        if self.world.is_silent(&self.host, vm) {
+            return Err(VmError::Qmp { vm: vm.into(), source: QmpError::Closed });
+        }
         let Some(copy) = self.world.copy(vm) else { return Ok(Transfer::none()) };
         let side = match &self.host {
             host if *host == copy.from => copy.sender,

@@ -96,6 +96,11 @@ pub trait LiveMigration: Send + Sync {
     ) -> Result<(), VmError>;
     /// Lets a guest go over before all of its memory is there, which follows. It stops for that as for any handover.
     async fn start_postcopy(&self, vm: &str) -> Result<(), VmError>;
+    /// Whether a process took a guest whose memory may follow it, and nobody has noted that all of it came. A QEMU that
+    /// waits for memory may answer nobody, so this does not ask it.
+    async fn may_lack_memory(&self, vm: &str) -> bool;
+    /// Notes that all of the memory of a guest is here, for whichever daemon comes later.
+    async fn note_whole(&self, vm: &str);
     /// How far a copy is, on either side.
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError>;
     /// Sends what is left of a guest that was stopped for it. From then on it writes to the other side's disks, should it

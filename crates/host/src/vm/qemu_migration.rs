@@ -12,6 +12,7 @@ use super::{
     page_faults,
     qemu::QemuDriver,
     qmp::{DEADLINE, QmpError},
+    record,
 };
 use async_trait::async_trait;
 use haven_model::{
@@ -169,6 +170,23 @@ impl LiveMigration for QemuDriver {
 
     async fn start_postcopy(&self, vm: &str) -> Result<(), VmError> {
         self.tell(vm, &commands::MIGRATE_POSTCOPY, json!({})).await.map(|_| ())
+    }
+
+    async fn may_lack_memory(&self, vm: &str) -> bool {
+        match record::read(&self.directory(vm)) {
+            Ok(Some(record)) => record.launch.incoming && record.launch.postcopy,
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(vm, %error, "its launch record cannot be read, so all of its memory is taken to be here");
+                false
+            }
+        }
+    }
+
+    async fn note_whole(&self, vm: &str) {
+        if let Err(error) = record::note_whole(&self.directory(vm)) {
+            tracing::warn!(vm, %error, "it cannot be noted that all of its memory is here");
+        }
     }
 
     async fn transfer(&self, vm: &str) -> Result<Transfer, VmError> {

@@ -30,6 +30,19 @@ pub fn write(directory: &Path, launch: &VmLaunch, pid: i32) -> io::Result<()> {
     run_dir::write(&directory.join(RECORD), &text, None)
 }
 
+/// Notes that no memory of its guest is yet to come; fine when there is no record.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn note_whole(directory: &Path) -> io::Result<()> {
+    let Some(mut record) = read(directory)?.filter(|record| record.launch.postcopy) else {
+        return Ok(());
+    };
+    record.launch.postcopy = false;
+    let text = serde_json::to_vec(&record).expect("a launch is plain data");
+    run_dir::write(&directory.join(RECORD), &text, None)
+}
+
 /// The record in a VM's directory; nothing when there is none, or one that cannot be understood (its process is a
 /// stray then).
 ///

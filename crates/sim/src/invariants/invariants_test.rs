@@ -330,6 +330,7 @@ async fn traffic_that_is_taken_from_too_many_is_found() {
                 "phase": "running", "sinceMs": 1, "ready": true});
             let told = (keys::vm_status(&name(vm)), status);
             history.write(&[member(vm, false), placed(vm, "host1", 1), told]);
+            history.starts("host1", vm, 1);
         }
         history
     };
@@ -344,6 +345,13 @@ async fn traffic_that_is_taken_from_too_many_is_found() {
     history.write(&[renewed()]);
     history.write(&[member("web-2", true)]);
     only(&history.broken(), "traffic");
+    // One that has ended and could not tell gets nothing that could be taken from it.
+    let mut history = begin();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    history.write(&[renewed()]);
+    history.ends("host1", "web-2");
+    history.write(&[member("web-2", true)]);
+    assert_eq!(history.broken(), [""; 0]);
     // A host that nobody has heard for a while, or that is off, has no member to lose.
     let mut history = begin();
     tokio::time::advance(Duration::from_secs(4)).await;

@@ -45,13 +45,15 @@ impl Invariant for Traffic {
             let (had, has) = (getting(before, now, name), getting(now, now, name));
             if settled && same && had.len() >= floor && has.len() < floor {
                 // What is taken from a member on a host that is off, or that nobody has heard for a while, is no loss,
-                // whatever that host said last.
+                // whatever that host said last. Nor is what a member would get that executes nowhere: one that ended
+                // while nothing could be told.
                 let late = facts.snapshot.cluster_spec().timers.renew.duration() * 2;
                 let at = |vm: &&Name| {
                     let host = &now.placements.get(*vm)?.host;
                     let on = facts.power.get(host.as_str()).is_none_or(|power| *power == Power::On);
                     let heard = self.renewed.get(host).is_none_or(|(_, at)| at.elapsed() < late);
-                    (on && heard).then(|| format!("{vm} on {host}"))
+                    (on && heard && !facts.executing(vm.as_str()).is_empty())
+                        .then(|| format!("{vm} on {host}"))
                 };
                 let lost: Vec<String> =
                     had.iter().filter(|vm| !has.contains(*vm)).filter_map(at).collect();

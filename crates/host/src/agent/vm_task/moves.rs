@@ -607,6 +607,9 @@ impl VmTask {
         let attempt = self.incoming.take().unwrap_or_default();
         self.following =
             matches!(copy, Ok(Copy::Following)).then_some(Following { attempt, alone: None });
+        if self.following.is_none() {
+            self.parts.vms.note_whole(self.vm.as_str()).await;
+        }
         self.inherit(snapshot);
         self.report(snapshot, VmPhase::Running, "").await;
     }
@@ -619,18 +622,22 @@ impl VmTask {
     /// A guest that runs, and part of whose memory is yet to come. Once that cannot come any more, it starts anew.
     pub(super) async fn follow(&mut self, snapshot: &Snapshot, wanted: Wanted) {
         let Some(following) = self.following.clone() else { return };
-        let copy = self.parts.vms.transfer(self.vm.as_str()).await.map(|transfer| transfer.copy);
+        let copy = tokio::select! {
+            told = self.parts.vms.transfer(self.vm.as_str()) => told.ok().map(|told| told.copy),
+            () = self.parts.clock.sleep(SEES) => None,
+        };
         let now = self.parts.clock.now();
         let more = matches!(self.handover(snapshot), Handover::Following | Handover::Pending);
         let alone = following.alone.filter(|_| !more).or((!more).then_some(now));
         match copy {
-            Ok(Copy::Whole) => {
+            Some(Copy::Whole) => {
                 tracing::debug!(vm = %self.vm, "all of its memory is here");
                 self.following = None;
+                self.parts.vms.note_whole(self.vm.as_str()).await;
                 return self.settled(snapshot, wanted).await;
             }
             // One that waits for its memory may answer nobody.
-            Ok(Copy::Following) | Err(_) if alone.is_none_or(|since| now.since(since) < SEES) => {
+            Some(Copy::Following) | None if alone.is_none_or(|since| now.since(since) < SEES) => {
                 self.following = Some(Following { alone, ..following });
                 self.look_again(WATCH);
                 return self.settled(snapshot, wanted).await;
@@ -661,6 +668,10 @@ impl VmTask {
     pub(super) async fn find_copy(&mut self) {
         let found = self.parts.vms.transfer(self.vm.as_str()).await;
         let Ok(Transfer { copy, .. }) = found else {
+            self.following = self.may_be_torn().await;
+            if self.following.is_some() {
+                return;
+            }
             // Whatever it sends is not this daemon's: ended once it answers.
             self.outgoing = Some(Outgoing::of(0, self.parts.clock.now()));
             return;
@@ -678,16 +689,16 @@ impl VmTask {
             Copy::Following | Copy::Torn if runs => {
                 self.following = Some(Following { attempt: 0, alone: None });
             }
+            Copy::Whole => self.parts.vms.note_whole(self.vm.as_str()).await,
             _ => {}
         }
     }
 
-    /// What an earlier daemon let run and what has perhaps not come whole.
-    pub(super) fn moved_here(&self) -> Option<Following> {
-        let live = self.parts.live.borrow();
-        let placement = live.placements.get(&self.vm)?;
-        let came = placement.moved_from.is_some() && placement.host == self.parts.me;
-        came.then_some(Following { attempt: 0, alone: None })
+    /// What an earlier daemon let run and what has perhaps not come whole. The move may have been settled since: that
+    /// it starts anew does not change its epoch.
+    pub(super) async fn may_be_torn(&self) -> Option<Following> {
+        let lacks = self.parts.vms.may_lack_memory(self.vm.as_str()).await;
+        lacks.then_some(Following { attempt: 0, alone: None })
     }
 
     /// Whether the wanted attempt has failed here already.
