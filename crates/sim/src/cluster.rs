@@ -75,6 +75,8 @@ impl Shared {
 pub struct Setup {
     /// How many hosts.
     pub hosts: u8,
+    /// The last of them is a witness.
+    pub witness: bool,
     /// Decides everything.
     pub seed: u64,
     /// Hosts are reset by a watchdog when they are paused.
@@ -180,7 +182,12 @@ impl Cluster {
         let hosts = (1..=setup.hosts)
             .map(|i| {
                 let unit = shared.net.random(2001) as f64 / 1000.0 - 1.0;
-                Arc::new(tokio::sync::Mutex::new(SimHost::new(i, 1.0 + skew * unit, &shared)))
+                Arc::new(tokio::sync::Mutex::new(SimHost::new(
+                    i,
+                    1.0 + skew * unit,
+                    setup.witness && i == setup.hosts,
+                    &shared,
+                )))
             })
             .collect();
         let cluster = Arc::new(Self {
@@ -232,8 +239,10 @@ impl Cluster {
         let mut text = String::new();
         for (i, host) in self.names().iter().enumerate() {
             let power = if self.setup.power_control { "power: {url: \"sim:\"}\n" } else { "" };
+            let last = i + 1 == usize::from(self.setup.hosts);
+            let witness = if self.setup.witness && last { "witness: true\n" } else { "" };
             text.push_str(&format!(
-                "kind: Host\nname: {host}\naddress: 10.88.0.{}\n{power}---\n",
+                "kind: Host\nname: {host}\naddress: 10.88.0.{}\n{power}{witness}---\n",
                 i + 1
             ));
         }
@@ -475,13 +484,13 @@ impl Cluster {
     /// Pauses a host; its watchdog resets it, where there is one.
     pub async fn pause(self: &Arc<Self>, name: &str) {
         let host = self.host(name);
-        let (boot, resets_in) = {
+        let (boot, resets_in, witness) = {
             let mut host = host.lock().await;
             let resets_in = host.resets_in();
             host.set_paused(true);
-            (host.boots(), resets_in)
+            (host.boots(), resets_in, host.is_witness())
         };
-        if !self.setup.watchdog {
+        if !self.setup.watchdog || witness {
             return;
         }
         let (cluster, name) = (Arc::clone(self), name.to_owned());

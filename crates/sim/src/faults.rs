@@ -234,10 +234,11 @@ fn step(random: &mut StdRng) -> AtStep {
     AtStep { after: random.random_range(0..40), ..step }
 }
 
-/// A random fault for hosts `host1`… and the content that [`crate::storm::manifest`] makes.
-pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
+/// A random fault for hosts `host1`…, of which so many run VMs, and the content that [`crate::storm::manifest`] makes.
+pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
     let host = format!("host{}", random.random_range(1..=hosts));
     let other = format!("host{}", random.random_range(1..=hosts));
+    let runs = format!("host{}", random.random_range(1..=able));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
     match random.random_range(0..154) {
         0..14 => Fault::PowerOff(host),
@@ -265,14 +266,14 @@ pub fn random(random: &mut StdRng, hosts: u8, vms: u32) -> Fault {
         97 => Fault::Restart("web".into()),
         98..103 => Fault::Migrate(vm, None),
         103..108 => Fault::MigrateFirst(vm, None),
-        108..111 => Fault::Migrate(vm, Some(host)),
-        111..113 => Fault::MigrateFirst(vm, Some(host)),
+        108..111 => Fault::Migrate(vm, Some(runs)),
+        111..113 => Fault::MigrateFirst(vm, Some(runs)),
         113 => Fault::CancelMigration(vm),
         114..116 => Fault::BreakCopies(random.random_range(10..90)),
         116..120 => Fault::KillProcess(vm, host),
-        120..126 => Fault::Drain(host),
-        126..129 => Fault::Undrain(host),
-        129..132 => Fault::BringBack(host),
+        120..126 => Fault::Drain(runs),
+        126..129 => Fault::Undrain(runs),
+        129..132 => Fault::BringBack(runs),
         132..134 => Fault::Crash(vm, host),
         134..140 => Fault::Unplug(host),
         140..142 => Fault::Plug(host),

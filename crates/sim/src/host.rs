@@ -17,7 +17,11 @@ use haven_control::manager::{
 use haven_host::{
     agent::{self, AgentParts, HostFacts, StoreMember, lease, remains::HostRemains},
     balance::fake::FakeBalance,
-    guard::fake::{FakeGuard, Rules},
+    guard::{
+        Guard,
+        fake::{FakeGuard, Rules},
+        nothing::NothingToGuard,
+    },
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
     vm::{driver::VmDriver, fake::FakeVmDriver, fake_migration::Copies},
@@ -72,12 +76,14 @@ pub struct SimHost {
     machine: Option<Machine>,
     daemon: Option<Daemon>,
     boots: u64,
+    /// It votes and runs nothing: it has no agent, no guard and no watchdog.
+    witness: bool,
 }
 
 impl SimHost {
     /// A host that is off. Its clock runs at `rate`.
     #[must_use]
-    pub fn new(number: u8, rate: f64, shared: &Arc<Shared>) -> Self {
+    pub fn new(number: u8, rate: f64, witness: bool, shared: &Arc<Shared>) -> Self {
         let name = Name::new(format!("host{number}")).expect("a good name");
         let dir = shared.dir.join(name.as_str());
         Self {
@@ -89,6 +95,7 @@ impl SimHost {
             machine: None,
             daemon: None,
             boots: 0,
+            witness,
         }
     }
 
@@ -178,6 +185,12 @@ impl SimHost {
         self.machine.as_ref().map_or(Duration::ZERO, |machine| machine.guard.resets_in())
     }
 
+    /// Whether it only votes.
+    #[must_use]
+    pub fn is_witness(&self) -> bool {
+        self.witness
+    }
+
     /// Whether it is on.
     #[must_use]
     pub fn is_on(&self) -> bool {
@@ -198,7 +211,10 @@ impl SimHost {
         }
         let (run, runs) = watch::channel(self.shared.net.power(self.name.as_str()).run());
         let clock = machine.clock.driven_by(runs);
-        let guard = machine.guard.handle(clock.clone());
+        let guard: Arc<dyn Guard> = match self.witness {
+            true => Arc::new(NothingToGuard::default()),
+            false => machine.guard.handle(clock.clone()),
+        };
         let cancel = CancellationToken::new();
         let path = StorePath {
             host: self.name.to_string(),
@@ -252,7 +268,12 @@ impl SimHost {
         ));
         let mut parts = self.parts(&store, &live, &heard, &session, vms, &clock);
         parts.store_member = member;
-        tokio::spawn(agent::run(Arc::new(parts), cancel.clone()));
+        let parts = Arc::new(parts);
+        if self.witness {
+            tokio::spawn(agent::run_witness(parts, cancel.clone()));
+        } else {
+            tokio::spawn(agent::run(parts, cancel.clone()));
+        }
         tokio::spawn(manager::run(
             self.manager(store, &live, heard.suspected, session, promises, &clock),
             cancel.clone(),

@@ -138,6 +138,7 @@ pub fn scenario(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyho
 async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow::Result<Verdict> {
     let setup = Setup {
         hosts: scenario.hosts,
+        witness: scenario.witness,
         seed,
         watchdog: scenario.watchdog,
         power_control: scenario.power_control,

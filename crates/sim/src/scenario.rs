@@ -14,6 +14,9 @@ pub struct Scenario {
     pub about: String,
     /// How many hosts.
     pub hosts: u8,
+    /// The last of them is a witness: it votes, and runs nothing.
+    #[serde(default)]
+    pub witness: bool,
     /// Hosts are reset by a watchdog when they are paused.
     #[serde(default = "yes")]
     pub watchdog: bool,

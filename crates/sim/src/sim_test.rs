@@ -115,6 +115,7 @@ fn broken_move(step: AtStep, vm: &str, first: bool) -> Scenario {
     Scenario {
         about: format!("{step:?}"),
         hosts: 4,
+        witness: false,
         watchdog: true,
         power_control: true,
         clock_skew_percent: 1.0,

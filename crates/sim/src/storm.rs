@@ -47,12 +47,16 @@ pub fn manifest(replicas: u32, vms: u32) -> String {
 #[must_use]
 pub fn of(seed: u64) -> Scenario {
     let mut random = StdRng::seed_from_u64(seed);
-    let hosts = random.random_range(2..=5);
+    let able: u8 = random.random_range(2..=5);
+    // Two hosts alone cannot make up for the loss of each other.
+    let witness = able == 2 && random.random_bool(0.7);
+    let hosts = able + u8::from(witness);
     let vms = random.random_range(0..=4);
     let watchdog = random.random_bool(0.7);
     let mut scenario = Scenario {
         about: format!("What seed {seed} decides."),
         hosts,
+        witness,
         watchdog,
         power_control: random.random_bool(0.6),
         clock_skew_percent: if random.random_bool(0.5) { 1.0 } else { 4.0 },
@@ -77,7 +81,7 @@ pub fn of(seed: u64) -> Scenario {
         let mut happens = |ms: u64, fault| {
             scenario.events.push(Event { at: ms as f64 / 1000.0, fault });
         };
-        let fault = faults::random(&mut random, hosts, vms);
+        let fault = faults::random(&mut random, (hosts, able), vms);
         happens(at, fault.clone());
         // Without a watchdog a paused host that nobody resumes would be off for good in every way but one.
         if !watchdog && let Fault::Pause(host) = fault {
@@ -85,8 +89,8 @@ pub fn of(seed: u64) -> Scenario {
         }
     }
     scenario.events.sort_by(|a, b| a.at.total_cmp(&b.at));
-    if hosts > 2 && random.random_bool(0.5) {
-        scenario.empties = Some(format!("host{}", random.random_range(1..=hosts)));
+    if able > 2 && random.random_bool(0.5) {
+        scenario.empties = Some(format!("host{}", random.random_range(1..=able)));
     }
     scenario
 }
