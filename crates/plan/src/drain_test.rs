@@ -698,3 +698,26 @@ fn the_view_tells_who_is_left_and_why() {
     );
     assert!(said.contains("these do not run and have their place there: rest"), "{said}");
 }
+
+#[test]
+fn what_was_changed_takes_that_up_where_it_restarts() {
+    let mut world = world(3, &["db"]);
+    let mut status = (*world.snapshot.vm_status["db"].value).clone();
+    status.started_with = world.snapshot.vms["db"].spec.hardware();
+    world.snapshot.vm_status.insert(name("db"), at(4, status));
+    let mut spec = world.snapshot.vms["db"].spec.clone();
+    spec.cpus = 2;
+    world.vm("db", spec.clone());
+    let plan = planned(&world);
+    let begun = moves(&plan);
+    assert!(begun.len() == 1 && begun[0].2, "{begun:?}");
+    let reason = &plan.actions[0].reason;
+    assert!(reason.contains("it was changed since it was started (cpus)"), "{reason}");
+    // What only its host has would be lost by that.
+    scratch(&mut world);
+    world.current();
+    world.vm("db", local_disk(spec));
+    assert!(moves(&planned(&world)).is_empty());
+    let why = waits(&planned(&world), "db");
+    assert!(why.contains("it was changed since it was started (cpus, disks)"), "{why}");
+}

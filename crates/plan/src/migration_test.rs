@@ -240,6 +240,21 @@ fn a_move_that_can_never_be_ends_at_once_and_one_that_cannot_be_now_waits() {
     world.current();
     assert_eq!(outcome(&world), None, "it goes along");
     assert!(matches!(step(&world), Some((MoveStep::Begin, ..))));
+    // The other side would make another machine than the one that runs; another seed is no other machine.
+    let mut world = asked(None);
+    let mut status = (*world.snapshot.vm_status["db"].value).clone();
+    status.started_with = world.snapshot.vms["db"].spec.hardware();
+    world.snapshot.vm_status.insert(name("db"), at(4, status));
+    let mut spec = world.snapshot.vms["db"].spec.clone();
+    spec.user_data = Some("#!/bin/sh".into());
+    world.vm("db", spec.clone());
+    assert_eq!(outcome(&world), None);
+    spec.memory = Bytes::gib(2);
+    world.vm("db", spec);
+    assert_eq!(
+        outcome(&world).unwrap(),
+        "db is not moved: it was changed since it was started (memory); `haven vm reset db` takes that up"
+    );
     let mut world = asked(Some("host2"));
     let of = |qemu: &str| HostStatus {
         qemu: qemu.into(),

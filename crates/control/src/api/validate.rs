@@ -1,7 +1,9 @@
 //! Whether manifests fit together and fit the cluster, before anything is written.
 
 use haven_model::{
-    Bytes, HostSpec, Name, NetworkSpec, Object, ObjectRef, Placement, Snapshot, VmSpec,
+    Bytes, HostSpec, MigrationOptions, Name, NetworkSpec, Object, ObjectRef, Placement, Snapshot,
+    VmSpec,
+    host::POSTCOPY,
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::{Kind, Stored},
@@ -225,6 +227,7 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     }
     addresses(after, spec, name, say);
     hang(spec, say);
+    migration(after.snapshot, spec, say);
     let affinity = &spec.affinity;
     let both = affinity.near.iter().any(|(key, value)| affinity.apart.get(key) == Some(value));
     if both {
@@ -306,6 +309,20 @@ pub(super) fn names_of_members(
 }
 
 /// What is asked for when a guest hangs must be able to be told, and to be done.
+/// A host that does not know of it could not read the VM's record any more.
+fn migration(snapshot: &Snapshot, spec: &VmSpec, say: &mut Say<'_>) {
+    if spec.migration == MigrationOptions::default() {
+        return;
+    }
+    if let Some((host, _)) = snapshot.host_status.iter().find(|(_, told)| told.speaks < POSTCOPY) {
+        say(
+            ("migration", &""),
+            format!("{host} runs an older Haven, which does not know `migration`"),
+            "leave it out until all hosts are upgraded",
+        );
+    }
+}
+
 fn hang(spec: &VmSpec, say: &mut Say<'_>) {
     let Some(hang) = &spec.hang else { return };
     if hang.after < HangSpec::SHORTEST {

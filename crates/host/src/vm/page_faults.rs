@@ -10,7 +10,7 @@ use nix::unistd::{Gid, Uid};
 use std::{
     fs::Permissions,
     io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
 };
 use tokio::sync::{Mutex, MutexGuard};
@@ -29,6 +29,14 @@ fn give(group: u32, mode: u32) -> io::Result<()> {
     let device = Path::new(DEVICE);
     chown(device, Some(Uid::from_raw(0).as_raw()), Some(Gid::from_raw(group).as_raw()))?;
     std::fs::set_permissions(device, Permissions::from_mode(mode))
+}
+
+/// Takes back what a daemon that was killed had lent.
+pub fn take_back() {
+    let lent = std::fs::metadata(DEVICE).is_ok_and(|of| of.gid() != 0);
+    if lent && let Err(error) = give(0, 0o600) {
+        tracing::warn!(%error, "{DEVICE} stays lent to a VM's user");
+    }
 }
 
 /// Lends it to a VM's user, whose group has the same number.

@@ -14,6 +14,7 @@ use super::{
     driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
     guest_agent,
     launch::{self, Handed, system},
+    page_faults,
     process::Process,
     qmp::{DEADLINE, Qmp, QmpError},
     record, run_dir, scan, scope,
@@ -108,6 +109,7 @@ impl QemuDriver {
     /// A driver that knows of nothing yet; [`VmDriver::list`] adopts what runs.
     #[must_use]
     pub fn new(config: QemuConfig, guard: Arc<dyn Guard>) -> Self {
+        page_faults::take_back();
         let (events, _) = broadcast::channel(256);
         Self { config, guard, live: Table::default(), births: Mutex::new(()), events }
     }

@@ -109,7 +109,12 @@ fn way(snapshot: &Snapshot, vm: &Name, object: &Stored<VmSpec>, host: &Name) -> 
     match phase {
         // It takes its disk along while it runs, and only then.
         _ if live => Way::Live,
-        Some(VmPhase::Running) if let Some(why) = immovable(snapshot, object) => Way::Stays(why),
+        Some(VmPhase::Running)
+            if bound.is_some()
+                && let Some(why) = immovable(snapshot, object) =>
+        {
+            Way::Stays(why)
+        }
         _ if let Some((disk, pool)) = bound => Way::Stays(format!(
             "its disk `{disk}` lives in the local pool `{pool}` and goes along only while it runs"
         )),
@@ -300,7 +305,9 @@ fn leave<'a>(
         Ok(choice) => choice,
         Err(why) => return work.wait(vm_ref(vm), why),
     };
-    let how = match (restart, fits_nowhere(snapshot, host)) {
+    let runs = snapshot.told_of(vm).is_some_and(|told| told.phase == VmPhase::Running);
+    let live = || immovable(snapshot, object).filter(|_| runs);
+    let how = match (restart, live().or_else(|| fits_nowhere(snapshot, host))) {
         (true, Some(unfit)) if object.spec.running => {
             format!("restarts, because {unfit}, and moves")
         }

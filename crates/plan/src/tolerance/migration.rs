@@ -419,13 +419,17 @@ pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
     snapshot.hosts.keys().find(less)
 }
 
-/// Why a VM cannot move live as things are, if so: its process has other disks than are wanted by now, or a disk that only
-/// its host has goes along, and not every host knows of that.
+/// Why a VM cannot move live as things are, if so: the other side would make another machine than the one that runs, or a
+/// disk that only its host has goes along, and not every host knows of that.
 #[must_use]
 pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
-    if snapshot.pending(&vm.meta.name).iter().any(|part| part == "disks") {
+    let mut pending = snapshot.pending(&vm.meta.name);
+    // These are no part of the machine.
+    pending.retain(|part| !["image", "userData"].contains(&part.as_str()));
+    if !pending.is_empty() {
         return Some(format!(
-            "its disks were changed since it was started; `haven vm reset {}` takes that up",
+            "it was changed since it was started ({}); `haven vm reset {}` takes that up",
+            pending.join(", "),
             vm.meta.name
         ));
     }
