@@ -29,7 +29,7 @@ pub(super) fn manifest() -> String {
 pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     lab.apply(&manifest(), &[])?;
     let mut samples: BTreeMap<&str, Sample> = BTreeMap::new();
-    let mut all = Sample::default();
+    let (mut all, mut from_proof) = (Sample::default(), Sample::default());
     for run in 0..runs {
         for role in ROLES {
             well(lab)?;
@@ -37,16 +37,21 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
                 println!("  run {run}, {role}: no host has this role alone now");
                 continue;
             };
-            let seconds = fail(lab, &host)?;
-            println!("  run {run}, {role} ({host}): {seconds:.3} s");
-            samples.entry(role).or_default().push(seconds);
-            all.push(seconds);
+            let took = fail(lab, &host)?;
+            println!(
+                "  run {run}, {role} ({host}): {:.3} s, {:.3} s of it after the proof",
+                took.whole, took.from_proof
+            );
+            samples.entry(role).or_default().push(took.whole);
+            all.push(took.whole);
+            from_proof.push(took.from_proof);
         }
     }
     for (role, sample) in &samples {
         sample.print(&format!("host power cut -> VM started elsewhere, {role}"), 5.5, 6.5);
     }
     all.print("host power cut -> VM started elsewhere, all roles", 5.5, 6.5);
+    from_proof.print("proof lease-expired -> VM started elsewhere", f64::INFINITY, f64::INFINITY);
     Ok(())
 }
 
@@ -111,8 +116,18 @@ fn with_role(lab: &Driver, role: &str) -> Result<Option<String>> {
     Ok(found.cloned())
 }
 
-/// Cuts the power; seconds until the last of its VMs was started elsewhere.
-pub(super) fn fail(lab: &Driver, host: &str) -> Result<f64> {
+/// How long a loss took, seconds.
+pub(super) struct Took {
+    /// From the power cut until the last of the VMs was started elsewhere.
+    pub(super) whole: f64,
+    /// From the proof of the loss until then.
+    pub(super) from_proof: f64,
+    /// Which proof that was, in words.
+    pub(super) proof: String,
+}
+
+/// Cuts the power, and waits until all of its VMs were started elsewhere.
+pub(super) fn fail(lab: &Driver, host: &str) -> Result<Took> {
     let before = vms(lab)?;
     let lost: Vec<&String> =
         before.iter().filter(|(_, (on, _))| on == host).map(|(name, _)| name).collect();
@@ -133,5 +148,10 @@ pub(super) fn fail(lab: &Driver, host: &str) -> Result<f64> {
         std::thread::sleep(Duration::from_millis(100));
     };
     lab.haven(&["lab", "start", host])?;
-    Ok((started - cut) as f64 / 1000.0)
+    let incident = lab.ask(|client| async move { client.incidents().await })?.pop();
+    let steps = incident.map(|incident| incident.steps).unwrap_or_default();
+    let proof = steps.iter().find(|step| step.phase == "proof").context("a lost host")?;
+    let seconds = |since: i64| (started - since) as f64 / 1000.0;
+    let proven = seconds(proof.at_ms);
+    Ok(Took { whole: seconds(cut), from_proof: proven, proof: proof.message.clone() })
 }
