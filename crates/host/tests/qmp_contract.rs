@@ -12,8 +12,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What disks are sent and served by, wherever there is a choice.
-const VARIANT: &str = "nbd";
+/// What is used wherever there is a choice: by what disks are sent and served, and who may.
+const VARIANTS: [&str; 2] = ["nbd", "tls-creds-psk"];
 
 /// What QEMU says of itself.
 struct Schema {
@@ -64,7 +64,7 @@ impl Schema {
     fn of_variant(&self, entry: &Value, what: &str) -> Vec<&Value> {
         let kind = &self.entries[entry[what].as_str().unwrap()];
         let variants = kind["variants"].as_array().into_iter().flatten();
-        let used = variants.filter(|variant| variant["case"] == VARIANT);
+        let used = variants.filter(|variant| VARIANTS.iter().any(|one| variant["case"] == *one));
         let members = used
             .filter_map(|variant| self.entries[variant["type"].as_str()?]["members"].as_array());
         members.flatten().collect()

@@ -14,7 +14,7 @@
 use crate::pki::{Authority, PkiDir, PkiError};
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
-    hkdf::{HKDF_SHA256, Salt},
+    hkdf::{HKDF_SHA256, Prk, Salt},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use haven_model::ObjectRef;
@@ -99,9 +99,12 @@ pub fn is_sealed(text: &str) -> bool {
     text.starts_with(SEALED)
 }
 
-/// The key under which this cluster's secrets are sealed. Cheap to clone.
+/// The key under which this cluster's secrets are sealed, and others that are made from the same. Cheap to clone.
 #[derive(Clone)]
-pub struct ClusterKey(Arc<RandomizedNonceKey>);
+pub struct ClusterKey {
+    seals: Arc<RandomizedNonceKey>,
+    extracted: Arc<Prk>,
+}
 
 impl fmt::Debug for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,7 +128,7 @@ impl ClusterKey {
         let mut bytes = [0; 32];
         expanded.fill(&mut bytes).map_err(damaged)?;
         let key = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(damaged)?;
-        Ok(Self(Arc::new(key)))
+        Ok(Self { seals: Arc::new(key), extracted: Arc::new(extracted) })
     }
 
     /// Derives it on a host of the cluster.
@@ -137,6 +140,21 @@ impl ClusterKey {
         Self::derive(&pki.load_authority().map_err(SealError::NoAuthority)?)
     }
 
+    /// The key of whoever may use a volume under one epoch: 32 bytes in hexadecimal, the same on every host.
+    ///
+    /// # Errors
+    /// [`SealError::DamagedAuthority`] when nothing can be made from the authority's key.
+    pub fn volume_key(&self, volume: &str, epoch: u64) -> Result<Plain, SealError> {
+        let damaged = |_| SealError::DamagedAuthority;
+        // No name holds a NUL, so that no two of them make the same.
+        let info = format!("haven volume key v1\0{volume}\0{epoch}");
+        let info = [info.as_bytes()];
+        let expanded = self.extracted.expand(&info, HKDF_SHA256).map_err(damaged)?;
+        let mut bytes = [0; 32];
+        expanded.fill(&mut bytes).map_err(damaged)?;
+        Ok(Plain(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
     /// Seals a secret of an object: `sealed:v1:` and base64 of nonce, cipher text and tag.
     ///
     /// # Errors
@@ -145,7 +163,7 @@ impl ClusterKey {
         let failed = |_| SealError::Seal { object: object.clone() };
         let mut cipher = plain.0.as_bytes().to_vec();
         let aad = Aad::from(object.to_string());
-        let nonce = self.0.seal_in_place_append_tag(aad, &mut cipher).map_err(failed)?;
+        let nonce = self.seals.seal_in_place_append_tag(aad, &mut cipher).map_err(failed)?;
         let mut whole = nonce.as_ref().to_vec();
         whole.append(&mut cipher);
         Ok(format!("{SEALED}{VERSION}:{}", STANDARD.encode(whole)))
@@ -168,7 +186,7 @@ impl ClusterKey {
         let (nonce, cipher) = whole.split_at_mut_checked(NONCE_LEN).ok_or_else(refused)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| refused())?;
         let aad = Aad::from(object.to_string());
-        let opened = self.0.open_in_place(nonce, aad, cipher).map_err(|_| refused())?;
+        let opened = self.seals.open_in_place(nonce, aad, cipher).map_err(|_| refused())?;
         let text = String::from_utf8(opened.to_vec()).map_err(|_| refused())?;
         Ok(Plain(text))
     }

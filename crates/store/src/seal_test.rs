@@ -120,3 +120,21 @@ async fn the_store_holds_no_plain_text() {
         assert!(!holds(word.as_bytes()), "{word}");
     }
 }
+
+#[test]
+fn each_volume_has_another_key_under_each_epoch_and_every_host_the_same() {
+    let authority = Authority::create("test").unwrap();
+    let (one, other) =
+        (ClusterKey::derive(&authority).unwrap(), ClusterKey::derive(&authority).unwrap());
+    let key = |of: &ClusterKey, volume: &str, epoch| {
+        of.volume_key(volume, epoch).unwrap().expose().to_owned()
+    };
+    let mine = key(&one, "db.data.u1", 3);
+    assert!(mine.len() == 64 && mine.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    assert_eq!(mine, key(&other, "db.data.u1", 3));
+    for (volume, epoch) in [("db.data.u1", 4), ("db.data.u2", 3), ("db.data.u", 13)] {
+        assert_ne!(mine, key(&one, volume, epoch));
+    }
+    let stranger = ClusterKey::derive(&Authority::create("test").unwrap()).unwrap();
+    assert_ne!(mine, key(&stranger, "db.data.u1", 3));
+}

@@ -14,6 +14,7 @@ pub mod aside;
 pub mod busy;
 pub mod files;
 pub mod images;
+pub mod mirrored;
 pub mod pool;
 pub mod qemu_img;
 pub mod seed;

@@ -105,12 +105,18 @@ commands! {
     QUERY_MIGRATE = "query-migrate", [], ["status", "ram", "downtime", "error-desc"], false;
     /// Takes the descriptor that comes with it.
     TAKE = "getfd", ["fdname"], [], false;
-    /// Serves disks to who sends their contents.
-    SERVE = "nbd-server-start", ["addr"], [], false;
+    /// Serves disks, to who has the key of `tls-creds` if that is given.
+    SERVE = "nbd-server-start", ["addr", "tls-creds", "max-connections"], [], false;
     /// Serves no disk any more, and ends who was served.
     SERVE_NO_MORE = "nbd-server-stop", [], [], false;
     /// A disk that is served.
     EXPORT = "block-export-add", ["type", "id", "node-name", "name", "writable"], [], false;
+    /// The disks that are served.
+    EXPORTS = "query-block-exports", [], ["id"], false;
+    /// Makes an object, a key say.
+    ADD_OBJECT = "object-add", ["qom-type", "id", "endpoint", "dir"], [], false;
+    /// Removes an object.
+    REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.
     ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export"], [], false;
     /// Removes a block node.

@@ -51,7 +51,7 @@ pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> VmError {
 
 /// A program as the daemon finds it in its own `PATH`. Left to the start itself, it would be looked for as the VM's
 /// user, and a directory that only root may enter would make a missing program a forbidden one.
-fn find(program: &Path) -> Option<PathBuf> {
+pub fn find(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.exists().then(|| program.to_owned());
     }

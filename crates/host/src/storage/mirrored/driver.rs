@@ -1,0 +1,107 @@
+//! The seam: what is asked of whatever serves replicas.
+
+use crate::vm::qmp::QmpError;
+use async_trait::async_trait;
+use haven_store::seal::Plain;
+use std::{io, net::IpAddr, path::PathBuf};
+
+/// A replica that is to be served.
+#[derive(Clone, Debug)]
+pub struct ReplicaWanted {
+    /// Unique in the cluster.
+    pub volume: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its unix user, whom the process runs as.
+    pub owner_uid: u32,
+    /// Under which epoch.
+    pub epoch: u64,
+    /// The key of that epoch, 32 bytes in hexadecimal.
+    pub key: Plain,
+    /// This host's address in the cluster's network.
+    pub address: IpAddr,
+}
+
+/// A replica that is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Under which epoch.
+    pub epoch: u64,
+    /// At which port.
+    pub port: u16,
+    /// Changes when its process is another one, which knows nothing of what the one before had written last.
+    pub instance: String,
+}
+
+/// The name under which a volume is served.
+#[must_use]
+pub fn export(volume: &str, epoch: u64) -> String {
+    format!("{volume}-e{epoch}")
+}
+
+/// Why a replica is not served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplicaError {
+    /// That epoch is over.
+    #[error(
+        "the volume {volume} is not served under epoch {epoch}: epoch {lowest} has begun, and who still writes under an older one is shut out"
+    )]
+    Over {
+        /// Which volume.
+        volume: String,
+        /// What was asked for.
+        epoch: u64,
+        /// The lowest that may be served.
+        lowest: u64,
+    },
+    /// There is no such program.
+    #[error(
+        "qemu-storage-daemon is not installed; install the package qemu-utils"
+    )]
+    NoProgram,
+    /// The process ended, or did not begin.
+    #[error("the storage daemon of {volume} does not run: {said}")]
+    Died {
+        /// Which volume.
+        volume: String,
+        /// Its last words.
+        said: String,
+    },
+    /// The process refused, or did not answer.
+    #[error("the storage daemon of {volume} does not do what it is told")]
+    Qmp {
+        /// Which volume.
+        volume: String,
+        /// What happened.
+        #[source]
+        source: QmpError,
+    },
+    /// The machine refused something.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Serves replicas of this host.
+#[async_trait]
+pub trait ReplicaDriver: Send + Sync {
+    /// Serves a replica. When it returns, whatever the outcome, nobody of an older epoch writes to it: their connections have ended,
+    /// and none is taken any more. Fine when it is served so already.
+    ///
+    /// # Errors
+    /// As the variants of [`ReplicaError`] tell.
+    async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError>;
+    /// How a replica is served; nothing when it is not, or its process has ended.
+    async fn served(&self, volume: &str) -> Option<Served>;
+    /// Ends its process, and with it all connections. Fine when there is none.
+    ///
+    /// # Errors
+    /// When the process does not end.
+    async fn end(&self, volume: &str) -> Result<(), ReplicaError>;
+}

@@ -1,0 +1,77 @@
+//! The lowest epoch under which a replica may be used. It stands beside the replica on its disk, and only rises.
+
+use crate::storage::pool;
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// The file beside that of the replica.
+#[must_use]
+pub fn beside(replica: &Path) -> PathBuf {
+    let mut name = replica.file_name().unwrap_or_default().to_owned();
+    name.push(".epoch");
+    replica.with_file_name(name)
+}
+
+/// The lowest epoch that may be served; 0 when none was yet.
+///
+/// # Errors
+/// When that cannot be told: then none may be.
+pub fn lowest(replica: &Path) -> io::Result<u64> {
+    match std::fs::read_to_string(beside(replica)) {
+        Ok(text) => text.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Raises it; when it returns that is on the disk. True unless a later one stands there already.
+///
+/// # Errors
+/// When the disk does not take it; the one before stands then.
+pub fn raise(replica: &Path, epoch: u64) -> io::Result<bool> {
+    let now = lowest(replica)?;
+    if now >= epoch {
+        return Ok(now == epoch);
+    }
+    let (path, mut part) = (beside(replica), beside(replica).into_os_string());
+    part.push(".part");
+    let part = PathBuf::from(part);
+    // What a power cut left.
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    file.write_all(epoch.to_string().as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&part, &path)?;
+    pool::sync(path.parent().unwrap_or(Path::new("/")))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{beside, lowest, raise};
+
+    #[test]
+    fn it_only_rises_and_what_cannot_be_read_serves_nobody() {
+        let disk = tempfile::tempdir().unwrap();
+        let replica = disk.path().join("db.data.u1");
+        assert_eq!(lowest(&replica).unwrap(), 0);
+        assert!(raise(&replica, 7).unwrap());
+        assert!(raise(&replica, 7).unwrap(), "the same once more");
+        assert!(!raise(&replica, 6).unwrap());
+        assert_eq!(lowest(&replica).unwrap(), 7);
+        // Half of one that a power cut left is no epoch.
+        std::fs::write(disk.path().join("db.data.u1.epoch.part"), "9").unwrap();
+        assert_eq!(lowest(&replica).unwrap(), 7);
+        assert!(raise(&replica, 8).unwrap());
+        std::fs::write(beside(&replica), "nonsense").unwrap();
+        assert!(lowest(&replica).is_err());
+        assert!(raise(&replica, 9).is_err());
+    }
+}
