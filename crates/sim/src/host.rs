@@ -211,10 +211,7 @@ impl SimHost {
         }
         let (run, runs) = watch::channel(self.shared.net.power(self.name.as_str()).run());
         let clock = machine.clock.driven_by(runs);
-        let guard: Arc<dyn Guard> = match self.witness {
-            true => Arc::new(NothingToGuard::default()),
-            false => machine.guard.handle(clock.clone()),
-        };
+        let guard = self.guard(machine, &clock);
         let cancel = CancellationToken::new();
         let path = StorePath {
             host: self.name.to_string(),
@@ -268,17 +265,28 @@ impl SimHost {
         ));
         let mut parts = self.parts(&store, &live, &heard, &session, vms, &clock);
         parts.store_member = member;
+        self.agent(parts, &cancel);
+        tokio::spawn(manager::run(
+            self.manager(store, &live, heard.suspected, session, promises, &clock),
+            cancel.clone(),
+        ));
+        self.daemon = Some(Daemon { run, cancel, _member: member_out });
+    }
+
+    fn guard(&self, machine: &Machine, clock: &Clock) -> Arc<dyn Guard> {
+        match self.witness {
+            true => Arc::new(NothingToGuard::default()),
+            false => machine.guard.handle(clock.clone()),
+        }
+    }
+
+    fn agent(&self, parts: AgentParts, cancel: &CancellationToken) {
         let parts = Arc::new(parts);
         if self.witness {
             tokio::spawn(agent::run_witness(parts, cancel.clone()));
         } else {
             tokio::spawn(agent::run(parts, cancel.clone()));
         }
-        tokio::spawn(manager::run(
-            self.manager(store, &live, heard.suspected, session, promises, &clock),
-            cancel.clone(),
-        ));
-        self.daemon = Some(Daemon { run, cancel, _member: member_out });
     }
 
     fn vms(&self, clock: &Clock, guard: &Arc<dyn haven_host::guard::Guard>) -> Arc<dyn VmDriver> {
