@@ -1,5 +1,5 @@
-//! Replicas served by the real `qemu-storage-daemon`, and written by real NBD clients of QEMU: a newer epoch shuts out the
-//! older ones, whatever was restarted in between.
+//! Replicas served by the real `qemu-storage-daemon`, and written by real NBD clients of QEMU: a later run shuts out the
+//! earlier ones, whatever was restarted in between.
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
@@ -8,7 +8,7 @@ mod inside;
 use haven_host::storage::mirrored::{
     daemon::{StorageDaemons, USER},
     driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served, export},
-    epochs,
+    runs,
 };
 use haven_store::seal::Plain;
 use nix::sys::signal::{Signal, kill};
@@ -52,13 +52,13 @@ impl Replica {
         StorageDaemons::new("qemu-storage-daemon".into(), self.disk.path().join("run"))
     }
 
-    fn wanted(&self, epoch: u64) -> ReplicaWanted {
+    fn wanted(&self, run: u64) -> ReplicaWanted {
         ReplicaWanted {
             volume: VOLUME.into(),
             path: self.path.clone(),
             owner_uid: OWNER,
-            epoch,
-            key: key(epoch),
+            run,
+            key: key(run),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         }
     }
@@ -70,9 +70,9 @@ impl Replica {
     }
 }
 
-/// Another one for each epoch.
-fn key(epoch: u64) -> Plain {
-    Plain::new(format!("{epoch:02x}").repeat(32))
+/// Another one for each run.
+fn key(run: u64) -> Plain {
+    Plain::new(format!("{run:02x}").repeat(32))
 }
 
 /// QEMU's client, which stays connected.
@@ -83,7 +83,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Connects with the key and to the name of an epoch.
+    /// Connects with the key and to the name of a run.
     fn connect(keys: &Path, served: &Served, with_key: u64, named: u64) -> Self {
         let directory = keys.join(format!("client{with_key}"));
         std::fs::create_dir_all(&directory).unwrap();
@@ -187,8 +187,8 @@ fn pid() -> i32 {
 }
 
 #[test]
-fn a_newer_epoch_shuts_out_the_older_ones_for_good() {
-    if !inside::inside("a_newer_epoch_shuts_out_the_older_ones_for_good") {
+fn a_later_run_shuts_out_the_earlier_ones_for_good() {
+    if !inside::inside("a_later_run_shuts_out_the_earlier_ones_for_good") {
         return;
     }
     let replica = Replica::new();
@@ -206,18 +206,18 @@ fn a_newer_epoch_shuts_out_the_older_ones_for_good() {
         let begun = Instant::now();
         let second = daemons.serve(&replica.wanted(4)).await.unwrap();
         let took = begun.elapsed();
-        println!("note: the epoch changed within {:.1} ms", took.as_secs_f64() * 1000.0);
+        println!("note: the run changed within {:.1} ms", took.as_secs_f64() * 1000.0);
         assert_eq!(second.instance, first.instance, "the process stays");
         let said = old.write(8192, 0x13);
-        assert!(said.contains("failed"), "the older owner is shut out: {said}");
+        assert!(said.contains("failed"), "who came before is shut out: {said}");
         assert!(replica.holds(8192, 0));
-        // The key of an epoch that is over opens nothing, whatever it is asked for by.
+        // The key of a run that is over opens nothing, whatever it is asked for by.
         for named in [3, 4] {
             let said = Writer::connect(keys.path(), &second, 3, named).write(8192, 0x14);
             assert!(!said.contains("wrote"), "{said}");
         }
         let said = Writer::connect(keys.path(), &second, 4, 3).write(8192, 0x15);
-        assert!(!said.contains("wrote"), "an export of the older epoch is there: {said}");
+        assert!(!said.contains("wrote"), "an export of the earlier run is there: {said}");
         let mut new = Writer::connect(keys.path(), &second, 4, 4);
         assert!(new.write(8192, 0x16).contains("wrote"));
         assert!(
@@ -227,7 +227,7 @@ fn a_newer_epoch_shuts_out_the_older_ones_for_good() {
 
         // Not by another daemon of Haven, and not by another storage daemon either.
         let over =
-            |error: ReplicaError| matches!(error, ReplicaError::Over { epoch: 3, lowest: 4, .. });
+            |error: ReplicaError| matches!(error, ReplicaError::Over { run: 3, lowest: 4, .. });
         assert!(over(daemons.serve(&replica.wanted(3)).await.unwrap_err()));
         drop(daemons);
         let later = replica.daemons();
@@ -236,7 +236,7 @@ fn a_newer_epoch_shuts_out_the_older_ones_for_good() {
         later.end(VOLUME).await.unwrap();
         assert!(new.write(12288, 0x18).contains("failed"));
         assert!(over(later.serve(&replica.wanted(3)).await.unwrap_err()));
-        assert_eq!(epochs::lowest(&replica.path).unwrap(), 4);
+        assert_eq!(runs::lowest(&replica.path).unwrap(), 4);
         later.end(VOLUME).await.unwrap();
     });
 }
@@ -298,10 +298,10 @@ fn what_cannot_be_served_is_said_in_words() {
         std::fs::remove_file(&replica.path).unwrap();
         let said = daemons.serve(&replica.wanted(1)).await.unwrap_err().to_string();
         assert!(said.contains("does not run") && said.contains("No such file"), "{said}");
-        // Who does not know the lowest epoch serves none.
-        std::fs::write(epochs::beside(&replica.path), "?").unwrap();
+        // Who does not know the lowest run serves none.
+        std::fs::write(runs::beside(&replica.path), "?").unwrap();
         let said = daemons.serve(&replica.wanted(9)).await.unwrap_err().to_string();
-        assert!(said.contains("the lowest epoch of") && said.contains(".epoch"), "{said}");
+        assert!(said.contains("the lowest run of") && said.contains(".run"), "{said}");
         daemons.end(VOLUME).await.unwrap();
     });
 }

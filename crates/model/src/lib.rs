@@ -38,6 +38,7 @@ mod snapshot_test;
 pub mod tolerant;
 pub mod units;
 pub mod vm;
+pub mod volume;
 
 pub use certificate::CertificateSpec;
 pub use cluster::{AdmissionPolicy, ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};

@@ -140,14 +140,14 @@ impl ClusterKey {
         Self::derive(&pki.load_authority().map_err(SealError::NoAuthority)?)
     }
 
-    /// The key of whoever may use a volume under one epoch: 32 bytes in hexadecimal, the same on every host.
+    /// The key of the process that has a volume open in one run of it: 32 bytes in hexadecimal, the same on every host.
     ///
     /// # Errors
     /// [`SealError::DamagedAuthority`] when nothing can be made from the authority's key.
-    pub fn volume_key(&self, volume: &str, epoch: u64) -> Result<Plain, SealError> {
+    pub fn volume_key(&self, volume: &str, run: u64) -> Result<Plain, SealError> {
         let damaged = |_| SealError::DamagedAuthority;
         // No name holds a NUL, so that no two of them make the same.
-        let info = format!("haven volume key v1\0{volume}\0{epoch}");
+        let info = format!("haven volume key v1\0{volume}\0{run}");
         let info = [info.as_bytes()];
         let expanded = self.extracted.expand(&info, HKDF_SHA256).map_err(damaged)?;
         let mut bytes = [0; 32];

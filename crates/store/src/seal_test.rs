@@ -122,18 +122,18 @@ async fn the_store_holds_no_plain_text() {
 }
 
 #[test]
-fn each_volume_has_another_key_under_each_epoch_and_every_host_the_same() {
+fn each_volume_has_another_key_in_each_run_and_every_host_the_same() {
     let authority = Authority::create("test").unwrap();
     let (one, other) =
         (ClusterKey::derive(&authority).unwrap(), ClusterKey::derive(&authority).unwrap());
-    let key = |of: &ClusterKey, volume: &str, epoch| {
-        of.volume_key(volume, epoch).unwrap().expose().to_owned()
+    let key = |of: &ClusterKey, volume: &str, run| {
+        of.volume_key(volume, run).unwrap().expose().to_owned()
     };
     let mine = key(&one, "db.data.u1", 3);
     assert!(mine.len() == 64 && mine.bytes().all(|byte| byte.is_ascii_hexdigit()));
     assert_eq!(mine, key(&other, "db.data.u1", 3));
-    for (volume, epoch) in [("db.data.u1", 4), ("db.data.u2", 3), ("db.data.u", 13)] {
-        assert_ne!(mine, key(&one, volume, epoch));
+    for (volume, run) in [("db.data.u1", 4), ("db.data.u2", 3), ("db.data.u", 13)] {
+        assert_ne!(mine, key(&one, volume, run));
     }
     let stranger = ClusterKey::derive(&Authority::create("test").unwrap()).unwrap();
     assert_ne!(mine, key(&stranger, "db.data.u1", 3));

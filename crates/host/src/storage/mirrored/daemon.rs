@@ -1,12 +1,12 @@
 //! Serves replicas with `qemu-storage-daemon`, one process for each.
 //!
-//! A process outlives the daemon that started it, as a VM does; its record says what it serves. Another epoch is another
+//! A process outlives the daemon that started it, as a VM does; its record says what it serves. Another run is another
 //! key, and a server's key cannot be exchanged: so the server is stopped, which ends all its connections and exports, and
 //! started anew. The process stays, and with it what it knows of the replica.
 
 use super::{
     driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served, export},
-    epochs,
+    runs,
 };
 use crate::vm::{
     commands::{self, Command},
@@ -85,7 +85,7 @@ struct Record {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Serves {
-    epoch: u64,
+    run: u64,
     port: u16,
 }
 
@@ -96,8 +96,8 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ReplicaError {
 
 impl Running {
     fn served(&self) -> Option<Served> {
-        let Serves { epoch, port } = self.record.serves?;
-        Some(Served { epoch, port, instance: self.record.instance.clone() })
+        let Serves { run, port } = self.record.serves?;
+        Some(Served { run, port, instance: self.record.instance.clone() })
     }
 
     fn runs(&self) -> bool {
@@ -136,7 +136,7 @@ impl Running {
         run_dir::write(&path, &text, None).map_err(system(what))
     }
 
-    /// Ends who is served, and serves under another epoch.
+    /// Ends who is served, and serves another run.
     async fn change(&mut self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
         // First: a daemon that is killed in between must not be believed to serve what it did.
         self.note(None)?;
@@ -156,11 +156,11 @@ impl Running {
         let port = self.listen(wanted.address).await?;
         let export = json!({
             "type": "nbd", "id": NODE, "node-name": NODE,
-            "name": export(&wanted.volume, wanted.epoch), "writable": true,
+            "name": export(&wanted.volume, wanted.run), "writable": true,
         });
         self.tell(&commands::EXPORT, export).await?;
-        self.note(Some(Serves { epoch: wanted.epoch, port }))?;
-        Ok(Served { epoch: wanted.epoch, port, instance: self.record.instance.clone() })
+        self.note(Some(Serves { run: wanted.run, port }))?;
+        Ok(Served { run: wanted.run, port, instance: self.record.instance.clone() })
     }
 
     /// Listens at a port that is free. Somebody may take it in between; then it is another one.
@@ -367,28 +367,28 @@ impl ReplicaDriver for StorageDaemons {
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
         let slot = self.slot(&wanted.volume);
         let mut held = slot.lock().await;
-        let (path, epoch) = (wanted.path.clone(), wanted.epoch);
-        let beside = epochs::beside(&path);
+        let (path, run) = (wanted.path.clone(), wanted.run);
+        let beside = runs::beside(&path);
         let risen = tokio::task::spawn_blocking(move || {
-            Ok((epochs::raise(&path, epoch)?, epochs::lowest(&path)?))
+            Ok((runs::raise(&path, run)?, runs::lowest(&path)?))
         });
         let (may, lowest) = risen
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()))
             .map_err(system(format!(
-                "the lowest epoch of {} cannot be kept in {}",
+                "the lowest run of {} cannot be kept in {}",
                 wanted.volume,
                 beside.display()
             )))?;
         if !may {
-            return Err(ReplicaError::Over { volume: wanted.volume.clone(), epoch, lowest });
+            return Err(ReplicaError::Over { volume: wanted.volume.clone(), run, lowest });
         }
         if !self.found(&mut held, &wanted.volume).await? {
             *held = Some(self.begin(wanted).await?);
         }
         let Some(running) = held.as_mut() else { return Err(ReplicaError::NoProgram) };
         match running.served() {
-            Some(served) if served.epoch == epoch => Ok(served),
+            Some(served) if served.run == run => Ok(served),
             _ => running.change(wanted).await,
         }
     }

@@ -14,9 +14,9 @@ pub struct ReplicaWanted {
     pub path: PathBuf,
     /// Its unix user, whom the process runs as.
     pub owner_uid: u32,
-    /// Under which epoch.
-    pub epoch: u64,
-    /// The key of that epoch, 32 bytes in hexadecimal.
+    /// To which run of the volume.
+    pub run: u64,
+    /// The key of that run, 32 bytes in hexadecimal.
     pub key: Plain,
     /// This host's address in the cluster's network.
     pub address: IpAddr,
@@ -25,8 +25,8 @@ pub struct ReplicaWanted {
 /// A replica that is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// Under which epoch.
-    pub epoch: u64,
+    /// To which run.
+    pub run: u64,
     /// At which port.
     pub port: u16,
     /// Changes when its process is another one, which knows nothing of what the one before had written last.
@@ -35,30 +35,28 @@ pub struct Served {
 
 /// The name under which a volume is served.
 #[must_use]
-pub fn export(volume: &str, epoch: u64) -> String {
-    format!("{volume}-e{epoch}")
+pub fn export(volume: &str, run: u64) -> String {
+    format!("{volume}-r{run}")
 }
 
 /// Why a replica is not served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplicaError {
-    /// That epoch is over.
+    /// That run is over.
     #[error(
-        "the volume {volume} is not served under epoch {epoch}: epoch {lowest} has begun, and who still writes under an older one is shut out"
+        "the volume {volume} is not served to run {run}: run {lowest} has begun, and who still writes in an earlier one is shut out"
     )]
     Over {
         /// Which volume.
         volume: String,
         /// What was asked for.
-        epoch: u64,
+        run: u64,
         /// The lowest that may be served.
         lowest: u64,
     },
     /// There is no such program.
-    #[error(
-        "qemu-storage-daemon is not installed; install the package qemu-utils"
-    )]
+    #[error("qemu-storage-daemon is not installed; install the package qemu-utils")]
     NoProgram,
     /// The process ended, or did not begin.
     #[error("the storage daemon of {volume} does not run: {said}")]
@@ -91,7 +89,7 @@ pub enum ReplicaError {
 /// Serves replicas of this host.
 #[async_trait]
 pub trait ReplicaDriver: Send + Sync {
-    /// Serves a replica. When it returns, whatever the outcome, nobody of an older epoch writes to it: their connections have ended,
+    /// Serves a replica. When it returns without an error, nobody of an earlier run writes to it: their connections have ended,
     /// and none is taken any more. Fine when it is served so already.
     ///
     /// # Errors

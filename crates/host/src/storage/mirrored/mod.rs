@@ -4,14 +4,19 @@
 //!   the owner's host                           another host
 //!   QEMU: quorum ─┬─ its own replica, a file
 //!                 └─ NBD over TLS ───────────► qemu-storage-daemon ── its replica, a file
-//!                    the key of this epoch     one per volume, one epoch at a time
+//!                    the key of this run       one per volume, one run at a time
 //! ```
 //!
-//! What it promises: from when a replica is served under an epoch, nobody of an older one writes to it, whatever was
-//! restarted, paused or cut off in between; and whoever has the key of one volume's epoch reaches that and nothing else.
+//! What it promises: from when a replica is served to a run of its volume, nobody of an earlier one writes to it, whatever was
+//! restarted, paused or cut off in between; and whoever has the key of one volume's run reaches that and nothing else.
 //!
-//! Built so far: the side that serves ([`driver`]). Nothing uses it yet.
+//! Built so far: the side that serves ([`driver`]), and what each side does next ([`steps`]), which random interleavings are
+//! tried against. Nothing uses them yet.
 
 pub mod daemon;
 pub mod driver;
-pub mod epochs;
+pub mod runs;
+pub mod steps;
+
+#[cfg(test)]
+mod steps_test;

@@ -1,4 +1,4 @@
-//! The lowest epoch under which a replica may be used. It stands beside the replica on its disk, and only rises.
+//! The lowest run of its volume that a replica may be served to. It stands beside the replica on its disk, and only rises.
 
 use crate::storage::pool;
 use std::{
@@ -12,11 +12,11 @@ use std::{
 #[must_use]
 pub fn beside(replica: &Path) -> PathBuf {
     let mut name = replica.file_name().unwrap_or_default().to_owned();
-    name.push(".epoch");
+    name.push(".run");
     replica.with_file_name(name)
 }
 
-/// The lowest epoch that may be served; 0 when none was yet.
+/// The lowest that may be served; 0 when none was yet.
 ///
 /// # Errors
 /// When that cannot be told: then none may be.
@@ -32,10 +32,10 @@ pub fn lowest(replica: &Path) -> io::Result<u64> {
 ///
 /// # Errors
 /// When the disk does not take it; the one before stands then.
-pub fn raise(replica: &Path, epoch: u64) -> io::Result<bool> {
+pub fn raise(replica: &Path, run: u64) -> io::Result<bool> {
     let now = lowest(replica)?;
-    if now >= epoch {
-        return Ok(now == epoch);
+    if now >= run {
+        return Ok(now == run);
     }
     let (path, mut part) = (beside(replica), beside(replica).into_os_string());
     part.push(".part");
@@ -46,7 +46,7 @@ pub fn raise(replica: &Path, epoch: u64) -> io::Result<bool> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    file.write_all(epoch.to_string().as_bytes())?;
+    file.write_all(run.to_string().as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&part, &path)?;
     pool::sync(path.parent().unwrap_or(Path::new("/")))?;
@@ -66,8 +66,8 @@ mod tests {
         assert!(raise(&replica, 7).unwrap(), "the same once more");
         assert!(!raise(&replica, 6).unwrap());
         assert_eq!(lowest(&replica).unwrap(), 7);
-        // Half of one that a power cut left is no epoch.
-        std::fs::write(disk.path().join("db.data.u1.epoch.part"), "9").unwrap();
+        // Half of one that a power cut left is no run.
+        std::fs::write(disk.path().join("db.data.u1.run.part"), "9").unwrap();
         assert_eq!(lowest(&replica).unwrap(), 7);
         assert!(raise(&replica, 8).unwrap());
         std::fs::write(beside(&replica), "nonsense").unwrap();
