@@ -77,6 +77,11 @@ pub fn vm_status(vm: &Name) -> String {
 pub fn host_load(host: &Name) -> String {
     format!("/haven/status/load/{host}")
 }
+/// The room that a host has in pools.
+#[must_use]
+pub fn host_rooms(host: &Name) -> String {
+    format!("/haven/status/rooms/{host}")
+}
 /// What a host says of the work on it.
 #[must_use]
 pub fn work_status(host: &Name) -> String {

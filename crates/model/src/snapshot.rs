@@ -14,7 +14,7 @@ use crate::{
     network::NetworkSpec,
     object::{Kind, Object, Stored},
     placement::{FrontendPlacement, Placement},
-    pool::PoolSpec,
+    pool::{HostRooms, PoolSpec},
     service::ServiceSpec,
     tolerant,
     vm::{VmPhase, VmSpec, VmStatus, Wait},
@@ -108,6 +108,8 @@ pub struct Snapshot {
     pub host_status: Table<HostStatus>,
     /// What hosts measure of the work on them.
     pub loads: Table<HostLoad>,
+    /// The room that hosts have in pools.
+    pub rooms: Table<HostRooms>,
     /// VM statuses.
     pub vm_status: Table<VmStatus>,
     /// Live migrations, wanted, under way and ended, by VM.
@@ -210,6 +212,12 @@ fn set_one<T: DeserializeOwned>(
     Applied::changed(true)
 }
 
+/// What is measured wakes nobody, and what cannot be read of it is as if it were not measured.
+fn quietly<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Applied {
+    set(table, name, raw);
+    Applied::QUIET
+}
+
 impl Snapshot {
     /// Applies one key: `raw` is its value and revision, or nothing when it was deleted.
     pub fn apply(&mut self, key: &str, raw: Raw<'_>) -> Change {
@@ -243,7 +251,8 @@ impl Snapshot {
                 Some(("host", name)) => set(&mut self.host_status, name, raw),
                 Some(("vm", name)) => set(&mut self.vm_status, name, raw),
                 Some(("work", name)) => set(&mut self.work_status, name, raw),
-                Some(("load", name)) => self.apply_load(name, raw),
+                Some(("load", name)) => quietly(&mut self.loads, name, raw),
+                Some(("rooms", name)) => quietly(&mut self.rooms, name, raw),
                 Some(("migration", path)) => self.apply_migration_status(path, raw),
                 _ => Applied::QUIET,
             },
@@ -311,12 +320,6 @@ impl Snapshot {
             told.is_some_and(|told| told.phase == MigrationPhase::Stopped)
         });
         stopped.map_or(&placement.host, |to| &to.host)
-    }
-
-    /// What is measured wakes nobody, and what cannot be read of it is as if it were not measured.
-    fn apply_load(&mut self, name: &str, raw: Raw<'_>) -> Applied {
-        set(&mut self.loads, name, raw);
-        Applied::QUIET
     }
 
     /// A mere renewal wakes nobody; an opened or closed session does.

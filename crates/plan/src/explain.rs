@@ -15,11 +15,14 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
         Kind::Service => service(snapshot, seen, &object.name),
         Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {
             let users = users(snapshot, object.kind, &object.name);
-            if users.is_empty() {
-                vec![format!("nothing uses {object}")]
-            } else {
-                vec![format!("{object} is used by {}", users.join(", "))]
+            let mut said = match users.is_empty() {
+                true => vec![format!("nothing uses {object}")],
+                false => vec![format!("{object} is used by {}", users.join(", "))],
+            };
+            if object.kind == Kind::Pool {
+                said.extend(crate::storage::in_words(snapshot, &object.name));
             }
+            said
         }
     };
     if matches!(object.kind, Kind::Vm | Kind::Host) {

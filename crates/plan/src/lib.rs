@@ -27,6 +27,7 @@ pub mod explain;
 pub mod monitor;
 pub mod placement;
 pub mod rehearse;
+pub mod storage;
 pub mod testing;
 pub mod tolerance;
 mod wishes;

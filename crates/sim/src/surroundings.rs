@@ -15,7 +15,7 @@ use haven_host::{
 };
 use haven_model::{
     Name, PoolDriverKind, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile,
-    maintenance::Work,
+    maintenance::Work, pool::PoolRoom,
 };
 use haven_store::clock::Clock;
 use std::{
@@ -88,6 +88,10 @@ impl Storage for SimStorage {
             self.world.local_disks.remove(&self.host, &name.to_string());
         }
         Ok(())
+    }
+    async fn room(&self, _pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
+        self.works()?;
+        Ok(None)
     }
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {
         self.works()?;

@@ -30,6 +30,7 @@ pub fn overview(state: &ApiState, leader: Option<u64>) -> Overview {
     overview.risks.extend(plan.waiting.iter().map(|w| format!("{}: {}", w.object, w.reason)));
     overview.risks.extend(losses_words(&losses, overview.hosts.len()));
     overview.risks.extend(two_without_a_witness(&snapshot));
+    overview.risks.extend(haven_plan::storage::risks(&snapshot));
     overview.advice.extend(uneven(&snapshot, &seen));
     overview.revision = snapshot.revision;
     let open = snapshot.incidents.values().filter(|i| i.closed_ms.is_none());

@@ -214,6 +214,7 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
         Kind::Host => {
             ops.push(Op::Delete(keys::host_status(&object.name)));
             ops.push(Op::Delete(keys::host_load(&object.name)));
+            ops.push(Op::Delete(keys::host_rooms(&object.name)));
             ops.push(Op::Delete(keys::work_status(&object.name)));
             ops.push(Op::Delete(keys::lease(&object.name)));
             ops.push(Op::Delete(keys::lost(&object.name)));

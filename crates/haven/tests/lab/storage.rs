@@ -53,6 +53,10 @@ fn outlives(lab: &Lab) -> Result<()> {
         text.lines().any(|line| line.trim().ends_with(&format!("boots {boots}")))
     };
     lab.wait("the keeper counts its first boot", PATIENCE, |lab| counted(lab, 1))?;
+    lab.wait("the room in its pool is told", PATIENCE, |lab| {
+        let said = lab.haven(&["pool", "show", "disks"]).unwrap_or_default();
+        said.contains("are free; its volumes take") && said.contains("may take")
+    })?;
     let host = lab.host_of("keeper")?;
     lab.haven(&["lab", "kill", &host])?;
     lab.wait("the keeper is on another host", PATIENCE, |lab| {

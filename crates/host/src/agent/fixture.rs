@@ -24,7 +24,7 @@ use crate::{
 use async_trait::async_trait;
 use haven_model::{
     HostStatus, Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys,
-    maintenance::Work, object::Kind, placement::NicAddress,
+    maintenance::Work, object::Kind, placement::NicAddress, pool::PoolRoom,
 };
 use haven_store::{
     clock::Clock,
@@ -102,6 +102,9 @@ impl Storage for Disks {
         self.here.lock().unwrap().retain(|name| !names.contains(name));
         self.aside.lock().unwrap().extend(names.iter().cloned());
         Ok(())
+    }
+    async fn room(&self, _pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
+        Ok(None)
     }
     async fn image_file(&self, _file: &ImageFile) -> Result<PathBuf, StorageFailure> {
         Ok(PathBuf::from("image"))

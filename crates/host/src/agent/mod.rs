@@ -33,6 +33,7 @@ mod maintenance;
 pub mod networks;
 mod own_record;
 pub mod remains;
+mod room_watch;
 mod shares;
 pub mod status;
 pub mod storage;
@@ -254,6 +255,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         images::run(Arc::clone(&parts), cancel.clone()),
         uplink_watch::run(Arc::clone(&parts), cancel.clone()),
         load_watch::run(Arc::clone(&parts), cancel.clone()),
+        room_watch::run(Arc::clone(&parts), cancel.clone()),
         maintenance::run(Arc::clone(&parts), cancel.clone()),
         status::run(Arc::clone(&parts), cancel.clone()),
     );

@@ -1,7 +1,7 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
 use async_trait::async_trait;
-use haven_model::{Name, PoolSpec, image::ImageFile};
+use haven_model::{Name, PoolSpec, image::ImageFile, pool::PoolRoom};
 use std::{fmt, path::PathBuf};
 
 /// Something of a disk, an image or a seed could not be done.
@@ -118,6 +118,8 @@ pub trait Storage: Send + Sync {
     /// Puts aside volumes of a local pool that no VM has any more, so that none gets them, and removes those that were
     /// put aside a day ago. The day is for people: it is how long a disk that was deleted by mistake can be had back.
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure>;
+    /// The room in a pool; nothing when its directory is not there yet.
+    async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure>;
     /// A file of an image, fetched from another host if it is not here.
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure>;
     /// The same for a file that nobody waits for: only while that leaves a tenth of the file system free.

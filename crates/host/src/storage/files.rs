@@ -13,7 +13,7 @@ use crate::{
     vm::run_dir,
 };
 use async_trait::async_trait;
-use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile};
+use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile, pool::PoolRoom};
 use std::{
     collections::BTreeSet,
     io,
@@ -204,6 +204,11 @@ impl Storage for FileStorage {
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
         let (key, pool, names) = (PathBuf::from(&pool.path), pool.clone(), names.to_vec());
         self.busy.run(&key, move || aside::put(&pool, &names, SystemTime::now())).await
+    }
+
+    async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
+        let (key, pool) = (PathBuf::from(&pool.path), pool.clone());
+        self.busy.run(&key, move || pool::room(&pool)).await
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {

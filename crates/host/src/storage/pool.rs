@@ -11,11 +11,11 @@ use crate::{
     agent::storage::{StorageFailure, VolumeName},
     vm::run_dir,
 };
-use haven_model::{PoolDriverKind, PoolSpec};
+use haven_model::{Bytes, PoolDriverKind, PoolSpec, pool::PoolRoom};
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -130,6 +130,41 @@ fn mark(pool: &PoolSpec) -> Result<Option<String>, StorageFailure> {
     let mut text = String::new();
     file.take(4096).read_to_string(&mut text).map_err(|error| unreadable(pool, &error))?;
     Ok(Some(text.trim().to_owned()))
+}
+
+/// The room in a pool; nothing when its directory is not there yet, or holds another pool.
+///
+/// # Errors
+/// A sentence, when it cannot be told.
+pub fn room(pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
+    let directory = Path::new(&pool.path);
+    if !directory.is_dir() {
+        return Ok(None);
+    }
+    // Not mounted, it would tell of the disk beneath.
+    if pool.driver == PoolDriverKind::Shared && mark(pool)?.as_deref() != Some(pool.path.as_str()) {
+        return Ok(None);
+    }
+    let unknown = |error: io::Error| {
+        says(format!("the room in the pool {} cannot be told ({error}); is it mounted?", pool.path))
+    };
+    let stat = nix::sys::statvfs::statvfs(directory).map_err(|error| unknown(error.into()))?;
+    let bytes = |blocks: u64| Bytes(blocks.saturating_mul(stat.fragment_size()));
+    let mut used = 0;
+    for entry in std::fs::read_dir(directory).map_err(unknown)? {
+        match entry.and_then(|entry| entry.metadata()) {
+            // What is taken, which a file that was never filled does not.
+            Ok(of) if of.is_file() => used += of.blocks() * 512,
+            Ok(_) => {}
+            // It was removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unknown(error)),
+        }
+    }
+    // As `df` counts: what is kept back for root is neither.
+    let taken = stat.blocks().saturating_sub(stat.blocks_free());
+    let (free, total) = (bytes(stat.blocks_available()), bytes(taken + stat.blocks_available()));
+    Ok(Some(PoolRoom { total, free, used: Bytes(used) }))
 }
 
 /// Refuses what a pool could never hold. Volumes take room only as they are written, so this promises nothing about

@@ -429,3 +429,23 @@ fn without_qemu_img_the_package_is_named() {
     let failed = runtime.block_on(fixture.storage.volume(&pool, &volume(1 << 20))).unwrap_err();
     assert!(failed.what.contains("install the package qemu-utils"), "{failed}");
 }
+
+#[test]
+fn the_room_in_a_pool_is_what_its_file_system_and_its_files_say() {
+    let Some(disk) = SmallDisk::new(16) else { return };
+    let local = pool_at(&disk.path().join("fast"), PoolDriverKind::Local);
+    assert_eq!(pool::room(&local).unwrap(), None, "nothing was made there yet");
+    std::fs::create_dir(disk.path().join("fast")).unwrap();
+    let empty = pool::room(&local).unwrap().unwrap();
+    assert_eq!((empty.used, empty.full()), (Bytes(0), 0));
+    std::fs::write(disk.path().join("fast/a"), vec![1; 8 << 20]).unwrap();
+    // A hole takes nothing.
+    std::fs::File::create(disk.path().join("fast/b")).unwrap().set_len(1 << 30).unwrap();
+    let half = pool::room(&local).unwrap().unwrap();
+    assert_eq!((half.used, half.full()), (Bytes(8 << 20), 50));
+    assert_eq!(half.total, empty.total);
+    assert_eq!(half.free.0, empty.free.0 - (8 << 20));
+    // A shared one that is not mounted would tell of the disk beneath.
+    let shared = pool_at(&disk.path().join("fast"), PoolDriverKind::Shared);
+    assert_eq!(pool::room(&shared).unwrap(), None);
+}
