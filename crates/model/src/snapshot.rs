@@ -17,7 +17,7 @@ use crate::{
     pool::{HostRooms, PoolSpec},
     service::ServiceSpec,
     tolerant,
-    vm::{VmPhase, VmSpec, VmStatus, Wait},
+    vm::{AGENT, VmPhase, VmSpec, VmStatus, Wait},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
@@ -463,11 +463,21 @@ impl Snapshot {
         else {
             return Vec::new();
         };
-        let wanted = object.spec.hardware();
+        let (wanted, has) = (object.spec.hardware(), &status.started_with);
         let differs = |(part, of): &(&String, &String)| wanted.get(*part).is_some_and(|w| w != *of);
-        let parts = status.started_with.iter().filter(differs).map(|(part, _)| part.clone());
+        let parts = has.iter().filter(differs).map(|(part, _)| part.clone());
+        // It is there or it is not, and is named only where it is.
+        let port = !has.is_empty() && has.contains_key(AGENT) != wanted.contains_key(AGENT);
         let cards = (!placement.fits(&object.spec)).then(|| "networks".to_owned());
-        parts.chain(cards).collect()
+        parts.chain(port.then(|| AGENT.to_owned())).chain(cards).collect()
+    }
+
+    /// Those of them that make another machine: a guest that runs cannot go on in it.
+    #[must_use]
+    pub fn pending_machine(&self, vm: &Name) -> Vec<String> {
+        let mut parts = self.pending(vm);
+        parts.retain(|part| !["image", "userData"].contains(&part.as_str()));
+        parts
     }
 
     /// The members of a service, by name.

@@ -217,7 +217,7 @@ impl VmSpec {
         let parts = parts.as_object().into_iter().flatten();
         let print = |part: &serde_json::Value| format!("{:08x}", fnv1a(&part.to_string()) as u32);
         // Named only where it is there, so that nothing changed for what was started before there was any.
-        let agent = self.has_agent_port().then(|| ("agent".to_owned(), print(&true.into())));
+        let agent = self.has_agent_port().then(|| (AGENT.to_owned(), print(&true.into())));
         parts.map(|(name, part)| (name.clone(), print(part))).chain(agent).collect()
     }
 
@@ -227,6 +227,9 @@ impl VmSpec {
         self.hang.as_ref().is_some_and(|hang| hang.signs.contains(&Sign::Agent))
     }
 }
+
+/// The part of [`VmSpec::hardware`] that is the port of a guest agent.
+pub const AGENT: &str = "agent";
 
 /// A number for a text, the same wherever it is computed (FNV-1a).
 #[must_use]

@@ -713,11 +713,17 @@ fn what_was_changed_takes_that_up_where_it_restarts() {
     assert!(begun.len() == 1 && begun[0].2, "{begun:?}");
     let reason = &plan.actions[0].reason;
     assert!(reason.contains("it was changed since it was started (cpus)"), "{reason}");
-    // What only its host has would be lost by that.
+    // What only its host has would be lost by that, also what it is not to have at its next start.
     scratch(&mut world);
     world.current();
-    world.vm("db", local_disk(spec));
-    assert!(moves(&planned(&world)).is_empty());
-    let why = waits(&planned(&world), "db");
-    assert!(why.contains("it was changed since it was started (cpus, disks)"), "{why}");
+    let local = local_disk(spec.clone());
+    for (has, wanted) in [(&spec, &local), (&local, &spec)] {
+        let mut status = (*world.snapshot.vm_status["db"].value).clone();
+        status.started_with = has.hardware();
+        world.snapshot.vm_status.insert(name("db"), at(4, status));
+        world.vm("db", wanted.clone());
+        assert!(moves(&planned(&world)).is_empty());
+        let why = waits(&planned(&world), "db");
+        assert!(why.contains("it was changed since it was started (disks)"), "{why}");
+    }
 }

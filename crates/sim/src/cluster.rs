@@ -13,6 +13,7 @@ use haven_model::{
     ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, RebalancePolicy, Timers,
     cluster::SHORTEST_WINDOW, keys, manifest, object::Object,
 };
+use haven_plan::tolerance::maintenance::in_turn;
 use haven_store::{
     memory::{Direct, MemoryEtcd},
     raw::{Compare, EtcdStore, Op},
@@ -372,11 +373,12 @@ impl Cluster {
     /// Restarts all hosts, one after another, as a person asks for with `haven host reboot --rolling`.
     pub async fn reboot_all(&self) {
         let now = (self.shared.wall())();
+        let in_turn = self.shared.judge.read(|facts| in_turn(&facts.snapshot));
         let turn =
-            |host: &String| serde_json::json!({"host": host, "phase": "waiting", "sinceMs": now});
+            |host: &Name| serde_json::json!({"host": host, "phase": "waiting", "sinceMs": now});
         let record = serde_json::json!({
             "id": format!("r{}", self.shared.incarnation()), "work": "reboot", "by": "a person", "atMs": now,
-            "hosts": self.names().iter().map(turn).collect::<Vec<_>>(),
+            "hosts": in_turn.iter().map(turn).collect::<Vec<_>>(),
         });
         let there = self.person.get(keys::MAINTENANCE).await.ok().flatten();
         let compare = match &there {

@@ -41,6 +41,8 @@ pub enum Fault {
     Isolate(String),
     /// Packets from the first to the second vanish; those back pass.
     Cut(String, String),
+    /// They pass again.
+    Uncut(String, String),
     /// The uplinks of a host have no link any more; the network between the hosts is another one.
     Unplug(String),
     /// They have it again.
@@ -119,6 +121,7 @@ impl Fault {
             Fault::Ungarble => cluster.ungarble().await,
             Fault::Isolate(host) => net.isolate(host),
             Fault::Cut(from, to) => net.cut(from, to),
+            Fault::Uncut(from, to) => net.uncut(from, to),
             Fault::Unplug(host) => net.unplug(host, true),
             Fault::Plug(host) => net.unplug(host, false),
             Fault::Heal => net.heal(),
@@ -205,7 +208,7 @@ impl Fault {
             | Fault::Unplug(host)
             | Fault::Plug(host)
             | Fault::Isolate(host) => vec![host],
-            Fault::Cut(from, to) => vec![from, to],
+            Fault::Cut(from, to) | Fault::Uncut(from, to) => vec![from, to],
             Fault::KillProcess(_, host)
             | Fault::Crash(_, host)
             | Fault::Migrate(_, Some(host))

@@ -283,7 +283,7 @@ impl SimHost {
     fn agent(&self, parts: AgentParts, cancel: &CancellationToken) {
         let parts = Arc::new(parts);
         if self.witness {
-            tokio::spawn(agent::run_witness(parts, cancel.clone()));
+            tokio::spawn(agent::status::run(parts, cancel.clone()));
         } else {
             tokio::spawn(agent::run(parts, cancel.clone()));
         }

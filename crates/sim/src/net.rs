@@ -144,6 +144,13 @@ impl Net {
         });
     }
 
+    /// They pass again.
+    pub fn uncut(&self, from: &str, to: &str) {
+        self.change(|state| {
+            state.weather.cuts.remove(&(from.to_owned(), to.to_owned()));
+        });
+    }
+
     /// A host is cut off from every other.
     pub fn isolate(&self, host: &str) {
         self.change(|state| {

@@ -6,7 +6,7 @@ use crate::{
     run,
     scenario::{self, Event, Expect, Scenario},
     shrink,
-    steps::AtStep,
+    steps::{AtStep, Blow},
     storm,
 };
 use haven_model::{MigrationPhase, RebalancePolicy};
@@ -116,8 +116,9 @@ fn broken_move(step: AtStep, vm: &str, first: bool) -> Scenario {
         about: format!("{step:?}"),
         hosts: 4,
         witness: false,
-        watchdog: true,
-        power_control: true,
+        // One that resets what is paused would make a power cut of it.
+        watchdog: step.blow != Blow::Pause,
+        power_control: step.blow != Blow::Pause,
         clock_skew_percent: 1.0,
         rebalance: RebalancePolicy::Off,
         manifest: storm::manifest(1, 2),

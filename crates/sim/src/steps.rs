@@ -116,7 +116,7 @@ impl AtStep {
             Blow::Process => (Fault::KillProcess(vm.to_string(), host), None),
             Blow::Power => (Fault::PowerOff(host), None),
             Blow::Pause => (Fault::Pause(host.clone()), Some(Fault::Resume(host))),
-            Blow::Wire => (Fault::Cut(old, new), Some(Fault::Heal)),
+            Blow::Wire => (Fault::Cut(old.clone(), new.clone()), Some(Fault::Uncut(old, new))),
             Blow::Manager => (Fault::KillDaemon(manager), None),
             Blow::TakeBack => (Fault::CancelMigration(vm.to_string()), None),
         };

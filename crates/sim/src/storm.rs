@@ -83,8 +83,11 @@ pub fn of(seed: u64) -> Scenario {
         };
         let fault = faults::random(&mut random, (hosts, able), vms);
         happens(at, fault.clone());
-        // Without a watchdog a paused host that nobody resumes would be off for good in every way but one.
-        if !watchdog && let Fault::Pause(host) = fault {
+        // Without a watchdog a paused host that nobody resumes would be off for good in every way but one. A witness has none.
+        let last = format!("host{hosts}");
+        if let Fault::Pause(host) = fault
+            && (!watchdog || witness && host == last)
+        {
             happens(at + random.random_range(100..12_000), Fault::Resume(host));
         }
     }

@@ -66,6 +66,12 @@ fn order(snapshot: &Snapshot, asked: &MaintenanceAsked) -> ApiResult<Vec<Name>> 
             let hint = format!("there are: {}", known.join(", "));
             return Err(ApiError::bad(format!("there is no host `{name}`"), hint));
         }
+        if snapshot.hosts.get(name).is_some_and(|host| host.spec.witness) {
+            return Err(ApiError::bad(
+                format!("{name} is a witness, and other clusters may rest on the same machine"),
+                "upgrade or restart it by hand, while no other host is worked on",
+            ));
+        }
         if asked.hosts.iter().filter(|other| *other == name).count() > 1 {
             return Err(ApiError::bad(format!("{name} is named twice"), "name each host once"));
         }

@@ -10,6 +10,7 @@ use haven_model::{
     service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
     vm::{HangSpec, RestartPolicy, Sign},
 };
+use haven_plan::tolerance::migration::speaks_less;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
@@ -314,11 +315,13 @@ fn migration(snapshot: &Snapshot, spec: &VmSpec, say: &mut Say<'_>) {
     if spec.migration == MigrationOptions::default() {
         return;
     }
-    if let Some((host, _)) = snapshot.host_status.iter().find(|(_, told)| told.speaks < POSTCOPY) {
+    if let Some(host) = speaks_less(snapshot, POSTCOPY) {
         say(
             ("migration", &""),
-            format!("{host} runs an older Haven, which does not know `migration`"),
-            "leave it out until all hosts are upgraded",
+            format!(
+                "{host} has not said that it knows `migration`: it runs an older Haven, or has not come up yet"
+            ),
+            "leave it out until all hosts are up and upgraded",
         );
     }
 }

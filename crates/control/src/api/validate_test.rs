@@ -19,7 +19,7 @@ fn how_a_vm_moves_is_said_once_every_host_knows_of_it() {
     let text = "kind: VM\nname: db\nmemory: 1GiB\nmigration:\n  postcopy: true\n";
     let told = said(text);
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("host1 runs an older Haven"), "{told:?}");
+    assert!(told[0].starts_with("host1 has not said that it knows `migration`"), "{told:?}");
     let mut world = World::new(3, Bytes::gib(4));
     world.current();
     let manifests = parse(&[("x.yaml".into(), text.into())]).unwrap();

@@ -193,7 +193,7 @@ impl Daemon {
             )
             .await?;
         if self.host.witness {
-            tasks.spawn(agent::run_witness(Arc::clone(&parts), self.cancel.clone()));
+            tasks.spawn(agent::status::run(Arc::clone(&parts), self.cancel.clone()));
         } else {
             tasks.spawn(agent::run(Arc::clone(&parts), self.cancel.clone()));
         }

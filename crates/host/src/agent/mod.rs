@@ -260,11 +260,3 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         status::run(Arc::clone(&parts), cancel.clone()),
     );
 }
-
-/// Runs the parts of a host that runs no VM, until `cancel`: it tells how it is, and is worked on as others are.
-pub async fn run_witness(parts: Arc<AgentParts>, cancel: CancellationToken) {
-    tokio::join!(
-        maintenance::run(Arc::clone(&parts), cancel.clone()),
-        status::run(Arc::clone(&parts), cancel.clone()),
-    );
-}

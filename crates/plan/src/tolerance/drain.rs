@@ -109,8 +109,9 @@ fn way(snapshot: &Snapshot, vm: &Name, object: &Stored<VmSpec>, host: &Name) -> 
     match phase {
         // It takes its disk along while it runs, and only then.
         _ if live => Way::Live,
+        // What it has open by now may live on this host alone, whatever it is to have at its next start.
         Some(VmPhase::Running)
-            if bound.is_some()
+            if (bound.is_some() || disks_changed(snapshot, vm))
                 && let Some(why) = immovable(snapshot, object) =>
         {
             Way::Stays(why)
@@ -123,6 +124,11 @@ fn way(snapshot: &Snapshot, vm: &Name, object: &Stored<VmSpec>, host: &Name) -> 
         _ if object.spec.running && rests(snapshot, vm) => Way::Left,
         _ => Way::Restart,
     }
+}
+
+/// Whether a VM that runs has other disks than it is to have at its next start.
+fn disks_changed(snapshot: &Snapshot, vm: &Name) -> bool {
+    snapshot.pending(vm).iter().any(|part| part == "disks")
 }
 
 /// Whether a VM on a host that is drained is a member of a service and cannot move: another one takes its place.
@@ -451,6 +457,9 @@ fn come_back<'a>(
     if !running || !well || placement.moving_to.is_some() || placement.moved_from.is_some() {
         let why = format!("waiting: {vm} comes back to {host} once it runs on {from} undisturbed");
         return Err(Stays::ForNow(why));
+    }
+    if let Some(why) = immovable(work.snapshot, object) {
+        return Err(Stays::AsItIs(why));
     }
     let failed = tried(work, vm, drain, true).map_err(Stays::ForNow)?;
     if let Some(why) = work.moves.full([from, host]).or(work.moves.enough(work.snapshot, object)) {

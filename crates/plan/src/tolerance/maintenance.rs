@@ -23,11 +23,13 @@ const SETTLES_MS: u64 = 10_000;
 /// It may take so long to be well.
 const UNWELL_MS: u64 = 300_000;
 
-/// All hosts in the order in which they have their turn: the one that manages comes last.
+/// All hosts that run VMs in the order in which they have their turn: the one that manages comes last. A witness is left out: other
+/// clusters may rest on the same machine.
 #[must_use]
 pub fn in_turn(snapshot: &Snapshot) -> Vec<Name> {
     let manager = snapshot.manager.as_ref().map(|manager| &manager.holder);
-    let mut hosts: Vec<Name> = snapshot.hosts.keys().cloned().collect();
+    let run_vms = snapshot.hosts.iter().filter(|(_, host)| !host.spec.witness);
+    let mut hosts: Vec<Name> = run_vms.map(|(host, _)| host.clone()).collect();
     hosts.sort_by_key(|host| Some(host) == manager);
     hosts
 }

@@ -423,9 +423,7 @@ pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
 /// disk that only its host has goes along, and not every host knows of that.
 #[must_use]
 pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
-    let mut pending = snapshot.pending(&vm.meta.name);
-    // These are no part of the machine.
-    pending.retain(|part| !["image", "userData"].contains(&part.as_str()));
+    let pending = snapshot.pending_machine(&vm.meta.name);
     if !pending.is_empty() {
         return Some(format!(
             "it was changed since it was started ({}); `haven vm reset {}` takes that up",

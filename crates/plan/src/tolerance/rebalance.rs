@@ -12,7 +12,7 @@ use crate::{
     HostState, placement,
     tolerance::{
         admission,
-        migration::{self, SetOut, unfit},
+        migration::{self, SetOut, immovable, unfit},
         recovery::local_disk,
     },
     work::Work,
@@ -432,7 +432,8 @@ fn movable<'a>(work: &Work<'a>, vm: &Name, host: &Name) -> Option<Found<'a>> {
     let (name, placement) = snapshot.placements.get_key_value(vm)?;
     let object = snapshot.vms.get(vm)?;
     let runs = snapshot.told_of(vm).is_some_and(|told| told.phase == VmPhase::Running);
-    let wanted = object.spec.running && !object.meta.deleting;
+    let wanted =
+        object.spec.running && !object.meta.deleting && immovable(snapshot, object).is_none();
     let well = object.spec.check.is_none()
         || snapshot.told_of(vm).is_some_and(|told| told.ready == Some(true));
     let window = snapshot.cluster_spec().rebalance_window.0;

@@ -323,3 +323,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_changed_is_not_moved_for_balance() {
+    let mut world = busy();
+    let mut status = (*world.snapshot.vm_status["mail"].value).clone();
+    status.started_with = world.snapshot.vms["mail"].spec.hardware();
+    world.snapshot.vm_status.insert(name("mail"), at(4, status));
+    let mut spec = world.snapshot.vms["mail"].spec.clone();
+    let disk = serde_json::json!({"name": "root", "size": "1GiB", "pool": "fast"});
+    spec.disks = vec![serde_json::from_value(disk).unwrap()];
+    world.vm("mail", spec);
+    let begun = moves(&world);
+    assert!(begun.iter().all(|(what, _)| !what.starts_with("mail")), "{begun:?}");
+}

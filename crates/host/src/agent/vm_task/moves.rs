@@ -492,6 +492,12 @@ impl VmTask {
             // The owner says first what its machine is, or has failed.
             return;
         };
+        // It may have been changed since the plan looked.
+        let changed = snapshot.pending_machine(&self.vm);
+        if !changed.is_empty() {
+            let why = format!("it was changed since it was started ({})", changed.join(", "));
+            return self.give_up(attempt, &why).await;
+        }
         let Some(status) = self.status(attempt, MigrationPhase::Preparing) else { return };
         if !self.say(attempt, status).await {
             return;

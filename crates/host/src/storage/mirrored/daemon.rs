@@ -366,20 +366,21 @@ async fn ended(process: &Process, whose: &str) -> Result<(), ReplicaError> {
 impl ReplicaDriver for StorageDaemons {
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
         let slot = self.slot(&wanted.volume);
-        let mut held = slot.lock().await;
+        let held = slot.lock_owned().await;
         let (path, run) = (wanted.path.clone(), wanted.run);
         let beside = runs::beside(&path);
+        // It keeps the volume to itself until the disk has answered, also when nobody waits for it any more.
         let risen = tokio::task::spawn_blocking(move || {
-            Ok((runs::raise(&path, run)?, runs::lowest(&path)?))
+            let raised = || Ok((runs::raise(&path, run)?, runs::lowest(&path)?));
+            (raised(), held)
         });
-        let (may, lowest) = risen
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()))
-            .map_err(system(format!(
-                "the lowest run of {} cannot be kept in {}",
-                wanted.volume,
-                beside.display()
-            )))?;
+        let interrupted = |_| system("this host's daemon ends")(io::ErrorKind::Interrupted.into());
+        let (risen, mut held) = risen.await.map_err(interrupted)?;
+        let (may, lowest) = risen.map_err(system(format!(
+            "the lowest run of {} cannot be kept in {}",
+            wanted.volume,
+            beside.display()
+        )))?;
         if !may {
             return Err(ReplicaError::Over { volume: wanted.volume.clone(), run, lowest });
         }

@@ -31,13 +31,19 @@ pub fn lowest(replica: &Path) -> io::Result<u64> {
 /// Raises it; when it returns that is on the disk. True unless a later one stands there already.
 ///
 /// # Errors
-/// When the disk does not take it; the one before stands then.
+/// When the disk does not take it; this one or the one before stands then.
 pub fn raise(replica: &Path, run: u64) -> io::Result<bool> {
     let now = lowest(replica)?;
-    if now >= run {
-        return Ok(now == run);
+    let path = beside(replica);
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    if now > run {
+        return Ok(false);
     }
-    let (path, mut part) = (beside(replica), beside(replica).into_os_string());
+    if now == run {
+        // Whoever wrote it may have been killed before its name was on the disk.
+        return pool::sync(directory).map(|()| true);
+    }
+    let mut part = path.clone().into_os_string();
     part.push(".part");
     let part = PathBuf::from(part);
     // What a power cut left.
@@ -49,7 +55,7 @@ pub fn raise(replica: &Path, run: u64) -> io::Result<bool> {
     file.write_all(run.to_string().as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&part, &path)?;
-    pool::sync(path.parent().unwrap_or(Path::new("/")))?;
+    pool::sync(directory)?;
     Ok(true)
 }
 
