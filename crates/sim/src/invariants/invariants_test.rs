@@ -270,10 +270,17 @@ async fn wishes_that_are_passed_over_are_found() {
     // Beside one that it must be apart from.
     let (key, mut other) = object(Kind::Vm, "other", small());
     other["meta"]["labels"] = json!({"app": "db"});
-    history.write(&[(key, other), placed("other", "host1", 1)]);
+    let readable = [(key.clone(), other.clone())];
+    history.write(&[(key.clone(), other), placed("other", "host1", 1)]);
     let apart = json!({"memory": "64MiB", "affinity": {"apart": {"app": "db"}}});
     history.vm("away", apart.clone(), "host2");
     assert_eq!(history.broken(), [""; 0]);
+    // A plan may be from before that one could be read, and is not from long before.
+    history.write(&[(key, json!("written by a newer version"))]);
+    history.write(&readable);
+    history.vm("sooner", apart.clone(), "host1");
+    assert_eq!(history.broken(), [""; 0]);
+    tokio::time::advance(Duration::from_secs(4)).await;
     history.vm("beside", apart, "host1");
     only(&history.broken(), "wishes");
 }

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Wishes {
-    /// When placements could not be read last, by VM: a plan may be older than what tells of them now.
+    /// When placements, or what the VMs ask for, could not be read last, by VM: a plan may be older than what tells of them
+    /// now.
     unread: BTreeMap<Name, Instant>,
 }
 
@@ -19,9 +20,13 @@ const THERE: Duration = Duration::from_secs(3);
 impl Invariant for Wishes {
     fn check(&mut self, facts: &Facts, step: &Step<'_>) -> Result<(), String> {
         let Step::Transaction(before) = step else { return Ok(()) };
-        let unread = before.unreadable.keys().filter_map(|key| key.strip_prefix("placement/vm/"));
+        let of = |key: &String| {
+            let name = key.strip_prefix("placement/vm/").or(key.strip_prefix("spec/vm/"))?;
+            Name::new(name).ok()
+        };
+        let unread = before.unreadable.keys().filter_map(of);
         let now = Instant::now();
-        self.unread.extend(unread.filter_map(|vm| Some((Name::new(vm).ok()?, now))));
+        self.unread.extend(unread.map(|vm| (vm, now)));
         self.unread.retain(|_, at| at.elapsed() < THERE);
         for (name, placement) in &facts.snapshot.placements {
             let host = placement.host.as_str();
