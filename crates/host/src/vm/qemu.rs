@@ -258,12 +258,16 @@ impl QemuDriver {
             if let Some(listener) = listener {
                 let _ = tokio::time::timeout(LAST_EVENTS, listener).await;
             }
+            let said = launch::last_words(&directory);
             let Some(entry) = forget(&vm, &directory, &*guard, &live).await else { return };
             let how = match (entry.killed, entry.powered_off) {
                 (true, _) => Exit::Killed,
                 (false, true) => Exit::PoweredOff,
                 (false, false) => Exit::Crashed,
             };
+            if how == Exit::Crashed {
+                tracing::warn!(vm, epoch = entry.epoch, said, "its QEMU ended unexpectedly");
+            }
             let _ = events.send(VmEvent::Exited { vm, epoch: entry.epoch, how });
         });
     }
