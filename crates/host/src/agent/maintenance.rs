@@ -61,9 +61,14 @@ async fn attend(
             else {
                 return true;
             };
-            if let Some(why) = occupied(parts).await {
-                say(parts, snapshot, told, (id, WorkState::Failed, &why), vec![]).await;
-                return true;
+            match occupied(parts, snapshot).await {
+                Occupied::No => {}
+                // The plan gives up if it never ends.
+                Occupied::ByWhatEnds => return true,
+                Occupied::By(why) => {
+                    say(parts, snapshot, told, (id, WorkState::Failed, &why), vec![]).await;
+                    return true;
+                }
             }
             let turn = Compare::ModRevision(keys::MAINTENANCE.into(), revision);
             let drained = Compare::ModRevision(keys::drain(&parts.me), drain.revision);
@@ -98,13 +103,31 @@ async fn attend(
 }
 
 /// What runs here although this host should be empty.
-async fn occupied(parts: &AgentParts) -> Option<String> {
-    match parts.vms.list().await {
-        Ok(vms) => {
-            let vm = &vms.first()?.vm;
-            Some(format!("it is not empty: {vm} runs there"))
+enum Occupied {
+    /// Nothing.
+    No,
+    /// What is left of VMs that have moved away: it runs no guest, and ends by itself.
+    ByWhatEnds,
+    /// Something else; what, in words.
+    By(String),
+}
+
+async fn occupied(parts: &AgentParts, snapshot: &Snapshot) -> Occupied {
+    let vms = match parts.vms.list().await {
+        Ok(vms) => vms,
+        Err(error) => {
+            let why = format!("nobody knows whether it is empty: {}", super::chain(&error));
+            return Occupied::By(why);
         }
-        Err(error) => Some(format!("nobody knows whether it is empty: {}", super::chain(&error))),
+    };
+    let moved = |vm: &str| {
+        let placed = snapshot.placements.get(vm);
+        placed.is_some_and(|placed| placed.hosts().all(|host| *host != parts.me))
+    };
+    match vms.iter().find(|vm| !moved(&vm.vm)) {
+        Some(vm) => Occupied::By(format!("it is not empty: {} runs there", vm.vm)),
+        None if vms.is_empty() => Occupied::No,
+        None => Occupied::ByWhatEnds,
     }
 }
 
