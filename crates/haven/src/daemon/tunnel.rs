@@ -10,11 +10,15 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::{
     net::{UnixListener, UnixStream},
     task::{JoinHandle, JoinSet},
 };
+
+/// How long what was sent may take to arrive once its process has ended.
+const ARRIVES: Duration = Duration::from_secs(30);
 
 /// The socket's name in a VM's directory.
 fn socket(load: Load) -> &'static str {
@@ -54,13 +58,18 @@ fn listen(path: &Path, uid: u32) -> std::io::Result<UnixListener> {
 impl Tunnels {
     /// Ends the one that carries this.
     fn end(&self, vm: &str, load: Load) {
-        let key = (vm.to_owned(), load);
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        if let Some(carry) = open {
+        if let Some(carry) = self.take(vm, load) {
             carry.abort();
-            // Fine when it is gone with the VM's directory.
-            let _ = std::fs::remove_file(self.run_dir.join(vm).join(socket(load)));
         }
+    }
+
+    /// Forgets it; nobody connects to it any more.
+    fn take(&self, vm: &str, load: Load) -> Option<JoinHandle<()>> {
+        let key = (vm.to_owned(), load);
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&key)?;
+        // Fine when it is gone with the VM's directory.
+        let _ = std::fs::remove_file(self.run_dir.join(vm).join(socket(load)));
+        Some(open)
     }
 }
 
@@ -129,5 +138,16 @@ impl Tunnel for Tunnels {
     fn close(&self, vm: &str) {
         self.end(vm, Load::Memory);
         self.end(vm, Load::Disks);
+    }
+
+    fn finish(&self, vm: &str) {
+        for load in [Load::Memory, Load::Disks] {
+            let Some(mut carry) = self.take(vm, load) else { continue };
+            tokio::spawn(async move {
+                if tokio::time::timeout(ARRIVES, &mut carry).await.is_err() {
+                    carry.abort();
+                }
+            });
+        }
     }
 }

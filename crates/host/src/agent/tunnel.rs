@@ -35,8 +35,10 @@ pub trait Tunnel: Send + Sync {
         host: &Name,
         load: Load,
     ) -> Result<PathBuf, TunnelError>;
-    /// Ends all of them. Fine when there is none.
+    /// Ends all of them at once: what is under way is lost. Fine when there is none.
     fn close(&self, vm: &str);
+    /// Lets what is under way arrive, for a while, and ends all of them then. The process of `vm` has ended.
+    fn finish(&self, vm: &str);
 }
 
 /// No way at all: the name of the other host, for drivers that move records.
@@ -54,4 +56,5 @@ impl Tunnel for NoTunnel {
         Ok(PathBuf::from(host.as_str()))
     }
     fn close(&self, _vm: &str) {}
+    fn finish(&self, _vm: &str) {}
 }

@@ -663,7 +663,8 @@ impl VmTask {
     async fn kill(&mut self) {
         match self.parts.vms.kill(self.vm.as_str()).await {
             Ok(()) => {
-                self.parts.tunnel.close(self.vm.as_str());
+                // The last that it sent may be under way: to who took the guest over it is all the difference.
+                self.parts.tunnel.finish(self.vm.as_str());
                 self.running = None;
                 self.runs_since = None;
                 self.written = None;

@@ -265,8 +265,14 @@ impl QemuDriver {
                 (false, true) => Exit::PoweredOff,
                 (false, false) => Exit::Crashed,
             };
-            if how == Exit::Crashed {
-                tracing::warn!(vm, epoch = entry.epoch, said, "its QEMU ended unexpectedly");
+            // It may have ended by itself just before it was to be killed.
+            match how {
+                Exit::Crashed => {
+                    tracing::warn!(vm, epoch = entry.epoch, said, "its QEMU ended unexpectedly");
+                }
+                Exit::Killed | Exit::PoweredOff => {
+                    tracing::info!(vm, epoch = entry.epoch, said, "its QEMU ended");
+                }
             }
             let _ = events.send(VmEvent::Exited { vm, epoch: entry.epoch, how });
         });
