@@ -3,6 +3,7 @@
 //! Volumes take room only as they are written, so a pool may promise more than it has. Nothing is refused for that; what is
 //! promised, used and free is told for each host, and what is about to be full is a risk.
 
+use crate::tolerance::admission::size;
 use haven_model::{Bytes, Name, PoolDriverKind, PoolSpec, Snapshot, pool::PoolRoom};
 
 /// From so many per cent on a pool is at risk.
@@ -52,10 +53,6 @@ fn on(spec: &PoolSpec, host: &Name) -> String {
     }
 }
 
-fn gib(bytes: Bytes) -> String {
-    format!("{:.1} GiB", bytes.0 as f64 / f64::from(1 << 30))
-}
-
 /// A sentence for each host.
 #[must_use]
 pub fn in_words(snapshot: &Snapshot, pool: &Name) -> Vec<String> {
@@ -70,10 +67,10 @@ pub fn in_words(snapshot: &Snapshot, pool: &Name) -> Vec<String> {
         format!(
             "{pool}{}: {} of {} are free; its volumes take {} and may take {}{more}",
             on(spec, &host),
-            gib(room.free),
-            gib(room.total),
-            gib(room.used),
-            gib(promised)
+            size(room.free.0),
+            size(room.total.0),
+            size(room.used.0),
+            size(promised.0)
         )
     };
     rooms(snapshot, pool).into_iter().map(words).collect()
@@ -90,7 +87,7 @@ pub fn risks(snapshot: &Snapshot) -> Vec<String> {
                     "pool {pool}{} is {} % full, {} are free: enlarge it, or remove what is not needed, before its VMs cannot write",
                     on(&object.spec, &host),
                     room.full(),
-                    gib(room.free)
+                    size(room.free.0)
                 ));
             }
         }

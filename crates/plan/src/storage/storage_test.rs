@@ -33,8 +33,8 @@ fn what_is_free_used_and_promised_is_told_by_host() {
     assert_eq!(
         in_words(&world.snapshot, &name("fast")),
         [
-            "fast on host1: 50.0 GiB of 100.0 GiB are free; its volumes take 7.0 GiB and may take 120.0 GiB, more than there is: they take it as they are written",
-            "fast on host2: 60.0 GiB of 100.0 GiB are free; its volumes take 7.0 GiB and may take 30.0 GiB",
+            "fast on host1: 50 GiB of 100 GiB are free; its volumes take 7 GiB and may take 120 GiB, more than there is: they take it as they are written",
+            "fast on host2: 60 GiB of 100 GiB are free; its volumes take 7 GiB and may take 30 GiB",
         ]
     );
     assert!(risks(&world.snapshot).is_empty());
@@ -47,7 +47,7 @@ fn a_pool_that_all_share_is_told_once() {
     let told = rooms(&world.snapshot, &name("fast"));
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].promised, Bytes::gib(150));
-    assert!(in_words(&world.snapshot, &name("fast"))[0].starts_with("fast: 50.0 GiB of"));
+    assert!(in_words(&world.snapshot, &name("fast"))[0].starts_with("fast: 50 GiB of"));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn what_is_about_to_be_full_is_a_risk_and_what_a_lost_host_said_is_not() {
     assert_eq!(
         risks(&world.snapshot),
         [
-            "pool fast on host2 is 85 % full, 15.0 GiB are free: enlarge it, or remove what is not needed, before its VMs cannot write"
+            "pool fast on host2 is 85 % full, 15 GiB are free: enlarge it, or remove what is not needed, before its VMs cannot write"
         ]
     );
     world.lost("host2", haven_model::ProofKind::LeaseExpired);

@@ -104,7 +104,7 @@ fn and<T: AsRef<str>>(words: &[T]) -> String {
 }
 
 /// A size as people read it: never more than there is.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const GIB: u64 = 1 << 30;
     match (bytes / GIB, bytes % GIB * 100 / GIB) {
         (0, _) => format!("{} MiB", bytes >> 20),

@@ -1,10 +1,9 @@
 //! The lowest run of its volume that a replica may be served to. It stands beside the replica on its disk, and only rises.
 
 use crate::storage::pool;
+use haven_store::file::write_whole;
 use std::{
-    fs::OpenOptions,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -43,19 +42,7 @@ pub fn raise(replica: &Path, run: u64) -> io::Result<bool> {
         // Whoever wrote it may have been killed before its name was on the disk.
         return pool::sync(directory).map(|()| true);
     }
-    let mut part = path.clone().into_os_string();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    // What a power cut left.
-    match std::fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    file.write_all(run.to_string().as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&part, &path)?;
-    pool::sync(directory)?;
+    write_whole(&path, run.to_string().as_bytes())?;
     Ok(true)
 }
 
@@ -73,7 +60,7 @@ mod tests {
         assert!(!raise(&replica, 6).unwrap());
         assert_eq!(lowest(&replica).unwrap(), 7);
         // Half of one that a power cut left is no run.
-        std::fs::write(disk.path().join("db.data.u1.run.part"), "9").unwrap();
+        std::fs::write(disk.path().join("db.data.u1.run.new"), "9").unwrap();
         assert_eq!(lowest(&replica).unwrap(), 7);
         assert!(raise(&replica, 8).unwrap());
         std::fs::write(beside(&replica), "nonsense").unwrap();
