@@ -145,9 +145,7 @@ pub fn room(pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
     if pool.driver == PoolDriverKind::Shared && mark(pool)?.as_deref() != Some(pool.path.as_str()) {
         return Ok(None);
     }
-    let unknown = |error: io::Error| {
-        says(format!("the room in the pool {} cannot be told ({error}); is it mounted?", pool.path))
-    };
+    let unknown = |error: io::Error| untold(pool, &error);
     let stat = nix::sys::statvfs::statvfs(directory).map_err(|error| unknown(error.into()))?;
     let bytes = |blocks: u64| Bytes(blocks.saturating_mul(stat.fragment_size()));
     let mut used = 0;
@@ -205,10 +203,13 @@ fn no_room(pool: &PoolSpec, volume: &VolumeName, bytes: u64, free: u64) -> Stora
     ))
 }
 
+fn untold(pool: &PoolSpec, error: &io::Error) -> StorageFailure {
+    says(format!("the room in the pool {} cannot be told ({error}); is it mounted?", pool.path))
+}
+
 fn free(pool: &PoolSpec, directory: &Path) -> Result<u64, StorageFailure> {
-    let stat = nix::sys::statvfs::statvfs(directory).map_err(|error| {
-        says(format!("the room in the pool {} cannot be told ({error}); is it mounted?", pool.path))
-    })?;
+    let stat =
+        nix::sys::statvfs::statvfs(directory).map_err(|error| untold(pool, &error.into()))?;
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 

@@ -25,8 +25,11 @@ pub struct Launched {
 /// When it cannot be written, or the process has ended.
 pub fn write(directory: &Path, launch: &VmLaunch, pid: i32) -> io::Result<()> {
     let stat = look(Path::new("/proc"), pid)?.ok_or(io::ErrorKind::NotFound)?;
-    let record = Launched { launch: launch.clone(), pid, start_time: stat.start_time };
-    let text = serde_json::to_vec(&record).expect("a launch is plain data");
+    put(directory, &Launched { launch: launch.clone(), pid, start_time: stat.start_time })
+}
+
+fn put(directory: &Path, record: &Launched) -> io::Result<()> {
+    let text = serde_json::to_vec(record).expect("a launch is plain data");
     run_dir::write(&directory.join(RECORD), &text, None)
 }
 
@@ -39,8 +42,7 @@ pub fn note_whole(directory: &Path) -> io::Result<()> {
         return Ok(());
     };
     record.launch.postcopy = false;
-    let text = serde_json::to_vec(&record).expect("a launch is plain data");
-    run_dir::write(&directory.join(RECORD), &text, None)
+    put(directory, &record)
 }
 
 /// The record in a VM's directory; nothing when there is none, or one that cannot be understood (its process is a
