@@ -164,6 +164,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         read_only: false,
         size_bytes: 1 << 20,
         arrives: false,
+        mirror: None,
     });
     let running = begin.block_on(first.start(&launch)).unwrap();
     let proc = PathBuf::from(format!("/proc/{}", running.pid));
@@ -358,6 +359,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             read_only: false,
             size_bytes: 512,
             arrives: false,
+            mirror: None,
         });
         let said = driver.start(&launch).await.unwrap_err().to_string();
         assert!(said.contains("Permission denied") && said.contains("unix user"), "{said}");

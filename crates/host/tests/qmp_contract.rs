@@ -13,7 +13,7 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 2] = ["nbd", "tls-creds-psk"];
+const VARIANTS: [&str; 4] = ["nbd", "tls-creds-psk", "null-co", "blkdebug"];
 
 /// What QEMU says of itself.
 struct Schema {

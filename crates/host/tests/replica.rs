@@ -99,7 +99,7 @@ impl Writer {
             .arg(format!(
                 "driver=nbd,host=127.0.0.1,port={},export={},tls-creds=key,reconnect-delay=0,open-timeout=0",
                 served.port,
-                export(VOLUME, named)
+                export(VOLUME, named, &served.instance)
             ))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

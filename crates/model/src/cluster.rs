@@ -198,11 +198,17 @@ pub struct ClusterSpec {
     /// The time over which loads are measured for that: at least 10 s.
     #[serde(default = "default_rebalance_window")]
     pub rebalance_window: Millis,
+    /// How long a host is lost until what it had of mirrored disks is made anew on another one.
+    #[serde(default = "default_rebuild_after")]
+    pub rebuild_after: Millis,
 }
 
 /// The shortest time over which loads are measured.
 pub const SHORTEST_WINDOW: Millis = Millis(10_000);
 
+fn default_rebuild_after() -> Millis {
+    Millis(600_000)
+}
 fn default_rebalance_window() -> Millis {
     Millis(300_000)
 }
@@ -228,6 +234,7 @@ impl Default for ClusterSpec {
             admission: AdmissionPolicy::default(),
             reserved_hosts: None,
             rebalance: RebalancePolicy::default(),
+            rebuild_after: default_rebuild_after(),
             rebalance_window: default_rebalance_window(),
         }
     }

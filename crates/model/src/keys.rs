@@ -3,6 +3,7 @@
 use crate::{
     name::{Name, ObjectRef},
     object::Kind,
+    volume::VolumeRef,
 };
 
 /// Prefix of every key.
@@ -19,6 +20,8 @@ pub const PLACEMENTS: &str = "/haven/placement/vm/";
 pub const DRAINS: &str = "/haven/drains/";
 /// The restarts or upgrades of hosts, one after another.
 pub const MAINTENANCE: &str = "/haven/maintenance";
+/// Prefix of mirrored volumes.
+pub const VOLUMES: &str = "/haven/volumes/";
 /// Prefix of live migrations.
 pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
@@ -81,6 +84,16 @@ pub fn host_load(host: &Name) -> String {
 #[must_use]
 pub fn host_rooms(host: &Name) -> String {
     format!("/haven/status/rooms/{host}")
+}
+/// A mirrored volume.
+#[must_use]
+pub fn volume(volume: &VolumeRef) -> String {
+    format!("{VOLUMES}{volume}")
+}
+/// What a host says of its replica of a volume.
+#[must_use]
+pub fn replica_status(volume: &VolumeRef, host: &Name) -> String {
+    format!("/haven/status/replica/{volume}/{host}")
 }
 /// What a host says of the work on it.
 #[must_use]

@@ -11,6 +11,7 @@ use crate::{
     object::Object,
     placement::{FrontendPlacement, Placement},
     vm::Wait,
+    volume::{Volume, VolumeRef},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -184,6 +185,15 @@ pub enum Action {
         /// Which service.
         service: Name,
         /// The revision of the record.
+        expected_revision: i64,
+    },
+    /// Choose on which hosts the replicas of a mirrored volume are.
+    PutVolume {
+        /// Which volume.
+        volume: VolumeRef,
+        /// The whole record.
+        record: Box<Volume>,
+        /// The revision of the record it replaces; 0 when there is none.
         expected_revision: i64,
     },
     /// Write an incident.

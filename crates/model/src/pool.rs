@@ -1,6 +1,6 @@
 //! Pools: where volumes live.
 
-use crate::{name::Name, units::Bytes};
+use crate::{name::Name, units::Bytes, volume::FEWEST_REPLICAS};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -14,6 +14,8 @@ pub enum PoolDriverKind {
     Local,
     /// One directory mounted on every host: a disk outlives a host as long as its filer does.
     Shared,
+    /// A directory of each host: every disk is on several hosts at once, and outlives each of them.
+    Mirrored,
 }
 
 /// What is wanted of a pool.
@@ -24,6 +26,25 @@ pub struct PoolSpec {
     pub driver: PoolDriverKind,
     /// The directory on every host.
     pub path: String,
+    /// On how many hosts each disk of a mirrored pool is: 2 or 3; 2 unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+}
+
+impl PoolSpec {
+    /// A pool of this kind in this directory, with what is usual.
+    #[must_use]
+    pub fn new(driver: PoolDriverKind, path: impl Into<String>) -> Self {
+        Self { driver, path: path.into(), replicas: None }
+    }
+    /// On how many hosts each of its disks is.
+    #[must_use]
+    pub fn copies(&self) -> usize {
+        match self.driver {
+            PoolDriverKind::Local | PoolDriverKind::Shared => 1,
+            PoolDriverKind::Mirrored => self.replicas.unwrap_or(FEWEST_REPLICAS) as usize,
+        }
+    }
 }
 
 /// The room of one pool on one host, as its file system tells.

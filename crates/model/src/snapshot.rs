@@ -18,6 +18,7 @@ use crate::{
     service::ServiceSpec,
     tolerant,
     vm::{AGENT, VmPhase, VmSpec, VmStatus, Wait},
+    volume::{ReplicaIs, ReplicaStatus, Volume, VolumeRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
@@ -116,6 +117,10 @@ pub struct Snapshot {
     pub migrations: Table<Migration>,
     /// What hosts say of migrations, by VM and host.
     pub migration_status: BTreeMap<Name, Table<MigrationStatus>>,
+    /// Mirrored volumes.
+    pub volumes: BTreeMap<VolumeRef, Versioned<Volume>>,
+    /// What hosts say of their replicas, by volume and host.
+    pub replica_status: BTreeMap<VolumeRef, Table<ReplicaStatus>>,
     /// Since when VMs wait for what they start after.
     pub waits: Table<Wait>,
     /// Incidents by number.
@@ -254,12 +259,14 @@ impl Snapshot {
                 Some(("load", name)) => quietly(&mut self.loads, name, raw),
                 Some(("rooms", name)) => quietly(&mut self.rooms, name, raw),
                 Some(("migration", path)) => self.apply_migration_status(path, raw),
+                Some(("replica", path)) => self.apply_replica_status(path, raw),
                 _ => Applied::QUIET,
             },
             "maintenance" => set_one(&mut self.maintenance, raw, false),
             "drains" => set(&mut self.drains, rest, raw),
             "migrations" => set(&mut self.migrations, rest, raw),
             "waits" => set(&mut self.waits, rest, raw),
+            "volumes" => self.apply_volume(rest, raw),
             "incidents" => {
                 let Ok(number) = rest.parse() else {
                     return Applied::QUIET;
@@ -295,6 +302,33 @@ impl Snapshot {
             self.migration_status.remove(&vm);
         }
         applied
+    }
+
+    fn apply_volume(&mut self, path: &str, raw: Raw<'_>) -> Applied {
+        let Some(volume) = VolumeRef::parse(path) else { return Applied::QUIET };
+        let mut one = self.volumes.remove(&volume);
+        let applied = set_one(&mut one, raw, false);
+        self.volumes.extend(one.map(|record| (volume, record)));
+        applied
+    }
+
+    fn apply_replica_status(&mut self, path: &str, raw: Raw<'_>) -> Applied {
+        let Some((volume, host)) = path.split_once('/') else { return Applied::QUIET };
+        let Some(volume) = VolumeRef::parse(volume) else { return Applied::QUIET };
+        let table = self.replica_status.entry(volume.clone()).or_default();
+        let applied = set(table, host, raw);
+        if table.is_empty() {
+            self.replica_status.remove(&volume);
+        }
+        applied
+    }
+
+    /// What a host says of its replica of a volume, in the session that is open there now.
+    #[must_use]
+    pub fn replica_told(&self, volume: &VolumeRef, host: &Name) -> Option<&ReplicaIs> {
+        let lease = self.leases.get(host).filter(|lease| !lease.closed)?;
+        let told = self.replica_status.get(volume)?.get(host)?;
+        (told.session == lease.session).then_some(&told.is)
     }
 
     /// What a host says of its side of an attempt to move a VM, in the session that is open there now.

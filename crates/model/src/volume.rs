@@ -1,9 +1,69 @@
 //! Mirrored volumes: on which hosts their replicas are, and which of them count (docs/decisions/0022-mirrored-volumes.md).
 
-use crate::{name::Name, units::Bytes};
+use crate::{image::ImageFile, name::Name, units::Bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
+
+/// The fewest replicas that a mirrored volume has.
+pub const FEWEST_REPLICAS: u32 = 2;
+/// The most.
+pub const MOST_REPLICAS: u32 = 3;
+
+/// Which volume: of which disk of which VM. Written `vm.disk`; no name holds a dot.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct VolumeRef {
+    /// The VM.
+    pub vm: Name,
+    /// Its disk.
+    pub disk: Name,
+}
+
+impl VolumeRef {
+    /// Reads `vm.disk`; nothing when it is something else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (vm, disk) = text.split_once('.')?;
+        Some(Self { vm: Name::new(vm).ok()?, disk: Name::new(disk).ok()? })
+    }
+}
+
+impl fmt::Display for VolumeRef {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}.{}", self.vm, self.disk)
+    }
+}
+
+impl fmt::Debug for VolumeRef {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, to)
+    }
+}
+
+impl From<VolumeRef> for String {
+    fn from(volume: VolumeRef) -> Self {
+        volume.to_string()
+    }
+}
+
+impl TryFrom<String> for VolumeRef {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("`{text}` is no volume; write vm.disk"))
+    }
+}
+
+/// What a volume holds before its guest has written anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstContent {
+    /// The image's disk.
+    pub file: ImageFile,
+    /// Its format, as QEMU names it.
+    pub format: String,
+}
 
 /// How a replica stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,18 +80,38 @@ pub enum ReplicaState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
+    /// The uid of its VM: a later VM of the same name has other volumes.
+    pub vm_uid: String,
+    /// The pool in which its replicas are.
+    pub pool: Name,
+    /// What it held at first, the same on all hosts, whatever the image of that name is by now. Nothing when it was empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<FirstContent>,
     /// As the guest sees it.
     pub size: Bytes,
     /// By host.
     pub replicas: BTreeMap<Name, ReplicaState>,
     /// Counts the processes that had it open; each has a number of its own, under which replicas are served to it and to no
-    /// earlier one. The epoch of the placement would not do: a VM that is started anew on its host keeps that.
+    /// earlier one. The epoch of the placement would not do: a VM that is started anew on its host keeps that. 0 as long as
+    /// nobody had it open: only then may a replica that counts be made.
     pub run: u64,
     /// The counted replicas are the same, byte for byte, and nobody writes. Otherwise they may differ in what was under way.
     pub clean: bool,
 }
 
 impl Volume {
+    /// One that nobody has opened yet, whose replicas are all to be made.
+    #[must_use]
+    pub fn new(
+        vm_uid: String,
+        pool: Name,
+        size: Bytes,
+        hosts: impl IntoIterator<Item = Name>,
+    ) -> Self {
+        let replicas = hosts.into_iter().map(|host| (host, ReplicaState::Counted)).collect();
+        Self { vm_uid, pool, first: None, size, replicas, run: 0, clean: true }
+    }
+
     /// The hosts whose replicas count.
     pub fn counted(&self) -> impl Iterator<Item = &Name> {
         let counted = self.replicas.iter().filter(|(_, state)| **state == ReplicaState::Counted);
@@ -55,4 +135,37 @@ impl Volume {
         }
         volume
     }
+}
+
+/// What a host says of its replica of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaStatus {
+    /// The session of the host that says so.
+    pub session: u64,
+    /// How it is.
+    #[serde(flatten)]
+    pub is: ReplicaIs,
+}
+
+/// How a replica is on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
+pub enum ReplicaIs {
+    /// It is served.
+    Served {
+        /// To this run, and to none before it.
+        run: u64,
+        /// At this TCP port of the host's address.
+        port: u16,
+        /// Changes when its process is another one.
+        instance: String,
+        /// Changes when the machine was started anew: what was not flushed may be lost then.
+        boot: String,
+    },
+    /// It cannot be served.
+    Failed {
+        /// Why, in words.
+        why: String,
+    },
 }

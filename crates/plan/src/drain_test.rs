@@ -123,7 +123,7 @@ fn local_disk(mut spec: VmSpec) -> VmSpec {
 }
 
 fn scratch(world: &mut World) {
-    let pool = PoolSpec { driver: PoolDriverKind::Local, path: "/var/lib/haven".into() };
+    let pool = PoolSpec::new(PoolDriverKind::Local, "/var/lib/haven");
     world.snapshot.pools.insert(name("scratch"), at(8, crate::testing::stored("scratch", pool)));
 }
 

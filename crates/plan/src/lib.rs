@@ -3,6 +3,7 @@
 //! ```text
 //!   snapshot + observations ──► host states (tolerance/hosts)
 //!                                    │
+//!        storage/replicas   ◄────────┤
 //!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
 //!        tolerance/failing ◄─────────┤          │
 //!        tolerance/migration ◄───────┤          │
@@ -67,6 +68,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     tolerance::hosts::fence(&mut work);
     monitor::incidents::follow(&mut work);
     balance::services::plan(&mut work);
+    storage::replicas::plan(&mut work);
     tolerance::recovery::plan(&mut work);
     tolerance::failing::plan(&mut work);
     tolerance::migration::plan(&mut work);

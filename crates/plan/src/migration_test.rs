@@ -228,7 +228,7 @@ fn a_move_that_can_never_be_ends_at_once_and_one_that_cannot_be_now_waits() {
         "db is not moved: there is no host `host9`"
     );
     let mut world = asked(None);
-    let pool = PoolSpec { driver: PoolDriverKind::Local, path: "/pool".into() };
+    let pool = PoolSpec::new(PoolDriverKind::Local, "/pool");
     world.snapshot.pools.insert(name("fast"), at(3, crate::testing::stored("fast", pool)));
     let disk = serde_json::json!({"memory": "1GiB", "disks": [{"name": "root", "size": "1GiB", "pool": "fast"}]});
     world.vm("db", serde_json::from_value(disk).unwrap());

@@ -165,7 +165,7 @@ fn a_proof_about_an_earlier_session_proves_nothing() {
 #[test]
 fn a_local_disk_keeps_its_vm_waiting_for_its_host() {
     let mut world = World::new(2, Bytes::gib(8));
-    let pool = PoolSpec { driver: PoolDriverKind::Local, path: "/p".into() };
+    let pool = PoolSpec::new(PoolDriverKind::Local, "/p");
     world.snapshot.pools.insert(name("fast"), at(1, stored("fast", pool)));
     let mut spec = vm_spec(Bytes::gib(1));
     spec.disks.push(DiskSpec {

@@ -133,6 +133,9 @@ fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -
         Action::MoveVm { step: MoveStep::Begin, .. } => snapshot
             .unreadable_under("placement/vm/")
             .or_else(|| snapshot.unreadable_under("spec/vm/")),
+        Action::PutVolume { volume, .. } => snapshot
+            .unreadable_under(&format!("volumes/{volume}"))
+            .or_else(|| snapshot.unreadable_under("spec/pool/")),
         Action::PutIncident { .. } => snapshot.unreadable_under("incidents/"),
         // It may need what would be removed.
         Action::RemoveObject { .. } => snapshot.unreadable_under("spec/"),

@@ -24,6 +24,7 @@ use haven_host::{
     },
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
+    storage::mirrored::fake::NoReplicas,
     vm::{driver::VmDriver, fake::FakeVmDriver, fake_migration::Copies},
 };
 use haven_model::{Name, Snapshot, Timers, keys};
@@ -376,6 +377,7 @@ impl SimHost {
                 net: Arc::clone(net),
                 world: Arc::clone(&self.shared.world),
             }),
+            replicas: Arc::new(NoReplicas),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
             machine: Arc::new(SimMachine {
                 host: self.name.to_string(),

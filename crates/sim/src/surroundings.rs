@@ -17,7 +17,7 @@ use haven_model::{
     Name, PoolDriverKind, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile,
     maintenance::Work, pool::PoolRoom,
 };
-use haven_store::clock::Clock;
+use haven_store::{clock::Clock, seal::Plain};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -61,6 +61,25 @@ impl Storage for SimStorage {
             path = format!("{LOCAL}{path}");
         }
         Ok(VolumeReady { path: PathBuf::from(path), format: "raw".into() })
+    }
+    async fn has_volume(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+        _owner_uid: u32,
+    ) -> Result<Option<PathBuf>, StorageFailure> {
+        self.works()?;
+        Ok(Some(PathBuf::from(name.to_string())))
+    }
+    async fn volume_keys(
+        &self,
+        _vm: &str,
+        _disk: &Name,
+        _key: &Plain,
+        _owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        self.works()?;
+        Ok(PathBuf::from("keys"))
     }
     async fn delete_volume(
         &self,

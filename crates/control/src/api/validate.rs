@@ -1,14 +1,15 @@
 //! Whether manifests fit together and fit the cluster, before anything is written.
 
 use haven_model::{
-    Bytes, HostSpec, MigrationOptions, Name, NetworkSpec, Object, ObjectRef, Placement, Snapshot,
-    VmSpec,
-    host::POSTCOPY,
+    Bytes, HostSpec, MigrationOptions, Name, NetworkSpec, Object, ObjectRef, Placement,
+    PoolDriverKind, PoolSpec, Snapshot, VmSpec,
+    host::{MIRRORS, POSTCOPY},
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::{Kind, Stored},
     service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
     vm::{HangSpec, RestartPolicy, Sign},
+    volume::{FEWEST_REPLICAS, MOST_REPLICAS},
 };
 use haven_plan::tolerance::migration::speaks_less;
 use std::{
@@ -91,6 +92,9 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                 network_spec(&after, &network.spec, &network.meta.name, &mut say)
             }
             Object::Pool(pool) => {
+                if !snapshot.pools.contains_key(&pool.meta.name) {
+                    mirrored(snapshot, &pool.spec, &mut say);
+                }
                 if !pool.spec.path.starts_with('/') {
                     say(
                         ("path", &pool.spec.path),
@@ -122,6 +126,45 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Whether a pool's disks can be on as many hosts as is asked for.
+fn mirrored(snapshot: &Snapshot, pool: &PoolSpec, say: &mut Say<'_>) {
+    if pool.driver != PoolDriverKind::Mirrored {
+        if let Some(replicas) = pool.replicas {
+            say(
+                ("replicas", &replicas),
+                "`replicas` belongs to mirrored pools".into(),
+                "leave it out, or write `driver: mirrored`",
+            );
+        }
+        return;
+    }
+    let copies = u32::try_from(pool.copies()).unwrap_or(u32::MAX);
+    if !(FEWEST_REPLICAS..=MOST_REPLICAS).contains(&copies) {
+        return say(
+            ("replicas", &copies),
+            format!("each disk cannot be on {copies} hosts"),
+            "write 2 or 3; on one host is `driver: local`",
+        );
+    }
+    let hosts = snapshot.hosts.values().filter(|host| !host.spec.witness).count();
+    if hosts < pool.copies() {
+        say(
+            ("replicas", &copies),
+            format!("each disk would be on {copies} hosts, and {hosts} can run VMs"),
+            "let another host join first (`haven host invite`), or make a pool with `driver: local`",
+        );
+    }
+    if let Some(host) = speaks_less(snapshot, MIRRORS) {
+        say(
+            ("driver", &"mirrored"),
+            format!(
+                "{host} has not said that it knows mirrored pools: it runs an older Haven, or has not come up yet"
+            ),
+            "wait until all hosts are up and upgraded",
+        );
+    }
 }
 
 /// What of a host was decided when it became part of the cluster.

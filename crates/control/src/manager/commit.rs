@@ -151,6 +151,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::ReleaseFrontend { service, expected_revision } => {
             one::<()>(keys::frontend(service), *expected_revision, None)
         }
+        Action::PutVolume { volume, record, expected_revision } => {
+            one(keys::volume(volume), *expected_revision, Some(record.as_ref()))
+        }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, Some(incident.as_ref()))
         }
@@ -207,6 +210,13 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::vm_status(&object.name)));
             ops.push(Op::Delete(keys::migration(&object.name)));
             ops.push(Op::Delete(keys::wait(&object.name)));
+            let volumes = snapshot.volumes.keys().filter(|volume| volume.vm == object.name);
+            ops.extend(volumes.map(|volume| Op::Delete(keys::volume(volume))));
+            let replicas = snapshot.replica_status.iter().filter(|(of, _)| of.vm == object.name);
+            for (volume, hosts) in replicas {
+                let told = hosts.keys().map(|host| keys::replica_status(volume, host));
+                ops.extend(told.map(Op::Delete));
+            }
             let told = snapshot.migration_status.get(&object.name);
             let hosts = told.into_iter().flat_map(|hosts| hosts.keys());
             ops.extend(hosts.map(|host| Op::Delete(keys::migration_status(&object.name, host))));
@@ -264,6 +274,7 @@ pub fn event_of(
         | Action::PutWait { wait: Some(_), .. }
         | Action::PutMigration { .. }
         | Action::PutDrain { .. }
+        | Action::PutVolume { .. }
         | Action::PlaceVm { .. }
         | Action::RemoveObject { .. } => Severity::Info,
         _ => return None,

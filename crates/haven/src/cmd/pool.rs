@@ -17,6 +17,8 @@ pub enum Driver {
     Local,
     /// One directory mounted on every host
     Shared,
+    /// A directory of each host; every disk is on several hosts at once, and outlives each of them
+    Mirrored,
 }
 
 /// Commands.
@@ -24,7 +26,7 @@ pub enum Driver {
 pub enum PoolCommand {
     /// Make a pool of a directory that every host has
     #[command(
-        after_help = "Examples:\n  haven pool create fast --driver local --path /var/lib/haven/pools/fast\n  haven pool create filer --driver shared --path /mnt/filer/haven"
+        after_help = "Examples:\n  haven pool create disks --driver mirrored --path /var/lib/haven/pools/disks\n  haven pool create fast --driver local --path /var/lib/haven/pools/fast\n  haven pool create filer --driver shared --path /mnt/filer/haven"
     )]
     Create {
         /// Its name
@@ -35,6 +37,9 @@ pub enum PoolCommand {
         /// The directory on every host
         #[arg(long)]
         path: String,
+        /// On how many hosts each disk of a mirrored pool is: 2 (the default) or 3
+        #[arg(long)]
+        replicas: Option<u32>,
     },
     /// Mark an empty directory, mounted here, as the shared pool of that path: once, on one host
     ///
@@ -64,16 +69,17 @@ pub enum PoolCommand {
 /// Runs it.
 pub async fn run(command: PoolCommand) -> Result<(), Failure> {
     match command {
-        PoolCommand::Create { name, driver, path } => {
+        PoolCommand::Create { name, driver, path, replicas } => {
             let driver = match driver {
                 Driver::Local => PoolDriverKind::Local,
                 Driver::Shared => PoolDriverKind::Shared,
+                Driver::Mirrored => PoolDriverKind::Mirrored,
             };
-            let object = Object::Pool(new(&name, PoolSpec { driver, path })?);
+            let object = Object::Pool(new(&name, PoolSpec { driver, path, replicas })?);
             create(&connect().await?, object).await.map(drop)
         }
         PoolCommand::Mark { path } => {
-            let pool = PoolSpec { driver: PoolDriverKind::Shared, path };
+            let pool = PoolSpec::new(PoolDriverKind::Shared, path);
             create_shared(&pool).map_err(|error| Failure::other(error.into()))?;
             out::line(format_args!("{} is marked as a shared pool", pool.path));
             Ok(())

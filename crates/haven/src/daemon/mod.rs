@@ -35,7 +35,7 @@ use haven_host::{
     machine::command::Commands,
     monitor::proc::ProcMeter,
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
-    storage::{files::FileStorage, images::ImageStore},
+    storage::{files::FileStorage, images::ImageStore, mirrored::daemon::StorageDaemons},
     vm::{
         driver::VmDriver,
         probe,
@@ -345,6 +345,10 @@ impl Daemon {
                 images,
                 self.paths.run.join("vms"),
                 Arc::new(peers.clone()),
+            )),
+            replicas: Arc::new(StorageDaemons::new(
+                "qemu-storage-daemon".into(),
+                self.paths.run.join("replicas"),
             )),
             tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
             machine: Arc::new(Commands {

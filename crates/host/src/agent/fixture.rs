@@ -16,6 +16,7 @@ use crate::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, FakeUplinks, Segment},
     },
+    storage::mirrored::fake::NoReplicas,
     vm::{
         driver::RunningVm,
         fake::{FakeVmDriver, World},
@@ -32,7 +33,7 @@ use haven_store::{
     memory::{Direct, MemoryEtcd},
     pki::Authority,
     raw::{EtcdStore, Op},
-    seal::ClusterKey,
+    seal::{ClusterKey, Plain},
 };
 use serde_json::{Value, json};
 use std::{
@@ -82,6 +83,24 @@ impl Storage for Disks {
         }
         self.here.lock().unwrap().insert(wanted.name.clone());
         Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into() })
+    }
+    async fn has_volume(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+        _owner_uid: u32,
+    ) -> Result<Option<PathBuf>, StorageFailure> {
+        let there = self.here.lock().unwrap().contains(name);
+        Ok(there.then(|| name.to_string().into()))
+    }
+    async fn volume_keys(
+        &self,
+        _vm: &str,
+        _disk: &Name,
+        _key: &Plain,
+        _owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        Ok(PathBuf::from("keys"))
     }
     async fn delete_volume(
         &self,
@@ -348,6 +367,7 @@ impl Fixture {
             balance: Arc::clone(&self.balance) as _,
             secrets: Some(self.secrets.clone()),
             storage: Arc::clone(&self.disks) as _,
+            replicas: Arc::new(NoReplicas),
             tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
             machine: Arc::new(Idle),
             meter: Arc::new(Idle),

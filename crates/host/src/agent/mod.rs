@@ -6,6 +6,8 @@
 //!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure;
 //!                         │                   what a start needs: vm_start.rs; moved live: vm_task/moves.rs, tunnel.rs)
 //!                         ├──► volumes.rs     volumes that are nobody's
+//!                         ├──► mirrored/      replicas of mirrored volumes, served or opened (while a VM runs:
+//!                         │                   vm_task/mirrors.rs)
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         ├──► load_watch.rs  what the work here takes, for balancing it
 //!                         ├──► maintenance.rs the machine restarted or upgraded, when it is its turn
@@ -30,6 +32,7 @@ pub mod images;
 pub mod lease;
 mod load_watch;
 mod maintenance;
+pub mod mirrored;
 pub mod networks;
 mod own_record;
 pub mod remains;
@@ -65,6 +68,7 @@ use crate::{
     machine::Machine,
     monitor::Meter,
     network::{address::AddressDriver, driver::NetworkDriver, uplink::UplinkDriver},
+    storage::mirrored::driver::ReplicaDriver,
     vm::driver::VmDriver,
 };
 use haven_model::{Event, Name, ObjectRef, Severity, Snapshot, keys};
@@ -130,6 +134,8 @@ pub struct AgentParts {
     pub secrets: Option<ClusterKey>,
     /// Keeps volumes, images and seeds.
     pub storage: Arc<dyn Storage>,
+    /// Serves replicas of this host.
+    pub replicas: Arc<dyn ReplicaDriver>,
     /// Leads to other hosts' processes that take guests.
     pub tunnel: Arc<dyn tunnel::Tunnel>,
     /// Restarts and upgrades the machine.
@@ -251,6 +257,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         networks::run(Arc::clone(&parts), applied, cancel.clone()),
         vms::run(Arc::clone(&parts), networks, leftovers, cancel.clone()),
         volumes::run(Arc::clone(&parts), left, cancel.clone()),
+        mirrored::serve::run(Arc::clone(&parts), cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),
         uplink_watch::run(Arc::clone(&parts), cancel.clone()),

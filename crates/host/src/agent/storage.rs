@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use haven_model::{Name, PoolSpec, image::ImageFile, pool::PoolRoom};
+use haven_store::seal::Plain;
 use std::{fmt, path::PathBuf};
 
 /// Something of a disk, an image or a seed could not be done.
@@ -109,6 +110,21 @@ pub trait Storage: Send + Sync {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure>;
+    /// The file of a volume, given to its VM's user; nothing when it is not there.
+    async fn has_volume(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        owner_uid: u32,
+    ) -> Result<Option<PathBuf>, StorageFailure>;
+    /// Writes the key of a mirrored volume's run where its VM's process finds it; the directory.
+    async fn volume_keys(
+        &self,
+        vm: &str,
+        disk: &Name,
+        key: &Plain,
+        owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure>;
     /// Removes a volume; fine when it is not there.
     async fn delete_volume(&self, pool: &PoolSpec, name: &VolumeName)
     -> Result<(), StorageFailure>;

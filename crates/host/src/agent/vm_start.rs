@@ -5,6 +5,7 @@
 
 use super::{
     AgentParts,
+    mirrored::{Owner, open::Opening},
     networks::Networks,
     storage::{SeedNic, SeedWanted, VolumeName, VolumeWanted},
     volumes::Known,
@@ -16,6 +17,7 @@ use haven_model::{
     image::ImageFile,
     object::{Kind, Stored},
     vm::DiskSpec,
+    volume::VolumeRef,
 };
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
@@ -138,6 +140,10 @@ impl Preparation<'_> {
         let mut disks = Vec::new();
         for disk in &self.object.spec.disks {
             let pool = pool_of(self.snapshot, disk)?;
+            if pool.driver == PoolDriverKind::Mirrored {
+                disks.push(self.mirrored(disk, step).await?);
+                continue;
+            }
             let arrives = self.incoming.is_some() && pool.driver == PoolDriverKind::Local;
             let image = match &disk.image {
                 // All of it comes from its owner, who may have made it from an image that is another one by now.
@@ -181,9 +187,28 @@ impl Preparation<'_> {
                 read_only: false,
                 size_bytes: disk.size.0,
                 arrives,
+                mirror: None,
             });
         }
         Ok(disks)
+    }
+
+    async fn mirrored(
+        &self,
+        disk: &DiskSpec,
+        step: &watch::Sender<String>,
+    ) -> Result<DiskLaunch, StartFailure> {
+        let placement = self.snapshot.placements.get(&self.vm).map_or(0, |placed| placed.revision);
+        let opening = Opening {
+            parts: &self.parts,
+            of: VolumeRef { vm: self.vm.clone(), disk: disk.name.clone() },
+            vm_uid: &self.object.meta.uid,
+            owner_uid: self.placement.unix_uid(),
+            owner: Owner { placement, session: self.session },
+            step,
+        };
+        step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
+        opening.run().await
     }
 
     async fn direct_boot(

@@ -7,6 +7,7 @@ mod clean;
 mod disks;
 mod ends;
 mod hangs;
+mod mirrors;
 mod moves;
 
 use super::{
@@ -108,6 +109,7 @@ struct VmTask {
     following: Option<moves::Following>,
     /// It was told that the process waits.
     listening: bool,
+    mirrors: mirrors::Mirrors,
     /// An attempt that failed here.
     gave_up: Option<i64>,
     /// The attempt for which it was told that nothing of it runs here, and in which session.
@@ -134,11 +136,13 @@ pub async fn run(
         (task.ready, task.ready_ms) = (None, None);
     }
     let (mut live, mut session) = (task.parts.live.clone(), task.parts.session.clone());
+    let mut silent = task.parts.heard.silent.clone();
     let (target, mut health) = health_watch::spawn(&task.parts, task.ready, &cancel);
     let (watched, mut hung) = hang_watch::spawn(&task.parts, &task.vm, &cancel);
     while !cancel.is_cancelled() {
         let snapshot = Arc::clone(&live.borrow_and_update());
         session.borrow_and_update();
+        silent.borrow_and_update();
         let Some(pause) = task.turn(&snapshot).await else {
             return;
         };
@@ -154,6 +158,7 @@ pub async fn run(
             event = events.recv() => task.event(event).await,
             _ = live.changed() => {}
             _ = session.changed() => {}
+            _ = silent.changed() => {}
             _ = health.changed() => {
                 let health = *health.borrow_and_update();
                 task.health(health);
@@ -203,6 +208,7 @@ impl VmTask {
             incoming: None,
             following: None,
             listening: false,
+            mirrors: mirrors::Mirrors::new(),
             gave_up: None,
             said_gone: None,
             again: None,
@@ -443,6 +449,7 @@ impl VmTask {
                     self.forget_hangs();
                 }
                 let note = self.note.clone();
+                self.keep_mirrors(snapshot).await;
                 self.report(snapshot, VmPhase::Running, &note).await;
                 self.send_away(snapshot).await;
             }
@@ -723,6 +730,7 @@ impl VmTask {
             Ok(VmEvent::Exited { vm, epoch, how }) if vm == self.vm.as_str() => {
                 self.exited(epoch, how).await;
             }
+            Ok(VmEvent::DiskBroke { vm }) if vm == self.vm.as_str() => self.mirrors.broke = true,
             // Another VM's, or a copy that has come further: woken, its turn looks at it.
             Ok(_) => {}
             Err(_) => self.resync().await,

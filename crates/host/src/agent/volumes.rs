@@ -5,10 +5,14 @@
 //! the store does not know afterwards was deleted, and its uid never comes back.
 
 use super::{
-    AgentParts,
+    AgentParts, mirrored,
     storage::{StorageFailure, VolumeName},
 };
-use haven_model::{Name, ObjectRef, PoolDriverKind, PoolSpec, Snapshot, keys, object::Kind};
+use haven_model::{
+    Name, ObjectRef, PoolDriverKind, PoolSpec, Snapshot, keys,
+    object::Kind,
+    volume::{Volume, VolumeRef},
+};
 use haven_store::raw::{RawKv, StoreError};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -134,6 +138,7 @@ async fn sweep(parts: &AgentParts) -> Result<BTreeSet<Name>, StorageFailure> {
     for pool in local_pools(&snapshot) {
         found.push((pool, parts.storage.volumes(pool).await?));
     }
+    sweep_replicas(parts, &snapshot).await?;
     if found.is_empty() {
         return Ok(BTreeSet::new());
     }
@@ -150,6 +155,47 @@ async fn sweep(parts: &AgentParts) -> Result<BTreeSet<Name>, StorageFailure> {
         elsewhere.extend(owned.into_iter().filter(moved).map(|name| name.vm));
     }
     Ok(elsewhere)
+}
+
+/// Puts replicas aside that no volume has here any more. Files are listed before the store is asked.
+async fn sweep_replicas(parts: &AgentParts, snapshot: &Snapshot) -> Result<(), StorageFailure> {
+    let specs = snapshot.pools.values().map(|pool| &pool.value.spec);
+    let pools = specs.filter(|pool| pool.driver == PoolDriverKind::Mirrored);
+    let mut found = Vec::new();
+    for pool in pools {
+        found.push((pool, parts.storage.volumes(pool).await?));
+    }
+    if found.iter().all(|(_, names)| names.is_empty()) {
+        return Ok(());
+    }
+    let unanswered = |error: StoreError| StorageFailure {
+        what: format!("the store does not tell whose the replicas are ({error}); none is removed"),
+    };
+    let records = parts.store.all(keys::VOLUMES).await.map_err(unanswered)?;
+    let mut here = BTreeSet::new();
+    for kv in &records.kvs {
+        let of = kv.key.strip_prefix(keys::VOLUMES).and_then(VolumeRef::parse);
+        let record = serde_json::from_slice::<Volume>(&kv.value).ok();
+        let Some((of, record)) = of.zip(record) else {
+            return Err(StorageFailure {
+                what: format!(
+                    "the record {} cannot be read by this version of Haven; until it can no replica is removed here: update this host",
+                    kv.key
+                ),
+            });
+        };
+        if record.replicas.contains_key(&parts.me) {
+            here.insert(mirrored::name(&of, &record));
+        }
+    }
+    for (pool, names) in found {
+        let nobodys: Vec<_> = names.into_iter().filter(|name| !here.contains(name)).collect();
+        for name in &nobodys {
+            tracing::warn!(volume = %name, pool = pool.path, "no volume has this replica here: it is put aside and removed in a day");
+        }
+        parts.storage.put_aside(pool, &nobodys).await?;
+    }
+    Ok(())
 }
 
 /// The uids of all VMs and the host of each.

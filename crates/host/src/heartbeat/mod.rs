@@ -125,6 +125,7 @@ pub struct HeartbeatConfig {
 /// What the heartbeats tell.
 pub struct Told {
     suspected: watch::Sender<BTreeSet<Name>>,
+    silent: watch::Sender<BTreeSet<Name>>,
     reunions: watch::Sender<u64>,
 }
 
@@ -133,6 +134,8 @@ pub struct Told {
 pub struct Heard {
     /// Whom this host suspects.
     pub suspected: watch::Receiver<BTreeSet<Name>>,
+    /// Those with whom this host itself cannot speak, whatever others hear.
+    pub silent: watch::Receiver<BTreeSet<Name>>,
     /// Grows when this host and another hear each other again after a silence of either.
     pub reunions: watch::Receiver<u64>,
 }
@@ -141,8 +144,10 @@ pub struct Heard {
 #[must_use]
 pub fn channels() -> (Told, Heard) {
     let (suspected, suspected_in) = watch::channel(BTreeSet::new());
+    let (silent, silent_in) = watch::channel(BTreeSet::new());
     let (reunions, reunions_in) = watch::channel(0);
-    (Told { suspected, reunions }, Heard { suspected: suspected_in, reunions: reunions_in })
+    let heard = Heard { suspected: suspected_in, silent: silent_in, reunions: reunions_in };
+    (Told { suspected, silent, reunions }, heard)
 }
 
 /// Resolves when the timers were changed; never once nobody can change them any more.
@@ -191,6 +196,8 @@ pub async fn run(
         watchers.members(hosts.keys(), now);
         let unheard = watchers.unheard(now);
         let found = watchers.suspected(now);
+        let silent = watchers.silent(now);
+        told.silent.send_if_modified(|shown| std::mem::replace(shown, silent.clone()) != silent);
         let reunions = watchers.reunions();
         told.reunions.send_if_modified(|shown| std::mem::replace(shown, reunions) != reunions);
         told.suspected.send_if_modified(|shown| {

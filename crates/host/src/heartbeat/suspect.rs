@@ -84,6 +84,15 @@ impl Watchers {
             .collect()
     }
 
+    /// With whom this host cannot speak: it does not hear them, or they do not hear it.
+    #[must_use]
+    pub fn silent(&self, now: Mono) -> BTreeSet<Name> {
+        let deaf = self.peers.iter().filter(|(_, peer)| peer.unheard.contains(&self.me));
+        let mut silent = self.unheard(now);
+        silent.extend(deaf.map(|(host, _)| host.clone()));
+        silent
+    }
+
     /// How often another host was heard again, or heard this one again.
     #[must_use]
     pub fn reunions(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! Rejected: removing them at once. A host that was taken into a new cluster, or a store that was set up anew after a
 //! disaster, knows none of the volumes that are there, and they may be all that is left.
 
-use super::{pool, says};
+use super::{mirrored::runs, pool, says};
 use crate::{
     agent::storage::{StorageFailure, VolumeName},
     vm::run_dir,
@@ -82,7 +82,10 @@ pub fn volumes(pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
     }
     let names: BTreeSet<VolumeName> = files
         .iter()
-        .filter_map(|file| file.strip_suffix(".qcow2").or_else(|| file.strip_suffix(".part")))
+        .filter_map(|file| {
+            let whole = format!(".{}", pool::format(pool));
+            file.strip_suffix(&whole).or_else(|| file.strip_suffix(".part"))
+        })
         .filter_map(VolumeName::parse)
         .collect();
     Ok(names.into_iter().collect())
@@ -98,7 +101,9 @@ pub fn put(pool: &PoolSpec, names: &[VolumeName], now: SystemTime) -> Result<(),
     for name in names {
         run_dir::remove(&directory.join(format!("{name}.part"))).map_err(&failed)?;
         let aside = directory.join(format!("{name}{ENDING}"));
-        match std::fs::rename(directory.join(format!("{name}.qcow2")), &aside) {
+        let file = directory.join(format!("{name}.{}", pool::format(pool)));
+        run_dir::remove(&runs::beside(&file)).map_err(&failed)?;
+        match std::fs::rename(file, &aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }

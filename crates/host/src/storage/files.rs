@@ -4,7 +4,9 @@ use super::{
     aside,
     busy::Busy,
     images::ImageStore,
-    in_words, pool,
+    in_words,
+    mirrored::{daemon, runs},
+    pool,
     qemu_img::{self, Failure},
     says, seed,
 };
@@ -13,7 +15,8 @@ use crate::{
     vm::run_dir,
 };
 use async_trait::async_trait;
-use haven_model::{PoolDriverKind, PoolSpec, image::ImageFile, pool::PoolRoom};
+use haven_model::{Name, PoolDriverKind, PoolSpec, image::ImageFile, pool::PoolRoom};
+use haven_store::seal::Plain;
 use std::{
     collections::BTreeSet,
     io,
@@ -58,8 +61,9 @@ impl FileStorage {
         part: &Path,
     ) -> Result<(), Failure> {
         let (part, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
+        let made = pool::format(pool);
         let Some((file, format)) = &wanted.image else {
-            return qemu_img::make(&["create", "-q", "-f", "qcow2", part, &size]).await;
+            return qemu_img::make(&["create", "-q", "-f", made, part, &size]).await;
         };
         let path = self.image_file(file).await?;
         let holds = qemu_img::size_of(&path, format).await?;
@@ -71,9 +75,9 @@ impl FileStorage {
             let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
             return qemu_img::make(&args).await;
         }
-        // A shared volume must not lean on a file that only this host has.
-        qemu_img::make(&["convert", "-f", format, "-O", "qcow2", image, part]).await?;
-        qemu_img::make(&["resize", "-q", part, &size]).await
+        // It must not lean on a file that only this host has.
+        qemu_img::make(&["convert", "-f", format, "-O", made, image, part]).await?;
+        qemu_img::make(&["resize", "-q", "-f", made, part, &size]).await
     }
 
     /// Makes a volume whole: its content, its owner, its name.
@@ -102,6 +106,11 @@ fn key(pool: &PoolSpec, name: &VolumeName) -> PathBuf {
     Path::new(&pool.path).join(name.to_string())
 }
 
+/// The file of a volume.
+fn file(pool: &PoolSpec, directory: &Path, name: &VolumeName) -> PathBuf {
+    directory.join(format!("{name}.{}", pool::format(pool)))
+}
+
 /// The guest would find its file systems cut off.
 fn too_small(wanted: &VolumeWanted, holds: u64) -> StorageFailure {
     let VolumeName { vm, disk, .. } = &wanted.name;
@@ -127,7 +136,7 @@ fn find(
     wanted: &VolumeWanted,
 ) -> Result<(PathBuf, Option<PathBuf>), StorageFailure> {
     let directory = pool::ready(pool)?;
-    let path = directory.join(format!("{}.qcow2", wanted.name));
+    let path = file(pool, &directory, &wanted.name);
     if path.try_exists().map_err(unwritable(&path))? {
         pool::own(&path, wanted.owner_uid).map_err(unwritable(&path))?;
         return Ok((path, None));
@@ -158,7 +167,7 @@ impl Storage for FileStorage {
         let (asked, of) = (pool.clone(), wanted.clone());
         let key = key(pool, &wanted.name);
         let (path, part) = self.busy.run(&key, move || find(&asked, &of)).await?;
-        let ready = VolumeReady { path: path.clone(), format: "qcow2".into() };
+        let ready = VolumeReady { path: path.clone(), format: pool::format(pool).into() };
         let Some(part) = part else { return Ok(ready) };
         let Err(failure) = self.finish(pool, wanted, &path, &part).await else { return Ok(ready) };
         // What a failed step leaves goes with it; the failure itself is what is told.
@@ -175,6 +184,39 @@ impl Storage for FileStorage {
         })
     }
 
+    async fn has_volume(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        owner_uid: u32,
+    ) -> Result<Option<PathBuf>, StorageFailure> {
+        let (key, pool, of) = (key(pool, name), pool.clone(), name.clone());
+        let look = move || {
+            let path = file(&pool, &pool::ready(&pool)?, &of);
+            if !path.try_exists().map_err(unwritable(&path))? {
+                return Ok(None);
+            }
+            pool::own(&path, owner_uid).map_err(unwritable(&path))?;
+            Ok(Some(path))
+        };
+        self.busy.run(&key, look).await
+    }
+
+    async fn volume_keys(
+        &self,
+        vm: &str,
+        disk: &Name,
+        key: &Plain,
+        owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        let directory = self.run_dir.join(vm);
+        let keys = directory.join(format!("{disk}.keys"));
+        run_dir::prepare(&self.run_dir, vm)
+            .and_then(|_| daemon::write_key(&directory, &format!("{disk}.keys"), key, owner_uid))
+            .map_err(|error| says(format!("{} cannot be written ({error})", keys.display())))?;
+        Ok(keys)
+    }
+
     async fn delete_volume(
         &self,
         pool: &PoolSpec,
@@ -183,8 +225,9 @@ impl Storage for FileStorage {
         let (key, pool, name) = (key(pool, name), pool.clone(), name.clone());
         let remove = move || {
             let directory = pool::ready(&pool)?;
-            for ending in ["qcow2", "part"] {
-                let path = directory.join(format!("{name}.{ending}"));
+            let path = file(&pool, &directory, &name);
+            let part = directory.join(format!("{name}.part"));
+            for path in [runs::beside(&path), path, part] {
                 run_dir::remove(&path).map_err(|error| {
                     says(format!("{} cannot be removed ({error})", path.display()))
                 })?;

@@ -57,13 +57,23 @@ pub fn create_shared(pool: &PoolSpec) -> Result<(), StorageFailure> {
         .map_err(|error| says(format!("{} is not writable ({error})", pool.path)))
 }
 
+/// The format of a pool's volumes, which is the ending of their files too. A replica is the same on all hosts, byte for
+/// byte, so it is nothing but what the guest wrote.
+#[must_use]
+pub fn format(pool: &PoolSpec) -> &'static str {
+    match pool.driver {
+        PoolDriverKind::Local | PoolDriverKind::Shared => "qcow2",
+        PoolDriverKind::Mirrored => "raw",
+    }
+}
+
 /// Makes sure that a pool's directory is what it should be.
 ///
 /// # Errors
 /// A sentence that says what it is instead and what to do.
 pub fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
     let path = PathBuf::from(&pool.path);
-    if pool.driver == PoolDriverKind::Local {
+    if pool.driver != PoolDriverKind::Shared {
         local(&path).map_err(|error| {
             says(format!(
                 "the pool's directory {} cannot be made ({error}); check the path and its file system",

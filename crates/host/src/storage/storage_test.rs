@@ -191,7 +191,7 @@ fn fixture() -> Fixture {
 }
 
 fn pool_at(path: &Path, driver: PoolDriverKind) -> PoolSpec {
-    PoolSpec { driver, path: path.to_str().unwrap().into() }
+    PoolSpec::new(driver, path.to_str().unwrap())
 }
 
 fn volume(size_bytes: u64) -> VolumeWanted {

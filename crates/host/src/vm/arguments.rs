@@ -1,6 +1,9 @@
 //! The command line of QEMU.
 
-use super::driver::{Accel, VmLaunch};
+use super::{
+    driver::{Accel, VmLaunch},
+    qemu_mirrors,
+};
 use serde_json::json;
 use std::os::fd::RawFd;
 
@@ -110,11 +113,21 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
             "driver": disk.format, "node-name": format!("d{i}"), "read-only": disk.read_only, "discard": "unmap",
             "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
         });
-        add("-blockdev", node.to_string());
-        add(
-            "-device",
-            format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1),
-        );
+        let device = format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1);
+        match &disk.mirror {
+            None => {
+                add("-blockdev", node.to_string());
+                add("-device", device);
+            }
+            Some(mirror) => {
+                add("-object", qemu_mirrors::key(i, mirror));
+                for node in qemu_mirrors::nodes(i, disk, mirror) {
+                    add("-blockdev", node.to_string());
+                }
+                // What a replica did not take is kept until it is known how to go on.
+                add("-device", format!("{device},werror=stop,rerror=stop"));
+            }
+        }
     }
     if let Some(seed) = &launch.seed {
         let node = json!({

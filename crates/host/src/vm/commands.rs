@@ -118,7 +118,7 @@ commands! {
     /// Removes an object.
     REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.
-    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export"], [], false;
+    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error"], [], false;
     /// Removes a block node.
     REMOVE_NODE = "blockdev-del", ["node-name"], [], false;
     /// Keeps a copy of a disk.
@@ -130,7 +130,17 @@ commands! {
     /// Exchanges a disk for its copy, which follows it.
     COMPLETE = "job-complete", ["id"], [], false;
     /// All block nodes.
-    NODES = "query-named-block-nodes", ["flat"], ["node-name"], false;
+    NODES = "query-named-block-nodes", ["flat"], ["node-name", "dirty-bitmaps"], false;
+    /// Which node stands on which.
+    GRAPH = "x-debug-query-block-graph", [], ["nodes", "edges"], false;
+    /// Another replica for a disk, or one less.
+    CHANGE_CHILD = "x-blockdev-change", ["parent", "child", "node"], [], false;
+    /// Notes what is written.
+    ADD_BITMAP = "block-dirty-bitmap-add", ["node", "name", "granularity"], [], false;
+    /// Forgets it.
+    REMOVE_BITMAP = "block-dirty-bitmap-remove", ["node", "name"], [], false;
+    /// Copies what a disk holds, or what was noted.
+    BACKUP = "blockdev-backup", ["job-id", "device", "target", "sync", "bitmap", "bitmap-mode", "auto-dismiss"], [], false;
     /// Forgets a job that has ended.
     DISMISS = "job-dismiss", ["id"], [], false;
     /// A property of an object of QEMU's.
@@ -144,7 +154,14 @@ pub const SHUTDOWN: Event = Event { name: "SHUTDOWN", reads: &["guest", "reason"
 /// A copy of a guest has come further, on either side.
 pub const MIGRATION: Event = Event { name: "MIGRATION", reads: &["status"] };
 /// All events that Haven acts upon.
-pub const EVENTS: &[Event] = &[SHUTDOWN, MIGRATION];
+/// A replica of a disk failed.
+pub const REPLICA_FAILED: Event = Event { name: "QUORUM_REPORT_BAD", reads: &["node-name"] };
+/// A disk failed.
+pub const DISK_FAILED: Event = Event { name: "BLOCK_IO_ERROR", reads: &["action"] };
+/// All of them.
+pub const EVENTS: &[Event] = &[SHUTDOWN, MIGRATION, REPLICA_FAILED, DISK_FAILED];
+/// What the guest is called whose disk did not take what was written.
+pub const STOPPED_BY_DISK: &str = "io-error";
 
 /// The reason of a [`SHUTDOWN`] that is no power-off.
 pub const PANIC: &str = "guest-panic";

@@ -1,6 +1,9 @@
 //! The seam: what the agent asks of whatever runs VMs.
 
-use super::migration::LiveMigration;
+use super::{
+    migration::LiveMigration,
+    mirrors::{MirrorLaunch, Mirrors},
+};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
@@ -31,6 +34,9 @@ pub struct DiskLaunch {
     /// Its content comes with its guest, from the host that runs it.
     #[serde(default)]
     pub arrives: bool,
+    /// The file is one of several replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorLaunch>,
 }
 
 /// A kernel that QEMU boots directly.
@@ -182,6 +188,11 @@ pub enum VmEvent {
         /// Which VM.
         vm: String,
     },
+    /// One of its disks does not take what is written, or a replica of one does not.
+    DiskBroke {
+        /// Which VM.
+        vm: String,
+    },
 }
 
 /// Why something could not be done with a VM.
@@ -241,7 +252,7 @@ pub enum VmError {
 
 /// Runs VMs.
 #[async_trait]
-pub trait VmDriver: LiveMigration {
+pub trait VmDriver: LiveMigration + Mirrors {
     /// Starts a VM; when this returns the guest runs. It must not be dropped before it has returned.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
     /// What is known to have a process, also what an earlier daemon started and what is just being started. Whether the

@@ -63,6 +63,8 @@ struct Live {
     way_in: Option<UnixStream>,
     /// The socket at which it takes the contents of disks.
     disks_in: Option<PathBuf>,
+    /// The nodes of replicas that failed.
+    failed: BTreeSet<String>,
 }
 
 impl Live {
@@ -70,7 +72,9 @@ impl Live {
         let qmp = Arc::default();
         let listener = None;
         let (way_in, disks_in) = (None, None);
-        Self { process, epoch, qmp, listener, killed: false, powered_off: false, way_in, disks_in }
+        let failed = BTreeSet::new();
+        let (killed, powered_off) = (false, false);
+        Self { process, epoch, qmp, listener, killed, powered_off, way_in, disks_in, failed }
     }
 }
 
@@ -232,6 +236,19 @@ impl QemuDriver {
         self.entry(vm, |entry| std::mem::replace(&mut entry.disks_in, at)).flatten()
     }
 
+    /// The nodes of replicas that failed, after a change of them.
+    pub(super) fn failed_nodes(
+        &self,
+        vm: &str,
+        change: impl FnOnce(&mut BTreeSet<String>),
+    ) -> BTreeSet<String> {
+        let changed = self.entry(vm, |entry| {
+            change(&mut entry.failed);
+            entry.failed.clone()
+        });
+        changed.unwrap_or_default()
+    }
+
     /// Where a process takes the contents of disks.
     pub(super) fn where_disks_come_in(&self, vm: &str) -> Option<PathBuf> {
         self.entry(vm, |entry| entry.disks_in.clone()).flatten()
@@ -300,7 +317,12 @@ impl QemuDriver {
         Ok(qmp)
     }
 
-    async fn ask(&self, vm: &str, command: &Command, patience: Duration) -> Result<Value, VmError> {
+    pub(super) async fn ask(
+        &self,
+        vm: &str,
+        command: &Command,
+        patience: Duration,
+    ) -> Result<Value, VmError> {
         let qmp = self.qmp(vm, patience).await?;
         let answer = qmp.call(command, json!({}), DEADLINE).await;
         answer.map_err(|source| VmError::Qmp { vm: vm.into(), source })
@@ -430,6 +452,16 @@ async fn listen(
             Ok(event) if event["event"] == commands::MIGRATION.name() => {
                 // Nobody listening is fine.
                 let _ = events.send(VmEvent::Copied { vm: vm.clone() });
+            }
+            Ok(event) if event["event"] == commands::REPLICA_FAILED.name() => {
+                let node = event["data"]["node-name"].as_str().unwrap_or_default().to_owned();
+                if let Some(entry) = lock(&live).get_mut(&vm).filter(|e| e.process.pid() == pid) {
+                    entry.failed.insert(node);
+                }
+                let _ = events.send(VmEvent::DiskBroke { vm: vm.clone() });
+            }
+            Ok(event) if event["event"] == commands::DISK_FAILED.name() => {
+                let _ = events.send(VmEvent::DiskBroke { vm: vm.clone() });
             }
             Ok(event) if commands::powers_off(&event) => {
                 if let Some(entry) = lock(&live).get_mut(&vm).filter(|e| e.process.pid() == pid) {

@@ -8,7 +8,7 @@ pub mod address;
 pub mod capacity;
 pub mod names;
 
-use crate::work::Work;
+use crate::{storage, work::Work};
 use capacity::{HostRoom, cost};
 use haven_model::{
     Bytes, Name, VmSpec,
@@ -23,6 +23,7 @@ use std::{
 
 /// What a VM asks of its host.
 pub struct Wish<'a> {
+    vm: &'a Stored<VmSpec>,
     spec: &'a VmSpec,
     labels: &'a BTreeMap<String, String>,
     service: Option<&'a Name>,
@@ -33,7 +34,7 @@ impl<'a> Wish<'a> {
     #[must_use]
     pub fn of(vm: &'a Stored<VmSpec>) -> Self {
         let service = vm.meta.member_of().map(|service| &service.name);
-        Self { spec: &vm.spec, labels: &vm.meta.labels, service }
+        Self { vm, spec: &vm.spec, labels: &vm.meta.labels, service }
     }
 }
 
@@ -307,6 +308,11 @@ fn judge<'w>(
     }
     if let Some(network) = work.cut_off.network(host, wish.spec) {
         return Err(format!("is cut off from the network `{network}`").into());
+    }
+    if let Some(disk) = storage::replicas::lacks(work.snapshot, wish.vm, host) {
+        return Err(
+            format!("does not have all that was written to the disk `{}`", disk.name).into()
+        );
     }
     let cost = cost(wish.spec);
     if room.memory_free() < cost.memory {

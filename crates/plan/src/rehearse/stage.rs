@@ -498,6 +498,9 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         Action::ReleaseFrontend { service, expected_revision } => {
             one(keys::frontend(service), *expected_revision, None)
         }
+        Action::PutVolume { volume, record, expected_revision } => {
+            one(keys::volume(volume), *expected_revision, json(record))
+        }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, json(incident))
         }

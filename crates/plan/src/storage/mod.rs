@@ -3,6 +3,8 @@
 //! Volumes take room only as they are written, so a pool may promise more than it has. Nothing is refused for that; what is
 //! promised, used and free is told for each host, and what is about to be full is a risk.
 
+pub mod replicas;
+
 use crate::tolerance::admission::size;
 use haven_model::{Bytes, Name, PoolDriverKind, PoolSpec, Snapshot, pool::PoolRoom};
 
@@ -37,6 +39,9 @@ pub fn rooms(snapshot: &Snapshot, pool: &Name) -> Vec<Room> {
 
 /// What the volumes of a pool may take, on one host or in all.
 fn promised(snapshot: &Snapshot, pool: &Name, host: Option<&Name>) -> Bytes {
+    if snapshot.pools.get(pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Mirrored) {
+        return Bytes(replicas::promised(snapshot, pool, host));
+    }
     let here = |vm: &Name| match host {
         None => true,
         Some(host) => snapshot.placements.get(vm).is_some_and(|placed| placed.host == *host),
@@ -48,7 +53,7 @@ fn promised(snapshot: &Snapshot, pool: &Name, host: Option<&Name>) -> Bytes {
 
 fn on(spec: &PoolSpec, host: &Name) -> String {
     match spec.driver {
-        PoolDriverKind::Local => format!(" on {host}"),
+        PoolDriverKind::Local | PoolDriverKind::Mirrored => format!(" on {host}"),
         PoolDriverKind::Shared => String::new(),
     }
 }
@@ -92,6 +97,7 @@ pub fn risks(snapshot: &Snapshot) -> Vec<String> {
             }
         }
     }
+    risks.extend(replicas::risks(snapshot));
     risks
 }
 

@@ -9,7 +9,7 @@ use haven_model::{
 
 fn world(driver: PoolDriverKind, free: [u64; 2]) -> World {
     let mut world = World::new(2, Bytes::gib(8));
-    let pool = PoolSpec { driver, path: "/pool".into() };
+    let pool = PoolSpec::new(driver, "/pool");
     world.snapshot.pools.insert(name("fast"), at(3, stored("fast", pool)));
     for (host, free) in ["host1", "host2"].into_iter().zip(free) {
         let session = world.snapshot.leases[host].session;

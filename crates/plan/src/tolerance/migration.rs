@@ -5,7 +5,7 @@
 //! that a side that withdraws and the change exclude each other.
 
 use crate::{
-    placement,
+    placement, storage,
     tolerance::{drain, hosts::HostState, recovery::local_disk},
     work::{Work, vm_ref},
 };
@@ -429,6 +429,12 @@ pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
             "it was changed since it was started ({}); `haven vm reset {}` takes that up",
             pending.join(", "),
             vm.meta.name
+        ));
+    }
+    if let Some((disk, _)) = storage::replicas::mirrored(snapshot, &vm.spec).next() {
+        return Some(format!(
+            "its disk `{}` lives in the mirrored pool `{}`, with which guests do not move while they run yet",
+            disk.name, disk.pool
         ));
     }
     let (disk, pool) = local_disk(snapshot, &vm.spec)?;

@@ -117,6 +117,7 @@ fn place_new<'a>(work: &mut Work<'a>, name: &Name, vm: &'a Stored<VmSpec>) {
             return work.wait(vm_ref(name), why);
         }
     };
+    crate::storage::replicas::place(work, vm, &choice.host);
     let placement = Placement::new(choice.host.clone(), 1, work.taken.slot(), nics);
     work.room.use_up(&choice.host, vm);
     let reason = format!("{name} starts on {}: {}{without}", choice.host, choice.reason);

@@ -133,7 +133,7 @@ fn a_move_that_failed_is_tried_again_after_a_pause_and_a_persons_comes_first() {
 fn what_cannot_move_stays_and_says_so() {
     let mut world = world();
     cut(&mut world, &["host1"]);
-    let pool = PoolSpec { driver: PoolDriverKind::Local, path: "/disks".into() };
+    let pool = PoolSpec::new(PoolDriverKind::Local, "/disks");
     world.snapshot.pools.insert(name("fast"), at(3, crate::testing::stored("fast", pool)));
     let mut object = (*world.snapshot.vms["db"].value).clone();
     object.spec.disks =

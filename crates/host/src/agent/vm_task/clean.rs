@@ -19,7 +19,8 @@ impl VmTask {
         match self.volumes(snapshot).await {
             Ok(volumes) => {
                 for (pool, name) in volumes {
-                    let everywhere = pool.driver == PoolDriverKind::Shared;
+                    // A replica is no volume of the past when its VM runs elsewhere.
+                    let everywhere = pool.driver != PoolDriverKind::Local;
                     if !known.lets_go(&self.parts.me, &name.vm_uid, everywhere) {
                         if matches!(wanted, Wanted::Delete) {
                             tracing::warn!(volume = %name, "it is kept: the store does not say clearly that its VM is deleted");

@@ -63,10 +63,15 @@ impl VmTask {
         self.report(&live, VmPhase::Failed, what).await;
     }
 
-    /// Writes an event.
+    /// Writes an event of something that should not have happened.
     pub(super) async fn tell(&self, words: String) {
+        self.tell_of(Severity::Warning, words).await;
+    }
+
+    /// Writes an event.
+    pub(super) async fn tell_of(&self, severity: Severity, words: String) {
         let vm = ObjectRef::new(Kind::Vm, self.vm.clone());
-        let event = self.parts.event(&vm, Severity::Warning, words);
+        let event = self.parts.event(&vm, severity, words);
         if self.parts.current_session().is_some()
             && let Err(error) = self.parts.store.txn(vec![], vec![event]).await
         {

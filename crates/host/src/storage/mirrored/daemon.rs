@@ -16,11 +16,12 @@ use crate::vm::{
     run_dir,
 };
 use async_trait::async_trait;
+use haven_store::seal::Plain;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     net::{IpAddr, TcpListener},
@@ -94,6 +95,20 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ReplicaError {
     move |source| ReplicaError::System { what, source }
 }
 
+/// Writes the key of a run as QEMU reads it, for the user that its process runs as.
+fn write_keys(path: &Path, key: &Plain, reader: u32) -> io::Result<()> {
+    run_dir::write(path, format!("{USER}:{}\n", key.expose()).as_bytes(), Some(reader))
+}
+
+/// The same in a directory of its own, `name` beneath `directory`.
+///
+/// # Errors
+/// When the file system does not let it.
+pub fn write_key(directory: &Path, name: &str, key: &Plain, reader: u32) -> io::Result<()> {
+    let keys = run_dir::prepare(directory, name)?;
+    write_keys(&keys.join(KEYS), key, reader)
+}
+
 impl Running {
     fn served(&self) -> Option<Served> {
         let Serves { run, port } = self.record.serves?;
@@ -148,15 +163,14 @@ impl Running {
         }
         self.undo(&commands::REMOVE_OBJECT, json!({ "id": KEY })).await?;
         let keys = self.directory.join(KEYS);
-        let line = format!("{USER}:{}\n", wanted.key.expose());
-        run_dir::write(&keys, line.as_bytes(), Some(wanted.owner_uid))
+        write_keys(&keys, &wanted.key, wanted.owner_uid)
             .map_err(system(format!("{} cannot be written", keys.display())))?;
         let key = json!({ "qom-type": "tls-creds-psk", "id": KEY, "endpoint": "server", "dir": self.directory });
         self.tell(&commands::ADD_OBJECT, key).await?;
         let port = self.listen(wanted.address).await?;
         let export = json!({
             "type": "nbd", "id": NODE, "node-name": NODE,
-            "name": export(&wanted.volume, wanted.run), "writable": true,
+            "name": export(&wanted.volume, wanted.run, &self.record.instance), "writable": true,
         });
         self.tell(&commands::EXPORT, export).await?;
         self.note(Some(Serves { run: wanted.run, port }))?;
@@ -189,6 +203,46 @@ impl StorageDaemons {
     #[must_use]
     pub fn new(program: PathBuf, run_dir: PathBuf) -> Self {
         Self { program, run_dir, slots: Mutex::default() }
+    }
+
+    /// Keeps a volume to itself, with the lowest run raised; refused when a later one has begun.
+    async fn raised(
+        &self,
+        volume: &str,
+        path: &Path,
+        run: u64,
+    ) -> Result<tokio::sync::OwnedMutexGuard<Option<Running>>, ReplicaError> {
+        let held = self.slot(volume).lock_owned().await;
+        let (path, beside) = (path.to_owned(), runs::beside(path));
+        // It keeps the volume to itself until the disk has answered, also when nobody waits for it any more.
+        let risen = tokio::task::spawn_blocking(move || {
+            let raised = || Ok((runs::raise(&path, run)?, runs::lowest(&path)?));
+            (raised(), held)
+        });
+        let interrupted = |_| system("this host's daemon ends")(io::ErrorKind::Interrupted.into());
+        let (risen, held) = risen.await.map_err(interrupted)?;
+        let (may, lowest) = risen.map_err(system(format!(
+            "the lowest run of {volume} cannot be kept in {}",
+            beside.display()
+        )))?;
+        if may { Ok(held) } else { Err(ReplicaError::Over { volume: volume.into(), run, lowest }) }
+    }
+
+    /// Ends what serves a volume, if anything does.
+    async fn ended_of(&self, held: &mut Option<Running>, volume: &str) -> Result<(), ReplicaError> {
+        let directory = self.directory(volume);
+        // One that does not answer is ended all the same.
+        let _ = self.found(held, volume).await;
+        if let Some(running) = held.take() {
+            ended(&running.process, volume).await?;
+        }
+        Self::end_strays(&directory).await?;
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(system(format!("{} cannot be removed", directory.display()))(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn slot(&self, volume: &str) -> Slot {
@@ -365,25 +419,8 @@ async fn ended(process: &Process, whose: &str) -> Result<(), ReplicaError> {
 #[async_trait]
 impl ReplicaDriver for StorageDaemons {
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
-        let slot = self.slot(&wanted.volume);
-        let held = slot.lock_owned().await;
-        let (path, run) = (wanted.path.clone(), wanted.run);
-        let beside = runs::beside(&path);
-        // It keeps the volume to itself until the disk has answered, also when nobody waits for it any more.
-        let risen = tokio::task::spawn_blocking(move || {
-            let raised = || Ok((runs::raise(&path, run)?, runs::lowest(&path)?));
-            (raised(), held)
-        });
-        let interrupted = |_| system("this host's daemon ends")(io::ErrorKind::Interrupted.into());
-        let (risen, mut held) = risen.await.map_err(interrupted)?;
-        let (may, lowest) = risen.map_err(system(format!(
-            "the lowest run of {} cannot be kept in {}",
-            wanted.volume,
-            beside.display()
-        )))?;
-        if !may {
-            return Err(ReplicaError::Over { volume: wanted.volume.clone(), run, lowest });
-        }
+        let run = wanted.run;
+        let mut held = self.raised(&wanted.volume, &wanted.path, run).await?;
         if !self.found(&mut held, &wanted.volume).await? {
             *held = Some(self.begin(wanted).await?);
         }
@@ -411,21 +448,23 @@ impl ReplicaDriver for StorageDaemons {
         }
     }
 
+    async fn own(&self, volume: &str, path: &Path, run: u64) -> Result<(), ReplicaError> {
+        let mut held = self.raised(volume, path, run).await?;
+        self.ended_of(&mut held, volume).await
+    }
+
+    async fn known(&self) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(&self.run_dir).into_iter().flatten().flatten();
+        let records = entries.filter_map(|entry| {
+            let text = std::fs::read(entry.path().join(RECORD)).ok()?;
+            serde_json::from_slice::<Record>(&text).ok()
+        });
+        records.map(|record| record.volume).collect()
+    }
+
     async fn end(&self, volume: &str) -> Result<(), ReplicaError> {
         let slot = self.slot(volume);
         let mut held = slot.lock().await;
-        let directory = self.directory(volume);
-        // One that does not answer is ended all the same.
-        let _ = self.found(&mut held, volume).await;
-        if let Some(running) = held.take() {
-            ended(&running.process, volume).await?;
-        }
-        Self::end_strays(&directory).await?;
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(system(format!("{} cannot be removed", directory.display()))(error))
-            }
-            _ => Ok(()),
-        }
+        self.ended_of(&mut held, volume).await
     }
 }

@@ -3,7 +3,12 @@
 use crate::vm::qmp::QmpError;
 use async_trait::async_trait;
 use haven_store::seal::Plain;
-use std::{io, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 /// A replica that is to be served.
 #[derive(Clone, Debug)]
@@ -33,10 +38,11 @@ pub struct Served {
     pub instance: String,
 }
 
-/// The name under which a volume is served.
+/// The name under which a volume is served. It is another one once the process is: whoever was connected does not come back
+/// without being told to, for what was not flushed may be lost by then.
 #[must_use]
-pub fn export(volume: &str, run: u64) -> String {
-    format!("{volume}-r{run}")
+pub fn export(volume: &str, run: u64, instance: &str) -> String {
+    format!("{volume}-r{run}-{instance}")
 }
 
 /// Why a replica is not served.
@@ -95,8 +101,16 @@ pub trait ReplicaDriver: Send + Sync {
     /// # Errors
     /// As the variants of [`ReplicaError`] tell.
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError>;
+    /// Serves it to nobody, now or in any run before this one: it is the owner's own. When it returns without an error the file
+    /// can be opened.
+    ///
+    /// # Errors
+    /// As [`ReplicaDriver::serve`].
+    async fn own(&self, volume: &str, path: &Path, run: u64) -> Result<(), ReplicaError>;
     /// How a replica is served; nothing when it is not, or its process has ended.
     async fn served(&self, volume: &str) -> Option<Served>;
+    /// The volumes that have a process, also those that an earlier daemon left.
+    async fn known(&self) -> BTreeSet<String>;
     /// Ends its process, and with it all connections. Fine when there is none.
     ///
     /// # Errors

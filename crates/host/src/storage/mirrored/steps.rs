@@ -3,7 +3,11 @@
 //! Whoever carries a step out writes the record over the one that was read, over the placement that made it the owner, and
 //! over its own open session. On these comparisons all of this rests: an owner that has lost its place changes nothing.
 
-use haven_model::{Name, volume::Volume};
+use crate::vm::mirrors::{Catching, DiskMirror, Print};
+use haven_model::{
+    Name,
+    volume::{ReplicaState, Volume},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of another host's replica.
@@ -41,19 +45,32 @@ pub fn open(
         return Open::NotHere;
     }
     let counted: BTreeSet<&Name> = volume.counted().filter(|host| *host != me).collect();
-    if begun != Some(volume.run) {
+    let wait_for = |run: u64| -> BTreeSet<Name> {
+        let serves = |host: &&&Name| others.get(**host) != Some(&Other::Serves(run));
+        counted.iter().filter(serves).map(|host| (*host).clone()).collect()
+    };
+    let gone: Vec<&Name> =
+        counted.iter().copied().filter(|host| others.get(*host) == Some(&Other::Gone)).collect();
+    // Nobody has opened it: each makes its own, and none may be made once somebody has.
+    if volume.run == 0 {
+        if !gone.is_empty() {
+            return Open::Write(volume.without(gone));
+        }
+        let waits = wait_for(0);
+        if !waits.is_empty() {
+            return Open::Wait(waits);
+        }
+    }
+    if volume.run == 0 || begun != Some(volume.run) {
         // What the one before had under way may be on some and not on others. The one here is as good as any, and is
         // what the guest sees from now on.
         let known = if volume.clean { volume.clone() } else { volume.without(counted) };
         return Open::Write(Volume { clean: false, run: volume.run + 1, ..known });
     }
-    let gone: Vec<&Name> =
-        counted.iter().copied().filter(|host| others.get(*host) == Some(&Other::Gone)).collect();
     if !gone.is_empty() {
         return Open::Write(volume.without(gone));
     }
-    let serves = |host: &&&Name| others.get(**host) != Some(&Other::Serves(volume.run));
-    let waits: BTreeSet<Name> = counted.iter().filter(serves).map(|host| (*host).clone()).collect();
+    let waits = wait_for(volume.run);
     if !waits.is_empty() {
         return Open::Wait(waits);
     }
@@ -88,4 +105,90 @@ pub enum Serve {
 #[must_use]
 pub fn serve(volume: &Volume, me: &Name, owner: &Name) -> Serve {
     if me == owner { Serve::Own(volume.run) } else { Serve::To(volume.run) }
+}
+
+/// What an owner does about a disk that its process has open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Well,
+    /// Ends the connections to these, which are silent: the guest must not wait for them.
+    Cut(BTreeSet<Name>),
+    /// Notes for these what is written from now on, and writes this record, in which they count no more.
+    Write(BTreeSet<Name>, Volume),
+    /// Goes on without this one, which does not count.
+    LeaveOut(Name),
+    /// Lets the guest try anew what failed: all that it has open are well.
+    GoOn,
+    /// Forgets the copy to this one, which counts by now.
+    Settle(Name),
+    /// Writes this record: this one has all that was written, and no write succeeds without it.
+    Count(Name, Volume),
+    /// Takes this one in again, as it is served now.
+    TakeIn(Name),
+}
+
+/// What is known of other hosts while a process runs.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// By host, which process serves its replica to this run.
+    pub served: BTreeMap<Name, Print>,
+    /// With whom this host cannot speak.
+    pub silent: BTreeSet<Name>,
+}
+
+/// The owner's next step while its process runs. What stops its guest comes first.
+#[must_use]
+pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> Keep {
+    let silent = |host: &Name| around.silent.contains(host);
+    let cut: BTreeSet<Name> = disk
+        .linked
+        .iter()
+        .filter(|(host, linked)| !linked.broken && silent(host))
+        .map(|(host, _)| host.clone())
+        .collect();
+    if !cut.is_empty() {
+        return Keep::Cut(cut);
+    }
+    let fails = |host: &Name| match disk.linked.get(host) {
+        None => true,
+        Some(linked) => {
+            let another = around.served.get(host).is_some_and(|now| *now != linked.print);
+            linked.broken || another || matches!(linked.catching, Catching::Broke(_))
+        }
+    };
+    let lost: BTreeSet<Name> =
+        volume.counted().filter(|host| *host != me && fails(host)).cloned().collect();
+    if !lost.is_empty() {
+        let record = degraded(volume, &lost);
+        return Keep::Write(lost, record);
+    }
+    let useless = disk.linked.iter().find(|(host, linked)| {
+        // A copy that was not begun, or that a daemon before has dropped half-way.
+        let idle = !volume.counts(host) && linked.catching == Catching::Not;
+        fails(host) || idle || !volume.replicas.contains_key(*host)
+    });
+    if let Some((host, _)) = useless {
+        return Keep::LeaveOut(host.clone());
+    }
+    if disk.stopped {
+        return Keep::GoOn;
+    }
+    for (host, linked) in disk.linked.iter().filter(|(_, linked)| linked.catching == Catching::Done)
+    {
+        debug_assert!(!linked.broken);
+        if volume.counts(host) {
+            return Keep::Settle(host.clone());
+        }
+        let mut record = volume.clone();
+        record.replicas.insert(host.clone(), ReplicaState::Counted);
+        return Keep::Count(host.clone(), record);
+    }
+    let back = volume.replicas.keys().find(|host| {
+        *host != me
+            && !disk.linked.contains_key(*host)
+            && !silent(host)
+            && around.served.contains_key(*host)
+    });
+    back.map_or(Keep::Well, |host| Keep::TakeIn(host.clone()))
 }

@@ -136,7 +136,10 @@ impl World {
             hosts: hosts.collect(),
             cut: BTreeSet::new(),
             alone: BTreeSet::new(),
-            volume: Volume { size: Bytes(1 << 20), replicas, run: 0, clean: true },
+            volume: Volume {
+                replicas,
+                ..Volume::new("u1".into(), Name::new("pool").unwrap(), Bytes(1 << 20), [])
+            },
             owner: 0,
             epoch: 1,
             processes: Vec::new(),
@@ -665,7 +668,7 @@ fn whatever_breaks_a_rule_is_found() {
         (Broken::Flush, true),
     ];
     for (broken, caches) in all {
-        let first = (0..1000).find(|seed| run(*seed, broken, caches).0.is_some());
+        let first = (0..5000).find(|seed| run(*seed, broken, caches).0.is_some());
         println!("{broken:?} is found by seed {first:?}");
         assert!(first.is_some(), "{broken:?} is not found");
     }

@@ -1,0 +1,91 @@
+//! Mirrored volumes on this host: opened by the owner of their VM ([`open`]), served to it by the others ([`serve`]). What an
+//! owner does while its VM runs is its task's (`vm_task/mirrors.rs`).
+
+pub mod open;
+pub mod serve;
+
+use super::{AgentParts, storage::VolumeName};
+use haven_model::{
+    Name, PoolSpec, Snapshot, keys,
+    volume::{ReplicaIs, Volume, VolumeRef},
+};
+use haven_store::raw::{Compare, Op, StoreError};
+
+/// What a volume's file, its process and its key are named after.
+#[must_use]
+pub fn name(of: &VolumeRef, volume: &Volume) -> VolumeName {
+    VolumeName { vm: of.vm.clone(), disk: of.disk.clone(), vm_uid: volume.vm_uid.clone() }
+}
+
+/// Its pool.
+pub(super) fn pool(snapshot: &Snapshot, volume: &Volume) -> Option<PoolSpec> {
+    snapshot.pools.get(&volume.pool).map(|pool| pool.spec.clone())
+}
+
+/// What the owner's writing of a volume's record rests on: the record that was read, the placement that makes this host the
+/// owner, and that its session was not closed.
+pub struct Owner {
+    /// The revision of the placement.
+    pub placement: i64,
+    /// The session.
+    pub session: u64,
+}
+
+impl Owner {
+    /// Writes a volume's record over the one in `live`; the store's revision of it, or nothing when something has changed.
+    ///
+    /// # Errors
+    /// When the store does not answer. It may have been written all the same.
+    pub async fn write(
+        &self,
+        parts: &AgentParts,
+        live: &Snapshot,
+        of: &VolumeRef,
+        record: &Volume,
+    ) -> Result<Option<i64>, StoreError> {
+        let Some(read) = live.volumes.get(of).map(|volume| volume.revision) else {
+            return Ok(None);
+        };
+        let open = parts.current_session().is_some_and(|now| now.number == self.session);
+        // Who closes a session says so there.
+        let lost = live.lost.get(&parts.me);
+        if !open || lost.is_some_and(|lost| lost.session >= self.session) {
+            return Ok(None);
+        }
+        let key = keys::lost(&parts.me);
+        let compare = vec![
+            Compare::ModRevision(keys::volume(of), read),
+            Compare::ModRevision(keys::placement(&of.vm), self.placement),
+            match lost {
+                Some(lost) => Compare::ModRevision(key, lost.revision),
+                None => Compare::Absent(key),
+            },
+        ];
+        let value = serde_json::to_vec(record).expect("a record is plain data");
+        let put = Op::Put(keys::volume(of), value.into());
+        let outcome = parts.store.txn(compare, vec![put]).await?;
+        Ok(outcome.succeeded.then_some(outcome.revision))
+    }
+}
+
+/// A replica that is served to a run, as its host tells it.
+pub(super) fn served(
+    snapshot: &Snapshot,
+    of: &VolumeRef,
+    host: &Name,
+    run: u64,
+) -> Option<crate::vm::mirrors::ReplicaAt> {
+    let Some(ReplicaIs::Served { run: now, port, instance, boot }) =
+        snapshot.replica_told(of, host)
+    else {
+        return None;
+    };
+    let address = snapshot.hosts.get(host)?.spec.address;
+    (*now == run).then(|| crate::vm::mirrors::ReplicaAt {
+        host: host.clone(),
+        address: address.into(),
+        port: *port,
+        instance: instance.clone(),
+        boot: boot.clone(),
+    })
+}

@@ -1,0 +1,231 @@
+//! The owner opens a mirrored volume for the process that it is about to start.
+//!
+//! ```text
+//!   its replica counts ─► a new run in the record ─► each other one that counts is served to that run, or counts no more
+//!                                                     ─► its own is shut to all others ─► the process
+//! ```
+
+use super::{Owner, name, pool, served};
+use crate::{
+    agent::{AgentParts, storage::VolumeWanted, vm_start::StartFailure},
+    storage::mirrored::steps::{self, Open, Other},
+    vm::{driver::DiskLaunch, mirrors::MirrorLaunch},
+};
+use haven_model::{
+    Name, Snapshot, Versioned,
+    volume::{ReplicaIs, Volume, VolumeRef},
+};
+use haven_store::clock::Mono;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// How long a host that is heard may leave a replica unserved that it has.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one may fail to serve it: the process that had it open before may be about to end.
+const FAILS: Duration = Duration::from_secs(3);
+/// The pause after a transaction that the store did not take.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// What is opened, for whom.
+pub struct Opening<'a> {
+    /// What the agent has.
+    pub parts: &'a Arc<AgentParts>,
+    /// Which volume.
+    pub of: VolumeRef,
+    /// The uid of its VM.
+    pub vm_uid: &'a str,
+    /// The unix user of its VM.
+    pub owner_uid: u32,
+    /// By what this host is the owner.
+    pub owner: Owner,
+    /// Tells what is waited for.
+    pub step: &'a watch::Sender<String>,
+}
+
+fn fails(error: &dyn std::error::Error) -> StartFailure {
+    StartFailure::of(error)
+}
+
+impl Opening<'_> {
+    /// Opens it; returns when its process can be started.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub async fn run(&self) -> Result<DiskLaunch, StartFailure> {
+        let mut live = self.parts.live.clone();
+        let mut silent = self.parts.heard.silent.clone();
+        let (mut begun, mut made) = (None, false);
+        let mut since: BTreeMap<Name, Mono> = BTreeMap::new();
+        loop {
+            let now = Arc::clone(&live.borrow_and_update());
+            let mut pause = Duration::from_secs(1);
+            if let Some(volume) = now.volumes.get(&self.of).filter(|v| v.vm_uid == self.vm_uid) {
+                if volume.run == 0 && !made {
+                    self.make(&now, volume).await?;
+                    made = true;
+                }
+                let around = self.around(&now, volume, &mut since);
+                match steps::open(volume, &self.parts.me, begun, &around) {
+                    Open::NotHere => return Err(self.not_here(volume)),
+                    Open::Write(record) => {
+                        let raises = record.run > volume.run;
+                        if self.write(&now, &record).await? {
+                            begun = if raises { Some(record.run) } else { begun };
+                            since.clear();
+                            continue;
+                        }
+                        pause = AGAIN;
+                    }
+                    Open::Wait(hosts) => {
+                        let hosts: Vec<&str> = hosts.iter().map(Name::as_str).collect();
+                        self.say(&format!("its replica on {}", hosts.join(" and ")));
+                    }
+                    Open::With(hosts) => {
+                        if let Some(launch) = self.launch(&now, volume, &hosts).await? {
+                            return Ok(launch);
+                        }
+                        pause = AGAIN;
+                    }
+                }
+            } else {
+                self.say("hosts are chosen for it");
+            }
+            silent.borrow_and_update();
+            tokio::select! {
+                _ = live.changed() => {}
+                _ = silent.changed() => {}
+                () = self.parts.clock.sleep(pause) => {}
+            }
+        }
+    }
+
+    fn say(&self, what: &str) {
+        let what = format!("the disk `{}`: {what}", self.of.disk);
+        self.step.send_if_modified(|now| std::mem::replace(now, what.clone()) != what);
+    }
+
+    fn not_here(&self, volume: &Volume) -> StartFailure {
+        let hosts: Vec<&str> = volume.counted().map(Name::as_str).collect();
+        StartFailure(format!(
+            "the replica of the disk `{}` on {} may lack what its guest was told to be written; {} has all of it",
+            self.of.disk,
+            self.parts.me,
+            hosts.join(" and ")
+        ))
+    }
+
+    /// Makes the replica of this host, with what the volume holds at first.
+    async fn make(&self, now: &Snapshot, volume: &Volume) -> Result<(), StartFailure> {
+        let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
+        let wanted = wanted(&self.of, volume, self.owner_uid, true);
+        let made = self.parts.storage.volume(&pool, &wanted).await;
+        made.map(drop).map_err(|error| fails(&error))
+    }
+
+    fn no_pool(&self, volume: &Volume) -> StartFailure {
+        StartFailure(format!(
+            "the pool `{}` of the disk `{}` does not exist or cannot be read by this host's version of Haven",
+            volume.pool, self.of.disk
+        ))
+    }
+
+    async fn write(&self, now: &Snapshot, record: &Volume) -> Result<bool, StartFailure> {
+        let written = self.owner.write(self.parts, now, &self.of, record).await;
+        let written = written.map_err(|error| fails(&error))?;
+        let Some(revision) = written else { return Ok(false) };
+        let mut live = self.parts.live.clone();
+        let shows = |live: &Arc<Snapshot>| live.revision >= revision;
+        let ended = |_| StartFailure("this host's daemon ends".into());
+        live.wait_for(shows).await.map(drop).map_err(ended)?;
+        Ok(true)
+    }
+
+    /// How the other replicas that count are, as far as this host can tell.
+    fn around(
+        &self,
+        now: &Snapshot,
+        volume: &Volume,
+        since: &mut BTreeMap<Name, Mono>,
+    ) -> BTreeMap<Name, Other> {
+        let silent = self.parts.heard.silent.borrow().clone();
+        let clock = self.parts.clock.now();
+        let mut around = BTreeMap::new();
+        for host in volume.counted().filter(|host| **host != self.parts.me) {
+            let waited = clock.since(*since.entry(host.clone()).or_insert(clock));
+            let told = now.replica_told(&self.of, host);
+            let gone = !now.session_open(host) || silent.contains(host);
+            let is = match told {
+                _ if gone => Other::Gone,
+                Some(ReplicaIs::Served { run, .. }) if *run == volume.run => Other::Serves(*run),
+                Some(ReplicaIs::Failed { .. }) if waited >= FAILS => Other::Gone,
+                // One that is being made takes its time.
+                _ if waited >= PATIENCE && volume.run > 0 => Other::Gone,
+                _ => continue,
+            };
+            around.insert(host.clone(), is);
+        }
+        around
+    }
+
+    /// All that its process needs; nothing when a replica is not served any more.
+    async fn launch(
+        &self,
+        now: &Snapshot,
+        volume: &Versioned<Volume>,
+        hosts: &BTreeSet<Name>,
+    ) -> Result<Option<DiskLaunch>, StartFailure> {
+        let others: Option<Vec<_>> =
+            hosts.iter().map(|host| served(now, &self.of, host, volume.run)).collect();
+        let Some(others) = others else { return Ok(None) };
+        let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
+        let name = name(&self.of, volume);
+        let found = self.parts.storage.has_volume(&pool, &name, self.owner_uid).await;
+        let Some(path) = found.map_err(|error| fails(&error))? else {
+            return Err(StartFailure(format!(
+                "the file of the disk `{}` is missing in {} on {} although it counts; if another disk should be mounted there, mount it",
+                self.of.disk, pool.path, self.parts.me
+            )));
+        };
+        let volume_name = name.to_string();
+        let owned = self.parts.replicas.own(&volume_name, &path, volume.run).await;
+        owned.map_err(|error| fails(&error))?;
+        let Some(secrets) = &self.parts.secrets else {
+            return Err(StartFailure(
+                "this host cannot derive the cluster's key, so no replica can be opened; look at `haven host ls`".into(),
+            ));
+        };
+        let key = secrets.volume_key(&volume_name, volume.run).map_err(|error| fails(&error))?;
+        let (vm, disk) = (self.of.vm.as_str(), &self.of.disk);
+        let keys = self.parts.storage.volume_keys(vm, disk, &key, self.owner_uid).await;
+        Ok(Some(DiskLaunch {
+            name: disk.to_string(),
+            path,
+            format: "raw".into(),
+            read_only: false,
+            size_bytes: volume.size.0,
+            arrives: false,
+            mirror: Some(MirrorLaunch {
+                volume: volume_name,
+                run: volume.run,
+                keys: keys.map_err(|error| fails(&error))?,
+                copies: pool.copies(),
+                others,
+            }),
+        }))
+    }
+}
+
+/// The file of a replica; with its first content, or empty when it is to be copied to.
+pub(super) fn wanted(of: &VolumeRef, volume: &Volume, owner_uid: u32, whole: bool) -> VolumeWanted {
+    let first = volume.first.as_ref().filter(|_| whole);
+    VolumeWanted {
+        name: name(of, volume),
+        size_bytes: volume.size.0,
+        image: first.map(|first| (first.file.clone(), first.format.clone())),
+        owner_uid,
+    }
+}

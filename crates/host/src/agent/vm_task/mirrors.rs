@@ -1,0 +1,271 @@
+//! The mirrored disks of a VM that runs: a replica that fails is left out once the store says that it counts no more, and is
+//! taken in again when it is back.
+//!
+//! ```text
+//!   a replica fails ─► the guest stops with the write in hand ─► noted from here on ─► it counts no more (the store)
+//!                                                                  ─► left out ─► the guest goes on
+//!   it is served again ─► gets all that is written ─► is copied what it lacks ─► flushed ─► counts again (the store)
+//! ```
+//!
+//! What comes next is decided in `storage/mirrored/steps.rs`; all that this remembers is in QEMU and in the store, so that
+//! the next daemon goes on wherever this one was killed.
+
+use super::VmTask;
+use crate::{
+    agent::{
+        chain,
+        mirrored::{Owner, served},
+    },
+    storage::mirrored::steps::{self, Around, Keep},
+    vm::{driver::VmError, mirrors::DiskMirror},
+};
+use haven_model::{
+    Name, PoolDriverKind, Severity, Snapshot,
+    volume::{Volume, VolumeRef},
+};
+use haven_store::clock::Mono;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// How often the process is asked while a copy goes on.
+const COPIES: Duration = Duration::from_millis(200);
+/// How soon something that failed is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How often a guest may be let run on that was stopped for its disk's sake.
+const GOES_ON: Duration = Duration::from_secs(1);
+/// How soon a replica that could not be taken in is tried again.
+const TAKES_IN: Duration = Duration::from_secs(2);
+/// After so many tries people are told.
+const TOLD: u32 = 3;
+/// How many steps are done in one turn.
+const STEPS: usize = 16;
+
+/// What a task remembers of its mirrored disks.
+#[derive(Default)]
+pub(super) struct Mirrors {
+    /// When the guest was let run on last, and how often since it last ran well.
+    went_on: Option<(Mono, u32)>,
+    /// A disk broke since this was looked at, or this never was.
+    pub broke: bool,
+    /// Nothing is taken in before.
+    takes_in: Option<Mono>,
+}
+
+impl Mirrors {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self { broke: true, ..Self::default() }
+    }
+}
+
+impl VmTask {
+    /// The mirrored disks, by their places.
+    fn mirrored(&self, snapshot: &Snapshot) -> Vec<(usize, VolumeRef)> {
+        let Some((object, _)) = &self.last else { return Vec::new() };
+        let disks = object.spec.disks.iter().enumerate().filter(|(_, disk)| {
+            let pool = snapshot.pools.get(&disk.pool);
+            pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Mirrored)
+        });
+        let of = |disk: &Name| VolumeRef { vm: self.vm.clone(), disk: disk.clone() };
+        disks.map(|(place, disk)| (place, of(&disk.name))).collect()
+    }
+
+    /// Sees to the replicas of a VM that runs, and lets one run on that was stopped for a disk's sake.
+    pub(super) async fn keep_mirrors(&mut self, snapshot: &Snapshot) {
+        for (place, of) in self.mirrored(snapshot) {
+            for _ in 0..STEPS {
+                let live = Arc::clone(&self.parts.live.borrow());
+                match self.keep_mirror(&live, place, &of).await {
+                    Ok(Next::Again) => {}
+                    Ok(Next::Rest) => break,
+                    Err(error) => {
+                        let why = chain(&error);
+                        tracing::warn!(vm = %self.vm, disk = %of.disk, why, "its replicas cannot be seen to");
+                        self.look_again(AGAIN);
+                        break;
+                    }
+                }
+            }
+        }
+        if self.mirrors.broke {
+            self.see_whether_it_stands().await;
+        }
+    }
+
+    /// A disk broke: its guest may stand still. It goes on as soon as the disk takes what is written.
+    async fn see_whether_it_stands(&mut self) {
+        match self.parts.vms.is_stopped(self.vm.as_str()).await {
+            Ok(false) => {
+                self.mirrors.broke = false;
+                if self.mirrors.went_on.take().is_some_and(|(_, times)| times >= TOLD) {
+                    self.note.clear();
+                }
+            }
+            Ok(true) => {
+                if let Err(error) = self.go_on().await {
+                    tracing::warn!(vm = %self.vm, why = chain(&error), "it cannot be let run on");
+                }
+                self.look_again(COPIES);
+            }
+            Err(_) => self.look_again(AGAIN),
+        }
+    }
+
+    /// Lets the guest run on, not too often.
+    async fn go_on(&mut self) -> Result<(), VmError> {
+        let now = self.parts.clock.now();
+        let times = match self.mirrors.went_on {
+            Some((last, _)) if now.since(last) < GOES_ON => return Ok(()),
+            Some((_, times)) => times + 1,
+            None => 1,
+        };
+        self.mirrors.went_on = Some((now, times));
+        if times == TOLD {
+            self.note = "it stands still: its disk does not take what is written. Is the pool full (`haven pool show`)? It goes on by itself once there is room".into();
+        }
+        self.parts.vms.go_on(self.vm.as_str()).await
+    }
+
+    /// One step.
+    async fn keep_mirror(
+        &mut self,
+        live: &Snapshot,
+        place: usize,
+        of: &VolumeRef,
+    ) -> Result<Next, VmError> {
+        let Some(volume) = live.volumes.get(of).map(|volume| Arc::clone(&volume.value)) else {
+            return Ok(Next::Rest);
+        };
+        let vm = self.vm.to_string();
+        let hosts: BTreeSet<Name> =
+            live.hosts.keys().chain(volume.replicas.keys()).cloned().collect();
+        let around = self.around(live, of, &volume, &hosts);
+        // What is silent is cut off before anything else is asked: an answer may wait for it.
+        for host in &around.silent {
+            if volume.counts(host) {
+                self.parts.vms.cut(&vm, place, host).await?;
+            }
+        }
+        let disk = self.parts.vms.mirror(&vm, place, &hosts).await?;
+        let step = steps::keep(&volume, &self.parts.me, &disk, &around);
+        if step != Keep::Well {
+            tracing::info!(vm, disk = %of.disk, ?step, "its replicas");
+        }
+        match step {
+            Keep::Well => return Ok(self.rests(&disk)),
+            Keep::Cut(hosts) => {
+                for host in &hosts {
+                    self.parts.vms.cut(&vm, place, host).await?;
+                }
+            }
+            Keep::Write(lost, record) => {
+                for host in &lost {
+                    self.parts.vms.note(&vm, place, host).await?;
+                }
+                if !self.put(live, of, &record).await {
+                    return Ok(self.waits());
+                }
+                let lost: Vec<&str> = lost.iter().map(Name::as_str).collect();
+                let what = format!(
+                    "its disk `{}` goes on without its replica on {}",
+                    of.disk,
+                    lost.join(" and ")
+                );
+                self.tell_of(Severity::Warning, what).await;
+            }
+            Keep::LeaveOut(host) => self.parts.vms.leave_out(&vm, place, &host).await?,
+            Keep::GoOn => {
+                self.mirrors.broke = true;
+                self.go_on().await?;
+                // Whether that was all shows in a moment.
+                self.look_again(COPIES);
+                return Ok(Next::Rest);
+            }
+            Keep::Settle(host) => self.parts.vms.settle(&vm, place, &host).await?,
+            Keep::Count(host, record) => {
+                self.parts.vms.flush_copy(&vm, place, &host).await?;
+                if !self.put(live, of, &record).await {
+                    return Ok(self.waits());
+                }
+                let what = format!("its disk `{}` has its replica on {host} again", of.disk);
+                self.tell_of(Severity::Info, what).await;
+            }
+            Keep::TakeIn(host) => return self.take_in(live, place, of, &volume, &host).await,
+        }
+        Ok(Next::Again)
+    }
+
+    fn around(
+        &self,
+        live: &Snapshot,
+        of: &VolumeRef,
+        volume: &Volume,
+        hosts: &BTreeSet<Name>,
+    ) -> Around {
+        let at = |host: &Name| Some((host.clone(), served(live, of, host, volume.run)?.print()));
+        let silent = self.parts.heard.silent.borrow().clone();
+        Around { served: hosts.iter().filter_map(at).collect(), silent }
+    }
+
+    /// Nothing is to be done; while something goes on it is looked at again.
+    fn rests(&mut self, disk: &DiskMirror) -> Next {
+        let goes = |catching: &_| matches!(catching, crate::vm::mirrors::Catching::Goes { .. });
+        if disk.linked.values().any(|linked| goes(&linked.catching)) {
+            self.look_again(COPIES);
+        }
+        Next::Rest
+    }
+
+    /// The store did not take it: it is tried again soon.
+    fn waits(&mut self) -> Next {
+        self.look_again(Duration::from_millis(50));
+        Next::Rest
+    }
+
+    /// Writes the volume's record; true when the store has it and the live copy shows it.
+    async fn put(&mut self, live: &Snapshot, of: &VolumeRef, record: &Volume) -> bool {
+        let Some(session) = self.parts.current_session() else { return false };
+        let placement = live.placements.get(&self.vm).filter(|p| p.host == self.parts.me);
+        let Some(placement) = placement else { return false };
+        let owner = Owner { placement: placement.revision, session: session.number };
+        match owner.write(&self.parts, live, of, record).await {
+            Ok(Some(revision)) => {
+                let mut live = self.parts.live.clone();
+                let shown = live.wait_for(|live| live.revision >= revision);
+                tokio::time::timeout(Duration::from_secs(1), shown).await.is_ok()
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::debug!(vm = %self.vm, %error, "which of its replicas count could not be written");
+                false
+            }
+        }
+    }
+
+    async fn take_in(
+        &mut self,
+        live: &Snapshot,
+        place: usize,
+        of: &VolumeRef,
+        volume: &Volume,
+        host: &Name,
+    ) -> Result<Next, VmError> {
+        let now = self.parts.clock.now();
+        if let Some(after) = self.mirrors.takes_in.filter(|after| now < *after) {
+            self.look_again(Duration::from_nanos(after.0 - now.0));
+            return Ok(Next::Rest);
+        }
+        let Some(replica) = served(live, of, host, volume.run) else { return Ok(Next::Rest) };
+        self.mirrors.takes_in = Some(now.plus(TAKES_IN));
+        self.parts.vms.take_in(self.vm.as_str(), place, &replica).await?;
+        self.mirrors.takes_in = None;
+        Ok(Next::Again)
+    }
+}
+
+/// Whether there is more to do at once.
+enum Next {
+    /// Look again.
+    Again,
+    /// Nothing for now.
+    Rest,
+}
