@@ -15,7 +15,7 @@ use haven_model::{
     api::{
         Applied, ApplyRequest, Balance, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
         MaintenanceAsked, MaintenanceView, ManifestFile, MigrationAsked, MigrationView, Overview,
-        Page, ProblemBody, Rehearsal, Secret, TokenLine,
+        Page, ProblemBody, Rehearsal, Secret, TokenLine, VolumeView,
     },
     event::AuditEntry,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -406,6 +406,18 @@ impl Client {
     pub async fn rehearse(&self, what: &str, hosts: &[String]) -> Result<Rehearsal, ClientError> {
         let hosts: Vec<String> = hosts.iter().map(|host| encode(host)).collect();
         self.get(&format!("/v1/rehearse/{}?hosts={}", encode(what), hosts.join(","))).await
+    }
+
+    /// Mirrored disks.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn volumes(&self) -> Result<Vec<VolumeView>, ClientError> {
+        self.get("/v1/volumes").await
+    }
+
+    /// A mirrored disk, `vm.disk`.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn volume(&self, name: &str) -> Result<VolumeView, ClientError> {
+        self.get(&format!("/v1/volumes/{}", encode(name))).await
     }
 
     /// How even the load of hosts is, and which moves would help.

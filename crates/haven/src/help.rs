@@ -14,7 +14,7 @@ pub const PILLARS: [(&str, &[&str]); 9] = [
     ("Manifests", &["apply", "diff", "get", "edit", "delete"]),
     ("Compute", &["vm"]),
     ("Balance", &["service", "certificate"]),
-    ("Storage", &["image", "pool"]),
+    ("Storage", &["image", "pool", "volume"]),
     ("Network", &["network"]),
     ("Tolerance", &["host", "rebalance", "rehearse"]),
     ("Monitor", &["status", "events", "incidents", "explain", "audit"]),

@@ -53,6 +53,9 @@ enum Command {
     /// Pools, where volumes live
     #[command(subcommand)]
     Pool(cmd::pool::PoolCommand),
+    /// Mirrored disks, and where they are
+    #[command(subcommand)]
+    Volume(cmd::volume::VolumeCommand),
     /// Networks, which VMs are plugged into
     #[command(subcommand)]
     Network(cmd::network::NetworkCommand),
@@ -156,6 +159,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Certificate(command) => cmd::certificate::run(command).await,
         Command::Image(command) => cmd::image::run(command).await,
         Command::Pool(command) => cmd::pool::run(command).await,
+        Command::Volume(command) => cmd::volume::run(command).await,
         Command::Network(command) => cmd::network::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
         Command::Rebalance(asked) => cmd::rebalance::run(asked).await,

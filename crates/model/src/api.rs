@@ -7,6 +7,7 @@ use crate::{
     migration::{Migration, MigrationOptions, MigrationStatus},
     name::{Name, ObjectRef},
     object::Object,
+    volume::{Volume, VolumeRef},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -231,6 +232,30 @@ pub struct DrainLeft {
     pub to: Option<Name>,
     /// What it waits for or is at, a sentence.
     pub why: String,
+}
+
+/// A replica of a mirrored volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReplicaLine {
+    /// Its host.
+    pub host: Name,
+    /// It has every write that the guest saw acknowledged.
+    pub counted: bool,
+    /// How it is, in words.
+    pub is: String,
+}
+
+/// A mirrored volume and how its replicas are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeView {
+    /// `vm.disk`.
+    pub name: VolumeRef,
+    /// The host of its VM.
+    pub owner: Option<Name>,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaLine>,
+    /// The record.
+    pub volume: Volume,
 }
 
 /// How the drain of a host stands.

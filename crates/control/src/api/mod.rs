@@ -32,6 +32,7 @@ pub mod table;
 pub mod validate;
 mod validate_after;
 mod validate_update;
+mod volumes;
 
 #[cfg(test)]
 mod admission_test;

@@ -10,6 +10,7 @@ use super::{
     rehearsals::Hosts,
     routes,
     routes::{Following, ImportQuery, Latest, NewToken},
+    volumes,
 };
 use axum::routing::{MethodRouter, delete, get, post, put};
 use haven_model::{
@@ -17,7 +18,7 @@ use haven_model::{
     api::{
         Applied, ApplyRequest, Balance, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
         MaintenanceAsked, MaintenanceView, MigrationAsked, MigrationView, Overview, Page,
-        Rehearsal, Secret, TokenLine, Version,
+        Rehearsal, Secret, TokenLine, Version, VolumeView,
     },
     event::AuditEntry,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -339,6 +340,28 @@ pub const TABLE: &[Route] = &[
         takes: Takes::Nothing,
         gives: Gives::Json(of::<Rehearsal>),
         handler: || get(rehearsals::rehearse),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/volumes",
+        role: Role::Viewer,
+        id: "listVolumes",
+        summary: "mirrored disks, their hosts, and which of their replicas count",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<Vec<VolumeView>>),
+        handler: || get(volumes::list),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/volumes/{name}",
+        role: Role::Viewer,
+        id: "showVolume",
+        summary: "a mirrored disk, and how each of its replicas is",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<VolumeView>),
+        handler: || get(volumes::show),
     },
     Route {
         method: "GET",

@@ -19,6 +19,7 @@ pub mod rebalance;
 pub mod rehearse;
 pub mod service;
 pub mod vm;
+pub mod volume;
 pub mod wait;
 pub mod watch;
 

@@ -6,6 +6,7 @@ mod maintenance;
 mod monitor;
 mod objects;
 mod rehearsal;
+mod volumes;
 
 #[cfg(test)]
 mod render_test;
@@ -16,6 +17,7 @@ pub use maintenance::maintenance;
 pub use monitor::{audit, event, event_head, incident, incidents, overview, time};
 pub use objects::{items, shown};
 pub use rehearsal::rehearsal;
+pub use volumes::{volume, volumes};
 
 use clap::{Args, ValueEnum};
 use comfy_table::{Table, presets};

@@ -12,6 +12,7 @@ mod hang;
 mod input;
 mod lab;
 mod lost_of_two;
+mod mirrored;
 mod moves;
 mod network;
 mod planned;
@@ -35,7 +36,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 40] = [
+const CASES: [Case; 41] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -77,6 +78,10 @@ const CASES: [Case; 40] = [
         run: postcopy::follows,
     },
     Case { name: "a_disk_of_one_host_goes_along_with_its_guest", run: disks::go_along },
+    Case {
+        name: "a_disk_on_two_hosts_holds_all_that_was_told_to_be_written_whatever_breaks",
+        run: mirrored::outlives,
+    },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",

@@ -662,7 +662,12 @@ impl VmTask {
             .as_ref()
             .map_or(Duration::from_secs(10), |(o, _)| o.spec.stop_grace.duration());
         match self.parts.vms.stop(self.vm.as_str(), grace).await {
-            Ok(()) => self.gone(snapshot, "").await,
+            Ok(()) => {
+                if let Some(epoch) = self.running {
+                    self.close_mirrors(epoch).await;
+                }
+                self.gone(snapshot, "").await;
+            }
             Err(error) => self.failed("stop", &error),
         }
     }

@@ -54,6 +54,10 @@ pub fn arguments(launch: &VmLaunch, fds: &Descriptors) -> Vec<String> {
     add("-no-user-config", String::new());
     add("-display", "none".into());
     add("-S", String::new());
+    if launch.is_mirrored() {
+        // A guest that has powered off is asked whether all replicas have all that it wrote.
+        add("-action", "shutdown=pause".into());
+    }
     for pair in accelerator(launch.accel, fds.kvm).chunks(2) {
         add(&pair[0], pair[1].clone());
     }

@@ -133,6 +133,8 @@ commands! {
     NODES = "query-named-block-nodes", ["flat"], ["node-name", "dirty-bitmaps"], false;
     /// Which node stands on which.
     GRAPH = "x-debug-query-block-graph", [], ["nodes", "edges"], false;
+    /// Ends it.
+    QUIT = "quit", [], [], false;
     /// Another replica for a disk, or one less.
     CHANGE_CHILD = "x-blockdev-change", ["parent", "child", "node"], [], false;
     /// Notes what is written.

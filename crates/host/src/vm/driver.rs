@@ -104,6 +104,11 @@ pub struct VmLaunch {
 }
 
 impl VmLaunch {
+    /// Whether one of its disks has replicas on other hosts.
+    #[must_use]
+    pub fn is_mirrored(&self) -> bool {
+        self.disks.iter().any(|disk| disk.mirror.is_some())
+    }
     /// The disks whose contents come with the guest, by their places.
     pub fn arriving(&self) -> impl Iterator<Item = usize> {
         let disks = self.disks.iter().enumerate().filter(|(_, disk)| disk.arrives);

@@ -40,6 +40,9 @@ impl Mirrors for FakeVmDriver {
     async fn go_on(&self, _vm: &str) -> Result<(), VmError> {
         Ok(())
     }
+    fn ended_whole(&self, _vm: &str, _epoch: u64) -> bool {
+        false
+    }
     async fn is_stopped(&self, _vm: &str) -> Result<bool, VmError> {
         Ok(false)
     }

@@ -65,6 +65,8 @@ struct Live {
     disks_in: Option<PathBuf>,
     /// The nodes of replicas that failed.
     failed: BTreeSet<String>,
+    /// Its guest has powered off, and all that it wrote is on all replicas.
+    whole: bool,
 }
 
 impl Live {
@@ -74,7 +76,8 @@ impl Live {
         let (way_in, disks_in) = (None, None);
         let failed = BTreeSet::new();
         let (killed, powered_off) = (false, false);
-        Self { process, epoch, qmp, listener, killed, powered_off, way_in, disks_in, failed }
+        let whole = false;
+        Self { process, epoch, qmp, listener, killed, powered_off, way_in, disks_in, failed, whole }
     }
 }
 
@@ -88,6 +91,8 @@ pub struct QemuDriver {
     /// Held while a process and its record come into being or are looked for, so that no one sees one without the
     /// other.
     births: Mutex<()>,
+    /// By VM, the epoch of the last process that ended whole.
+    whole: Arc<Mutex<BTreeMap<String, u64>>>,
     events: broadcast::Sender<VmEvent>,
 }
 
@@ -115,7 +120,8 @@ impl QemuDriver {
     pub fn new(config: QemuConfig, guard: Arc<dyn Guard>) -> Self {
         page_faults::take_back();
         let (events, _) = broadcast::channel(256);
-        Self { config, guard, live: Table::default(), births: Mutex::new(()), events }
+        let (births, whole) = (Mutex::new(()), Arc::default());
+        Self { config, guard, live: Table::default(), births, whole, events }
     }
 
     pub(super) fn directory(&self, vm: &str) -> PathBuf {
@@ -236,6 +242,11 @@ impl QemuDriver {
         self.entry(vm, |entry| std::mem::replace(&mut entry.disks_in, at)).flatten()
     }
 
+    /// The epoch of the last process of a VM that ended whole.
+    pub(super) fn was_whole(&self, vm: &str) -> Option<u64> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).get(vm).copied()
+    }
+
     /// The nodes of replicas that failed, after a change of them.
     pub(super) fn failed_nodes(
         &self,
@@ -258,6 +269,7 @@ impl QemuDriver {
     fn follow(&self, vm: &str, process: Arc<Process>) {
         let (live, events, guard) =
             (Arc::clone(&self.live), self.events.clone(), Arc::clone(&self.guard));
+        let whole = Arc::clone(&self.whole);
         let (vm, directory) = (vm.to_owned(), self.directory(vm));
         let logs = Arc::new([self.log(&vm), directory.join(run_dir::MESSAGES)]);
         if self.config.scopes {
@@ -276,6 +288,12 @@ impl QemuDriver {
                 let _ = tokio::time::timeout(LAST_EVENTS, listener).await;
             }
             let said = launch::last_words(&directory);
+            let is_whole =
+                lock(&live).get(&vm).filter(|entry| entry.whole).map(|entry| entry.epoch);
+            if let Some(epoch) = is_whole {
+                let mut whole = whole.lock().unwrap_or_else(PoisonError::into_inner);
+                whole.insert(vm.clone(), epoch);
+            }
             let Some(entry) = forget(&vm, &directory, &*guard, &live).await else { return };
             let how = match (entry.killed, entry.powered_off) {
                 (true, _) => Exit::Killed,
@@ -306,12 +324,16 @@ impl QemuDriver {
         let qmp = Qmp::connect(&self.directory(vm).join(run_dir::QMP_SOCKET), patience)
             .await
             .map_err(|source| VmError::Qmp { vm: vm.into(), source })?;
-        let listener = tokio::spawn(listen(
-            Arc::clone(&self.live),
-            self.events.clone(),
-            (vm.into(), pid),
-            qmp.events(),
-        ));
+        let record = record::read(&self.directory(vm)).ok().flatten();
+        let mirrored = record.is_some_and(|record| record.launch.is_mirrored());
+        let listener = Listener {
+            live: Arc::clone(&self.live),
+            events: self.events.clone(),
+            vm: vm.into(),
+            pid,
+            qmp: mirrored.then(|| Arc::clone(&qmp)),
+        };
+        let listener = tokio::spawn(listener.listen(qmp.events()));
         self.entry(vm, |entry| entry.listener = Some(listener));
         *held = Some(Arc::clone(&qmp));
         Ok(qmp)
@@ -440,37 +462,83 @@ async fn forget(vm: &str, directory: &Path, guard: &dyn Guard, live: &Table) -> 
     lock(live).remove(vm)
 }
 
-/// Notes what a guest says of a power-off, and tells how a copy of it comes on.
-async fn listen(
+/// Notes what a guest says of a power-off and what its disks do, and tells how a copy of it comes on.
+struct Listener {
     live: Table,
     events: broadcast::Sender<VmEvent>,
-    (vm, pid): (String, i32),
-    mut said: broadcast::Receiver<Value>,
-) {
-    loop {
-        match said.recv().await {
-            Ok(event) if event["event"] == commands::MIGRATION.name() => {
-                // Nobody listening is fine.
-                let _ = events.send(VmEvent::Copied { vm: vm.clone() });
+    vm: String,
+    pid: i32,
+    /// For a process that does not end by itself when its guest does.
+    qmp: Option<Arc<Qmp>>,
+}
+
+impl Listener {
+    async fn listen(self, mut said: broadcast::Receiver<Value>) {
+        if let Some(qmp) = &self.qmp {
+            let status = qmp.call(&commands::STATUS, json!({}), DEADLINE).await;
+            let off = status
+                .is_ok_and(|status| commands::guest_state(&status) == Some(GuestState::Ended));
+            if off {
+                // It powered off while nobody listened: whether all was written is not known.
+                self.note(|entry| entry.powered_off = true);
+                let _ = qmp.call(&commands::QUIT, json!({}), DEADLINE).await;
             }
-            Ok(event) if event["event"] == commands::REPLICA_FAILED.name() => {
-                let node = event["data"]["node-name"].as_str().unwrap_or_default().to_owned();
-                if let Some(entry) = lock(&live).get_mut(&vm).filter(|e| e.process.pid() == pid) {
-                    entry.failed.insert(node);
-                }
-                let _ = events.send(VmEvent::DiskBroke { vm: vm.clone() });
-            }
-            Ok(event) if event["event"] == commands::DISK_FAILED.name() => {
-                let _ = events.send(VmEvent::DiskBroke { vm: vm.clone() });
-            }
-            Ok(event) if commands::powers_off(&event) => {
-                if let Some(entry) = lock(&live).get_mut(&vm).filter(|e| e.process.pid() == pid) {
-                    entry.powered_off = true;
-                }
-            }
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            Err(broadcast::error::RecvError::Closed) => return,
         }
+        loop {
+            match said.recv().await {
+                Ok(event) => {
+                    self.hear(&event);
+                    if commands::powers_off(&event) {
+                        self.end(&mut said).await;
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Live)) {
+        let mut live = lock(&self.live);
+        live.get_mut(&self.vm).filter(|entry| entry.process.pid() == self.pid).map(note);
+    }
+
+    /// Whether it says that a disk failed.
+    fn hear(&self, event: &Value) -> bool {
+        let is = |of: commands::Event| event["event"] == of.name();
+        // Nobody listening is fine.
+        if is(commands::MIGRATION) {
+            let _ = self.events.send(VmEvent::Copied { vm: self.vm.clone() });
+        } else if commands::powers_off(event) {
+            self.note(|entry| entry.powered_off = true);
+        } else if is(commands::REPLICA_FAILED) || is(commands::DISK_FAILED) {
+            if let Some(node) =
+                event["data"]["node-name"].as_str().filter(|_| is(commands::REPLICA_FAILED))
+            {
+                self.note(|entry| _ = entry.failed.insert(node.to_owned()));
+            }
+            let _ = self.events.send(VmEvent::DiskBroke { vm: self.vm.clone() });
+            return true;
+        }
+        false
+    }
+
+    /// The guest has powered off and its process waits: ends it, and notes whether all that it wrote is on all replicas.
+    async fn end(&self, said: &mut broadcast::Receiver<Value>) {
+        let Some(qmp) = &self.qmp else { return };
+        // It answers once all that was under way has come to its end, and then all has been said of that.
+        let answered = qmp.call(&commands::STATUS, json!({}), DEADLINE).await;
+        let mut well =
+            answered.is_ok_and(|status| commands::guest_state(&status) == Some(GuestState::Ended));
+        loop {
+            match said.try_recv() {
+                Ok(event) => well &= !self.hear(&event),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => well = false,
+                Err(_) => break,
+            }
+        }
+        self.note(|entry| entry.whole = well && entry.failed.is_empty());
+        let _ = qmp.call(&commands::QUIT, json!({}), DEADLINE).await;
     }
 }
 

@@ -447,6 +447,10 @@ impl Mirrors for QemuDriver {
         self.tell(vm, &commands::CONTINUE, json!({})).await.map(drop)
     }
 
+    fn ended_whole(&self, vm: &str, epoch: u64) -> bool {
+        self.was_whole(vm) == Some(epoch)
+    }
+
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError> {
         let status = self.ask(vm, &commands::STATUS, DEADLINE).await?;
         Ok(status["status"] == commands::STOPPED_BY_DISK)

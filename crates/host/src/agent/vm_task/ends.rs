@@ -35,6 +35,7 @@ impl VmTask {
             Exit::Crashed => "its process ended unexpectedly",
             Exit::Killed => "its process was killed",
         };
+        self.close_mirrors(epoch).await;
         self.ended_by_itself(epoch, how, what).await;
     }
 

@@ -17,7 +17,10 @@ use crate::{
         mirrored::{Owner, served},
     },
     storage::mirrored::steps::{self, Around, Keep},
-    vm::{driver::VmError, mirrors::DiskMirror},
+    vm::{
+        driver::VmError,
+        mirrors::{DiskMirror, Print},
+    },
 };
 use haven_model::{
     Name, PoolDriverKind, Severity, Snapshot,
@@ -46,8 +49,8 @@ pub(super) struct Mirrors {
     went_on: Option<(Mono, u32)>,
     /// A disk broke since this was looked at, or this never was.
     pub broke: bool,
-    /// Nothing is taken in before.
-    takes_in: Option<Mono>,
+    /// This one could not be taken in, and is not tried again before.
+    refused: Option<(Print, Mono)>,
 }
 
 impl Mirrors {
@@ -88,6 +91,26 @@ impl VmTask {
         }
         if self.mirrors.broke {
             self.see_whether_it_stands().await;
+        }
+    }
+
+    /// Its process has ended. If all replicas have all that was written, the next one opens them as they are.
+    pub(super) async fn close_mirrors(&mut self, epoch: u64) {
+        if !self.parts.vms.ended_whole(self.vm.as_str(), epoch) {
+            return;
+        }
+        let live = Arc::clone(&self.parts.live.borrow());
+        for (_, of) in self.mirrored(&live) {
+            let Some(volume) = live.volumes.get(&of).map(|volume| Arc::clone(&volume.value)) else {
+                continue;
+            };
+            // It had all open that count: nothing is acknowledged without them.
+            let with = volume.counted().filter(|host| **host != self.parts.me).cloned().collect();
+            if let Some(record) = steps::closed(&volume, &self.parts.me, &with)
+                && !self.put(&live, &of, &record).await
+            {
+                tracing::warn!(vm = %self.vm, disk = %of.disk, "that its replicas are the same could not be written");
+            }
         }
     }
 
@@ -250,14 +273,17 @@ impl VmTask {
         host: &Name,
     ) -> Result<Next, VmError> {
         let now = self.parts.clock.now();
-        if let Some(after) = self.mirrors.takes_in.filter(|after| now < *after) {
+        let Some(replica) = served(live, of, host, volume.run) else { return Ok(Next::Rest) };
+        let print = replica.print();
+        if let Some((_, after)) = self.mirrors.refused.as_ref().filter(|(of, _)| *of == print)
+            && now < *after
+        {
             self.look_again(Duration::from_nanos(after.0 - now.0));
             return Ok(Next::Rest);
         }
-        let Some(replica) = served(live, of, host, volume.run) else { return Ok(Next::Rest) };
-        self.mirrors.takes_in = Some(now.plus(TAKES_IN));
+        self.mirrors.refused = Some((print, now.plus(TAKES_IN)));
         self.parts.vms.take_in(self.vm.as_str(), place, &replica).await?;
-        self.mirrors.takes_in = None;
+        self.mirrors.refused = None;
         Ok(Next::Again)
     }
 }

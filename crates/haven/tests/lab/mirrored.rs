@@ -1,0 +1,212 @@
+//! A disk that is on two hosts at once: whatever breaks, its guest finds all that it was told to be written.
+
+use crate::{
+    lab::{HOSTS, Lab},
+    witness::Witness,
+};
+use anyhow::{Context, Result, ensure};
+use haven_lab::drive::Driver;
+use haven_model::volume::{ReplicaState, Volume};
+use nix::sys::signal::Signal;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+const VM: &str = "keeper";
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
+/// console once its disk has it.
+const KEEPS: &str = r#"#!/bin/busybox sh
+i=0
+while :; do
+  read=$(dd if=/dev/vda bs=512 skip=$((i + 1)) count=1 2> /dev/null | head -c 8)
+  [ "$read" = "$(printf '%08d' $((i + 1)))" ] || break
+  i=$((i + 1))
+done
+echo "KEEPER-HAS $i" > /dev/console
+while :; do
+  i=$((i + 1))
+  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "KEEPER-WROTE $i" > /dev/console
+  usleep 20000
+done
+"#;
+
+/// The largest number behind these words on its console, on any host.
+fn largest(lab: &Lab, words: &str) -> u64 {
+    let said = lab.all_said_by(VM);
+    let numbers = said.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(words)?;
+        rest.trim().parse::<u64>().ok()
+    });
+    numbers.max().unwrap_or(0)
+}
+
+fn volume(lab: &Driver) -> Result<Volume> {
+    lab.ask(|client| async move { client.volume("keeper.data").await }).map(|view| view.volume)
+}
+
+/// The hosts of its replicas: that of its VM first.
+fn hosts(lab: &Lab) -> Result<(String, String)> {
+    let owner = lab.host_of(VM)?;
+    let volume = volume(lab)?;
+    let other = volume.replicas.keys().find(|host| host.as_str() != owner);
+    Ok((owner, other.context("it has another replica")?.to_string()))
+}
+
+/// All replicas count again.
+fn whole(lab: &Lab) -> Result<()> {
+    lab.wait("all replicas count", PATIENCE, |lab| {
+        let counted = |volume: Volume| {
+            volume.replicas.len() == 2
+                && volume.replicas.values().all(|state| *state == ReplicaState::Counted)
+        };
+        volume(lab).is_ok_and(counted)
+    })
+}
+
+/// It goes on to write.
+fn writes_on(lab: &Lab) -> Result<()> {
+    let then = largest(lab, "KEEPER-WROTE");
+    lab.wait("it writes on", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > then + 5)
+}
+
+/// It was started anew since, and has all that it was told to be written on `host` before that.
+fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
+    lab.wait("it reads its disk anew", PATIENCE, |_| lab.said_by(VM, "KEEPER-HAS") > boots)?;
+    let has = largest(lab, "KEEPER-HAS");
+    let log = lab.dir.join(format!("hosts/{host}/upper/var/log/haven/vms/{VM}.console.log"));
+    let said = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
+    // What it says of its disk now comes after all that it said before, if it is on the same host.
+    let last = format!("KEEPER-HAS {has}\r");
+    let before = said.rsplit_once(&last).map_or(said.as_str(), |(before, _)| before);
+    let told = before.lines().filter_map(|line| {
+        line.split_once("KEEPER-WROTE ")?.1.trim().parse::<u64>().ok()
+    });
+    let wrote = told.max().context("it had written something")?;
+    println!("  told as written: {wrote}, found on the disk afterwards: {has}");
+    ensure!(has >= wrote, "{} records are lost", wrote - has);
+    writes_on(lab)
+}
+
+fn boots(lab: &Lab) -> usize {
+    lab.said_by(VM, "KEEPER-HAS")
+}
+
+fn replica(lab: &Lab, host: &str) -> Result<PathBuf> {
+    let pool = lab.dir.join(format!("hosts/{host}/upper/var/lib/haven/mirrored"));
+    let mut all = std::fs::read_dir(&pool)?.flatten().map(|entry| entry.path());
+    all.find(|path| path.extension().is_some_and(|ending| ending == "raw"))
+        .with_context(|| format!("{} holds no replica", pool.display()))
+}
+
+/// Each fault in turn; after each one all replicas count again, and at the end they are the same.
+pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    witness.moves(true);
+    let manifest = format!(
+        "kind: Pool\nname: mirrored\ndriver: mirrored\npath: /var/lib/haven/mirrored\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\nnetworks:\n- network: front\nuserData: {KEEPS:?}\n"
+    );
+    lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
+    lab.wait("the guest writes", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > 20)?;
+    replica_lost(lab)?;
+    owner_lost(lab)?;
+    stopped(lab)?;
+    lab.haven(&["delete", &format!("vm/{VM}"), "--wait"])?;
+    lab.haven(&["delete", "pool/mirrored", "--wait"])?;
+    for host in HOSTS {
+        lab.wait("nothing serves a replica any more", PATIENCE, |lab| {
+            lab.pids(host, "qemu-storage-daemon").is_empty()
+        })?;
+    }
+    crate::moves::alone(lab, witness)
+}
+
+/// What happens to the replica beside its guest's host does not start the guest anew.
+fn replica_lost(lab: &Lab) -> Result<()> {
+    let (owner, other) = hosts(lab)?;
+    let before = boots(lab);
+    lab.signal(&other, "qemu-storage-daemon", Signal::SIGKILL)?;
+    writes_on(lab)?;
+    whole(lab)?;
+    println!("  what served a replica was killed, and it counts again");
+    let cuts: [&[&str]; 3] = [
+        &["cut", &other, "--from", &owner],
+        &["cut", &other, "--from", &owner, "--one-way"],
+        &["cut", &owner, "--from", &other, "--one-way"],
+    ];
+    for cut in cuts {
+        lab.haven(&[&["lab"], cut].concat())?;
+        lab.wait("it counts no more", PATIENCE, |lab| {
+            volume(lab).is_ok_and(|volume| volume.counted().count() == 1)
+        })?;
+        writes_on(lab)?;
+        lab.haven(&["lab", "heal"])?;
+        whole(lab)?;
+        println!("  {} was healed, and it counts again", cut.join(" "));
+    }
+    lab.haven(&["lab", "kill", &other])?;
+    writes_on(lab)?;
+    lab.haven(&["lab", "start", &other])?;
+    lab.online(&other)?;
+    // The daemon that brings it back is killed in the middle.
+    lab.signal(&owner, "haven daemon", Signal::SIGKILL)?;
+    whole(lab)?;
+    println!("  its host lost its power");
+    ensure!(boots(lab) == before && lab.host_of(VM)? == owner, "it was started anew");
+    Ok(())
+}
+
+/// What happens to the host of its guest starts it anew where the other replica is, with all that it was told to be written.
+fn owner_lost(lab: &Lab) -> Result<()> {
+    // Its process crashes, on the same host.
+    let (owner, _) = hosts(lab)?;
+    let before = boots(lab);
+    lab.signal(&owner, "guest=keeper", Signal::SIGKILL)?;
+    has_all(lab, before, &owner)?;
+    whole(lab)?;
+    lab.haven(&["lab", "watchdog", "off"])?;
+    for how in ["kill", "cut", "pause"] {
+        let (owner, other) = hosts(lab)?;
+        let before = boots(lab);
+        let begin = Instant::now();
+        lab.haven(&["lab", how, &owner])?;
+        // Nobody is asked for its host: one that is cut off says what it last knew.
+        let started = || boots(lab) > before;
+        lab.wait("it starts on the other host", PATIENCE, |_| started())?;
+        println!("  {how} {owner}: started anew after {:.1} s", begin.elapsed().as_secs_f64());
+        has_all(lab, before, &owner)?;
+        match how {
+            "kill" => lab.haven(&["lab", "start", &owner])?,
+            "cut" => lab.haven(&["lab", "heal"])?,
+            _ => {
+                lab.resume(&owner);
+                String::new()
+            }
+        };
+        lab.online(&owner)?;
+        ensure!(lab.host_of(VM)? == other, "it did not start where its other replica is");
+        whole(lab)?;
+        writes_on(lab)?;
+    }
+    lab.haven(&["lab", "watchdog", "on"]).map(drop)
+}
+
+/// A guest that was stopped is the same on both hosts, and starts with both.
+fn stopped(lab: &Lab) -> Result<()> {
+    let (owner, other) = hosts(lab)?;
+    lab.haven(&["vm", "stop", VM])?;
+    lab.wait("its replicas are known to be the same", Duration::from_secs(30), |lab| {
+        volume(lab).is_ok_and(|volume| volume.clean)
+    })?;
+    lab.wait("it has ended", Duration::from_secs(30), |lab| {
+        lab.pids(&owner, "guest=keeper").is_empty()
+    })?;
+    let (here, there) =
+        (std::fs::read(replica(lab, &owner)?)?, std::fs::read(replica(lab, &other)?)?);
+    ensure!(here == there, "the replicas differ");
+    let before = boots(lab);
+    lab.haven(&["vm", "start", VM])?;
+    has_all(lab, before, &owner)?;
+    ensure!(volume(lab)?.counted().count() == 2, "one of them was left behind");
+    Ok(())
+}
