@@ -73,6 +73,9 @@ pub enum ReplicaState {
     Counted,
     /// It may lack some, or have some that the others lack.
     Stale,
+    /// The same, and its owner may say at any moment that it counts. Until that has been taken back nobody goes on without it:
+    /// the word may be under way to the store.
+    Returning,
 }
 
 /// A volume's record. Who may write it is not in it: that is the host on which its VM is placed, under the epoch of that
@@ -122,6 +125,14 @@ impl Volume {
     #[must_use]
     pub fn counts(&self, host: &Name) -> bool {
         self.replicas.get(host) == Some(&ReplicaState::Counted)
+    }
+
+    /// The record with this replica in another state.
+    #[must_use]
+    pub fn with(&self, host: &Name, state: ReplicaState) -> Self {
+        let mut volume = self.clone();
+        volume.replicas.insert(host.clone(), state);
+        volume
     }
 
     /// The record with these replicas counted no more.

@@ -8,10 +8,16 @@ use crate::{
     surroundings::PowerSwitch,
     wire,
 };
-use haven_host::{network::fake::Segment, vm::fake::World};
+use haven_host::{
+    network::fake::Segment,
+    vm::{fake::World, fake_mirrors::Careless},
+};
 use haven_model::{
     ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, RebalancePolicy, Timers,
-    cluster::SHORTEST_WINDOW, keys, manifest, object::Object,
+    cluster::SHORTEST_WINDOW,
+    keys, manifest,
+    object::Object,
+    volume::{Volume, VolumeRef},
 };
 use haven_plan::tolerance::maintenance::in_turn;
 use haven_store::{
@@ -117,6 +123,23 @@ pub enum Broken {
     Comparisons,
     /// Guests that were handed over still write to the disks of their old host.
     Disks,
+    /// A write to a mirrored disk is acknowledged when one replica lacks it.
+    Threshold,
+    /// A process goes on without a replica that failed before the store says that it counts no more.
+    Consent,
+    /// A replica that is served to a newer run still takes what older ones send.
+    Exports,
+}
+
+impl Broken {
+    fn of_mirrors(self) -> Option<Careless> {
+        match self {
+            Broken::Threshold => Some(Careless::Threshold),
+            Broken::Consent => Some(Careless::Consent),
+            Broken::Exports => Some(Careless::Exports),
+            _ => None,
+        }
+    }
 }
 
 /// A cluster.
@@ -151,8 +174,14 @@ impl Cluster {
         let segment: Arc<Segment> = Arc::default();
         let judge = Arc::new(Judge::new(grace, Arc::clone(&segment)));
         let (seen, heard) = (Arc::clone(&judge), Arc::clone(&judge));
+        let replicas: Arc<OnceLock<Arc<World>>> = Arc::default();
+        let of_replicas = Arc::clone(&replicas);
         let witness: haven_store::memory::Witness = Arc::new(move |revision, events| {
-            seen.transaction(revision, &changes(events));
+            let changes = changes(events);
+            seen.transaction(revision, &changes);
+            if let Some(world) = of_replicas.get() {
+                changes.iter().for_each(|change| counted(world, change));
+            }
         });
         let careless = match setup.broken {
             Some(Broken::Comparisons) => vec![keys::PLACEMENTS.to_owned(), keys::LEASES.to_owned()],
@@ -162,11 +191,16 @@ impl Cluster {
         let world = World::witnessed(Arc::new(move |host, vm, epoch, started| {
             heard.world(host, vm, epoch, started);
         }));
+        let world = Arc::new(world);
+        let _ = replicas.set(Arc::clone(&world));
+        if let Some(careless) = setup.broken.and_then(Broken::of_mirrors) {
+            world.mirrors.set_careless(careless);
+        }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("haven-sim-{}-{number}", std::process::id()));
         let shared = Arc::new(Shared {
             net,
-            world: Arc::new(world),
+            world,
             segment,
             wires: Arc::default(),
             promisers: Arc::default(),
@@ -582,6 +616,17 @@ fn changes(events: &[haven_store::memory::Event]) -> Vec<crate::judge::etcd_even
             Some((key, (event.r#type == 0).then(|| kv.value.clone()), kv.mod_revision))
         })
         .collect()
+}
+
+/// Tells whose replicas of a volume count from now on.
+fn counted(world: &World, (key, value, _): &crate::judge::etcd_event::Event) {
+    let Some(of) = key.strip_prefix(keys::VOLUMES).and_then(VolumeRef::parse) else { return };
+    let record = value.as_ref().and_then(|value| serde_json::from_slice::<Volume>(value).ok());
+    let Some(record) = record else {
+        return world.mirrors.forget_counted(&format!("{of}."));
+    };
+    let hosts = record.counted().map(ToString::to_string).collect();
+    world.mirrors.set_counted(&format!("{of}.{}", record.vm_uid), hosts);
 }
 
 /// An object that exists keeps its uid and counts its generation; a new one gets both.

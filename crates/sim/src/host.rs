@@ -24,7 +24,7 @@ use haven_host::{
     },
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
-    storage::mirrored::fake::NoReplicas,
+    storage::mirrored::fake::FakeReplicas,
     vm::{driver::VmDriver, fake::FakeVmDriver, fake_migration::Copies},
 };
 use haven_model::{Name, Snapshot, Timers, keys};
@@ -32,13 +32,15 @@ use haven_store::{
     clock::{Clock, Mono, Run},
     contact::Contact,
     live::{LiveConfig, LiveCopy},
+    pki::Authority,
     raw::EtcdStore,
+    seal::ClusterKey,
 };
 use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
     path::PathBuf,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -136,6 +138,7 @@ impl SimHost {
         self.set_power(Power::Off);
         self.shared.world.set_frozen(self.name.as_str(), false);
         self.shared.world.kill_all(self.name.as_str());
+        self.shared.world.mirrors.end_serving(self.name.as_str());
         self.shared.segment.drop_host(self.name.as_str());
     }
 
@@ -371,13 +374,21 @@ impl SimHost {
             cut_off: agent::CutOff::default(),
             address: Arc::new(Failing { driver: address, net: Arc::clone(net) }),
             balance: Arc::new(Failing { driver: FakeBalance::default(), net: Arc::clone(net) }),
-            secrets: None,
+            secrets: Some(secrets()),
             storage: Arc::new(SimStorage {
                 host: self.name.to_string(),
                 net: Arc::clone(net),
                 world: Arc::clone(&self.shared.world),
             }),
-            replicas: Arc::new(NoReplicas),
+            replicas: Arc::new(FakeReplicas {
+                host: self.name.to_string(),
+                world: Arc::clone(&shared.world),
+                clock: clock.clone(),
+                fails: {
+                    let net = Arc::clone(net);
+                    Arc::new(move || net.driver_fails())
+                },
+            }),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
             machine: Arc::new(SimMachine {
                 host: self.name.to_string(),
@@ -469,7 +480,7 @@ impl SimHost {
                 switch,
                 reads_back: self.shared.broken != Some(Broken::Power),
             }),
-            secrets: None,
+            secrets: Some(secrets()),
             clock: clock.clone(),
             wall_ms: self.shared.wall(),
         }
@@ -535,4 +546,12 @@ impl PowerSwitch for NoSwitch {
 #[must_use]
 pub fn booting() -> Duration {
     BOOT
+}
+
+/// The cluster's key. All simulated clusters have the same one: making one takes time, and nothing is kept secret here.
+fn secrets() -> ClusterKey {
+    static KEY: OnceLock<Authority> = OnceLock::new();
+    let authority =
+        KEY.get_or_init(|| Authority::create("simulated").expect("an authority can be made"));
+    ClusterKey::derive(authority).expect("a key can be derived")
 }

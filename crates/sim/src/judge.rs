@@ -254,6 +254,8 @@ impl Inner {
             || short.starts_with("status/vm/")
             || short.starts_with("status/migration/")
             || short.starts_with("migrations/")
+            || short.starts_with("volumes/")
+            || short.starts_with("status/replica/")
             || short.starts_with("drains/")
             || short == "maintenance"
             || short == "manager"

@@ -63,6 +63,9 @@ fn disks_are_whole(cluster: &Cluster) {
     for lost in cluster.shared.world.local_disks.lost() {
         cluster.shared.judge.accuse(format!("disks: {lost}"));
     }
+    for lost in cluster.shared.world.mirrors.lost().iter().take(3) {
+        cluster.shared.judge.accuse(format!("disks: {lost}"));
+    }
 }
 
 /// With everything well, a host that is drained gets empty, and what it had comes back when that is asked.

@@ -121,7 +121,7 @@ fn broken_move(step: AtStep, vm: &str, first: bool) -> Scenario {
         power_control: step.blow != Blow::Pause,
         clock_skew_percent: 1.0,
         rebalance: RebalancePolicy::Off,
-        manifest: storm::manifest(1, 2),
+        manifest: storm::manifest(1, 2, 3),
         seeds: 1,
         events: vec![
             Event { at: 0.5, fault: Fault::AtStep(vm.clone(), step) },

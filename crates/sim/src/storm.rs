@@ -13,9 +13,12 @@ const LASTS_MS: u64 = 60_000;
 
 /// What is wanted of the cluster: a service behind an address, and single VMs.
 #[must_use]
-pub fn manifest(replicas: u32, vms: u32) -> String {
+pub fn manifest(replicas: u32, vms: u32, able: u8) -> String {
+    let copies = able.min(3);
     let mut text = format!(
         "kind: Pool\nname: scratch\ndriver: local\npath: /local\n---\n\
+         kind: Pool\nname: twins\ndriver: mirrored\npath: /twins\n---\n\
+         kind: Pool\nname: more\ndriver: mirrored\npath: /more\nreplicas: {copies}\n---\n\
          kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
          kind: Network\nname: lan\ndriver: bridge\nsubnet: 10.78.0.0/24\n---\n\
          kind: Service\nname: web\nreplicas: {replicas}\n\
@@ -33,6 +36,11 @@ pub fn manifest(replicas: u32, vms: u32) -> String {
         // One has a disk that only its host has.
         let disk = match i {
             2 => "disks: [{name: data, size: 1GiB, pool: scratch}]\n",
+            // Others have one that several hosts have.
+            4 | 5 => "disks: [{name: data, size: 1GiB, pool: twins}]\n",
+            3 => {
+                "disks: [{name: data, size: 1GiB, pool: more}, {name: log, size: 1GiB, pool: more}]\n"
+            }
             _ => "",
         };
         let card = if i % 2 == 1 { "networks: [{network: lan}]\n" } else { "" };
@@ -51,7 +59,7 @@ pub fn of(seed: u64) -> Scenario {
     // Two hosts alone cannot make up for the loss of each other.
     let witness = able == 2 && random.random_bool(0.7);
     let hosts = able + u8::from(witness);
-    let vms = random.random_range(0..=4);
+    let vms = random.random_range(0..=5);
     let watchdog = random.random_bool(0.7);
     let mut scenario = Scenario {
         about: format!("What seed {seed} decides."),
@@ -60,7 +68,7 @@ pub fn of(seed: u64) -> Scenario {
         watchdog,
         power_control: random.random_bool(0.6),
         clock_skew_percent: if random.random_bool(0.5) { 1.0 } else { 4.0 },
-        manifest: manifest(random.random_range(1..=4), vms),
+        manifest: manifest(random.random_range(1..=4), vms, able),
         rebalance: match seed % 3 {
             0 => RebalancePolicy::Auto,
             _ => RebalancePolicy::Advise,

@@ -56,6 +56,9 @@ impl Storage for SimStorage {
     ) -> Result<VolumeReady, StorageFailure> {
         self.works()?;
         let mut path = wanted.name.to_string();
+        if pool.driver == PoolDriverKind::Mirrored {
+            self.world.mirrors.make(&self.host, &path);
+        }
         if pool.driver == PoolDriverKind::Local {
             self.world.local_disks.make(&self.host, &path);
             path = format!("{LOCAL}{path}");
@@ -69,7 +72,8 @@ impl Storage for SimStorage {
         _owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure> {
         self.works()?;
-        Ok(Some(PathBuf::from(name.to_string())))
+        let there = self.world.mirrors.is_there(&self.host, &name.to_string());
+        Ok(there.then(|| PathBuf::from(name.to_string())))
     }
     async fn volume_keys(
         &self,
@@ -87,23 +91,28 @@ impl Storage for SimStorage {
         name: &VolumeName,
     ) -> Result<(), StorageFailure> {
         self.works()?;
-        if pool.driver == PoolDriverKind::Local {
-            self.world.local_disks.remove(&self.host, &name.to_string());
+        match pool.driver {
+            PoolDriverKind::Local => self.world.local_disks.remove(&self.host, &name.to_string()),
+            PoolDriverKind::Mirrored => self.world.mirrors.remove(&self.host, &name.to_string()),
+            PoolDriverKind::Shared => {}
         }
         Ok(())
     }
-    async fn volumes(&self, _pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
+    async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
         self.works()?;
-        let here = self.world.local_disks.on(&self.host);
+        let here = match pool.driver {
+            PoolDriverKind::Mirrored => self.world.mirrors.on(&self.host),
+            _ => self.world.local_disks.on(&self.host),
+        };
         Ok(here.iter().filter_map(|name| VolumeName::parse(name)).collect())
     }
-    async fn put_aside(
-        &self,
-        _pool: &PoolSpec,
-        names: &[VolumeName],
-    ) -> Result<(), StorageFailure> {
+    async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
         self.works()?;
         for name in names {
+            if pool.driver == PoolDriverKind::Mirrored {
+                self.world.mirrors.remove(&self.host, &name.to_string());
+                continue;
+            }
             self.world.local_disks.remove(&self.host, &name.to_string());
         }
         Ok(())

@@ -11,7 +11,7 @@ use axum::{
 use haven_model::{
     Name, Snapshot, Versioned,
     api::{ReplicaLine, VolumeView},
-    volume::{ReplicaIs, Volume, VolumeRef},
+    volume::{ReplicaIs, ReplicaState, Volume, VolumeRef},
 };
 use std::collections::BTreeSet;
 
@@ -31,6 +31,9 @@ fn view(snapshot: &Snapshot, of: &VolumeRef, volume: &Versioned<Volume>) -> Volu
             (Some(why), _) => why,
             _ if !snapshot.session_open(host) => "its host is away".to_owned(),
             (None, true) => "has all that was written".to_owned(),
+            (None, false) if volume.replicas.get(host) == Some(&ReplicaState::Returning) => {
+                "is copied to".to_owned()
+            }
             (None, false) => "lacks what was written since it broke away".to_owned(),
         };
         ReplicaLine { host: host.clone(), counted, is }

@@ -80,9 +80,9 @@ fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
     // What it says of its disk now comes after all that it said before, if it is on the same host.
     let last = format!("KEEPER-HAS {has}\r");
     let before = said.rsplit_once(&last).map_or(said.as_str(), |(before, _)| before);
-    let told = before.lines().filter_map(|line| {
-        line.split_once("KEEPER-WROTE ")?.1.trim().parse::<u64>().ok()
-    });
+    let told = before
+        .lines()
+        .filter_map(|line| line.split_once("KEEPER-WROTE ")?.1.trim().parse::<u64>().ok());
     let wrote = told.max().context("it had written something")?;
     println!("  told as written: {wrote}, found on the disk afterwards: {has}");
     ensure!(has >= wrote, "{} records are lost", wrote - has);

@@ -16,7 +16,7 @@ use crate::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, FakeUplinks, Segment},
     },
-    storage::mirrored::fake::NoReplicas,
+    storage::mirrored::fake::FakeReplicas,
     vm::{
         driver::RunningVm,
         fake::{FakeVmDriver, World},
@@ -367,7 +367,12 @@ impl Fixture {
             balance: Arc::clone(&self.balance) as _,
             secrets: Some(self.secrets.clone()),
             storage: Arc::clone(&self.disks) as _,
-            replicas: Arc::new(NoReplicas),
+            replicas: Arc::new(FakeReplicas {
+                host: "host1".into(),
+                world: Arc::clone(&self.world),
+                clock: self.clock.clone(),
+                fails: Arc::new(|| false),
+            }),
             tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
             machine: Arc::new(Idle),
             meter: Arc::new(Idle),

@@ -5,6 +5,7 @@ use super::{
     driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
     fake_disks::LocalDisks,
     fake_migration::{Copies, Moves},
+    fake_mirrors::MirroredDisks,
 };
 use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
@@ -42,6 +43,8 @@ pub struct World {
     pub(super) moves: Moves,
     /// Disks that only one host has.
     pub local_disks: LocalDisks,
+    /// Disks that several hosts have.
+    pub mirrors: MirroredDisks,
 }
 
 impl World {
@@ -138,6 +141,7 @@ impl World {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.forget_lacking(host, vm);
+        self.mirrors.ended(host, vm);
         if let Some(epoch) = epoch {
             self.tell(host, VmEvent::Exited { vm: vm.to_owned(), epoch, how });
         }
@@ -222,6 +226,7 @@ impl FakeVmDriver {
             .map_err(|source| VmError::Guard { vm: launch.vm.clone(), source })?;
         let paths = launch.disks.iter().filter_map(|disk| disk.path.to_str());
         self.world.local_disks.opened(&self.host, &launch.vm, paths);
+        self.open_mirrors(launch)?;
         self.clock.pass().await;
         Ok(())
     }
@@ -244,6 +249,7 @@ impl VmDriver for FakeVmDriver {
     }
     async fn stop(&self, vm: &str, _grace: Duration) -> Result<(), VmError> {
         self.clock.sleep(Duration::from_millis(50)).await;
+        self.close_mirrors(vm);
         self.kill(vm).await
     }
     async fn kill(&self, vm: &str) -> Result<(), VmError> {

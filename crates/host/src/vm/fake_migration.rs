@@ -207,7 +207,7 @@ impl World {
         lock(&self.moves.copies).get(vm).cloned()
     }
 
-    fn is_frozen(&self, host: &str) -> bool {
+    pub(super) fn is_frozen(&self, host: &str) -> bool {
         lock(&self.moves.frozen).contains(host)
     }
 

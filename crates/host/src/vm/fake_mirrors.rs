@@ -1,49 +1,598 @@
-//! Mirrored disks for the simulator.
+//! Mirrored disks as records, for the simulator: the replicas of all hosts, who serves them to which run, the processes that
+//! have them open, and the writes of their guests one by one. A judge outside hears when a guest was told that something was
+//! written and it is not there.
 
 use super::{
-    driver::VmError,
-    fake::FakeVmDriver,
-    mirrors::{DiskMirror, Mirrors, ReplicaAt},
+    driver::{VmError, VmEvent, VmLaunch},
+    fake::{FakeVmDriver, World},
+    mirrors::{Catching, DiskMirror, Linked, Mirrors, Print, ReplicaAt},
+    qmp::QmpError,
 };
 use async_trait::async_trait;
 use haven_model::Name;
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Blocks of a volume.
+const BLOCKS: u64 = 4;
+/// Between two writes of a guest.
+const WRITES: Duration = Duration::from_millis(40);
+
+/// A rule that is left out on purpose, to show that the judge finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Careless {
+    /// A write is acknowledged when one replica lacks it.
+    Threshold,
+    /// A process goes on by itself without a replica that failed.
+    Consent,
+    /// A replica that is served to a newer run still takes what older ones send.
+    Exports,
+}
+
+#[derive(Default)]
+struct Replica {
+    /// The number of the write that each block holds.
+    blocks: BTreeMap<u64, u64>,
+    /// The lowest run that it may be served to.
+    lowest: u64,
+    /// To which run, by which process.
+    serves: Option<(u64, String)>,
+}
+
+#[derive(Clone)]
+struct Link {
+    print: Print,
+    instance: String,
+    broken: bool,
+    /// The blocks that are still to be copied; nothing when it was whole when it was opened.
+    left: Option<BTreeSet<u64>>,
+    copy_broke: bool,
+}
+
+/// A write under way.
+struct Hand {
+    block: u64,
+    id: u64,
+    has: BTreeSet<Name>,
+}
+
+struct Disk {
+    place: usize,
+    volume: String,
+    run: u64,
+    links: BTreeMap<Name, Link>,
+    /// What was written since, by host, with the machine for whose replica it was noted.
+    noted: BTreeMap<Name, (String, BTreeSet<u64>)>,
+    hand: Option<Hand>,
+    stopped: bool,
+}
+
+#[derive(Default)]
+struct State {
+    /// By host and volume.
+    replicas: BTreeMap<(String, String), Replica>,
+    /// By host and VM.
+    processes: BTreeMap<(String, String), (u64, Vec<Disk>)>,
+    /// Who ended with all on all replicas.
+    whole: BTreeMap<(String, String), u64>,
+    /// By volume and block, the least write that its guest must find.
+    told: BTreeMap<String, BTreeMap<u64, u64>>,
+    /// By volume, the hosts whose replicas count, as the store says.
+    counted: BTreeMap<String, BTreeSet<String>>,
+    ids: u64,
+    acknowledged: u64,
+    careless: Option<Careless>,
+    lost: Vec<String>,
+}
+
+/// The mirrored disks of all hosts.
+#[derive(Default)]
+pub struct MirroredDisks(Mutex<State>);
+
+/// How one host reaches another: it does, or nothing comes back.
+type Reaches<'a> = dyn Fn(&str, &str) -> bool + 'a;
+
+impl State {
+    fn replica(&mut self, host: &str, volume: &str) -> &mut Replica {
+        self.replicas.entry((host.to_owned(), volume.to_owned())).or_default()
+    }
+
+    fn serves(&mut self, host: &str, volume: &str, run: u64, instance: &str) -> bool {
+        let any_run = self.careless == Some(Careless::Exports);
+        let serves = &self.replica(host, volume).serves;
+        serves.as_ref().is_some_and(|(to, by)| (any_run || *to == run) && by == instance)
+    }
+
+    fn put(&mut self, host: &str, volume: &str, block: u64, id: u64) {
+        self.replica(host, volume).blocks.insert(block, id);
+    }
+
+    /// What a replica lacks of what a guest was told.
+    fn lacks(&self, host: &str, volume: &str) -> Option<String> {
+        let here = self.replicas.get(&(host.to_owned(), volume.to_owned()));
+        let told = self.told.get(volume)?;
+        told.iter().find_map(|(block, least)| {
+            let has = here.and_then(|here| here.blocks.get(block)).copied().unwrap_or(0);
+            let what = || format!("{volume} on {host} has write {has} in block {block}, and {least} was acknowledged");
+            (has < *least).then(what)
+        })
+    }
+
+    /// One step of a process; true when something broke.
+    fn tick(&mut self, host: &str, vm: &str, reaches: &Reaches<'_>) -> bool {
+        let key = (host.to_owned(), vm.to_owned());
+        let Some((epoch, mut disks)) = self.processes.remove(&key) else { return false };
+        let mut broke = false;
+        for disk in disks.iter_mut().filter(|disk| !disk.stopped) {
+            broke |= self.write(host, disk, reaches);
+            if disk.hand.is_none() {
+                self.copy(host, disk, reaches);
+            }
+        }
+        self.processes.insert(key, (epoch, disks));
+        broke
+    }
+
+    /// Its guest writes, and waits until all have it.
+    fn write(&mut self, host: &str, disk: &mut Disk, reaches: &Reaches<'_>) -> bool {
+        if disk.hand.is_none() {
+            self.ids += 1;
+            let (block, id) = (self.ids % BLOCKS, self.ids);
+            disk.hand = Some(Hand { block, id, has: BTreeSet::new() });
+        }
+        let Some(hand) = &mut disk.hand else { return false };
+        let (block, id) = (hand.block, hand.id);
+        self.put(host, &disk.volume, block, id);
+        disk.noted.values_mut().for_each(|(_, noted)| _ = noted.insert(block));
+        for (other, link) in &mut disk.links {
+            // Cut off, it fails at once.
+            if link.broken || hand.has.contains(other) {
+                continue;
+            }
+            // One that does not answer is waited for.
+            if !reaches(host, other.as_str()) {
+                continue;
+            }
+            if self.serves(other.as_str(), &disk.volume, disk.run, &link.instance) {
+                self.put(other.as_str(), &disk.volume, block, id);
+                link.left.iter_mut().for_each(|left| _ = left.remove(&block));
+                hand.has.insert(other.clone());
+            } else {
+                link.broken = true;
+            }
+        }
+        if self.careless == Some(Careless::Consent) {
+            disk.links.retain(|_, link| !link.broken);
+        }
+        if disk.links.values().any(|link| link.broken) {
+            disk.stopped = true;
+            return true;
+        }
+        let lack = disk.links.keys().filter(|host| !hand.has.contains(*host)).count();
+        let may_lack = usize::from(self.careless == Some(Careless::Threshold));
+        if lack <= may_lack {
+            disk.hand = None;
+            self.acknowledge(&disk.volume, block, id);
+        }
+        false
+    }
+
+    fn acknowledge(&mut self, volume: &str, block: u64, id: u64) {
+        self.acknowledged += 1;
+        let told = self.told.entry(volume.to_owned()).or_default().entry(block).or_default();
+        *told = id.max(*told);
+        for host in self.counted.get(volume).cloned().unwrap_or_default() {
+            if let Some(lacks) = self.lacks(&host, volume) {
+                self.lost.push(format!("{lacks}, while it counts"));
+            }
+        }
+    }
+
+    /// A replica that was taken in gets one block more.
+    fn copy(&mut self, host: &str, disk: &mut Disk, reaches: &Reaches<'_>) {
+        for (other, link) in &mut disk.links {
+            let Some(block) = link.left.as_ref().and_then(|left| left.first().copied()) else {
+                continue;
+            };
+            if link.broken || link.copy_broke || !reaches(host, other.as_str()) {
+                continue;
+            }
+            if !self.serves(other.as_str(), &disk.volume, disk.run, &link.instance) {
+                link.copy_broke = true;
+                continue;
+            }
+            let has = self.replica(host, &disk.volume).blocks.get(&block).copied().unwrap_or(0);
+            self.put(other.as_str(), &disk.volume, block, has);
+            link.left.iter_mut().for_each(|left| _ = left.remove(&block));
+        }
+    }
+}
+
+impl MirroredDisks {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A rule is left out.
+    pub fn set_careless(&self, careless: Careless) {
+        self.state().careless = Some(careless);
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn lost(&self) -> Vec<String> {
+        self.state().lost.clone()
+    }
+
+    /// How many writes were acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.state().acknowledged
+    }
+
+    /// The volumes whose names begin so are no more.
+    pub fn forget_counted(&self, prefix: &str) {
+        self.state().counted.retain(|volume, _| !volume.starts_with(prefix));
+    }
+
+    /// The store says whose replicas of a volume count.
+    pub fn set_counted(&self, volume: &str, hosts: BTreeSet<String>) {
+        let mut state = self.state();
+        for host in &hosts {
+            if let Some(lacks) = state.lacks(host, volume) {
+                state.lost.push(format!("{lacks}, and it is said to count"));
+            }
+        }
+        state.counted.insert(volume.to_owned(), hosts);
+    }
+
+    /// Makes a replica, if it is not there.
+    pub fn make(&self, host: &str, volume: &str) {
+        self.state().replica(host, volume);
+    }
+
+    /// Whether a host has one.
+    #[must_use]
+    pub fn is_there(&self, host: &str, volume: &str) -> bool {
+        self.state().replicas.contains_key(&(host.to_owned(), volume.to_owned()))
+    }
+
+    /// It is removed.
+    pub fn remove(&self, host: &str, volume: &str) {
+        self.state().replicas.remove(&(host.to_owned(), volume.to_owned()));
+    }
+
+    /// The replicas on a host.
+    #[must_use]
+    pub fn on(&self, host: &str) -> Vec<String> {
+        let state = self.state();
+        state.replicas.keys().filter(|(on, _)| on == host).map(|(_, v)| v.clone()).collect()
+    }
+
+    /// All processes that serve replicas on a host end.
+    pub fn end_serving(&self, host: &str) {
+        let mut state = self.state();
+        for ((on, _), replica) in &mut state.replicas {
+            if on == host {
+                replica.serves = None;
+            }
+        }
+    }
+
+    /// Serves a replica; the process that does, or why not.
+    pub(crate) fn serve(&self, host: &str, volume: &str, run: u64) -> Result<String, Option<u64>> {
+        let mut state = self.state();
+        let mut processes = state.processes.iter();
+        if processes
+            .any(|((on, _), (_, disks))| on == host && disks.iter().any(|d| d.volume == volume))
+        {
+            // Its file is locked.
+            return Err(None);
+        }
+        state.ids += 1;
+        let new = format!("process-{}", state.ids);
+        let replica = state.replica(host, volume);
+        if replica.lowest > run {
+            return Err(Some(replica.lowest));
+        }
+        replica.lowest = run;
+        let instance = replica.serves.take().map_or(new, |(_, instance)| instance);
+        replica.serves = Some((run, instance.clone()));
+        Ok(instance)
+    }
+
+    /// Serves it to nobody, and to none before this run ever again.
+    pub(crate) fn own(&self, host: &str, volume: &str, run: u64) -> Result<(), u64> {
+        let mut state = self.state();
+        let replica = state.replica(host, volume);
+        if replica.lowest > run {
+            return Err(replica.lowest);
+        }
+        replica.lowest = run;
+        replica.serves = None;
+        Ok(())
+    }
+
+    /// To which run it is served, by which process.
+    pub(crate) fn served(&self, host: &str, volume: &str) -> Option<(u64, String)> {
+        self.state().replica(host, volume).serves.clone()
+    }
+
+    /// Ends what serves it.
+    pub(crate) fn end_one(&self, host: &str, volume: &str) {
+        self.state().replica(host, volume).serves = None;
+    }
+
+    /// A process opens its disks; why it cannot.
+    fn open(&self, host: &str, launch: &VmLaunch) -> Result<(), String> {
+        let mut state = self.state();
+        let mut disks = Vec::new();
+        for (place, launched) in launch.disks.iter().enumerate() {
+            let Some(mirror) = &launched.mirror else { continue };
+            if state.replica(host, &mirror.volume).serves.is_some() {
+                return Err("Failed to get \"write\" lock".into());
+            }
+            let mut links = BTreeMap::new();
+            for at in &mirror.others {
+                let volume = &mirror.volume;
+                if !state.serves(at.host.as_str(), volume, mirror.run, &at.instance) {
+                    return Err(format!("the replica on {} refuses", at.host));
+                }
+                let link = Link {
+                    print: at.print(),
+                    instance: at.instance.clone(),
+                    broken: false,
+                    left: None,
+                    copy_broke: false,
+                };
+                links.insert(at.host.clone(), link);
+            }
+            disks.push(Disk {
+                place,
+                volume: mirror.volume.clone(),
+                run: mirror.run,
+                links,
+                noted: BTreeMap::new(),
+                hand: None,
+                stopped: false,
+            });
+        }
+        if disks.is_empty() {
+            return Ok(());
+        }
+        for disk in &disks {
+            if let Some(lacks) = state.lacks(host, &disk.volume) {
+                let lost = format!("{} runs on {host}: {lacks}", launch.vm);
+                state.lost.push(lost);
+            }
+            // What the guest finds must not change any more.
+            let found = state.replica(host, &disk.volume).blocks.clone();
+            let told = state.told.entry(disk.volume.clone()).or_default();
+            for (block, id) in found {
+                let least = told.entry(block).or_default();
+                *least = id.max(*least);
+            }
+        }
+        state.whole.remove(&(host.to_owned(), launch.vm.clone()));
+        let key = (host.to_owned(), launch.vm.clone());
+        state.processes.insert(key, (launch.epoch, disks));
+        Ok(())
+    }
+
+    /// A process ended.
+    pub(super) fn ended(&self, host: &str, vm: &str) {
+        self.state().processes.remove(&(host.to_owned(), vm.to_owned()));
+    }
+
+    /// Its guest has ended by itself: whether all that it wrote is on all replicas is noted.
+    fn close(&self, host: &str, vm: &str, reaches: &Reaches<'_>) {
+        let mut state = self.state();
+        state.tick(host, vm, reaches);
+        let key = (host.to_owned(), vm.to_owned());
+        let Some((epoch, disks)) = state.processes.get(&key) else { return };
+        let whole = disks.iter().all(|disk| disk.hand.is_none() && !disk.stopped);
+        let epoch = *epoch;
+        if whole {
+            state.whole.insert(key, epoch);
+        }
+    }
+
+    /// Changes one disk of a process.
+    fn change<T>(
+        &self,
+        host: &str,
+        (vm, place): (&str, usize),
+        change: impl FnOnce(&mut Disk) -> T,
+    ) -> Option<T> {
+        let mut state = self.state();
+        let (_, disks) = state.processes.get_mut(&(host.to_owned(), vm.to_owned()))?;
+        disks.iter_mut().find(|disk| disk.place == place).map(change)
+    }
+}
+
+/// Writes as long as the process is there.
+async fn write_on(driver: Writer) {
+    loop {
+        tokio::time::sleep(WRITES).await;
+        let Writer { world, host, vm, epoch, copies } = &driver;
+        let there = {
+            let state = world.mirrors.state();
+            state.processes.get(&(host.clone(), vm.clone())).is_some_and(|(now, _)| now == epoch)
+        };
+        if !there {
+            return;
+        }
+        if world.is_frozen(host) || !world.running().contains_key(&(host.clone(), vm.clone())) {
+            continue;
+        }
+        let reaches = |from: &str, to: &str| copies.reach(from, to) && !world.is_frozen(to);
+        let broke = world.mirrors.state().tick(host, vm, &reaches);
+        if broke {
+            world.tell(host, VmEvent::DiskBroke { vm: vm.clone() });
+        }
+    }
+}
+
+struct Writer {
+    world: Arc<World>,
+    host: String,
+    vm: String,
+    epoch: u64,
+    copies: Arc<dyn super::fake_migration::Copies>,
+}
+
+impl FakeVmDriver {
+    /// Opens the mirrored disks of a process that begins; its guest writes to them from then on.
+    pub(super) fn open_mirrors(&self, launch: &VmLaunch) -> Result<(), VmError> {
+        if !launch.is_mirrored() {
+            return Ok(());
+        }
+        let opened = self.world.mirrors.open(&self.host, launch);
+        opened.map_err(|said| VmError::Died { vm: launch.vm.clone(), said })?;
+        let writer = Writer {
+            world: Arc::clone(&self.world),
+            host: self.host.clone(),
+            vm: launch.vm.clone(),
+            epoch: launch.epoch,
+            copies: Arc::clone(&self.copies),
+        };
+        tokio::spawn(write_on(writer));
+        Ok(())
+    }
+
+    /// A guest that was asked to end has ended.
+    pub(super) fn close_mirrors(&self, vm: &str) {
+        let reaches =
+            |from: &str, to: &str| self.copies.reach(from, to) && !self.world.is_frozen(to);
+        self.world.mirrors.close(&self.host, vm, &reaches);
+    }
+
+    async fn of_disk<T>(
+        &self,
+        vm: &str,
+        place: usize,
+        change: impl FnOnce(&mut Disk) -> T,
+    ) -> Result<T, VmError> {
+        self.clock.pass().await;
+        if self.world.is_silent(&self.host, vm) {
+            return Err(VmError::Qmp { vm: vm.into(), source: QmpError::Closed });
+        }
+        let changed = self.world.mirrors.change(&self.host, (vm, place), change);
+        changed.ok_or_else(|| VmError::NotHere(vm.into()))
+    }
+}
 
 #[async_trait]
 impl Mirrors for FakeVmDriver {
     async fn mirror(
         &self,
-        _vm: &str,
-        _place: usize,
-        _hosts: &BTreeSet<Name>,
+        vm: &str,
+        place: usize,
+        hosts: &BTreeSet<Name>,
     ) -> Result<DiskMirror, VmError> {
-        Ok(DiskMirror::default())
+        let link = |link: &Link| Linked {
+            print: link.print.clone(),
+            broken: link.broken,
+            catching: match &link.left {
+                _ if link.copy_broke => Catching::Broke("simulated".into()),
+                None => Catching::Not,
+                Some(left) if left.is_empty() => Catching::Done,
+                Some(left) => Catching::Goes { total: BLOCKS, done: BLOCKS - left.len() as u64 },
+            },
+        };
+        let read = |disk: &mut Disk| DiskMirror {
+            linked: disk
+                .links
+                .iter()
+                .filter(|(host, _)| hosts.contains(*host))
+                .map(|(host, of)| (host.clone(), link(of)))
+                .collect(),
+            stopped: disk.stopped,
+        };
+        self.of_disk(vm, place, read).await
     }
-    async fn cut(&self, _vm: &str, _place: usize, _host: &Name) -> Result<(), VmError> {
+    async fn cut(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
+        let cut = |disk: &mut Disk| {
+            let Some(link) = disk.links.get_mut(host) else { return };
+            link.broken = true;
+            disk.stopped |= disk.hand.is_some();
+        };
+        self.of_disk(vm, place, cut).await
+    }
+    async fn note(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
+        let note = |disk: &mut Disk| {
+            let Some(link) = disk.links.get(host) else { return };
+            let machine = link.print.machine().to_owned();
+            let noted = disk.hand.iter().map(|hand| hand.block).collect();
+            disk.noted.entry(host.clone()).or_insert((machine, noted));
+        };
+        self.of_disk(vm, place, note).await
+    }
+    async fn leave_out(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
+        self.of_disk(vm, place, |disk| _ = disk.links.remove(host)).await
+    }
+    async fn take_in(&self, vm: &str, place: usize, at: &ReplicaAt) -> Result<(), VmError> {
+        let disk = self.of_disk(vm, place, |disk| (disk.volume.clone(), disk.run)).await?;
+        let there = self.copies.reach(&self.host, at.host.as_str())
+            && !self.world.is_frozen(at.host.as_str())
+            && self.world.mirrors.state().serves(at.host.as_str(), &disk.0, disk.1, &at.instance);
+        if !there {
+            let what = format!("the replica on {} does not answer", at.host);
+            let source = std::io::ErrorKind::ConnectionRefused.into();
+            return Err(VmError::System { what, source });
+        }
+        let take_in = |disk: &mut Disk| {
+            let noted = disk.noted.get(&at.host).filter(|(of, _)| of == at.print().machine());
+            let left = match noted {
+                Some((_, blocks)) => blocks.clone(),
+                None => {
+                    disk.noted.remove(&at.host);
+                    (0..BLOCKS).collect()
+                }
+            };
+            let link = Link {
+                print: at.print(),
+                instance: at.instance.clone(),
+                broken: false,
+                left: Some(left),
+                copy_broke: false,
+            };
+            disk.links.insert(at.host.clone(), link);
+        };
+        self.of_disk(vm, place, take_in).await
+    }
+    async fn flush_copy(&self, vm: &str, place: usize, _host: &Name) -> Result<(), VmError> {
+        self.of_disk(vm, place, |_| ()).await
+    }
+    async fn settle(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
+        let settle = |disk: &mut Disk| {
+            disk.noted.remove(host);
+            disk.links.get_mut(host).map(|link| link.left = None);
+        };
+        self.of_disk(vm, place, settle).await
+    }
+    async fn go_on(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let mut state = self.world.mirrors.state();
+        let process = state.processes.get_mut(&(self.host.clone(), vm.to_owned()));
+        for disk in process.into_iter().flat_map(|(_, disks)| disks) {
+            disk.stopped = false;
+            // What failed is issued again, to all.
+            disk.hand.iter_mut().for_each(|hand| hand.has.clear());
+        }
         Ok(())
     }
-    async fn note(&self, _vm: &str, _place: usize, _host: &Name) -> Result<(), VmError> {
-        Ok(())
+    fn ended_whole(&self, vm: &str, epoch: u64) -> bool {
+        let state = self.world.mirrors.state();
+        state.whole.get(&(self.host.clone(), vm.to_owned())) == Some(&epoch)
     }
-    async fn leave_out(&self, _vm: &str, _place: usize, _host: &Name) -> Result<(), VmError> {
-        Ok(())
-    }
-    async fn take_in(&self, _vm: &str, _place: usize, _at: &ReplicaAt) -> Result<(), VmError> {
-        Ok(())
-    }
-    async fn flush_copy(&self, _vm: &str, _place: usize, _host: &Name) -> Result<(), VmError> {
-        Ok(())
-    }
-    async fn settle(&self, _vm: &str, _place: usize, _host: &Name) -> Result<(), VmError> {
-        Ok(())
-    }
-    async fn go_on(&self, _vm: &str) -> Result<(), VmError> {
-        Ok(())
-    }
-    fn ended_whole(&self, _vm: &str, _epoch: u64) -> bool {
-        false
-    }
-    async fn is_stopped(&self, _vm: &str) -> Result<bool, VmError> {
-        Ok(false)
+    async fn is_stopped(&self, vm: &str) -> Result<bool, VmError> {
+        self.clock.pass().await;
+        let state = self.world.mirrors.state();
+        let process = state.processes.get(&(self.host.clone(), vm.to_owned()));
+        Ok(process.is_some_and(|(_, disks)| disks.iter().any(|disk| disk.stopped)))
     }
 }

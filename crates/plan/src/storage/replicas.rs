@@ -180,7 +180,7 @@ fn rebuild(work: &mut Work<'_>, vm: &Stored<VmSpec>) {
         let gone: Vec<Name> = volume
             .replicas
             .iter()
-            .filter(|(_, state)| **state == ReplicaState::Stale)
+            .filter(|(_, state)| **state != ReplicaState::Counted)
             .filter(|(host, _)| is_gone(work, host))
             .map(|(host, _)| host.clone())
             .collect();
@@ -253,7 +253,7 @@ pub(super) fn risks(snapshot: &Snapshot) -> Vec<String> {
         let others: Vec<&str> = volume
             .replicas
             .iter()
-            .filter(|(_, state)| **state == ReplicaState::Stale)
+            .filter(|(_, state)| **state != ReplicaState::Counted)
             .map(|(host, _)| host.as_str())
             .collect();
         let lacks = match others.as_slice() {

@@ -77,6 +77,14 @@ pub(crate) fn converged(facts: &Facts) -> Result<(), String> {
             return Err(format!("{name} runs and its status does not say so"));
         }
     }
+    for (of, volume) in &snapshot.volumes {
+        let runs = snapshot.vms.get(&of.vm).is_some_and(|vm| vm.spec.running);
+        let copies = snapshot.pools.get(&volume.pool).map_or(0, |pool| pool.spec.copies());
+        let counted = volume.counted().count();
+        if runs && counted < copies {
+            return Err(format!("of the disk {of} {counted} of {copies} replicas count"));
+        }
+    }
     for (name, service) in &snapshot.services {
         let of_service = |vm: &&_| {
             let vm: &haven_model::object::Stored<haven_model::VmSpec> = vm;

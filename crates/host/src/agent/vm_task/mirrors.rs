@@ -187,6 +187,9 @@ impl VmTask {
                 if !self.put(live, of, &record).await {
                     return Ok(self.waits());
                 }
+                if lost.is_empty() {
+                    return Ok(Next::Again);
+                }
                 let lost: Vec<&str> = lost.iter().map(Name::as_str).collect();
                 let what = format!(
                     "its disk `{}` goes on without its replica on {}",

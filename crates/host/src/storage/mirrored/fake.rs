@@ -1,27 +1,54 @@
-//! Replicas that are records, for the simulator and for tests.
+//! Replicas that are records, for the simulator and for tests: [`crate::vm::fake_mirrors`] has them.
 
 use super::driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served};
+use crate::vm::fake::{Fails, World};
 use async_trait::async_trait;
-use std::{collections::BTreeSet, path::Path};
+use haven_store::clock::Clock;
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-/// Serves nothing.
-pub struct NoReplicas;
+/// Serves the replicas of one host.
+pub struct FakeReplicas {
+    /// This host.
+    pub host: String,
+    /// Shared by all hosts.
+    pub world: Arc<World>,
+    /// The clock of the daemon that drives it.
+    pub clock: Clock,
+    /// Whether a call fails.
+    pub fails: Fails,
+}
 
 #[async_trait]
-impl ReplicaDriver for NoReplicas {
-    async fn serve(&self, _wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
-        Err(ReplicaError::NoProgram)
+impl ReplicaDriver for FakeReplicas {
+    async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
+        self.clock.pass().await;
+        let (volume, run) = (wanted.volume.clone(), wanted.run);
+        if (self.fails)() {
+            return Err(ReplicaError::Died { volume, said: "simulated".into() });
+        }
+        match self.world.mirrors.serve(&self.host, &volume, run) {
+            Ok(instance) => Ok(Served { run, port: 1, instance }),
+            Err(Some(lowest)) => Err(ReplicaError::Over { volume, run, lowest }),
+            Err(None) => Err(ReplicaError::Died { volume, said: "the file is locked".into() }),
+        }
     }
-    async fn own(&self, _volume: &str, _path: &Path, _run: u64) -> Result<(), ReplicaError> {
-        Ok(())
+    async fn own(&self, volume: &str, _path: &Path, run: u64) -> Result<(), ReplicaError> {
+        self.clock.pass().await;
+        let owned = self.world.mirrors.own(&self.host, volume, run);
+        owned.map_err(|lowest| ReplicaError::Over { volume: volume.into(), run, lowest })
     }
-    async fn served(&self, _volume: &str) -> Option<Served> {
-        None
+    async fn served(&self, volume: &str) -> Option<Served> {
+        self.clock.pass().await;
+        let (run, instance) = self.world.mirrors.served(&self.host, volume)?;
+        Some(Served { run, port: 1, instance })
     }
     async fn known(&self) -> BTreeSet<String> {
-        BTreeSet::new()
+        let all = self.world.mirrors.on(&self.host).into_iter();
+        all.filter(|volume| self.world.mirrors.served(&self.host, volume).is_some()).collect()
     }
-    async fn end(&self, _volume: &str) -> Result<(), ReplicaError> {
+    async fn end(&self, volume: &str) -> Result<(), ReplicaError> {
+        self.clock.pass().await;
+        self.world.mirrors.end_one(&self.host, volume);
         Ok(())
     }
 }

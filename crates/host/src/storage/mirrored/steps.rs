@@ -64,7 +64,12 @@ pub fn open(
     if volume.run == 0 || begun != Some(volume.run) {
         // What the one before had under way may be on some and not on others. The one here is as good as any, and is
         // what the guest sees from now on.
-        let known = if volume.clean { volume.clone() } else { volume.without(counted) };
+        let mut known = if volume.clean { volume.clone() } else { volume.without(counted) };
+        // Who was taken in by the process before is not by this one.
+        let others = known.replicas.values_mut();
+        others
+            .filter(|state| **state == ReplicaState::Returning)
+            .for_each(|state| *state = ReplicaState::Stale);
         return Open::Write(Volume { clean: false, run: volume.run + 1, ..known });
     }
     if !gone.is_empty() {
@@ -114,9 +119,9 @@ pub enum Keep {
     Well,
     /// Ends the connections to these, which are silent: the guest must not wait for them.
     Cut(BTreeSet<Name>),
-    /// Notes for these what is written from now on, and writes this record, in which they count no more.
+    /// Notes for these, which count no more, what is written from now on, and writes this record.
     Write(BTreeSet<Name>, Volume),
-    /// Goes on without this one, which does not count.
+    /// Goes on without this one, which does not count, and of which no word that it does can be under way.
     LeaveOut(Name),
     /// Lets the guest try anew what failed: all that it has open are well.
     GoOn,
@@ -163,13 +168,16 @@ pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> K
         let record = degraded(volume, &lost);
         return Keep::Write(lost, record);
     }
-    let useless = disk.linked.iter().find(|(host, linked)| {
+    for (host, linked) in &disk.linked {
         // A copy that was not begun, or that a daemon before has dropped half-way.
         let idle = !volume.counts(host) && linked.catching == Catching::Not;
-        fails(host) || idle || !volume.replicas.contains_key(*host)
-    });
-    if let Some((host, _)) = useless {
-        return Keep::LeaveOut(host.clone());
+        match volume.replicas.get(host) {
+            None | Some(ReplicaState::Stale) => return Keep::LeaveOut(host.clone()),
+            Some(ReplicaState::Returning) if fails(host) || idle => {
+                return Keep::Write(BTreeSet::new(), volume.with(host, ReplicaState::Stale));
+            }
+            Some(_) => {}
+        }
     }
     if disk.stopped {
         return Keep::GoOn;
@@ -180,15 +188,20 @@ pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> K
         if volume.counts(host) {
             return Keep::Settle(host.clone());
         }
-        let mut record = volume.clone();
-        record.replicas.insert(host.clone(), ReplicaState::Counted);
-        return Keep::Count(host.clone(), record);
+        return Keep::Count(host.clone(), volume.with(host, ReplicaState::Counted));
     }
-    let back = volume.replicas.keys().find(|host| {
-        *host != me
-            && !disk.linked.contains_key(*host)
-            && !silent(host)
-            && around.served.contains_key(*host)
-    });
-    back.map_or(Keep::Well, |host| Keep::TakeIn(host.clone()))
+    for (host, state) in volume.replicas.iter().filter(|(host, _)| *host != me) {
+        if disk.linked.contains_key(host) {
+            continue;
+        }
+        let back = !silent(host) && around.served.contains_key(host);
+        let says = |state| Keep::Write(BTreeSet::new(), volume.with(host, state));
+        match (state, back) {
+            (ReplicaState::Stale, true) => return says(ReplicaState::Returning),
+            (ReplicaState::Returning, true) => return Keep::TakeIn(host.clone()),
+            (ReplicaState::Returning, false) => return says(ReplicaState::Stale),
+            _ => {}
+        }
+    }
+    Keep::Well
 }
