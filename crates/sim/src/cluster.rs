@@ -127,8 +127,6 @@ pub enum Broken {
     Threshold,
     /// A process goes on without a replica that failed before the store says that it counts no more.
     Consent,
-    /// A replica that is served to a newer run still takes what older ones send.
-    Exports,
 }
 
 impl Broken {
@@ -136,7 +134,6 @@ impl Broken {
         match self {
             Broken::Threshold => Some(Careless::Threshold),
             Broken::Consent => Some(Careless::Consent),
-            Broken::Exports => Some(Careless::Exports),
             _ => None,
         }
     }

@@ -100,7 +100,15 @@ fn a_guest_that_writes_to_the_disk_that_it_left_is_found() {
 /// Each breaks one rule on which it rests that nothing runs twice. None of a thousand seeds may be needed to the end.
 #[test]
 fn whatever_breaks_a_rule_is_found() {
-    for broken in [Broken::Deadlines, Broken::Switchover, Broken::Power, Broken::Comparisons] {
+    let all = [
+        Broken::Deadlines,
+        Broken::Switchover,
+        Broken::Power,
+        Broken::Comparisons,
+        Broken::Threshold,
+        Broken::Consent,
+    ];
+    for broken in all {
         let breaks = |seed: &u64| !run::seed(*seed, Some(broken)).unwrap().violations.is_empty();
         let first = (0..1000).find(breaks);
         println!("{broken:?} is found by seed {first:?}");

@@ -37,8 +37,8 @@ pub fn manifest(replicas: u32, vms: u32, able: u8) -> String {
         let disk = match i {
             2 => "disks: [{name: data, size: 1GiB, pool: scratch}]\n",
             // Others have one that several hosts have.
-            4 | 5 => "disks: [{name: data, size: 1GiB, pool: twins}]\n",
-            3 => {
+            5 => "disks: [{name: data, size: 1GiB, pool: twins}]\n",
+            6 => {
                 "disks: [{name: data, size: 1GiB, pool: more}, {name: log, size: 1GiB, pool: more}]\n"
             }
             _ => "",
@@ -59,7 +59,7 @@ pub fn of(seed: u64) -> Scenario {
     // Two hosts alone cannot make up for the loss of each other.
     let witness = able == 2 && random.random_bool(0.7);
     let hosts = able + u8::from(witness);
-    let vms = random.random_range(0..=5);
+    let vms = random.random_range(0..=6);
     let watchdog = random.random_bool(0.7);
     let mut scenario = Scenario {
         about: format!("What seed {seed} decides."),

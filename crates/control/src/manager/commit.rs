@@ -48,6 +48,12 @@ fn unchanged(key: String, revision: i64) -> Compare {
     if revision == 0 { Compare::Absent(key) } else { Compare::ModRevision(key, revision) }
 }
 
+/// Where a VM may run hangs on which replicas of its disks count, which its owner says: nothing of that has changed since.
+fn same_replicas(snapshot: &Snapshot, vm: &Name) -> Vec<Compare> {
+    let volumes = snapshot.volumes.iter().filter(|(of, _)| of.vm == *vm);
+    volumes.map(|(of, volume)| Compare::ModRevision(keys::volume(of), volume.revision)).collect()
+}
+
 /// A VM gets an owner, and waits for nothing any more.
 fn place(
     snapshot: &Snapshot,
@@ -57,6 +63,7 @@ fn place(
     taken_from: Option<&TakenFrom>,
 ) -> (Vec<Compare>, Vec<Op>) {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
+    compares.extend(same_replicas(snapshot, vm));
     if let Some(TakenFrom { host, lease_revision, .. }) = taken_from {
         compares.push(Compare::ModRevision(keys::lease(host), *lease_revision));
     }
@@ -67,6 +74,7 @@ fn place(
 
 /// A step of a migration: a change of the owner rests on what both sides said last.
 fn step_of(
+    snapshot: &Snapshot,
     vm: &Name,
     placement: &Placement,
     expected_revision: i64,
@@ -74,6 +82,7 @@ fn step_of(
 ) -> Option<(Vec<Compare>, Vec<Op>)> {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
     compares.extend(told(vm, placement, step)?);
+    compares.extend(same_replicas(snapshot, vm));
     Some((compares, vec![put(keys::placement(vm), placement)]))
 }
 
@@ -113,7 +122,8 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             one(keys::wait(vm), *expected_revision, wait.as_ref())
         }
         Action::MoveVm { vm, placement, expected_revision, step, record } => {
-            let (mut compares, mut ops) = step_of(vm, placement, *expected_revision, step)?;
+            let (mut compares, mut ops) =
+                step_of(snapshot, vm, placement, *expected_revision, step)?;
             if let Some((migration, revision)) = record {
                 compares.push(unchanged(keys::migration(vm), *revision));
                 ops.push(put(keys::migration(vm), migration.as_ref()));

@@ -28,8 +28,6 @@ pub enum Careless {
     Threshold,
     /// A process goes on by itself without a replica that failed.
     Consent,
-    /// A replica that is served to a newer run still takes what older ones send.
-    Exports,
 }
 
 #[derive(Default)]
@@ -101,9 +99,8 @@ impl State {
     }
 
     fn serves(&mut self, host: &str, volume: &str, run: u64, instance: &str) -> bool {
-        let any_run = self.careless == Some(Careless::Exports);
         let serves = &self.replica(host, volume).serves;
-        serves.as_ref().is_some_and(|(to, by)| (any_run || *to == run) && by == instance)
+        serves.as_ref().is_some_and(|(to, by)| *to == run && by == instance)
     }
 
     fn put(&mut self, host: &str, volume: &str, block: u64, id: u64) {

@@ -26,7 +26,10 @@ pub(crate) fn drained(facts: &Facts, host: &str) -> Result<(), String> {
     // The disk that only this host has goes along with a guest that runs, and with no other.
     let stays = |vm: &Name| {
         let object = snapshot.vms.get(vm).filter(|object| !object.spec.running);
-        object.is_some_and(|object| bound_by(snapshot, object).is_some())
+        // A replica that lacks something gets it from a guest that runs, and from nobody else; and those hosts that have all
+        // may have no room.
+        let few = snapshot.volumes.keys().any(|of| of.vm == *vm);
+        object.is_some_and(|object| few || bound_by(snapshot, object).is_some())
     };
     let here = |placement: &Placement| placement.hosts().any(|of| of.as_str() == host);
     let left = snapshot.placements.iter().find(|(vm, p)| here(p) && !stays(vm));
