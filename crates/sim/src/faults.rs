@@ -65,6 +65,8 @@ pub enum Fault {
     BreakCopies(u32),
     /// The process of a VM on a host ends, whether or not it runs the guest.
     KillProcess(String, String),
+    /// All that serves replicas on a host ends.
+    KillReplicas(String),
     /// On a host a VM's process ends again and again, for half a minute.
     Crash(String, String),
     /// A host's power controller answers no more.
@@ -133,6 +135,7 @@ impl Fault {
             Fault::FailDrivers(percent) => net.fail_drivers(*percent),
             Fault::BreakCopies(percent) => net.break_copies(*percent),
             Fault::KillProcess(vm, host) => cluster.shared.world.end(host, vm, Exit::Crashed),
+            Fault::KillReplicas(host) => cluster.shared.world.mirrors.end_serving(host),
             Fault::KillController(host) => net.set_controller(host, Controller::Dead),
             Fault::HangController(host) => net.set_controller(host, Controller::Hung),
             Fault::Crash(vm, host) => {
@@ -201,6 +204,7 @@ impl Fault {
             | Fault::HangDaemon(host)
             | Fault::WakeDaemon(host)
             | Fault::KillController(host)
+            | Fault::KillReplicas(host)
             | Fault::Drain(host)
             | Fault::Undrain(host)
             | Fault::BringBack(host)
@@ -243,7 +247,7 @@ pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
     let other = format!("host{}", random.random_range(1..=hosts));
     let runs = format!("host{}", random.random_range(1..=able));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..154) {
+    match random.random_range(0..162) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -282,6 +286,8 @@ pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
         140..142 => Fault::Plug(host),
         142..144 => Fault::RebootAll,
         144..152 => Fault::AtStep(vm, step(random)),
+        152..159 => Fault::KillReplicas(host),
+        159 => Fault::Garble(format!("volumes/{vm}.data")),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }
 }

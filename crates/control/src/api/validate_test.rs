@@ -309,3 +309,33 @@ fn what_was_decided_when_a_host_joined_is_not_changed_by_a_manifest() {
         assert!(said.len() == 1 && said[0].contains(words), "{more}: {said:?}");
     }
 }
+
+#[test]
+fn a_mirrored_pool_has_as_many_hosts_as_its_disks_need() {
+    let pool = |hosts: usize, more: &str| {
+        let mut world = World::new(hosts, Bytes::gib(4));
+        world.current();
+        let text = format!("kind: Pool\nname: disks\npath: /disks\n{more}\n");
+        let manifests = parse(&[("x.yaml".into(), text)]).unwrap();
+        let said = validate(&manifests, &world.snapshot).into_iter();
+        said.map(|p| format!("{} [{}]", p.message, p.hint)).collect::<Vec<_>>()
+    };
+    assert!(pool(2, "driver: mirrored").is_empty());
+    assert!(pool(3, "driver: mirrored\nreplicas: 3").is_empty());
+    let said = pool(2, "driver: mirrored\nreplicas: 3");
+    assert!(said[0].starts_with("each disk would be on 3 hosts, and 2 can run VMs"), "{said:?}");
+    let said = pool(1, "driver: mirrored");
+    assert!(said[0].contains("let another host join first"), "{said:?}");
+    for (replicas, what) in [(1, "on 1 hosts"), (4, "on 4 hosts")] {
+        let said = pool(5, &format!("driver: mirrored\nreplicas: {replicas}"));
+        assert!(said[0].contains(what) && said[0].contains("write 2 or 3"), "{said:?}");
+    }
+    let said = pool(3, "driver: local\nreplicas: 2");
+    assert!(said[0].starts_with("`replicas` belongs to mirrored pools"), "{said:?}");
+    let older = said_of_older();
+    assert!(older[0].contains("has not said that it knows mirrored pools"), "{older:?}");
+}
+
+fn said_of_older() -> Vec<String> {
+    said("kind: Pool\nname: disks\ndriver: mirrored\npath: /disks\n")
+}

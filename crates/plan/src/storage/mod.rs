@@ -102,4 +102,6 @@ pub fn risks(snapshot: &Snapshot) -> Vec<String> {
 }
 
 #[cfg(test)]
+mod replicas_test;
+#[cfg(test)]
 mod storage_test;

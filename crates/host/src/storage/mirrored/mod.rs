@@ -21,4 +21,6 @@ pub mod runs;
 pub mod steps;
 
 #[cfg(test)]
+mod keep_test;
+#[cfg(test)]
 mod steps_test;
