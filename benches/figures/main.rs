@@ -7,6 +7,7 @@ mod create;
 mod failover;
 mod idle;
 mod migrate;
+mod mirrored;
 mod powered_off;
 mod rolling;
 mod sample;
@@ -31,9 +32,10 @@ fn main() -> Result<()> {
         Some("rolling") => rolling::run,
         Some("idle") => idle::run,
         Some("migrate") => migrate::run,
+        Some("mirrored") => mirrored::run,
         Some("powered-off") => powered_off::run,
         _ => bail!(
-            "which figure? failover, powered-off, answer, address, create, rolling, idle or migrate"
+            "which figure? failover, powered-off, answer, address, create, rolling, idle, migrate or mirrored"
         ),
     };
     lab.haven(&["lab", "down"])?;

@@ -43,6 +43,8 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
             }
             moves::check(snapshot, vm, placement, *expected_revision, step)
                 .map_err(|why| of(vm, why))?;
+            let old = placements.get(vm).copied();
+            has_all(snapshot, vm, placement, old)?;
             if let (MoveStep::Begin, Some(to)) = (step, &placement.moving_to) {
                 touched.push(vm);
                 neighbours.add(vm, &to.host).map_err(|why| of(vm, why))?;
@@ -65,6 +67,7 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
         touched.push(vm);
         let old = placements.get(vm).copied();
         well_formed(snapshot, vm, placement, *expected_revision, old)?;
+        has_all(snapshot, vm, placement, old)?;
         if let Some(old) = old
             && old.host != placement.host
         {
@@ -90,6 +93,27 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), Broken> {
     };
     let added: Vec<&Name> = touched.iter().copied().filter(|vm| !stays(vm)).collect();
     capacity(snapshot, &placements, &added)
+}
+
+/// A new host has all that was written to the VM's mirrored disks.
+fn has_all(
+    snapshot: &Snapshot,
+    vm: &Name,
+    placement: &Placement,
+    old: Option<&Placement>,
+) -> Result<(), Broken> {
+    let Some(object) = snapshot.vms.get(vm) else { return Ok(()) };
+    let stays = old.is_some_and(|old| old.host == placement.host);
+    match crate::storage::replicas::lacks(snapshot, object, &placement.host) {
+        Some(disk) if !stays => {
+            let (host, disk) = (&placement.host, &disk.name);
+            let why = format!(
+                "{vm} is placed on {host}, whose replica of the disk `{disk}` lacks something"
+            );
+            Err(of(vm, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A new placement follows the one that was read, and nothing of the VM is on its way.

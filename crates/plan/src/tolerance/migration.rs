@@ -185,6 +185,12 @@ fn unwanted(work: &Work<'_>, vm: &Name, placement: &Placement, to: &MovingTo) ->
     {
         return Some(format!("the drain of {} was ended", placement.host));
     }
+    let object = work.snapshot.vms.get(vm);
+    if let Some(disk) = object.and_then(|vm| storage::replicas::lacks(work.snapshot, vm, &to.host))
+    {
+        let (host, disk) = (&to.host, &disk.name);
+        return Some(format!("{host} does not have all that was written to its disk `{disk}`"));
+    }
     match work.states.get(&to.host) {
         Some(HostState::Online | HostState::Cordoned) => None,
         Some(state) => Some(format!("{} is {state}", to.host)),
