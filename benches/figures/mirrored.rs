@@ -142,8 +142,8 @@ fn returned(lab: &Driver, runs: usize) -> Result<()> {
 
 /// Two VMs on one host, of which one has a mirrored disk: its power is cut.
 fn takeover(lab: &Driver, runs: usize) -> Result<()> {
-    let vms = "kind: VM\nname: with\nlabels: {set: one}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\n---\nkind: VM\nname: without\nimage: tiny\nmemory: 128MiB\naffinity: {near: {set: one}}\n";
-    lab.apply(vms, &["--wait", "--timeout", "120"])?;
+    let manifest = "kind: VM\nname: with\nlabels: {set: one}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\n---\nkind: VM\nname: without\nimage: tiny\nmemory: 128MiB\naffinity: {near: {set: one}}\n";
+    lab.apply(manifest, &["--wait", "--timeout", "120"])?;
     let (mut with, mut without, mut more) =
         (Sample::default(), Sample::default(), Sample::default());
     for run in 0..runs {
