@@ -512,6 +512,7 @@ impl Listener {
         } else if commands::powers_off(event) {
             self.note(|entry| entry.powered_off = true);
         } else if is(commands::REPLICA_FAILED) || is(commands::DISK_FAILED) {
+            tracing::info!(vm = self.vm, %event, "a disk fails");
             if let Some(node) =
                 event["data"]["node-name"].as_str().filter(|_| is(commands::REPLICA_FAILED))
             {

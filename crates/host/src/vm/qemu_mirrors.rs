@@ -10,7 +10,8 @@
 //! ```
 //!
 //! HOST and PRINT are hashes: a node's name has at most 31 characters. All that a later daemon needs is in the names and in
-//! the graph that QEMU tells.
+//! the graph that QEMU tells. PRINT ends with a character that counts on, so that what QEMU says late of a node (it says the
+//! same at most once a second) is not taken for what a later one does.
 //!
 //! A write to a replica that is taken in cannot fail unnoticed: while one child more than the threshold is there, a failure is
 //! an event and the copy, which begins afterwards, brings what was missed.
@@ -32,6 +33,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 use tokio::net::TcpStream;
@@ -64,14 +66,28 @@ struct Names {
     job: String,
 }
 
-fn names(place: usize, host: &Name, print: &Print) -> Names {
-    let (host, print) = (hash(host), print.as_str());
+/// `tail`: the print of what serves it, and the character that counts on.
+fn names(place: usize, host: &Name, tail: &str) -> Names {
+    let host = hash(host);
     Names {
-        writes: format!("r{place}.{host}.{print}"),
-        wrap: format!("w{place}.{host}.{print}"),
-        copy: format!("c{place}.{host}.{print}"),
+        writes: format!("r{place}.{host}.{tail}"),
+        wrap: format!("w{place}.{host}.{tail}"),
+        copy: format!("c{place}.{host}.{tail}"),
         job: format!("up{place}.{host}"),
     }
+}
+
+/// That of a replica that is open when its process begins.
+fn first(print: &Print) -> String {
+    format!("{}0", print.as_str())
+}
+
+/// That of one that is taken in.
+fn next(print: &Print) -> String {
+    static TAKEN_IN: AtomicU32 = AtomicU32::new(0);
+    let number = 1 + TAKEN_IN.fetch_add(1, Ordering::Relaxed) % 35;
+    let last = char::from_digit(number, 36).unwrap_or('z');
+    format!("{}{last}", print.as_str())
 }
 
 /// What is noted for a replica of a machine.
@@ -123,7 +139,7 @@ pub(super) fn nodes(place: usize, disk: &DiskLaunch, mirror: &MirrorLaunch) -> V
     })];
     let mut children = vec![local];
     for at in &mirror.others {
-        let name = names(place, &at.host, &at.print()).writes;
+        let name = names(place, &at.host, &first(&at.print())).writes;
         nodes.push(connection(&name, place, mirror, at));
         children.push(name);
     }
@@ -150,13 +166,17 @@ impl Child {
     fn stands_in(&self) -> bool {
         self.node.starts_with('a')
     }
-    /// Of which host, by its hash, and which process serves it.
-    fn of(&self) -> Option<(&str, Print)> {
+    /// Of which host, by its hash, and which process serves it; with the tail of its name.
+    fn of(&self) -> Option<(&str, Print, &str)> {
         let mut parts = self.node.split('.');
         let kind = parts.next()?;
         let replica = kind.starts_with('r') || kind.starts_with('w');
-        let (host, print) = (parts.next()?, parts.next()?);
-        Print::read(print).filter(|_| replica).map(|print| (host, print))
+        let (host, tail) = (parts.next()?, parts.next()?);
+        let print = Print::read(tail.get(..tail.len().checked_sub(1)?)?)?;
+        replica.then_some((host, print, tail))
+    }
+    fn tail(&self) -> &str {
+        self.of().map_or("", |(_, _, tail)| tail)
     }
 }
 
@@ -218,7 +238,7 @@ impl QemuDriver {
         let hash = hash(host);
         let all = self.children(vm, place).await?.into_iter();
         let mut with = all.filter_map(|child| {
-            let print = child.of().filter(|(of, _)| *of == hash)?.1;
+            let print = child.of().filter(|(of, ..)| *of == hash)?.1;
             Some((child, print))
         });
         Ok(with.next())
@@ -303,8 +323,8 @@ impl QemuDriver {
         place: usize,
         disk: &Disk,
         at: &ReplicaAt,
+        names: &Names,
     ) -> Result<(), VmError> {
-        let names = names(place, &at.host, &at.print());
         let node = format!("d{place}");
         let wanted = bitmap(&at.host, at.print().machine());
         let noted = self.noted(vm, place, &at.host).await?;
@@ -341,9 +361,9 @@ impl Mirrors for QemuDriver {
         let failed = self.failed_nodes(vm, |_| {});
         let hosts: BTreeMap<String, &Name> = hosts.iter().map(|host| (hash(host), host)).collect();
         let linked = all.iter().filter_map(|child| {
-            let (of, print) = child.of()?;
+            let (of, print, tail) = child.of()?;
             let host = hosts.get(of)?;
-            let catching = catching(&jobs, &names(place, host, &print).job);
+            let catching = catching(&jobs, &names(place, host, tail).job);
             let broken = failed.contains(&child.node);
             Some(((*host).clone(), Linked { print, broken, catching }))
         });
@@ -355,10 +375,10 @@ impl Mirrors for QemuDriver {
         let graph_free = self.mirrored(vm, place)?.mirror.others;
         let known = graph_free.into_iter().filter(|at| at.host == *host).map(|at| at.print());
         for print in known {
-            self.yank(vm, &names(place, host, &print)).await?;
+            self.yank(vm, &names(place, host, &first(&print))).await?;
         }
-        if let Some((child, print)) = self.child(vm, place, host).await? {
-            self.yank(vm, &names(place, host, &print)).await?;
+        if let Some((child, _)) = self.child(vm, place, host).await? {
+            self.yank(vm, &names(place, host, child.tail())).await?;
             self.failed_nodes(vm, |failed| _ = failed.insert(child.node));
         }
         Ok(())
@@ -374,8 +394,8 @@ impl Mirrors for QemuDriver {
 
     async fn leave_out(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
         let disk = self.mirrored(vm, place)?;
-        let Some((child, print)) = self.child(vm, place, host).await? else { return Ok(()) };
-        let names = names(place, host, &print);
+        let Some((child, _)) = self.child(vm, place, host).await? else { return Ok(()) };
+        let names = names(place, host, child.tail());
         // Whatever it does, it holds nobody up.
         self.yank(vm, &names).await?;
         self.end_copy(vm, &names).await?;
@@ -412,7 +432,7 @@ impl Mirrors for QemuDriver {
             "the replica on {} does not answer at {address}; a firewall between the hosts may be why",
             replica.host
         )))?;
-        let names = names(place, &replica.host, &replica.print());
+        let names = names(place, &replica.host, &next(&replica.print()));
         for left in [&names.copy, &names.wrap, &names.writes] {
             self.remove_node(vm, left).await?;
         }
@@ -424,18 +444,18 @@ impl Mirrors for QemuDriver {
         self.tell(vm, &commands::CHANGE_CHILD, more).await?;
         // From here on nothing is acknowledged that it has not got.
         self.even(vm, place, disk.mirror.copies).await?;
-        self.begin_copy(vm, place, &disk, replica).await
+        self.begin_copy(vm, place, &disk, replica, &names).await
     }
 
     async fn flush_copy(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
-        let Some((_, print)) = self.child(vm, place, host).await? else { return Ok(()) };
+        let Some((child, _)) = self.child(vm, place, host).await? else { return Ok(()) };
         // QEMU flushes what it closes.
-        self.remove_node(vm, &names(place, host, &print).copy).await
+        self.remove_node(vm, &names(place, host, child.tail()).copy).await
     }
 
     async fn settle(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
-        let Some((_, print)) = self.child(vm, place, host).await? else { return Ok(()) };
-        self.end_copy(vm, &names(place, host, &print)).await?;
+        let Some((child, _)) = self.child(vm, place, host).await? else { return Ok(()) };
+        self.end_copy(vm, &names(place, host, child.tail())).await?;
         for name in self.noted(vm, place, host).await? {
             let forget = json!({ "node": format!("d{place}"), "name": name });
             self.try_tell(vm, &commands::REMOVE_BITMAP, forget).await?;
@@ -470,7 +490,7 @@ impl QemuDriver {
 
 #[cfg(test)]
 mod tests {
-    use super::{Child, catching, children, names};
+    use super::{Child, catching, children, names, next};
     use crate::vm::mirrors::{Catching, Print};
     use haven_model::Name;
     use serde_json::json;
@@ -479,8 +499,9 @@ mod tests {
     fn names_fit_and_are_read_back() {
         let print = Print::of("boot", "instance");
         let host = Name::new("a-host-with-a-name-of-forty-characters-x").unwrap();
-        let names = names(99, &host, &print);
+        let names = names(99, &host, &next(&print));
         assert!(names.writes.len() <= 31, "{}", names.writes);
+        assert_ne!(next(&print), next(&print));
         for node in [names.writes, names.wrap] {
             let child = Child { edge: "children.1".into(), node };
             assert_eq!(child.of().unwrap().1, print);

@@ -171,7 +171,7 @@ impl VmTask {
         let disk = self.parts.vms.mirror(&vm, place, &hosts).await?;
         let step = steps::keep(&volume, &self.parts.me, &disk, &around);
         if step != Keep::Well {
-            tracing::info!(vm, disk = %of.disk, ?step, "its replicas");
+            tracing::info!(vm, disk = %of.disk, ?step, is = ?disk, "its replicas");
         }
         match step {
             Keep::Well => return Ok(self.rests(&disk)),
@@ -198,7 +198,11 @@ impl VmTask {
                 );
                 self.tell_of(Severity::Warning, what).await;
             }
-            Keep::LeaveOut(host) => self.parts.vms.leave_out(&vm, place, &host).await?,
+            Keep::LeaveOut(host) => {
+                self.parts.vms.leave_out(&vm, place, &host).await?;
+                // Something was done about it, so it need not wait to be let run on.
+                self.mirrors.went_on = None;
+            }
             Keep::GoOn => {
                 self.mirrors.broke = true;
                 self.go_on().await?;
