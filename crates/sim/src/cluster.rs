@@ -171,28 +171,23 @@ impl Cluster {
         let segment: Arc<Segment> = Arc::default();
         let judge = Arc::new(Judge::new(grace, Arc::clone(&segment)));
         let (seen, heard) = (Arc::clone(&judge), Arc::clone(&judge));
-        let replicas: Arc<OnceLock<Arc<World>>> = Arc::default();
-        let of_replicas = Arc::clone(&replicas);
+        let world = Arc::new(World::witnessed(Arc::new(move |host, vm, epoch, started| {
+            heard.world(host, vm, epoch, started);
+        })));
+        if let Some(careless) = setup.broken.and_then(Broken::of_mirrors) {
+            world.mirrors.set_careless(careless);
+        }
+        let of_replicas = Arc::clone(&world);
         let witness: haven_store::memory::Witness = Arc::new(move |revision, events| {
             let changes = changes(events);
             seen.transaction(revision, &changes);
-            if let Some(world) = of_replicas.get() {
-                changes.iter().for_each(|change| counted(world, change));
-            }
+            changes.iter().for_each(|change| counted(&of_replicas, change));
         });
         let careless = match setup.broken {
             Some(Broken::Comparisons) => vec![keys::PLACEMENTS.to_owned(), keys::LEASES.to_owned()],
             _ => vec![],
         };
         let etcd = MemoryEtcd::careless(Some(witness), careless);
-        let world = World::witnessed(Arc::new(move |host, vm, epoch, started| {
-            heard.world(host, vm, epoch, started);
-        }));
-        let world = Arc::new(world);
-        let _ = replicas.set(Arc::clone(&world));
-        if let Some(careless) = setup.broken.and_then(Broken::of_mirrors) {
-            world.mirrors.set_careless(careless);
-        }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("haven-sim-{}-{number}", std::process::id()));
         let shared = Arc::new(Shared {

@@ -4,7 +4,8 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Drain, Event, Meta, Name, ObjectRef, Placement, Planned, Severity, Snapshot,
+    Action, Drain, Event, LostSession, Meta, Name, ObjectRef, Placement, Planned, Severity,
+    Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
@@ -46,6 +47,21 @@ fn put<T: Serialize>(key: String, record: &T) -> Op {
 /// A comparison with a record as the snapshot had it; revision 0 means that there was none.
 fn unchanged(key: String, revision: i64) -> Compare {
     if revision == 0 { Compare::Absent(key) } else { Compare::ModRevision(key, revision) }
+}
+
+/// A host's session is closed, and why is said beside it.
+fn close(
+    snapshot: &Snapshot,
+    host: &Name,
+    lease_revision: i64,
+    lost: &LostSession,
+) -> Option<(Vec<Compare>, Vec<Op>)> {
+    let lease = snapshot.leases.get(host)?;
+    let closed = Lease { session: lost.session, closed: true, ..(*lease.value).clone() };
+    Some((
+        vec![Compare::ModRevision(keys::lease(host), lease_revision)],
+        vec![put(keys::lease(host), &closed), put(keys::lost(host), lost)],
+    ))
 }
 
 /// Where a VM may run hangs on which replicas of its disks count, which its owner says: nothing of that has changed since.
@@ -103,12 +119,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             return None;
         }
         Action::CloseSession { host, lease_revision, lost } => {
-            let lease = snapshot.leases.get(host)?;
-            let closed = Lease { session: lost.session, closed: true, ..(*lease.value).clone() };
-            (
-                vec![Compare::ModRevision(keys::lease(host), *lease_revision)],
-                vec![put(keys::lease(host), &closed), put(keys::lost(host), lost)],
-            )
+            close(snapshot, host, *lease_revision, lost)?
         }
         Action::PlaceVm { vm, placement, expected_revision, taken_from } => {
             place(snapshot, vm, placement, *expected_revision, taken_from.as_ref())

@@ -567,7 +567,9 @@ impl Mirrors for FakeVmDriver {
     async fn settle(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
         let settle = |disk: &mut Disk| {
             disk.noted.remove(host);
-            disk.links.get_mut(host).map(|link| link.left = None);
+            if let Some(link) = disk.links.get_mut(host) {
+                link.left = None;
+            }
         };
         self.of_disk(vm, place, settle).await
     }

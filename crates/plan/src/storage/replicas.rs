@@ -11,6 +11,7 @@ use crate::{
 };
 use haven_model::{
     Action, Name, PoolDriverKind, PoolSpec, Snapshot, Versioned, VmSpec,
+    host::MIRRORS,
     object::Stored,
     vm::DiskSpec,
     volume::{FirstContent, ReplicaState, Volume, VolumeRef},
@@ -28,11 +29,10 @@ pub(crate) fn mirrored<'a>(
     snapshot: &'a Snapshot,
     vm: &'a VmSpec,
 ) -> impl Iterator<Item = (&'a DiskSpec, &'a PoolSpec)> {
-    let disks = vm.disks.iter().filter_map(|disk| {
+    vm.disks.iter().filter_map(|disk| {
         let pool = &snapshot.pools.get(&disk.pool)?.spec;
         (pool.driver == PoolDriverKind::Mirrored).then_some((disk, pool))
-    });
-    disks
+    })
 }
 
 fn volume_of(vm: &Name, disk: &DiskSpec) -> VolumeRef {
@@ -153,7 +153,9 @@ fn choose(work: &Work<'_>, pool: &Name, bytes: u64, others: &[Name]) -> Option<N
     }
     let may = |host: &&Name| {
         let object = &snapshot.hosts[*host];
-        !others.contains(host) && !object.spec.witness && !object.meta.deleting
+        // An older Haven there would not know what is wanted of it.
+        let knows = snapshot.host_status.get(*host).is_some_and(|told| told.speaks >= MIRRORS);
+        !others.contains(host) && !object.spec.witness && !object.meta.deleting && knows
     };
     work.states
         .keys()

@@ -182,13 +182,12 @@ pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> K
     if disk.stopped {
         return Keep::GoOn;
     }
-    for (host, linked) in disk.linked.iter().filter(|(_, linked)| linked.catching == Catching::Done)
-    {
-        debug_assert!(!linked.broken);
-        if volume.counts(host) {
-            return Keep::Settle(host.clone());
-        }
-        return Keep::Count(host.clone(), volume.with(host, ReplicaState::Counted));
+    let done = disk.linked.iter().find(|(_, linked)| linked.catching == Catching::Done);
+    if let Some((host, _)) = done {
+        return match volume.counts(host) {
+            true => Keep::Settle(host.clone()),
+            false => Keep::Count(host.clone(), volume.with(host, ReplicaState::Counted)),
+        };
     }
     for (host, state) in volume.replicas.iter().filter(|(host, _)| *host != me) {
         if disk.linked.contains_key(host) {
