@@ -17,6 +17,7 @@ use haven_model::{
     api::ManifestFile,
     keys,
     object::{Kind, Stored},
+    volume::VolumeRef,
 };
 use haven_store::{
     pki::{Authority, fingerprint, request, server_config},
@@ -95,12 +96,15 @@ async fn furnish(world: &World) {
     let step = json!({"at_ms": 1, "phase": "noticed", "object": "host/host1", "message": "silent"});
     let incident = json!({"number": 1, "title": "host1 was lost", "host": "host1", "session": 1,
         "waiting_for": ["alone"], "steps": [step], "closed_ms": null});
+    let volume = json!({"vmUid": "uid", "pool": "fast", "size": "1GiB", "replicas": {"host1": "counted", "host2": "stale"},
+        "run": 3, "clean": false});
     let put = |key: String, value: Value| Op::Put(key, value.to_string().into());
     let ops = vec![
         put(keys::CLUSTER.into(), json!({"name": "tests"})),
         put(keys::object(&ObjectRef::new(Kind::Host, name("host1"))), host),
         put(keys::placement(&name("alone")), placement),
         put(keys::incident(1), incident),
+        put(keys::volume(&VolumeRef { vm: name("alone"), disk: name("data") }), volume),
         put_event(&event("something happened")),
     ];
     world.state.store.txn(vec![], ops).await.unwrap();
@@ -121,6 +125,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     for route in TABLE {
         let path = match route.id {
             "deleteObject" => "/v1/objects/network/front".to_owned(),
+            "showVolume" => "/v1/volumes/alone.data".to_owned(),
             "endToken" => "/v1/tokens/viewer".to_owned(),
             "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),
             _ if route.path.starts_with("/v1/services") => {
