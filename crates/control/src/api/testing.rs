@@ -434,8 +434,11 @@ fn fields(document: &Value, schema: &Value, value: &Value) -> Result<(), String>
     for wanted in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         given.get(wanted).ok_or_else(|| format!("`{wanted}` is missing in {value}"))?;
     }
+    // The only pattern of fields that schemars writes here is that of names.
+    let by_name = schema["patternProperties"].as_object().and_then(|of| of.values().next());
     for (field, value) in given {
-        match schema["properties"].get(field) {
+        let named = by_name.filter(|_| Name::new(field.as_str()).is_ok());
+        match schema["properties"].get(field).or(named) {
             Some(schema) => conforms(document, schema, value)?,
             None if schema["additionalProperties"] == false => {
                 return Err(format!("`{field}` is not described"));
