@@ -13,7 +13,7 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 4] = ["nbd", "tls-creds-psk", "null-co", "blkdebug"];
+const VARIANTS: [&str; 5] = ["nbd", "tls-creds-psk", "null-co", "blkdebug", "block-node"];
 
 /// What QEMU says of itself.
 struct Schema {
@@ -62,7 +62,10 @@ impl Schema {
     /// The members that a type has beside, by the value of one of them (`driver`, `type`): those of the variant that Haven
     /// uses.
     fn of_variant(&self, entry: &Value, what: &str) -> Vec<&Value> {
-        let kind = &self.entries[entry[what].as_str().unwrap()];
+        let mut kind = &self.entries[entry[what].as_str().unwrap()];
+        if let Some(element) = kind["element-type"].as_str() {
+            kind = &self.entries[element];
+        }
         let variants = kind["variants"].as_array().into_iter().flatten();
         let used = variants.filter(|variant| VARIANTS.iter().any(|one| variant["case"] == *one));
         let members = used

@@ -5,7 +5,10 @@
 
 use super::{
     AgentParts,
-    mirrored::{Owner, open::Opening},
+    mirrored::{
+        Owner,
+        open::{Begun, Opening},
+    },
     networks::Networks,
     storage::{SeedNic, SeedWanted, VolumeName, VolumeWanted},
     volumes::Known,
@@ -55,6 +58,8 @@ pub struct Preparation<'a> {
     pub networks: watch::Receiver<Networks>,
     /// Its guest runs elsewhere and moves here.
     pub incoming: Option<Incoming>,
+    /// Runs of its mirrored disks that were begun for nothing.
+    pub begun: Begun,
 }
 
 /// A guest that moves here.
@@ -206,6 +211,7 @@ impl Preparation<'_> {
             owner_uid: self.placement.unix_uid(),
             owner: Owner { placement, session: self.session },
             step,
+            begun: Arc::clone(&self.begun),
         };
         step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
         opening.run().await

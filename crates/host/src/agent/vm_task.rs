@@ -449,7 +449,7 @@ impl VmTask {
                     self.forget_hangs();
                 }
                 let note = self.note.clone();
-                self.keep_mirrors(snapshot).await;
+                self.keep_mirrors().await;
                 self.report(snapshot, VmPhase::Running, &note).await;
                 self.send_away(snapshot).await;
             }
@@ -568,6 +568,7 @@ impl VmTask {
             kvm,
             networks: self.networks.clone(),
             incoming: None,
+            begun: self.mirrors.begun(),
         };
         let launch = match self.prepare(snapshot, preparation, session).await {
             Some(Ok(launch)) => launch,
@@ -581,6 +582,8 @@ impl VmTask {
                 return self.retry_in(Duration::from_millis(100));
             }
         }
+        // From here on something may be written.
+        self.mirrors.starts();
         match self.parts.vms.start(&launch).await {
             Ok(running) => {
                 self.running = Some(running.epoch);

@@ -149,6 +149,8 @@ commands! {
     PROPERTY = "qom-get", ["path", "property"], [], false;
     /// Ends connections that hang, while a command that waits for them hangs too.
     YANK = "yank", ["instances"], [], true;
+    /// The connections that can be ended so.
+    YANKS = "query-yank", [], ["node-name"], true;
 }
 
 /// The guest, or somebody outside, ends the machine.

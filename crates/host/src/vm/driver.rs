@@ -109,6 +109,12 @@ impl VmLaunch {
     pub fn is_mirrored(&self) -> bool {
         self.disks.iter().any(|disk| disk.mirror.is_some())
     }
+    /// The volumes of the mirrored disks, by their places.
+    #[must_use]
+    pub fn mirrored_volumes(&self) -> Vec<(usize, String)> {
+        let disks = self.disks.iter().enumerate();
+        disks.filter_map(|(i, disk)| Some((i, disk.mirror.as_ref()?.volume.clone()))).collect()
+    }
     /// The disks whose contents come with the guest, by their places.
     pub fn arriving(&self) -> impl Iterator<Item = usize> {
         let disks = self.disks.iter().enumerate().filter(|(_, disk)| disk.arrives);

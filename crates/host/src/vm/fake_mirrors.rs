@@ -34,6 +34,8 @@ pub enum Careless {
 struct Replica {
     /// The number of the write that each block holds.
     blocks: BTreeMap<u64, u64>,
+    /// Another one when it was made anew.
+    file: u64,
     /// The lowest run that it may be served to.
     lowest: u64,
     /// To which run, by which process.
@@ -75,7 +77,7 @@ struct State {
     /// By host and VM.
     processes: BTreeMap<(String, String), (u64, Vec<Disk>)>,
     /// Who ended with all on all replicas.
-    whole: BTreeMap<(String, String), u64>,
+    whole: BTreeMap<(String, String), (u64, Vec<String>)>,
     /// By volume and block, the least write that its guest must find.
     told: BTreeMap<String, BTreeMap<u64, u64>>,
     /// By volume, the hosts whose replicas count, as the store says.
@@ -248,7 +250,21 @@ impl MirroredDisks {
 
     /// Makes a replica, if it is not there.
     pub fn make(&self, host: &str, volume: &str) {
-        self.state().replica(host, volume);
+        let mut state = self.state();
+        state.ids += 1;
+        let file = state.ids;
+        let key = (host.to_owned(), volume.to_owned());
+        state.replicas.entry(key).or_insert_with(|| Replica { file, ..Replica::default() });
+    }
+
+    /// Which one it is.
+    pub(crate) fn file(&self, host: &str, volume: &str) -> u64 {
+        self.state().replica(host, volume).file
+    }
+
+    /// The lowest run that it may be served to.
+    pub(crate) fn lowest(&self, host: &str, volume: &str) -> u64 {
+        self.state().replica(host, volume).lowest
     }
 
     /// Whether a host has one.
@@ -391,9 +407,9 @@ impl MirroredDisks {
         let key = (host.to_owned(), vm.to_owned());
         let Some((epoch, disks)) = state.processes.get(&key) else { return };
         let whole = disks.iter().all(|disk| disk.hand.is_none() && !disk.stopped);
-        let epoch = *epoch;
+        let (epoch, volumes) = (*epoch, disks.iter().map(|disk| disk.volume.clone()).collect());
         if whole {
-            state.whole.insert(key, epoch);
+            state.whole.insert(key, (epoch, volumes));
         }
     }
 
@@ -584,9 +600,16 @@ impl Mirrors for FakeVmDriver {
         }
         Ok(())
     }
-    fn ended_whole(&self, vm: &str, epoch: u64) -> bool {
+    async fn mirrored(&self, vm: &str) -> Vec<(usize, String)> {
         let state = self.world.mirrors.state();
-        state.whole.get(&(self.host.clone(), vm.to_owned())) == Some(&epoch)
+        let process = state.processes.get(&(self.host.clone(), vm.to_owned()));
+        let disks = process.into_iter().flat_map(|(_, disks)| disks);
+        disks.map(|disk| (disk.place, disk.volume.clone())).collect()
+    }
+    fn ended_whole(&self, vm: &str, epoch: u64) -> Vec<String> {
+        let state = self.world.mirrors.state();
+        let whole = state.whole.get(&(self.host.clone(), vm.to_owned()));
+        whole.filter(|(of, _)| *of == epoch).map(|(_, all)| all.clone()).unwrap_or_default()
     }
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError> {
         self.clock.pass().await;

@@ -158,8 +158,11 @@ pub trait Mirrors: Send + Sync {
     async fn settle(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError>;
     /// Lets a guest run on that is stopped for a disk's sake; what was not written is written anew.
     async fn go_on(&self, vm: &str) -> Result<(), VmError>;
-    /// Whether its process has ended by itself under this epoch with all that its guest wrote on all replicas that it had open.
-    fn ended_whole(&self, vm: &str, epoch: u64) -> bool;
+    /// The volumes that its process has open, by the places of their disks. What is wanted of the VM may be another by now.
+    async fn mirrored(&self, vm: &str) -> Vec<(usize, String)>;
+    /// The volumes that its last process had open, if that ran under this epoch and ended by itself with all that its guest wrote on
+    /// all replicas.
+    fn ended_whole(&self, vm: &str, epoch: u64) -> Vec<String>;
     /// Whether its guest is stopped for a disk's sake.
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError>;
 }

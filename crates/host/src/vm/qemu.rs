@@ -81,6 +81,9 @@ impl Live {
     }
 }
 
+/// The epoch of a process that ended whole, and the mirrored volumes that it had open.
+type EndedWhole = (u64, Vec<String>);
+
 type Table = Arc<Mutex<BTreeMap<String, Live>>>;
 
 /// Runs VMs with QEMU.
@@ -91,8 +94,8 @@ pub struct QemuDriver {
     /// Held while a process and its record come into being or are looked for, so that no one sees one without the
     /// other.
     births: Mutex<()>,
-    /// By VM, the epoch of the last process that ended whole.
-    whole: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// By VM, the epoch of its last process, if that ended whole, and the mirrored volumes that it had open.
+    whole: Arc<Mutex<BTreeMap<String, EndedWhole>>>,
     events: broadcast::Sender<VmEvent>,
 }
 
@@ -162,6 +165,8 @@ impl QemuDriver {
     fn spawn(&self, launch: &VmLaunch, handed: Handed) -> Result<Arc<Process>, VmError> {
         let _births = self.births();
         self.runs_not(&launch.vm, false)?;
+        // How the one before ended says nothing of this one.
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).remove(&launch.vm);
         let (program, log) = (&self.config.program, self.log(&launch.vm));
         let process = launch::spawn(program, launch, &self.config.run_dir, &log, handed)?;
         let process = Arc::new(process);
@@ -242,9 +247,9 @@ impl QemuDriver {
         self.entry(vm, |entry| std::mem::replace(&mut entry.disks_in, at)).flatten()
     }
 
-    /// The epoch of the last process of a VM that ended whole.
-    pub(super) fn was_whole(&self, vm: &str) -> Option<u64> {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner).get(vm).copied()
+    /// The epoch of the last process of a VM, if that ended whole, and the mirrored volumes that it had open.
+    pub(super) fn was_whole(&self, vm: &str) -> Option<EndedWhole> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).get(vm).cloned()
     }
 
     /// The nodes of replicas that failed, after a change of them.
@@ -288,11 +293,13 @@ impl QemuDriver {
                 let _ = tokio::time::timeout(LAST_EVENTS, listener).await;
             }
             let said = launch::last_words(&directory);
-            let is_whole =
-                lock(&live).get(&vm).filter(|entry| entry.whole).map(|entry| entry.epoch);
+            let is_whole = lock(&live).get(&vm).filter(|e| e.whole).map(|entry| entry.epoch);
             if let Some(epoch) = is_whole {
+                let record = record::read(&directory).ok().flatten();
+                let volumes = record.map(|of| of.launch.mirrored_volumes()).unwrap_or_default();
+                let volumes = volumes.into_iter().map(|(_, volume)| volume).collect();
                 let mut whole = whole.lock().unwrap_or_else(PoisonError::into_inner);
-                whole.insert(vm.clone(), epoch);
+                whole.insert(vm.clone(), (epoch, volumes));
             }
             let Some(entry) = forget(&vm, &directory, &*guard, &live).await else { return };
             let how = match (entry.killed, entry.powered_off) {

@@ -68,7 +68,11 @@ struct Names {
 
 /// `tail`: the print of what serves it, and the character that counts on.
 fn names(place: usize, host: &Name, tail: &str) -> Names {
-    let host = hash(host);
+    names_of(place, &hash(host), tail)
+}
+
+/// The same, by the host's hash.
+fn names_of(place: usize, host: &str, tail: &str) -> Names {
     Names {
         writes: format!("r{place}.{host}.{tail}"),
         wrap: format!("w{place}.{host}.{tail}"),
@@ -216,7 +220,7 @@ struct Disk {
 }
 
 impl QemuDriver {
-    fn mirrored(&self, vm: &str, place: usize) -> Result<Disk, VmError> {
+    fn disk_of(&self, vm: &str, place: usize) -> Result<Disk, VmError> {
         let read = record::read(&self.directory(vm));
         let record = read.map_err(system(format!("the launch record of {vm} cannot be read")))?;
         let launch = record.and_then(|record| record.launch.disks.into_iter().nth(place));
@@ -355,11 +359,17 @@ impl Mirrors for QemuDriver {
         place: usize,
         hosts: &BTreeSet<Name>,
     ) -> Result<DiskMirror, VmError> {
-        let disk = self.mirrored(vm, place)?;
+        let disk = self.disk_of(vm, place)?;
         let all = self.even(vm, place, disk.mirror.copies).await?;
         let jobs = self.tell(vm, &commands::JOBS, json!({})).await?;
         let failed = self.failed_nodes(vm, |_| {});
         let hosts: BTreeMap<String, &Name> = hosts.iter().map(|host| (hash(host), host)).collect();
+        for child in &all {
+            // Of a host that is no part of the cluster any more, and has its replica no more.
+            if child.of().is_some_and(|(of, ..)| !hosts.contains_key(of)) {
+                self.leave(vm, place, &disk, child).await?;
+            }
+        }
         let linked = all.iter().filter_map(|child| {
             let (of, print, tail) = child.of()?;
             let host = hosts.get(of)?;
@@ -371,15 +381,17 @@ impl Mirrors for QemuDriver {
     }
 
     async fn cut(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
-        // Out of band, and without asking anything first: all else may wait for the one that is silent.
-        let graph_free = self.mirrored(vm, place)?.mirror.others;
-        let known = graph_free.into_iter().filter(|at| at.host == *host).map(|at| at.print());
-        for print in known {
-            self.yank(vm, &names(place, host, &first(&print))).await?;
-        }
-        if let Some((child, _)) = self.child(vm, place, host).await? {
-            self.yank(vm, &names(place, host, child.tail())).await?;
-            self.failed_nodes(vm, |failed| _ = failed.insert(child.node));
+        // All of it out of band: whatever else is asked may wait for the one that is silent.
+        let open = self.tell(vm, &commands::YANKS, json!({})).await?;
+        let (writes, copy) =
+            (format!("r{place}.{}.", hash(host)), format!("c{place}.{}.", hash(host)));
+        let nodes = open.as_array().into_iter().flatten();
+        let nodes = nodes.filter_map(|instance| instance["node-name"].as_str());
+        for node in nodes.filter(|node| node.starts_with(&writes) || node.starts_with(&copy)) {
+            let instance = json!([{ "type": "block-node", "node-name": node }]);
+            self.try_tell(vm, &commands::YANK, json!({ "instances": instance })).await?;
+            let wrapped = node.replacen('r', "w", 1);
+            self.failed_nodes(vm, |failed| failed.extend([node.to_owned(), wrapped]));
         }
         Ok(())
     }
@@ -393,38 +405,15 @@ impl Mirrors for QemuDriver {
     }
 
     async fn leave_out(&self, vm: &str, place: usize, host: &Name) -> Result<(), VmError> {
-        let disk = self.mirrored(vm, place)?;
-        let Some((child, _)) = self.child(vm, place, host).await? else { return Ok(()) };
-        let names = names(place, host, child.tail());
-        // Whatever it does, it holds nobody up.
-        self.yank(vm, &names).await?;
-        self.end_copy(vm, &names).await?;
-        let taken = self.children(vm, place).await?;
-        let free = (0..=taken.len()).find(|number| {
-            let name = stand_ins(place, *number).0;
-            taken.iter().all(|child| child.node != name)
-        });
-        let number = free.unwrap_or_default();
-        let (name, beneath) = stand_ins(place, number);
-        for left in [&name, &beneath] {
-            self.remove_node(vm, left).await?;
+        let disk = self.disk_of(vm, place)?;
+        match self.child(vm, place, host).await? {
+            Some((child, _)) => self.leave(vm, place, &disk, &child).await,
+            None => Ok(()),
         }
-        for node in stand_in(place, number, disk.launch.size_bytes) {
-            self.tell(vm, &commands::ADD_NODE, node).await?;
-        }
-        let parent = format!("d{place}");
-        let more = json!({ "parent": parent, "node": name });
-        self.tell(vm, &commands::CHANGE_CHILD, more).await?;
-        self.drop_child(vm, place, &child).await?;
-        for node in [&names.wrap, &names.writes] {
-            self.remove_node(vm, node).await?;
-        }
-        self.failed_nodes(vm, |failed| _ = failed.remove(&child.node));
-        Ok(())
     }
 
     async fn take_in(&self, vm: &str, place: usize, replica: &ReplicaAt) -> Result<(), VmError> {
-        let disk = self.mirrored(vm, place)?;
+        let disk = self.disk_of(vm, place)?;
         // QEMU stands still while it connects, so somebody else tries first.
         let address = SocketAddr::new(replica.address, replica.port);
         let met = tokio::time::timeout(CONNECTS, TcpStream::connect(address)).await;
@@ -467,8 +456,14 @@ impl Mirrors for QemuDriver {
         self.tell(vm, &commands::CONTINUE, json!({})).await.map(drop)
     }
 
-    fn ended_whole(&self, vm: &str, epoch: u64) -> bool {
-        self.was_whole(vm) == Some(epoch)
+    async fn mirrored(&self, vm: &str) -> Vec<(usize, String)> {
+        let record = record::read(&self.directory(vm)).ok().flatten();
+        record.map(|record| record.launch.mirrored_volumes()).unwrap_or_default()
+    }
+
+    fn ended_whole(&self, vm: &str, epoch: u64) -> Vec<String> {
+        let whole = self.was_whole(vm).filter(|(of, _)| *of == epoch);
+        whole.map(|(_, volumes)| volumes).unwrap_or_default()
     }
 
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError> {
@@ -478,6 +473,42 @@ impl Mirrors for QemuDriver {
 }
 
 impl QemuDriver {
+    /// Puts what takes everything and gives nothing in the place of a replica.
+    async fn leave(
+        &self,
+        vm: &str,
+        place: usize,
+        disk: &Disk,
+        child: &Child,
+    ) -> Result<(), VmError> {
+        let Some((host, _, tail)) = child.of() else { return Ok(()) };
+        let names = names_of(place, host, tail);
+        // Whatever it does, it holds nobody up.
+        self.yank(vm, &names).await?;
+        self.end_copy(vm, &names).await?;
+        let taken = self.children(vm, place).await?;
+        let free = (0..=taken.len()).find(|number| {
+            let name = stand_ins(place, *number).0;
+            taken.iter().all(|child| child.node != name)
+        });
+        let number = free.unwrap_or_default();
+        let (name, beneath) = stand_ins(place, number);
+        for left in [&name, &beneath] {
+            self.remove_node(vm, left).await?;
+        }
+        for node in stand_in(place, number, disk.launch.size_bytes) {
+            self.tell(vm, &commands::ADD_NODE, node).await?;
+        }
+        let more = json!({ "parent": format!("d{place}"), "node": name });
+        self.tell(vm, &commands::CHANGE_CHILD, more).await?;
+        self.drop_child(vm, place, child).await?;
+        for node in [&names.wrap, &names.writes] {
+            self.remove_node(vm, node).await?;
+        }
+        self.failed_nodes(vm, |failed| _ = failed.remove(&child.node));
+        Ok(())
+    }
+
     /// Ends the connections to a replica at once.
     async fn yank(&self, vm: &str, names: &Names) -> Result<(), VmError> {
         for node in [&names.writes, &names.copy] {

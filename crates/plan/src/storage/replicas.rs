@@ -91,7 +91,8 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
         hosts.retain(|host| seen.insert(host.clone()));
         hosts.truncate(pool.copies());
         while hosts.len() < pool.copies() {
-            let Some(next) = choose(work, &disk.pool, disk.size.0, &hosts) else { break };
+            let next = choose(work, &disk.pool, disk.size.0, &hosts, &BTreeSet::new());
+            let Some(next) = next else { break };
             hosts.push(next);
         }
         if hosts.len() < pool.copies() {
@@ -139,8 +140,14 @@ fn is_there(work: &Work<'_>, host: &Name) -> bool {
     work.states.get(host).is_some_and(|state| state.well())
 }
 
-/// The best host for one more replica beside those on `others`.
-fn choose(work: &Work<'_>, pool: &Name, bytes: u64, others: &[Name]) -> Option<Name> {
+/// The best host for one more replica beside those on `others`; one of `rather` before all others that can take it.
+fn choose(
+    work: &Work<'_>,
+    pool: &Name,
+    bytes: u64,
+    others: &[Name],
+    rather: &BTreeSet<Name>,
+) -> Option<Name> {
     let snapshot = work.snapshot;
     let zone = |host: &Name| {
         let labels = snapshot.hosts.get(host).map(|host| &host.meta.labels);
@@ -169,7 +176,7 @@ fn choose(work: &Work<'_>, pool: &Name, bytes: u64, others: &[Name]) -> Option<N
             let apart = zone(host).is_none_or(|zone| !zones.contains(&Some(zone)));
             let free = room.map_or(0, |room| 100 - room.full().min(100));
             let few = Reverse(replicas.get(host).copied().unwrap_or(0));
-            (usable, fits, apart, few, free, Reverse((*host).clone()))
+            (usable, fits, rather.contains(*host), apart, few, free, Reverse((*host).clone()))
         })
         .cloned()
 }
@@ -177,6 +184,11 @@ fn choose(work: &Work<'_>, pool: &Name, bytes: u64, others: &[Name]) -> Option<N
 /// Gives stale replicas whose hosts have been gone for long to other hosts.
 fn rebuild(work: &mut Work<'_>, vm: &Stored<VmSpec>) {
     let snapshot = work.snapshot;
+    // All disks of a VM are to be on the same hosts.
+    let mut rather: BTreeSet<Name> = mirrored(snapshot, &vm.spec)
+        .filter_map(|(disk, _)| record(snapshot, vm, disk))
+        .flat_map(|volume| volume.replicas.keys().cloned())
+        .collect();
     for (disk, pool) in mirrored(snapshot, &vm.spec) {
         let Some(volume) = record(snapshot, vm, disk) else { continue };
         let gone: Vec<Name> = volume
@@ -195,12 +207,13 @@ fn rebuild(work: &mut Work<'_>, vm: &Stored<VmSpec>) {
         let mut news = Vec::new();
         let places = gone.into_iter().map(Some).chain(std::iter::repeat_n(None, missing));
         for old in places {
-            let next = choose(work, &disk.pool, disk.size.0, &hosts);
+            let next = choose(work, &disk.pool, disk.size.0, &hosts, &rather);
             let Some(next) = next.filter(|host| work.states[host].usable()) else { break };
             if let Some(old) = &old {
                 record.replicas.remove(old);
             }
             record.replicas.insert(next.clone(), ReplicaState::Stale);
+            rather.insert(next.clone());
             news.push(match old {
                 Some(old) => format!("{next} in place of {old}, which is gone"),
                 None => next.to_string(),

@@ -18,7 +18,8 @@ use haven_model::{
 use haven_store::clock::Mono;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -44,6 +45,15 @@ pub struct Opening<'a> {
     pub owner: Owner,
     /// Tells what is waited for.
     pub step: &'a watch::Sender<String>,
+    /// The runs that this daemon has begun and in which no process was started yet.
+    pub begun: Begun,
+}
+
+/// By volume, a run that was begun and in which no process was started: what was clean before is so still.
+pub type Begun = Arc<Mutex<BTreeMap<VolumeRef, u64>>>;
+
+fn lock(begun: &Begun) -> MutexGuard<'_, BTreeMap<VolumeRef, u64>> {
+    begun.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn fails(error: &dyn std::error::Error) -> StartFailure {
@@ -58,7 +68,8 @@ impl Opening<'_> {
     pub async fn run(&self) -> Result<DiskLaunch, StartFailure> {
         let mut live = self.parts.live.clone();
         let mut silent = self.parts.heard.silent.clone();
-        let (mut begun, mut made) = (None, false);
+        let mut made = false;
+        let mut begun = lock(&self.begun).get(&self.of).copied();
         let mut since: BTreeMap<Name, Mono> = BTreeMap::new();
         loop {
             let now = Arc::clone(&live.borrow_and_update());
@@ -73,8 +84,15 @@ impl Opening<'_> {
                     Open::NotHere => return Err(self.not_here(volume)),
                     Open::Write(record) => {
                         let raises = record.run > volume.run;
+                        if raises {
+                            // Only over a replica that is there: the others may not count any more then.
+                            self.own(&now, volume, record.run).await?;
+                        }
                         if self.write(&now, &record).await? {
-                            begun = if raises { Some(record.run) } else { begun };
+                            if raises {
+                                begun = Some(record.run);
+                                lock(&self.begun).insert(self.of.clone(), record.run);
+                            }
                             since.clear();
                             continue;
                         }
@@ -124,6 +142,30 @@ impl Opening<'_> {
         let wanted = wanted(&self.of, volume, self.owner_uid, true);
         let made = self.parts.storage.volume(&pool, &wanted).await;
         made.map(drop).map_err(|error| fails(&error))
+    }
+
+    /// Shuts the replica of this host to all others, and to all runs before this one; its file.
+    async fn own(
+        &self,
+        now: &Snapshot,
+        volume: &Volume,
+        run: u64,
+    ) -> Result<PathBuf, StartFailure> {
+        let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
+        let name = name(&self.of, volume);
+        let found = self.parts.storage.has_volume(&pool, &name, self.owner_uid).await;
+        let Some(path) = found.map_err(|error| fails(&error))? else {
+            return Err(StartFailure(format!(
+                "the file of the disk `{}` is missing in {} on {} although it counts; if another disk should be mounted there, mount it",
+                self.of.disk, pool.path, self.parts.me
+            )));
+        };
+        let name = name.to_string();
+        super::serve::old(self.parts, &name, &path, volume.run)
+            .await
+            .map_err(|error| fails(&error))?;
+        let owned = self.parts.replicas.own(&name, &path, run).await;
+        owned.map(|()| path).map_err(|error| fails(&error))
     }
 
     fn no_pool(&self, volume: &Volume) -> StartFailure {
@@ -182,17 +224,8 @@ impl Opening<'_> {
             hosts.iter().map(|host| served(now, &self.of, host, volume.run)).collect();
         let Some(others) = others else { return Ok(None) };
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
-        let name = name(&self.of, volume);
-        let found = self.parts.storage.has_volume(&pool, &name, self.owner_uid).await;
-        let Some(path) = found.map_err(|error| fails(&error))? else {
-            return Err(StartFailure(format!(
-                "the file of the disk `{}` is missing in {} on {} although it counts; if another disk should be mounted there, mount it",
-                self.of.disk, pool.path, self.parts.me
-            )));
-        };
-        let volume_name = name.to_string();
-        let owned = self.parts.replicas.own(&volume_name, &path, volume.run).await;
-        owned.map_err(|error| fails(&error))?;
+        let path = self.own(now, volume, volume.run).await?;
+        let volume_name = name(&self.of, volume).to_string();
         let Some(secrets) = &self.parts.secrets else {
             return Err(StartFailure(
                 "this host cannot derive the cluster's key, so no replica can be opened; look at `haven host ls`".into(),

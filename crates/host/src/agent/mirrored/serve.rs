@@ -18,6 +18,7 @@ use haven_store::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -95,23 +96,25 @@ struct Done {
 }
 
 impl Done {
-    /// Whether nothing is to be done about it: it stands as it did, and its process runs.
+    /// When it was found last to stand as it did, with its process; nothing when something is to be done about it.
     async fn still(
         &self,
         parts: &AgentParts,
         of: &VolumeRef,
         volume: &Volume,
         stands: (i64, i64),
-    ) -> bool {
+    ) -> Option<Mono> {
         if self.stands != stands {
-            return false;
+            return None;
         }
-        if parts.clock.now().since(self.at) < NET {
-            return true;
+        let clock = parts.clock.now();
+        if clock.since(self.at) < NET {
+            return Some(self.at);
         }
-        let ReplicaIs::Served { run, port, instance, .. } = &self.is else { return false };
-        let now = parts.replicas.served(&name(of, volume).to_string()).await;
-        now.is_some_and(|now| (now.run, now.port) == (*run, *port) && now.instance == *instance)
+        let ReplicaIs::Served { run, port, instance, .. } = &self.is else { return None };
+        let now = parts.replicas.served(&name(of, volume).to_string()).await?;
+        let same = (now.run, now.port) == (*run, *port) && now.instance == *instance;
+        same.then_some(clock)
     }
 }
 
@@ -140,7 +143,12 @@ async fn one(parts: Arc<AgentParts>, of: VolumeRef, cancel: CancellationToken) {
                 return;
             }
             Some(volume) => {
-                last = Some(name(&of, volume).to_string());
+                let named = name(&of, volume).to_string();
+                if let Some(before) = last.replace(named.clone()).filter(|last| *last != named)
+                    && let Err(error) = parts.replicas.end(&before).await
+                {
+                    tracing::warn!(before, why = chain(&error), "what serves it cannot be ended");
+                }
                 // Whose it is to be is not known before its VM has its place.
                 let placed = now.placements.get(&of.vm);
                 let to =
@@ -150,16 +158,19 @@ async fn one(parts: Arc<AgentParts>, of: VolumeRef, cancel: CancellationToken) {
                     });
                 if let Some((run, placed)) = to {
                     let stands = (volume.revision, placed.revision);
-                    let is = match done.take() {
-                        Some(before) if before.still(&parts, &of, volume, stands).await => {
-                            before.is
-                        }
-                        _ => is(&parts, &now, &of, volume, run, placed.unix_uid()).await,
+                    let before = done.take();
+                    let looked = match &before {
+                        Some(before) => before.still(&parts, &of, volume, stands).await,
+                        None => None,
+                    };
+                    let is = match before.zip(looked) {
+                        Some((before, _)) => before.is,
+                        None => is(&parts, &now, &of, volume, run, placed.unix_uid()).await,
                     };
                     if matches!(is, ReplicaIs::Failed { .. }) {
                         pause = AGAIN;
                     } else {
-                        let at = parts.clock.now();
+                        let at = looked.unwrap_or(parts.clock.now());
                         done = Some(Done { stands, at, is: is.clone() });
                     }
                     if !tell(&parts, &now, &of, volume.revision, is, &mut told).await {
@@ -190,9 +201,11 @@ async fn is(
     owner_uid: u32,
 ) -> ReplicaIs {
     match serve(parts, now, of, volume, run, owner_uid).await {
-        Ok(Some(Served { run, port, instance })) => {
+        Ok(Some(Served { run, port, instance, file })) => {
             let boot = parts.facts.borrow().as_ref().map(|facts| facts.boot_id.clone());
-            ReplicaIs::Served { run, port, instance, boot: boot.unwrap_or_default() }
+            // What was noted for a file is of no use for another one.
+            let boot = format!("{}/{file}", boot.unwrap_or_default());
+            ReplicaIs::Served { run, port, instance, boot }
         }
         Ok(None) => ReplicaIs::Failed {
             why: format!(
@@ -229,6 +242,9 @@ async fn serve(
         parts.storage.has_volume(&pool, &wanted.name, owner_uid).await?
     };
     let Some(path) = path else { return Ok(None) };
+    if volume.counts(&parts.me) {
+        old(parts, &wanted.name.to_string(), &path, run).await?;
+    }
     let secrets = parts.secrets.as_ref();
     let secrets =
         secrets.ok_or_else(|| says("this host cannot derive the cluster's key".into()))?;
@@ -237,6 +253,29 @@ async fn serve(
     let wanted = ReplicaWanted { volume, path, owner_uid, run, key, address: address.into() };
     let served = parts.replicas.serve(&wanted).await;
     served.map(Some).map_err(|error| says(chain(&error)))
+}
+
+/// Refuses a file that was not there in the last runs: what was written in them is not in it.
+pub(super) async fn old(
+    parts: &AgentParts,
+    volume: &str,
+    path: &Path,
+    run: u64,
+) -> Result<(), StorageFailure> {
+    let lowest = parts.replicas.lowest(volume, path).await;
+    let lowest = lowest.map_err(|error| StorageFailure {
+        what: format!("it cannot be told how old {} is ({error}); check its disk", path.display()),
+    })?;
+    if lowest + 1 >= run {
+        return Ok(());
+    }
+    Err(StorageFailure {
+        what: format!(
+            "{} on {} is older than it should be (run {lowest} of {run}): another disk was mounted there when it was written; mount that, or remove this file, and it is copied anew once it counts no more",
+            path.display(),
+            parts.me
+        ),
+    })
 }
 
 /// Tells how it is, if that is news; false when it is to be tried again soon.

@@ -14,7 +14,8 @@ use super::VmTask;
 use crate::{
     agent::{
         chain,
-        mirrored::{Owner, served},
+        mirrored::{Owner, open::Begun, served},
+        storage::VolumeName,
     },
     storage::mirrored::steps::{self, Around, Keep},
     vm::{
@@ -23,7 +24,7 @@ use crate::{
     },
 };
 use haven_model::{
-    Name, PoolDriverKind, Severity, Snapshot,
+    Name, Severity, Snapshot,
     volume::{Volume, VolumeRef},
 };
 use haven_store::clock::Mono;
@@ -49,6 +50,8 @@ pub(super) struct Mirrors {
     went_on: Option<(Mono, u32)>,
     /// A disk broke since this was looked at, or this never was.
     pub broke: bool,
+    /// Runs that were begun, and in which no process was started yet.
+    begun: Begun,
     /// This one could not be taken in, and is not tried again before.
     refused: Option<(Print, Mono)>,
 }
@@ -58,23 +61,39 @@ impl Mirrors {
     pub fn new() -> Self {
         Self { broke: true, ..Self::default() }
     }
+
+    /// The runs that were begun for nothing so far.
+    pub fn begun(&self) -> Begun {
+        Arc::clone(&self.begun)
+    }
+
+    /// A process is started in them.
+    pub fn starts(&mut self) {
+        self.begun = Begun::default();
+    }
 }
 
 impl VmTask {
-    /// The mirrored disks, by their places.
-    fn mirrored(&self, snapshot: &Snapshot) -> Vec<(usize, VolumeRef)> {
-        let Some((object, _)) = &self.last else { return Vec::new() };
-        let disks = object.spec.disks.iter().enumerate().filter(|(_, disk)| {
-            let pool = snapshot.pools.get(&disk.pool);
-            pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Mirrored)
-        });
-        let of = |disk: &Name| VolumeRef { vm: self.vm.clone(), disk: disk.clone() };
-        disks.map(|(place, disk)| (place, of(&disk.name))).collect()
+    /// The mirrored disks that its process has open, by their places.
+    async fn mirrored(&self) -> Vec<(usize, VolumeRef)> {
+        let disks = self.parts.vms.mirrored(self.vm.as_str()).await;
+        let live = self.parts.live.borrow();
+        disks.into_iter().filter_map(|(at, volume)| Some((at, its(&live, &volume)?))).collect()
     }
 
     /// Sees to the replicas of a VM that runs, and lets one run on that was stopped for a disk's sake.
-    pub(super) async fn keep_mirrors(&mut self, snapshot: &Snapshot) {
-        for (place, of) in self.mirrored(snapshot) {
+    pub(super) async fn keep_mirrors(&mut self) {
+        let disks = self.mirrored().await;
+        // What is silent is cut off everywhere before anything else is asked: an answer may wait for it.
+        let silent = self.parts.heard.silent.borrow().clone();
+        for host in &silent {
+            for (place, _) in &disks {
+                if let Err(error) = self.parts.vms.cut(self.vm.as_str(), *place, host).await {
+                    tracing::debug!(vm = %self.vm, why = chain(&error), "a silent replica cannot be cut off");
+                }
+            }
+        }
+        for (place, of) in disks {
             for _ in 0..STEPS {
                 let live = Arc::clone(&self.parts.live.borrow());
                 match self.keep_mirror(&live, place, &of).await {
@@ -96,11 +115,9 @@ impl VmTask {
 
     /// Its process has ended. If all replicas have all that was written, the next one opens them as they are.
     pub(super) async fn close_mirrors(&mut self, epoch: u64) {
-        if !self.parts.vms.ended_whole(self.vm.as_str(), epoch) {
-            return;
-        }
         let live = Arc::clone(&self.parts.live.borrow());
-        for (_, of) in self.mirrored(&live) {
+        for volume in self.parts.vms.ended_whole(self.vm.as_str(), epoch) {
+            let Some(of) = its(&live, &volume) else { continue };
             let Some(volume) = live.volumes.get(&of).map(|volume| Arc::clone(&volume.value)) else {
                 continue;
             };
@@ -143,7 +160,10 @@ impl VmTask {
         };
         self.mirrors.went_on = Some((now, times));
         if times == TOLD {
-            self.note = "it stands still: its disk does not take what is written. Is the pool full (`haven pool show`)? It goes on by itself once there is room".into();
+            self.note = format!(
+                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` starts it there",
+                me = self.parts.me
+            );
         }
         self.parts.vms.go_on(self.vm.as_str()).await
     }
@@ -162,12 +182,6 @@ impl VmTask {
         let hosts: BTreeSet<Name> =
             live.hosts.keys().chain(volume.replicas.keys()).cloned().collect();
         let around = self.around(live, of, &volume, &hosts);
-        // What is silent is cut off before anything else is asked: an answer may wait for it.
-        for host in &around.silent {
-            if volume.counts(host) {
-                self.parts.vms.cut(&vm, place, host).await?;
-            }
-        }
         let disk = self.parts.vms.mirror(&vm, place, &hosts).await?;
         let step = steps::keep(&volume, &self.parts.me, &disk, &around);
         if step != Keep::Well {
@@ -213,15 +227,38 @@ impl VmTask {
             Keep::Settle(host) => self.parts.vms.settle(&vm, place, &host).await?,
             Keep::Count(host, record) => {
                 self.parts.vms.flush_copy(&vm, place, &host).await?;
-                if !self.put(live, of, &record).await {
-                    return Ok(self.waits());
+                // It is as it was, with all that was copied on its disk.
+                let disk = self.parts.vms.mirror(&vm, place, &hosts).await?;
+                let around = self.around(live, of, &volume, &hosts);
+                let still = steps::keep(&volume, &self.parts.me, &disk, &around);
+                if still == Keep::Count(host.clone(), record.clone()) {
+                    return Ok(self.count(live, of, &host, &record).await);
                 }
-                let what = format!("its disk `{}` has its replica on {host} again", of.disk);
-                self.tell_of(Severity::Info, what).await;
             }
-            Keep::TakeIn(host) => return self.take_in(live, place, of, &volume, &host).await,
+            Keep::TakeIn(host) => {
+                // For a moment a write succeeds without one of them: what is noted then has all that it lacks.
+                for other in volume.counted().filter(|other| **other != self.parts.me) {
+                    self.parts.vms.note(&vm, place, other).await?;
+                }
+                return self.take_in(live, place, of, &volume, &host).await;
+            }
         }
         Ok(Next::Again)
+    }
+
+    async fn count(
+        &mut self,
+        live: &Snapshot,
+        of: &VolumeRef,
+        host: &Name,
+        record: &Volume,
+    ) -> Next {
+        if !self.put(live, of, record).await {
+            return self.waits();
+        }
+        let what = format!("its disk `{}` has its replica on {host} again", of.disk);
+        self.tell_of(Severity::Info, what).await;
+        Next::Again
     }
 
     fn around(
@@ -293,6 +330,14 @@ impl VmTask {
         self.mirrors.refused = None;
         Ok(Next::Again)
     }
+}
+
+/// A volume of a process, as long as the store's record is of the same.
+fn its(live: &Snapshot, volume: &str) -> Option<VolumeRef> {
+    let name = VolumeName::parse(volume)?;
+    let of = VolumeRef { vm: name.vm, disk: name.disk };
+    let record = live.volumes.get(&of)?;
+    (record.vm_uid == name.vm_uid).then_some(of)
 }
 
 /// Whether there is more to do at once.

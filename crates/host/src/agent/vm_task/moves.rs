@@ -550,6 +550,7 @@ impl VmTask {
             kvm,
             networks: self.networks.clone(),
             incoming: Some(Incoming { epoch, machine, options }),
+            begun: self.mirrors.begun(),
         };
         let launch = match self.prepare(snapshot, preparation, session).await? {
             Ok(launch) => launch,

@@ -27,12 +27,12 @@ use std::{
     net::{IpAddr, TcpListener},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::{fs::MetadataExt, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 /// What runs, and what it serves.
@@ -80,6 +80,8 @@ struct Record {
     /// Tells it from a later process of the same number.
     start_time: u64,
     instance: String,
+    /// Which file it has open.
+    file: String,
     /// Nothing while that changes.
     serves: Option<Serves>,
 }
@@ -93,6 +95,13 @@ struct Serves {
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> ReplicaError {
     let what = what.into();
     move |source| ReplicaError::System { what, source }
+}
+
+/// What tells a file from another one in its place: its number, and when it was made where the file system keeps that.
+fn identity(path: &Path) -> io::Result<String> {
+    let of = std::fs::metadata(path)?;
+    let made = of.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    Ok(format!("{}-{}-{}", of.dev(), of.ino(), made.unwrap_or_default().as_nanos()))
 }
 
 /// Writes the key of a run as QEMU reads it, for the user that its process runs as.
@@ -112,7 +121,8 @@ pub fn write_key(directory: &Path, name: &str, key: &Plain, reader: u32) -> io::
 impl Running {
     fn served(&self) -> Option<Served> {
         let Serves { run, port } = self.record.serves?;
-        Some(Served { run, port, instance: self.record.instance.clone() })
+        let Record { instance, file, .. } = self.record.clone();
+        Some(Served { run, port, instance, file })
     }
 
     fn runs(&self) -> bool {
@@ -174,7 +184,8 @@ impl Running {
         });
         self.tell(&commands::EXPORT, export).await?;
         self.note(Some(Serves { run: wanted.run, port }))?;
-        Ok(Served { run: wanted.run, port, instance: self.record.instance.clone() })
+        let Record { instance, file, .. } = self.record.clone();
+        Ok(Served { run: wanted.run, port, instance, file })
     }
 
     /// Listens at a port that is free. Somebody may take it in between; then it is another one.
@@ -334,6 +345,8 @@ impl StorageDaemons {
             pid: process.pid(),
             start_time,
             instance: uuid::Uuid::new_v4().to_string(),
+            file: identity(&wanted.path)
+                .map_err(system(format!("{} cannot be looked at", wanted.path.display())))?,
             serves: None,
         };
         let met = tokio::select! {
@@ -421,6 +434,15 @@ impl ReplicaDriver for StorageDaemons {
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
         let run = wanted.run;
         let mut held = self.raised(&wanted.volume, &wanted.path, run).await?;
+        let file = identity(&wanted.path);
+        let file =
+            file.map_err(system(format!("{} cannot be looked at", wanted.path.display())))?;
+        if self.found(&mut held, &wanted.volume).await?
+            && held.as_ref().is_some_and(|running| running.record.file != file)
+        {
+            // What it has open is not what stands there now.
+            self.ended_of(&mut held, &wanted.volume).await?;
+        }
         if !self.found(&mut held, &wanted.volume).await? {
             *held = Some(self.begin(wanted).await?);
         }
@@ -451,6 +473,12 @@ impl ReplicaDriver for StorageDaemons {
     async fn own(&self, volume: &str, path: &Path, run: u64) -> Result<(), ReplicaError> {
         let mut held = self.raised(volume, path, run).await?;
         self.ended_of(&mut held, volume).await
+    }
+
+    async fn lowest(&self, _volume: &str, path: &Path) -> io::Result<u64> {
+        let path = path.to_owned();
+        let read = tokio::task::spawn_blocking(move || runs::lowest(&path)).await;
+        read.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()))
     }
 
     async fn known(&self) -> BTreeSet<String> {

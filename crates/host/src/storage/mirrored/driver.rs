@@ -36,6 +36,8 @@ pub struct Served {
     pub port: u16,
     /// Changes when its process is another one, which knows nothing of what the one before had written last.
     pub instance: String,
+    /// Changes when its file is another one, which holds nothing of what the one before did.
+    pub file: String,
 }
 
 /// The name under which a volume is served. It is another one once the process is: whoever was connected does not come back
@@ -107,6 +109,11 @@ pub trait ReplicaDriver: Send + Sync {
     /// # Errors
     /// As [`ReplicaDriver::serve`].
     async fn own(&self, volume: &str, path: &Path, run: u64) -> Result<(), ReplicaError>;
+    /// The lowest run that a replica may be served to: it was open in that run or in the one before.
+    ///
+    /// # Errors
+    /// When its disk does not tell.
+    async fn lowest(&self, volume: &str, path: &Path) -> io::Result<u64>;
     /// How a replica is served; nothing when it is not, or its process has ended.
     async fn served(&self, volume: &str) -> Option<Served>;
     /// The volumes that have a process, also those that an earlier daemon left.

@@ -4,7 +4,7 @@ use super::driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served};
 use crate::vm::fake::{Fails, World};
 use async_trait::async_trait;
 use haven_store::clock::Clock;
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 /// Serves the replicas of one host.
 pub struct FakeReplicas {
@@ -18,6 +18,12 @@ pub struct FakeReplicas {
     pub fails: Fails,
 }
 
+impl FakeReplicas {
+    fn file(&self, volume: &str) -> String {
+        self.world.mirrors.file(&self.host, volume).to_string()
+    }
+}
+
 #[async_trait]
 impl ReplicaDriver for FakeReplicas {
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
@@ -27,7 +33,7 @@ impl ReplicaDriver for FakeReplicas {
             return Err(ReplicaError::Died { volume, said: "simulated".into() });
         }
         match self.world.mirrors.serve(&self.host, &volume, run) {
-            Ok(instance) => Ok(Served { run, port: 1, instance }),
+            Ok(instance) => Ok(Served { run, port: 1, instance, file: self.file(&wanted.volume) }),
             Err(Some(lowest)) => Err(ReplicaError::Over { volume, run, lowest }),
             Err(None) => Err(ReplicaError::Died { volume, said: "the file is locked".into() }),
         }
@@ -40,7 +46,11 @@ impl ReplicaDriver for FakeReplicas {
     async fn served(&self, volume: &str) -> Option<Served> {
         self.clock.pass().await;
         let (run, instance) = self.world.mirrors.served(&self.host, volume)?;
-        Some(Served { run, port: 1, instance })
+        Some(Served { run, port: 1, instance, file: self.file(volume) })
+    }
+    async fn lowest(&self, volume: &str, _path: &Path) -> io::Result<u64> {
+        self.clock.pass().await;
+        Ok(self.world.mirrors.lowest(&self.host, volume))
     }
     async fn known(&self) -> BTreeSet<String> {
         let all = self.world.mirrors.on(&self.host).into_iter();
