@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const VM: &str = "keeper";
+const VM: &str = "scribe";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
 /// console once its disk has it.
@@ -24,10 +24,10 @@ while :; do
   [ "$read" = "$(printf '%08d' $((i + 1)))" ] || break
   i=$((i + 1))
 done
-echo "KEEPER-HAS $i" > /dev/console
+echo "SCRIBE-HAS $i" > /dev/console
 while :; do
   i=$((i + 1))
-  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "KEEPER-WROTE $i" > /dev/console
+  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "SCRIBE-WROTE $i" > /dev/console
   usleep 20000
 done
 "#;
@@ -43,7 +43,7 @@ fn largest(lab: &Lab, words: &str) -> u64 {
 }
 
 fn volume(lab: &Driver) -> Result<Volume> {
-    lab.ask(|client| async move { client.volume("keeper.data").await }).map(|view| view.volume)
+    lab.ask(|client| async move { client.volume("scribe.data").await }).map(|view| view.volume)
 }
 
 /// The hosts of its replicas: that of its VM first.
@@ -67,22 +67,22 @@ fn whole(lab: &Lab) -> Result<()> {
 
 /// It goes on to write.
 fn writes_on(lab: &Lab) -> Result<()> {
-    let then = largest(lab, "KEEPER-WROTE");
-    lab.wait("it writes on", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > then + 5)
+    let then = largest(lab, "SCRIBE-WROTE");
+    lab.wait("it writes on", PATIENCE, |_| largest(lab, "SCRIBE-WROTE") > then + 5)
 }
 
 /// It was started anew since, and has all that it was told to be written on `host` before that.
 fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
-    lab.wait("it reads its disk anew", PATIENCE, |_| lab.said_by(VM, "KEEPER-HAS") > boots)?;
-    let has = largest(lab, "KEEPER-HAS");
+    lab.wait("it reads its disk anew", PATIENCE, |_| lab.said_by(VM, "SCRIBE-HAS") > boots)?;
+    let has = largest(lab, "SCRIBE-HAS");
     let log = lab.dir.join(format!("hosts/{host}/upper/var/log/haven/vms/{VM}.console.log"));
     let said = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
     // What it says of its disk now comes after all that it said before, if it is on the same host.
-    let last = format!("KEEPER-HAS {has}\r");
+    let last = format!("SCRIBE-HAS {has}\r");
     let before = said.rsplit_once(&last).map_or(said.as_str(), |(before, _)| before);
     let told = before
         .lines()
-        .filter_map(|line| line.split_once("KEEPER-WROTE ")?.1.trim().parse::<u64>().ok());
+        .filter_map(|line| line.split_once("SCRIBE-WROTE ")?.1.trim().parse::<u64>().ok());
     let wrote = told.max().context("it had written something")?;
     println!("  told as written: {wrote}, found on the disk afterwards: {has}");
     ensure!(has >= wrote, "{} records are lost", wrote - has);
@@ -90,7 +90,7 @@ fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
 }
 
 fn boots(lab: &Lab) -> usize {
-    lab.said_by(VM, "KEEPER-HAS")
+    lab.said_by(VM, "SCRIBE-HAS")
 }
 
 fn replica(lab: &Lab, host: &str) -> Result<PathBuf> {
@@ -107,7 +107,7 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
         "kind: Pool\nname: mirrored\ndriver: mirrored\npath: /var/lib/haven/mirrored\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\nnetworks:\n- network: front\nuserData: {KEEPS:?}\n"
     );
     lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
-    lab.wait("the guest writes", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > 20)?;
+    lab.wait("the guest writes", PATIENCE, |_| largest(lab, "SCRIBE-WROTE") > 20)?;
     replica_lost(lab)?;
     owner_lost(lab)?;
     stopped(lab)?;
@@ -161,7 +161,7 @@ fn owner_lost(lab: &Lab) -> Result<()> {
     // Its process crashes, on the same host.
     let (owner, _) = hosts(lab)?;
     let before = boots(lab);
-    lab.signal(&owner, "guest=keeper", Signal::SIGKILL)?;
+    lab.signal(&owner, "guest=scribe", Signal::SIGKILL)?;
     has_all(lab, before, &owner)?;
     whole(lab)?;
     lab.haven(&["lab", "watchdog", "off"])?;
@@ -199,7 +199,7 @@ fn stopped(lab: &Lab) -> Result<()> {
         volume(lab).is_ok_and(|volume| volume.clean)
     })?;
     lab.wait("it has ended", Duration::from_secs(30), |lab| {
-        lab.pids(&owner, "guest=keeper").is_empty()
+        lab.pids(&owner, "guest=scribe").is_empty()
     })?;
     let (here, there) =
         (std::fs::read(replica(lab, &owner)?)?, std::fs::read(replica(lab, &other)?)?);

@@ -319,6 +319,11 @@ impl Fixture {
         Some(serde_json::from_slice(&value).unwrap())
     }
 
+    /// What stands at a key of the store.
+    pub fn peek(&self, key: &str) -> Option<Value> {
+        Some(serde_json::from_slice(&self.etcd.peek(key)?).unwrap())
+    }
+
     /// Whether a VM runs here.
     pub fn runs(&self, vm: &str) -> bool {
         self.world.running_on("host1").iter().any(|(running, _)| running == vm)

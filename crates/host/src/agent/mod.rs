@@ -57,6 +57,8 @@ mod fixture;
 #[cfg(test)]
 mod lease_test;
 #[cfg(test)]
+mod mirrored_test;
+#[cfg(test)]
 mod vm_step_test;
 #[cfg(test)]
 mod wanted_test;

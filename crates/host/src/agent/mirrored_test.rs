@@ -1,0 +1,130 @@
+//! A host opens the mirrored disk of a VM, over fakes, in virtual time. The other replica is on host2, which a test plays.
+
+use super::{
+    fixture::{Fixture, name},
+    storage::VolumeName,
+};
+use haven_model::{
+    Bytes, VmPhase, keys,
+    object::Kind,
+    volume::{ReplicaState, Volume, VolumeRef},
+};
+use serde_json::json;
+
+const VOLUME: &str = "db.data.u-db";
+
+fn data() -> VolumeRef {
+    VolumeRef { vm: name("db"), disk: name("data") }
+}
+
+/// A VM with a mirrored disk, and a local one behind it; its record says this of its run.
+async fn world(run: u64, clean: bool) -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.object(Kind::Pool, "twins", json!({"driver": "mirrored", "path": "/twins"})).await;
+    fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
+    fixture.object(Kind::Host, "host2", json!({"address": "10.0.0.2"})).await;
+    fixture.put(&keys::lease(&name("host2")), &json!({"session": 1, "count": 1})).await;
+    let hosts = [name("host1"), name("host2")];
+    let mut volume = Volume::new("u-db".into(), name("twins"), Bytes::gib(1), hosts);
+    (volume.run, volume.clean) = (run, clean);
+    let volume = serde_json::to_value(volume).unwrap();
+    fixture.put(&keys::volume(&data()), &volume).await;
+    fixture.world.mirrors.make("host1", VOLUME);
+    fixture.world.mirrors.make("host2", VOLUME);
+    let disks = json!([
+        {"name": "data", "pool": "twins", "size": "1GiB"}, {"name": "root", "pool": "fast", "size": "1GiB"}
+    ]);
+    fixture.vm("db", "good", json!({"disks": disks})).await;
+    fixture
+}
+
+/// This host has its replica, which was open in a run before.
+fn has(fixture: &Fixture, run: u64) {
+    fixture.disks.here.lock().unwrap().insert(VolumeName::parse(VOLUME).unwrap());
+    fixture.world.mirrors.own("host1", VOLUME, run).unwrap();
+}
+
+/// host2 serves its replica to a run, and says so.
+async fn serves(fixture: &Fixture, run: u64) {
+    let instance = fixture.world.mirrors.serve("host2", VOLUME, run).unwrap();
+    let told = json!({"session": 1, "is": "served", "run": run, "port": 1, "instance": instance, "boot": "b"});
+    fixture.put(&keys::replica_status(&data(), &name("host2")), &told).await;
+}
+
+fn record(fixture: &Fixture) -> Volume {
+    serde_json::from_value(fixture.peek(&keys::volume(&data())).unwrap()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_new_is_opened_once_each_has_made_its_replica_and_serves_the_first_run() {
+    let mut fixture = world(0, true).await;
+    fixture.start();
+    fixture.pass(20).await;
+    assert!(!fixture.runs("db"));
+    assert_eq!(record(&fixture).run, 0, "host2 may still be making its replica");
+    serves(&fixture, 0).await;
+    fixture.pass(2).await;
+    let now = record(&fixture);
+    assert_eq!((now.run, now.clean, now.counted().count()), (1, false, 2));
+    assert!(!fixture.runs("db"));
+    serves(&fixture, 1).await;
+    fixture.pass(2).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_does_not_serve_in_time_counts_no_more() {
+    let mut fixture = world(3, true).await;
+    has(&fixture, 3);
+    fixture.start();
+    fixture.pass(3).await;
+    assert!(!fixture.runs("db") && record(&fixture).counted().count() == 2);
+    fixture.pass(5).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    assert_eq!(record(&fixture).replicas[&name("host2")], ReplicaState::Stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_without_its_replica_takes_out_no_other_one() {
+    let mut fixture = world(3, false).await;
+    let before = record(&fixture);
+    fixture.start();
+    fixture.pass(20).await;
+    let status = fixture.status("db").unwrap();
+    assert_eq!(status.phase, VmPhase::Failed);
+    assert!(
+        status.message.contains("is missing in /twins on host1 although it counts"),
+        "{status:?}"
+    );
+    assert_eq!(record(&fixture), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_was_away_while_others_were_written_to_is_refused() {
+    let mut fixture = world(9, false).await;
+    has(&fixture, 3);
+    let before = record(&fixture);
+    fixture.start();
+    fixture.pass(20).await;
+    let status = fixture.status("db").unwrap();
+    assert!(status.message.contains("is older than it should be (run 3 of 9)"), "{status:?}");
+    assert_eq!(record(&fixture), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fails_costs_no_replica() {
+    let mut fixture = world(3, true).await;
+    has(&fixture, 3);
+    *fixture.disks.refuses.lock().unwrap() = Some("the disk is full".into());
+    fixture.start();
+    fixture.pass(1).await;
+    serves(&fixture, 4).await;
+    fixture.pass(60).await;
+    assert!(fixture.status("db").unwrap().failures > 3);
+    let now = record(&fixture);
+    assert_eq!((now.run, now.counted().count()), (4, 2), "it is one run until a process begins");
+    *fixture.disks.refuses.lock().unwrap() = None;
+    fixture.pass(40).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    assert_eq!((record(&fixture).run, record(&fixture).counted().count()), (4, 2));
+}
