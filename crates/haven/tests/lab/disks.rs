@@ -1,6 +1,7 @@
 //! A guest whose disk only its host has moves live, and takes it along: all that it was told to be written is there.
 
 use crate::{
+    keeper::{KEEPS, largest},
     lab::{Lab, other},
     witness::Witness,
 };
@@ -10,33 +11,7 @@ use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 const VM: &str = "keeper";
-/// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
-/// console once its disk has it.
-const KEEPS: &str = r#"#!/bin/busybox sh
-i=0
-while :; do
-  read=$(dd if=/dev/vda bs=512 skip=$((i + 1)) count=1 2> /dev/null | head -c 8)
-  [ "$read" = "$(printf '%08d' $((i + 1)))" ] || break
-  i=$((i + 1))
-done
-echo "KEEPER-HAS $i" > /dev/console
-while :; do
-  i=$((i + 1))
-  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "KEEPER-WROTE $i" > /dev/console
-  sleep 0.05
-done
-"#;
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// The largest number behind these words on its console, on any host.
-fn largest(lab: &Lab, words: &str) -> u64 {
-    let said = lab.all_said_by(VM);
-    let numbers = said.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(words)?;
-        rest.trim().parse::<u64>().ok()
-    });
-    numbers.max().unwrap_or(0)
-}
 
 fn files(lab: &Lab, host: &str) -> usize {
     let pool = lab.dir.join(format!("hosts/{host}/upper/var/lib/haven/keeps"));
@@ -51,7 +26,7 @@ pub fn go_along(lab: &mut Lab, witness: &Witness) -> Result<()> {
         "kind: Pool\nname: keeps\ndriver: local\npath: /var/lib/haven/keeps\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: keeps\nnetworks:\n- network: front\nuserData: {KEEPS:?}\n"
     );
     lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
-    lab.wait("the guest writes", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > 20)?;
+    lab.wait("the guest writes", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > 20)?;
     for _ in 0..2 {
         let from = lab.host_of(VM)?;
         let to = other(&from);
@@ -66,15 +41,15 @@ pub fn go_along(lab: &mut Lab, witness: &Witness) -> Result<()> {
         lab.wait("its old host has nothing of it", Duration::from_secs(20), |_| {
             files(lab, &from) == 0
         })?;
-        let then = largest(lab, "KEEPER-WROTE");
-        lab.wait("it writes on", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > then + 5)?;
+        let then = largest(lab, VM, "KEEPER-WROTE");
+        lab.wait("it writes on", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > then + 5)?;
     }
     broken(lab)?;
     // What its new disk has, and not what its memory remembers.
-    let wrote = largest(lab, "KEEPER-WROTE");
+    let wrote = largest(lab, VM, "KEEPER-WROTE");
     lab.haven(&["vm", "reset", VM])?;
     lab.wait("it starts anew", PATIENCE, |_| lab.said_by(VM, "KEEPER-HAS") == 2)?;
-    let has = largest(lab, "KEEPER-HAS");
+    let has = largest(lab, VM, "KEEPER-HAS");
     println!("  told as written before: {wrote}, found on the disk afterwards: {has}");
     ensure!(has >= wrote, "{} records are lost", wrote - has);
     drained(lab)?;
@@ -102,8 +77,8 @@ fn broken(lab: &Lab) -> Result<()> {
     if !outcome.moved {
         ensure!(lab.host_of(VM)? == from && lab.boots_of(VM) == boots, "it was started anew");
     }
-    let then = largest(lab, "KEEPER-WROTE");
-    lab.wait("it writes on", PATIENCE, |_| largest(lab, "KEEPER-WROTE") > then + 5)?;
+    let then = largest(lab, VM, "KEEPER-WROTE");
+    lab.wait("it writes on", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > then + 5)?;
     let other = if lab.host_of(VM)? == from { to } else { &from };
     lab.wait("one host has its disk", Duration::from_secs(20), |_| files(lab, other) == 0)
 }

@@ -10,6 +10,7 @@ mod faults;
 mod fencing;
 mod hang;
 mod input;
+mod keeper;
 mod lab;
 mod lost_of_two;
 mod mirrored;

@@ -1,6 +1,7 @@
 //! A disk that is on two hosts at once: whatever breaks, its guest finds all that it was told to be written.
 
 use crate::{
+    keeper::{KEEPS, largest},
     lab::{HOSTS, Lab},
     witness::Witness,
 };
@@ -15,33 +16,6 @@ use std::{
 
 const VM: &str = "scribe";
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
-/// console once its disk has it.
-const KEEPS: &str = r#"#!/bin/busybox sh
-i=0
-while :; do
-  read=$(dd if=/dev/vda bs=512 skip=$((i + 1)) count=1 2> /dev/null | head -c 8)
-  [ "$read" = "$(printf '%08d' $((i + 1)))" ] || break
-  i=$((i + 1))
-done
-echo "SCRIBE-HAS $i" > /dev/console
-while :; do
-  i=$((i + 1))
-  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "SCRIBE-WROTE $i" > /dev/console
-  usleep 20000
-done
-"#;
-
-/// The largest number behind these words on its console, on any host.
-fn largest(lab: &Lab, words: &str) -> u64 {
-    let said = lab.all_said_by(VM);
-    let numbers = said.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(words)?;
-        rest.trim().parse::<u64>().ok()
-    });
-    numbers.max().unwrap_or(0)
-}
-
 fn volume(lab: &Driver) -> Result<Volume> {
     lab.ask(|client| async move { client.volume("scribe.data").await }).map(|view| view.volume)
 }
@@ -67,22 +41,22 @@ fn whole(lab: &Lab) -> Result<()> {
 
 /// It goes on to write.
 fn writes_on(lab: &Lab) -> Result<()> {
-    let then = largest(lab, "SCRIBE-WROTE");
-    lab.wait("it writes on", PATIENCE, |_| largest(lab, "SCRIBE-WROTE") > then + 5)
+    let then = largest(lab, VM, "KEEPER-WROTE");
+    lab.wait("it writes on", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > then + 5)
 }
 
 /// It was started anew since, and has all that it was told to be written on `host` before that.
 fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
-    lab.wait("it reads its disk anew", PATIENCE, |_| lab.said_by(VM, "SCRIBE-HAS") > boots)?;
-    let has = largest(lab, "SCRIBE-HAS");
+    lab.wait("it reads its disk anew", PATIENCE, |_| lab.said_by(VM, "KEEPER-HAS") > boots)?;
+    let has = largest(lab, VM, "KEEPER-HAS");
     let log = lab.dir.join(format!("hosts/{host}/upper/var/log/haven/vms/{VM}.console.log"));
     let said = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
     // What it says of its disk now comes after all that it said before, if it is on the same host.
-    let last = format!("SCRIBE-HAS {has}\r");
+    let last = format!("KEEPER-HAS {has}\r");
     let before = said.rsplit_once(&last).map_or(said.as_str(), |(before, _)| before);
     let told = before
         .lines()
-        .filter_map(|line| line.split_once("SCRIBE-WROTE ")?.1.trim().parse::<u64>().ok());
+        .filter_map(|line| line.split_once("KEEPER-WROTE ")?.1.trim().parse::<u64>().ok());
     let wrote = told.max().context("it had written something")?;
     println!("  told as written: {wrote}, found on the disk afterwards: {has}");
     ensure!(has >= wrote, "{} records are lost", wrote - has);
@@ -90,7 +64,7 @@ fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
 }
 
 fn boots(lab: &Lab) -> usize {
-    lab.said_by(VM, "SCRIBE-HAS")
+    lab.said_by(VM, "KEEPER-HAS")
 }
 
 fn replica(lab: &Lab, host: &str) -> Result<PathBuf> {
@@ -107,7 +81,7 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
         "kind: Pool\nname: mirrored\ndriver: mirrored\npath: /var/lib/haven/mirrored\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\nnetworks:\n- network: front\nuserData: {KEEPS:?}\n"
     );
     lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
-    lab.wait("the guest writes", PATIENCE, |_| largest(lab, "SCRIBE-WROTE") > 20)?;
+    lab.wait("the guest writes", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > 20)?;
     replica_lost(lab)?;
     owner_lost(lab)?;
     stopped(lab)?;

@@ -1,0 +1,30 @@
+//! A guest that keeps records on its disk and finds them again, so that one that is lost is seen.
+
+use crate::lab::Lab;
+
+/// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
+/// console once its disk has it.
+pub const KEEPS: &str = r#"#!/bin/busybox sh
+i=0
+while :; do
+  read=$(dd if=/dev/vda bs=512 skip=$((i + 1)) count=1 2> /dev/null | head -c 8)
+  [ "$read" = "$(printf '%08d' $((i + 1)))" ] || break
+  i=$((i + 1))
+done
+echo "KEEPER-HAS $i" > /dev/console
+while :; do
+  i=$((i + 1))
+  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "KEEPER-WROTE $i" > /dev/console
+  sleep 0.05
+done
+"#;
+
+/// The largest number behind these words on a guest's console, on any host.
+pub fn largest(lab: &Lab, vm: &str, words: &str) -> u64 {
+    let said = lab.all_said_by(vm);
+    let numbers = said.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(words)?;
+        rest.trim().parse::<u64>().ok()
+    });
+    numbers.max().unwrap_or(0)
+}
