@@ -1,5 +1,12 @@
 //! A real etcd on loopback for tests, ended with the test.
 
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
@@ -83,6 +90,25 @@ impl Etcd {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer.contains(r#""health":"true""#))
+    }
+
+    /// Holds it still. A signal to stop is taken by each thread when it next looks: what is asked of a member before
+    /// that may still be answered.
+    pub fn pause(&self) {
+        let pid = self.pid();
+        kill(pid, Signal::SIGSTOP).expect("etcd is this test's child");
+        let stopped =
+            waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("etcd is this test's child");
+        assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        kill(self.pid(), Signal::SIGCONT).expect("etcd is this test's child");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id is small"))
     }
 
     /// Where clients reach it.

@@ -7,10 +7,6 @@ use haven_store::{
     live::{Fold, LiveConfig, LiveCopy},
     raw::{EtcdStore, Op, StoreConfig},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -58,11 +54,6 @@ async fn shows(live: &LiveCopy<Copy>, key: &str, value: &str) -> Duration {
     begin.elapsed()
 }
 
-fn signal(etcd: &Etcd, signal: Signal) {
-    let pid = i32::try_from(etcd.child.id()).expect("a process id is small");
-    kill(Pid::from_raw(pid), signal).expect("it is this test's child");
-}
-
 async fn leader_of(members: &[Etcd]) -> usize {
     for (i, member) in members.iter().enumerate() {
         let mut client = Client::connect([member.url()], None).await.expect("a client");
@@ -100,7 +91,7 @@ async fn the_live_copy_survives_compaction_a_frozen_member_and_the_loss_of_the_l
     shows(&live, "/live/2", "x").await;
 
     // What its watch would have brought is gone from the store: only a list tells it, also what was deleted.
-    signal(&members[0], Signal::SIGSTOP);
+    members[0].pause();
     write(&writer, "/live/0", "x").await;
     writer.txn(vec![], vec![Op::Delete("/live/2".into())]).await.expect("deleted");
     write(&writer, "/live/3", "x").await;
@@ -110,12 +101,12 @@ async fn the_live_copy_survives_compaction_a_frozen_member_and_the_loss_of_the_l
     let copy = Arc::clone(&live.state().borrow());
     assert_eq!(copy.keys.keys().collect::<Vec<_>>(), ["/live/0", "/live/1", "/live/3"]);
     assert!(copy.revision >= head);
-    signal(&members[0], Signal::SIGCONT);
+    members[0].resume();
     write(&writer, "/live/4", "x").await;
     shows(&live, "/live/4", "x").await;
 
     let leader = leader_of(&members).await;
-    signal(&members[leader], Signal::SIGKILL);
+    members[leader].child.kill().expect("etcd is this test's child");
     write(&writer, "/live/5", "x").await;
     println!("with the leader killed: {:?}", shows(&live, "/live/5", "x").await);
     let there = writer.all("/live/").await.expect("a read").kvs;

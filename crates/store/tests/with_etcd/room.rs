@@ -87,10 +87,9 @@ async fn a_member_that_hangs_or_is_gone_says_nothing_of_itself() {
     let config = StoreConfig { endpoints: vec![url.clone()], tls: None };
     let store = EtcdStore::connect(config).await.unwrap();
     assert!(store.state_of(&url).await.unwrap().is_some());
-    let pid = nix::unistd::Pid::from_raw(etcd.child.id().try_into().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    etcd.pause();
     assert!(store.state_of(&url).await.is_err());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    etcd.resume();
     assert!(store.state_of(&url).await.unwrap().is_some());
     etcd.child.kill().unwrap();
     etcd.child.wait().unwrap();
