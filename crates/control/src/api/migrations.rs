@@ -20,7 +20,10 @@ use haven_model::{
     keys,
     object::Kind,
 };
-use haven_plan::tolerance::migration::{immovable, speaks_less, usual_options};
+use haven_plan::{
+    storage::replicas::lacks,
+    tolerance::migration::{immovable, speaks_less, usual_options},
+};
 use haven_store::raw::{Compare, Op};
 use tokio::net::UnixStream;
 
@@ -74,6 +77,11 @@ fn allowed(
                 format!("{vm} runs on {to} already"),
                 "name another host, or none",
             ));
+        }
+        if let Some(disk) = lacks(snapshot, object, to) {
+            let hint = format!("`haven volume show {vm}.{}` tells where it can go", disk.name);
+            let detail = format!("{to} does not have all of its disk `{}`", disk.name);
+            return Err(conflict(detail, &hint));
         }
     }
     Ok(placement.clone())

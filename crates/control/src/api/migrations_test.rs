@@ -2,7 +2,12 @@
 
 use super::testing::{World, name};
 use axum::http::StatusCode;
-use haven_model::{Placement, keys, migration::MovedFrom};
+use haven_model::{
+    Bytes, Meta, Placement, keys,
+    migration::MovedFrom,
+    object::{Object, Stored},
+    volume::{Volume, VolumeRef},
+};
 use haven_store::raw::Op;
 use serde_json::json;
 
@@ -43,6 +48,27 @@ async fn a_move_is_asked_for_once_looked_at_and_taken_back() {
     assert!(back["migration"]["outcome"]["message"].as_str().unwrap().ends_with("took it back"));
     let again = world.operate("DELETE", MOVE, "").await;
     assert_eq!(again.status, StatusCode::NOT_FOUND, "there is none under way any more");
+}
+
+#[tokio::test]
+async fn a_guest_is_not_sent_where_its_disk_is_not() {
+    let Some(world) = World::start().await else { return };
+    world.hosts(&["host1", "host2"]).await;
+    let spec = json!({"driver": "mirrored", "path": "/twins"});
+    let meta = Meta::new(name("twins"), "u-twins".into(), 1);
+    let spec = serde_json::from_value(spec).unwrap();
+    world.put(&Object::Pool(Stored { meta, spec })).await;
+    world.apply(&format!("{VM}disks: [{{name: data, size: 1GiB, pool: twins}}]\n")).await.ok();
+    place(&world, &Placement::new(name("host1"), 1, 0, Vec::new())).await;
+    let uid = world.state.current().await.unwrap().vms["db"].meta.uid.clone();
+    let volume = Volume::new(uid, name("twins"), Bytes::gib(1), [name("host1")]);
+    let key = keys::volume(&VolumeRef { vm: name("db"), disk: name("data") });
+    let put = Op::Put(key, serde_json::to_vec(&volume).unwrap().into());
+    world.state.store.txn(vec![], vec![put]).await.unwrap();
+    let asked = world.operate("POST", MOVE, json!({"to": "host2"}).to_string()).await;
+    assert_eq!(asked.status, StatusCode::CONFLICT);
+    assert_eq!(asked.body["detail"], "host2 does not have all of its disk `data`");
+    assert!(asked.body["hint"].as_str().unwrap().contains("haven volume show db.data"));
 }
 
 #[tokio::test]

@@ -214,7 +214,7 @@ impl Preparation<'_> {
             begun: Arc::clone(&self.begun),
         };
         step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
-        opening.run().await
+        if self.incoming.is_some() { opening.arriving().await } else { opening.run().await }
     }
 
     async fn direct_boot(

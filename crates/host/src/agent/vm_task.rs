@@ -686,6 +686,7 @@ impl VmTask {
                 self.incoming = None;
                 self.following = None;
                 self.outgoing = None;
+                self.mirrors.ends();
                 self.note.clear();
             }
             Err(error) => self.failed("kill", &error),

@@ -124,7 +124,10 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
                 add("-device", device);
             }
             Some(mirror) => {
-                add("-object", qemu_mirrors::key(i, mirror));
+                // One whose guest is to come gets it once that is there.
+                if !launch.incoming {
+                    add("-object", qemu_mirrors::key(i, mirror));
+                }
                 for node in qemu_mirrors::nodes(i, disk, mirror) {
                     add("-blockdev", node.to_string());
                 }

@@ -114,7 +114,7 @@ commands! {
     /// The disks that are served.
     EXPORTS = "query-block-exports", [], ["id"], false;
     /// Makes an object, a key say.
-    ADD_OBJECT = "object-add", ["qom-type", "id", "endpoint", "dir"], [], false;
+    ADD_OBJECT = "object-add", ["qom-type", "id", "endpoint", "dir", "username"], [], false;
     /// Removes an object.
     REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.

@@ -313,6 +313,9 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
                 world.change(&vm, |copy| copy.round = true);
             }
             if left.is_zero() || copy.postcopy {
+                if world.mirrors.writes(&copy.from, &vm) {
+                    continue;
+                }
                 world.halt(&copy.from, &vm);
                 if !copies.waits() {
                     finish(&world, &vm, &copy, None);

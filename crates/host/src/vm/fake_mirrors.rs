@@ -5,7 +5,7 @@
 use super::{
     driver::{VmError, VmEvent, VmLaunch},
     fake::{FakeVmDriver, World},
-    mirrors::{Catching, DiskMirror, Linked, Mirrors, Print, ReplicaAt},
+    mirrors::{Catching, DiskMirror, Linked, MirrorLaunch, Mirrors, Print, ReplicaAt},
     qmp::QmpError,
 };
 use async_trait::async_trait;
@@ -68,6 +68,8 @@ struct Disk {
     noted: BTreeMap<Name, (String, BTreeSet<u64>)>,
     hand: Option<Hand>,
     stopped: bool,
+    /// Its guest is to come from elsewhere, or went there: it has nothing open.
+    shut: bool,
 }
 
 #[derive(Default)]
@@ -100,6 +102,38 @@ impl State {
         self.replicas.entry((host.to_owned(), volume.to_owned())).or_default()
     }
 
+    /// Opens the replicas of others; why it cannot.
+    fn link(&mut self, mirror: &MirrorLaunch) -> Result<BTreeMap<Name, Link>, String> {
+        let mut links = BTreeMap::new();
+        for at in &mirror.others {
+            if !self.serves(at.host.as_str(), &mirror.volume, mirror.run, &at.instance) {
+                return Err(format!("the replica on {} refuses", at.host));
+            }
+            let link = Link {
+                print: at.print(),
+                instance: at.instance.clone(),
+                broken: false,
+                left: None,
+                copy_broke: false,
+            };
+            links.insert(at.host.clone(), link);
+        }
+        Ok(links)
+    }
+
+    /// A guest finds what is there, and that must not change any more.
+    fn found(&mut self, host: &str, vm: &str, volume: &str) {
+        if let Some(lacks) = self.lacks(host, volume) {
+            self.lost.push(format!("{vm} runs on {host}: {lacks}"));
+        }
+        let found = self.replica(host, volume).blocks.clone();
+        let told = self.told.entry(volume.to_owned()).or_default();
+        for (block, id) in found {
+            let least = told.entry(block).or_default();
+            *least = id.max(*least);
+        }
+    }
+
     fn serves(&mut self, host: &str, volume: &str, run: u64, instance: &str) -> bool {
         let serves = &self.replica(host, volume).serves;
         serves.as_ref().is_some_and(|(to, by)| *to == run && by == instance)
@@ -125,6 +159,9 @@ impl State {
         let key = (host.to_owned(), vm.to_owned());
         let Some((epoch, mut disks)) = self.processes.remove(&key) else { return false };
         let mut broke = false;
+        if let Some(shut) = disks.iter().find(|disk| disk.shut) {
+            self.lost.push(format!("{vm} runs on {host} and has {} not open", shut.volume));
+        }
         for disk in disks.iter_mut().filter(|disk| !disk.stopped) {
             broke |= self.write(host, disk, reaches);
             if disk.hand.is_none() {
@@ -299,9 +336,9 @@ impl MirroredDisks {
     pub(crate) fn serve(&self, host: &str, volume: &str, run: u64) -> Result<String, Option<u64>> {
         let mut state = self.state();
         let mut processes = state.processes.iter();
-        if processes
-            .any(|((on, _), (_, disks))| on == host && disks.iter().any(|d| d.volume == volume))
-        {
+        if processes.any(|((on, _), (_, disks))| {
+            on == host && disks.iter().any(|d| d.volume == volume && !d.shut)
+        }) {
             // Its file is locked.
             return Err(None);
         }
@@ -345,54 +382,44 @@ impl MirroredDisks {
         let mut disks = Vec::new();
         for (place, launched) in launch.disks.iter().enumerate() {
             let Some(mirror) = &launched.mirror else { continue };
-            if state.replica(host, &mirror.volume).serves.is_some() {
-                return Err("Failed to get \"write\" lock".into());
-            }
-            let mut links = BTreeMap::new();
-            for at in &mirror.others {
-                let volume = &mirror.volume;
-                if !state.serves(at.host.as_str(), volume, mirror.run, &at.instance) {
-                    return Err(format!("the replica on {} refuses", at.host));
-                }
-                let link = Link {
-                    print: at.print(),
-                    instance: at.instance.clone(),
-                    broken: false,
-                    left: None,
-                    copy_broke: false,
-                };
-                links.insert(at.host.clone(), link);
-            }
-            disks.push(Disk {
+            let mut disk = Disk {
                 place,
                 volume: mirror.volume.clone(),
                 run: mirror.run,
-                links,
+                links: BTreeMap::new(),
                 noted: BTreeMap::new(),
                 hand: None,
                 stopped: false,
-            });
+                shut: launch.incoming,
+            };
+            if launch.incoming {
+                disks.push(disk);
+                continue;
+            }
+            if state.replica(host, &mirror.volume).serves.is_some() {
+                return Err("Failed to get \"write\" lock".into());
+            }
+            disk.links = state.link(mirror)?;
+            disks.push(disk);
         }
         if disks.is_empty() {
             return Ok(());
         }
-        for disk in &disks {
-            if let Some(lacks) = state.lacks(host, &disk.volume) {
-                let lost = format!("{} runs on {host}: {lacks}", launch.vm);
-                state.lost.push(lost);
-            }
-            // What the guest finds must not change any more.
-            let found = state.replica(host, &disk.volume).blocks.clone();
-            let told = state.told.entry(disk.volume.clone()).or_default();
-            for (block, id) in found {
-                let least = told.entry(block).or_default();
-                *least = id.max(*least);
-            }
+        for disk in disks.iter().filter(|disk| !disk.shut) {
+            state.found(host, &launch.vm, &disk.volume);
         }
         state.whole.remove(&(host.to_owned(), launch.vm.clone()));
         let key = (host.to_owned(), launch.vm.clone());
         state.processes.insert(key, (launch.epoch, disks));
         Ok(())
+    }
+
+    /// Whether a write of a guest that could go on is under way: QEMU waits for it before its guest stops.
+    pub(super) fn writes(&self, host: &str, vm: &str) -> bool {
+        let state = self.state();
+        let process = state.processes.get(&(host.to_owned(), vm.to_owned()));
+        let mut disks = process.into_iter().flat_map(|(_, disks)| disks);
+        disks.any(|disk| disk.hand.is_some() && !disk.stopped)
     }
 
     /// A process ended.
@@ -610,6 +637,43 @@ impl Mirrors for FakeVmDriver {
         let state = self.world.mirrors.state();
         let whole = state.whole.get(&(self.host.clone(), vm.to_owned()));
         whole.filter(|(of, _)| *of == epoch).map(|(_, all)| all.clone()).unwrap_or_default()
+    }
+    async fn open_arrived(
+        &self,
+        vm: &str,
+        place: usize,
+        mirror: &MirrorLaunch,
+    ) -> Result<bool, VmError> {
+        self.clock.pass().await;
+        let there = |at: &ReplicaAt| {
+            let host = at.host.as_str();
+            self.copies.reach(&self.host, host) && !self.world.is_frozen(host)
+        };
+        if !mirror.others.iter().all(there) {
+            return Ok(false);
+        }
+        let died = |said: String| VmError::Died { vm: vm.into(), said };
+        let mut state = self.world.mirrors.state();
+        if state.replica(&self.host, &mirror.volume).serves.is_some() {
+            return Err(died("Failed to get \"write\" lock".into()));
+        }
+        let links = state.link(mirror).map_err(died)?;
+        let process = state.processes.get_mut(&(self.host.clone(), vm.to_owned()));
+        let disk = process.and_then(|(_, disks)| disks.iter_mut().find(|disk| disk.place == place));
+        let disk = disk.ok_or_else(|| VmError::NotHere(vm.into()))?;
+        (disk.links, disk.run, disk.shut) = (links, mirror.run, false);
+        state.found(&self.host, vm, &mirror.volume);
+        Ok(true)
+    }
+    async fn let_go(&self, vm: &str) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let mut state = self.world.mirrors.state();
+        let process = state.processes.get_mut(&(self.host.clone(), vm.to_owned()));
+        for disk in process.into_iter().flat_map(|(_, disks)| disks) {
+            disk.shut = true;
+            disk.links.clear();
+        }
+        Ok(())
     }
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError> {
         self.clock.pass().await;

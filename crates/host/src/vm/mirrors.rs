@@ -26,7 +26,7 @@ pub struct MirrorLaunch {
     /// On how many hosts it is to be, this one among them. So many must have a write until it is acknowledged; a replica that
     /// does not count is stood in for.
     pub copies: usize,
-    /// Those of other hosts that count.
+    /// Those of other hosts that count; none yet for a guest that is to come from elsewhere ([`Mirrors::open_arrived`]).
     pub others: Vec<ReplicaAt>,
 }
 
@@ -163,6 +163,19 @@ pub trait Mirrors: Send + Sync {
     /// The volumes that its last process had open, if that ran under this epoch and ended by itself with all that its guest wrote on
     /// all replicas.
     fn ended_whole(&self, vm: &str, epoch: u64) -> Vec<String>;
+    /// Opens the replicas of others for a guest that has come from elsewhere, all of it, and that has not run here yet; false
+    /// when one of them does not answer, and then nothing has changed.
+    ///
+    /// # Errors
+    /// The process is of no use then.
+    async fn open_arrived(
+        &self,
+        vm: &str,
+        place: usize,
+        mirror: &MirrorLaunch,
+    ) -> Result<bool, VmError>;
+    /// Closes the replicas of this host in a process that has handed its guest over: they can be served to where it is now.
+    async fn let_go(&self, vm: &str) -> Result<(), VmError>;
     /// Whether its guest is stopped for a disk's sake.
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError>;
 }

@@ -268,6 +268,25 @@ impl QemuDriver {
         self.try_tell(vm, &commands::REMOVE_NODE, json!({ "node-name": node })).await
     }
 
+    /// Adds a child that takes everything and gives nothing.
+    async fn stand_in_more(&self, vm: &str, place: usize, size: u64) -> Result<(), VmError> {
+        let taken = self.children(vm, place).await?;
+        let free = (0..=taken.len()).find(|number| {
+            let name = stand_ins(place, *number).0;
+            taken.iter().all(|child| child.node != name)
+        });
+        let number = free.unwrap_or_default();
+        let (name, beneath) = stand_ins(place, number);
+        for left in [&name, &beneath] {
+            self.remove_node(vm, left).await?;
+        }
+        for node in stand_in(place, number, size) {
+            self.tell(vm, &commands::ADD_NODE, node).await?;
+        }
+        let more = json!({ "parent": format!("d{place}"), "node": name });
+        self.tell(vm, &commands::CHANGE_CHILD, more).await.map(drop)
+    }
+
     async fn drop_child(&self, vm: &str, place: usize, child: &Child) -> Result<(), VmError> {
         let out = json!({ "parent": format!("d{place}"), "child": child.edge });
         self.tell(vm, &commands::CHANGE_CHILD, out).await.map(drop)
@@ -351,6 +370,17 @@ impl QemuDriver {
     }
 }
 
+/// Sees whether a replica answers: QEMU stands still while it connects, so somebody else tries first.
+async fn meet(replica: &ReplicaAt) -> Result<(), VmError> {
+    let address = SocketAddr::new(replica.address, replica.port);
+    let met = tokio::time::timeout(CONNECTS, TcpStream::connect(address)).await;
+    let met = met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    met.map(drop).map_err(system(format!(
+        "the replica on {} does not answer at {address}; a firewall between the hosts may be why",
+        replica.host
+    )))
+}
+
 #[async_trait]
 impl Mirrors for QemuDriver {
     async fn mirror(
@@ -414,13 +444,7 @@ impl Mirrors for QemuDriver {
 
     async fn take_in(&self, vm: &str, place: usize, replica: &ReplicaAt) -> Result<(), VmError> {
         let disk = self.disk_of(vm, place)?;
-        // QEMU stands still while it connects, so somebody else tries first.
-        let address = SocketAddr::new(replica.address, replica.port);
-        let met = tokio::time::timeout(CONNECTS, TcpStream::connect(address)).await;
-        met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(system(format!(
-            "the replica on {} does not answer at {address}; a firewall between the hosts may be why",
-            replica.host
-        )))?;
+        meet(replica).await?;
         let names = names(place, &replica.host, &next(&replica.print()));
         for left in [&names.copy, &names.wrap, &names.writes] {
             self.remove_node(vm, left).await?;
@@ -466,6 +490,49 @@ impl Mirrors for QemuDriver {
         whole.map(|(_, volumes)| volumes).unwrap_or_default()
     }
 
+    async fn open_arrived(
+        &self,
+        vm: &str,
+        place: usize,
+        mirror: &MirrorLaunch,
+    ) -> Result<bool, VmError> {
+        for at in &mirror.others {
+            if let Err(error) = meet(at).await {
+                tracing::debug!(vm, %error, "it is not opened yet");
+                return Ok(false);
+            }
+        }
+        // What is taken in later goes by it, by whichever daemon.
+        record::note_mirror(&self.directory(vm), place, mirror)
+            .map_err(system(format!("the launch record of {vm} cannot be written")))?;
+        let key = json!({
+            "qom-type": "tls-creds-psk", "id": format!("k{place}"), "endpoint": "client",
+            "username": USER, "dir": mirror.keys,
+        });
+        self.tell(vm, &commands::ADD_OBJECT, key).await?;
+        for at in &mirror.others {
+            let name = names(place, &at.host, &first(&at.print())).writes;
+            self.tell(vm, &commands::ADD_NODE, connection(&name, place, mirror, at)).await?;
+            let more = json!({ "parent": format!("d{place}"), "node": name });
+            self.tell(vm, &commands::CHANGE_CHILD, more).await?;
+        }
+        self.even(vm, place, mirror.copies).await.map(|_| true)
+    }
+
+    async fn let_go(&self, vm: &str) -> Result<(), VmError> {
+        for (place, _) in self.mirrored(vm).await {
+            let (disk, local) = (self.disk_of(vm, place)?, format!("l{place}"));
+            let all = self.children(vm, place).await?;
+            let Some(own) = all.iter().find(|child| child.node == local) else { continue };
+            self.stand_in_more(vm, place, disk.launch.size_bytes).await?;
+            self.drop_child(vm, place, own).await?;
+            // QEMU keeps the file locked as long as the disk has it, although its guest is elsewhere.
+            let close = json!({ "node-name": local });
+            self.tell(vm, &commands::REMOVE_NODE, close).await?;
+        }
+        Ok(())
+    }
+
     async fn is_stopped(&self, vm: &str) -> Result<bool, VmError> {
         let status = self.ask(vm, &commands::STATUS, DEADLINE).await?;
         Ok(status["status"] == commands::STOPPED_BY_DISK)
@@ -486,21 +553,7 @@ impl QemuDriver {
         // Whatever it does, it holds nobody up.
         self.yank(vm, &names).await?;
         self.end_copy(vm, &names).await?;
-        let taken = self.children(vm, place).await?;
-        let free = (0..=taken.len()).find(|number| {
-            let name = stand_ins(place, *number).0;
-            taken.iter().all(|child| child.node != name)
-        });
-        let number = free.unwrap_or_default();
-        let (name, beneath) = stand_ins(place, number);
-        for left in [&name, &beneath] {
-            self.remove_node(vm, left).await?;
-        }
-        for node in stand_in(place, number, disk.launch.size_bytes) {
-            self.tell(vm, &commands::ADD_NODE, node).await?;
-        }
-        let more = json!({ "parent": format!("d{place}"), "node": name });
-        self.tell(vm, &commands::CHANGE_CHILD, more).await?;
+        self.stand_in_more(vm, place, disk.launch.size_bytes).await?;
         self.drop_child(vm, place, child).await?;
         for node in [&names.wrap, &names.writes] {
             self.remove_node(vm, node).await?;

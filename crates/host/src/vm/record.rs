@@ -2,6 +2,7 @@
 
 use super::{
     driver::VmLaunch,
+    mirrors::MirrorLaunch,
     process::{is_gone, look},
     run_dir::{self, RECORD},
 };
@@ -42,6 +43,17 @@ pub fn note_whole(directory: &Path) -> io::Result<()> {
         return Ok(());
     };
     record.launch.postcopy = false;
+    put(directory, &record)
+}
+
+/// Notes how a process has a mirrored disk open by now.
+///
+/// # Errors
+/// When it cannot be read or written, or there is none.
+pub fn note_mirror(directory: &Path, place: usize, mirror: &MirrorLaunch) -> io::Result<()> {
+    let mut record = read(directory)?.ok_or(io::ErrorKind::NotFound)?;
+    let disk = record.launch.disks.get_mut(place).ok_or(io::ErrorKind::NotFound)?;
+    disk.mirror = Some(mirror.clone());
     put(directory, &record)
 }
 

@@ -10,7 +10,7 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Name, PoolDriverKind, PoolSpec, Snapshot, Versioned, VmSpec,
+    Action, Name, PoolDriverKind, PoolSpec, Snapshot, Versioned, VmPhase, VmSpec,
     host::MIRRORS,
     object::Stored,
     vm::DiskSpec,
@@ -59,6 +59,19 @@ pub fn lacks<'a>(
     mirrored(snapshot, &vm.spec)
         .map(|(disk, _)| disk)
         .find(|disk| record(snapshot, vm, disk).is_some_and(|volume| !volume.counts(host)))
+}
+
+/// Why a VM that runs is not moved for now: its process copies what a replica lacks, and the next one would begin anew.
+#[must_use]
+pub(crate) fn returns(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
+    let told = snapshot.told_of(&vm.meta.name)?;
+    mirrored(snapshot, &vm.spec).filter(|_| told.phase == VmPhase::Running).find_map(|(disk, _)| {
+        let volume = record(snapshot, vm, disk)?;
+        let mut replicas = volume.replicas.iter();
+        let (host, _) = replicas.find(|(_, state)| **state == ReplicaState::Returning)?;
+        let name = &disk.name;
+        Some(format!("the replica of its disk `{name}` on {host} is brought up to date first"))
+    })
 }
 
 /// Chooses hosts for disks that are new, and others for replicas whose hosts are gone.

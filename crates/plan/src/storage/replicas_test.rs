@@ -128,9 +128,9 @@ fn a_disk_on_fewer_hosts_than_it_should_be_is_a_risk() {
     );
 }
 
-#[test]
-fn a_vm_with_a_mirrored_disk_leaves_a_drained_host_by_starting_anew_where_its_replica_is() {
-    let mut world = world(3, &[("host1", Counted), ("host2", Counted)]);
+/// Where a VM on host1 goes when that is drained; whether by a restart.
+fn drained(on: &[(&str, ReplicaState)]) -> Result<(String, bool), String> {
+    let mut world = world(3, on);
     world.run("db", "host1");
     world.report("db", VmPhase::Running, Some(true));
     let drain = haven_model::Drain {
@@ -143,10 +143,28 @@ fn a_vm_with_a_mirrored_disk_leaves_a_drained_host_by_starting_anew_where_its_re
     world.snapshot.drains.insert(name("host1"), at(9, drain));
     let states = crate::host_states(&world.snapshot, &world.seen);
     assert_eq!(states["host1"], HostState::Draining);
-    let moves = plan(&world.snapshot, &world.seen).actions.into_iter().find_map(|planned| {
+    let planned = plan(&world.snapshot, &world.seen);
+    let to = planned.actions.into_iter().find_map(|planned| {
         let Action::MoveVm { placement, .. } = planned.action else { return None };
         placement.moving_to
     });
-    let to = moves.expect("it sets out");
-    assert!(to.restart && to.host == name("host2"), "{to:?}");
+    to.map(|to| (to.host.to_string(), to.restart)).ok_or_else(|| {
+        planned.waiting.into_iter().map(|waiting| waiting.reason).collect::<Vec<_>>().join("; ")
+    })
+}
+
+#[test]
+fn a_vm_with_a_mirrored_disk_moves_live_to_where_all_of_its_disk_is_and_nowhere_else() {
+    assert_eq!(drained(&[("host1", Counted), ("host3", Counted)]), Ok(("host3".into(), false)));
+    let why = drained(&[("host1", Counted), ("host2", Stale)]).unwrap_err();
+    assert!(
+        why.contains("does not have all that was written to the disk `data`; it stays on host1"),
+        "{why}"
+    );
+    // What was copied so far would be lost.
+    let why = drained(&[("host1", Counted), ("host2", Counted), ("host3", Returning)]).unwrap_err();
+    assert!(
+        why.contains("the replica of its disk `data` on host3 is brought up to date first"),
+        "{why}"
+    );
 }

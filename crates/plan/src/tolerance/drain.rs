@@ -13,6 +13,7 @@
 
 use crate::{
     HostState, host_states, placement, plan as plan_all,
+    storage::replicas,
     tolerance::{
         migration::{self, SetOut, immovable, set_out_with, unfit},
         recovery::bound_by,
@@ -220,10 +221,14 @@ impl Moves {
         Some(format!("{host} has a part in enough moves now (moves.perHost is {per_host})"))
     }
 
-    /// Why this VM may not move now, if so: as many members of its service move as may be missing, and at least one may.
-    /// One that moves stands still for a moment, and its balancer gives it nothing meanwhile.
+    /// Why this VM may not move now, if so: a replica of its disk is being copied to, or as many members of its service move as
+    /// may be missing, and at least one may. One that moves stands still for a moment, and its balancer gives it nothing
+    /// meanwhile.
     #[must_use]
     pub fn enough(&self, snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
+        if let Some(why) = replicas::returns(snapshot, vm) {
+            return Some(why);
+        }
         let service = service_of(vm)?;
         let update = snapshot.services.get(service).map(|service| &service.spec.update);
         let most = update.map_or(1, |update| update.max_unavailable.max(1));

@@ -377,6 +377,9 @@ fn target<'a>(
             placement.host
         )));
     }
+    if let Some(why) = storage::replicas::returns(snapshot, object) {
+        return Err(Refusal::NotNow(format!("waiting: {vm} moves later: {why}")));
+    }
     let to = migration.to.as_ref();
     if let Some(why) = to.and_then(|to| unfit(snapshot, &placement.host, to)) {
         return never(why);
@@ -435,12 +438,6 @@ pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
             "it was changed since it was started ({}); `haven vm reset {}` takes that up",
             pending.join(", "),
             vm.meta.name
-        ));
-    }
-    if let Some((disk, _)) = storage::replicas::mirrored(snapshot, &vm.spec).next() {
-        return Some(format!(
-            "its disk `{}` lives in the mirrored pool `{}`, with which guests do not move while they run yet",
-            disk.name, disk.pool
         ));
     }
     let (disk, pool) = local_disk(snapshot, &vm.spec)?;

@@ -10,6 +10,7 @@
 
 use crate::{
     HostState, placement,
+    storage::replicas,
     tolerance::{
         admission,
         migration::{self, SetOut, immovable, unfit},
@@ -432,8 +433,10 @@ fn movable<'a>(work: &Work<'a>, vm: &Name, host: &Name) -> Option<Found<'a>> {
     let (name, placement) = snapshot.placements.get_key_value(vm)?;
     let object = snapshot.vms.get(vm)?;
     let runs = snapshot.told_of(vm).is_some_and(|told| told.phase == VmPhase::Running);
-    let wanted =
-        object.spec.running && !object.meta.deleting && immovable(snapshot, object).is_none();
+    let wanted = object.spec.running
+        && !object.meta.deleting
+        && immovable(snapshot, object).is_none()
+        && replicas::returns(snapshot, object).is_none();
     let well = object.spec.check.is_none()
         || snapshot.told_of(vm).is_some_and(|told| told.ready == Some(true));
     let window = snapshot.cluster_spec().rebalance_window.0;

@@ -12,7 +12,7 @@ use crate::{
     vm::{driver::DiskLaunch, mirrors::MirrorLaunch},
 };
 use haven_model::{
-    Name, Snapshot, Versioned,
+    Name, PoolSpec, Snapshot, Versioned,
     volume::{ReplicaIs, Volume, VolumeRef},
 };
 use haven_store::clock::Mono;
@@ -26,6 +26,8 @@ use tokio::sync::watch;
 
 /// How long a host that is heard may leave a replica unserved that it has.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same while a guest stands still that has come from elsewhere.
+const ARRIVES: Duration = Duration::from_secs(2);
 /// How long one may fail to serve it: the process that had it open before may be about to end.
 const FAILS: Duration = Duration::from_secs(3);
 /// The pause after a transaction that the store did not take.
@@ -49,6 +51,18 @@ pub struct Opening<'a> {
     pub begun: Begun,
 }
 
+/// What one step came to.
+pub enum Turn {
+    /// The record was written, and there is more to do at once.
+    Written,
+    /// Others are waited for.
+    Waits,
+    /// Something has changed meanwhile.
+    Again,
+    /// All that the process needs.
+    Opened(DiskLaunch),
+}
+
 /// By volume, a run that was begun and in which no process was started: what was clean before is so still.
 pub type Begun = Arc<Mutex<BTreeMap<VolumeRef, u64>>>;
 
@@ -69,7 +83,6 @@ impl Opening<'_> {
         let mut live = self.parts.live.clone();
         let mut silent = self.parts.heard.silent.clone();
         let mut made = false;
-        let mut begun = lock(&self.begun).get(&self.of).copied();
         let mut since: BTreeMap<Name, Mono> = BTreeMap::new();
         loop {
             let now = Arc::clone(&live.borrow_and_update());
@@ -79,35 +92,16 @@ impl Opening<'_> {
                     self.make(&now, volume).await?;
                     made = true;
                 }
-                let around = self.around(&now, volume, &mut since);
-                match steps::open(volume, &self.parts.me, begun, &around) {
-                    Open::NotHere => return Err(self.not_here(volume)),
-                    Open::Write(record) => {
-                        let raises = record.run > volume.run;
-                        if raises {
-                            // Only over a replica that is there: the others may not count any more then.
-                            self.own(&now, volume, record.run).await?;
-                        }
-                        if self.write(&now, &record).await? {
-                            if raises {
-                                begun = Some(record.run);
-                                lock(&self.begun).insert(self.of.clone(), record.run);
-                            }
-                            since.clear();
-                            continue;
-                        }
-                        pause = AGAIN;
+                let around = self.around(&now, volume, &mut since, PATIENCE);
+                let step = steps::open(volume, &self.parts.me, self.begun(), &around);
+                match self.turn(&now, volume, step).await? {
+                    Turn::Opened(launch) => return Ok(launch),
+                    Turn::Written => {
+                        since.clear();
+                        continue;
                     }
-                    Open::Wait(hosts) => {
-                        let hosts: Vec<&str> = hosts.iter().map(Name::as_str).collect();
-                        self.say(&format!("its replica on {}", hosts.join(" and ")));
-                    }
-                    Open::With(hosts) => {
-                        if let Some(launch) = self.launch(&now, volume, &hosts).await? {
-                            return Ok(launch);
-                        }
-                        pause = AGAIN;
-                    }
+                    Turn::Waits => {}
+                    Turn::Again => pause = AGAIN,
                 }
             } else {
                 self.say("hosts are chosen for it");
@@ -119,6 +113,92 @@ impl Opening<'_> {
                 () = self.parts.clock.sleep(pause) => {}
             }
         }
+    }
+
+    fn begun(&self) -> Option<u64> {
+        lock(&self.begun).get(&self.of).copied()
+    }
+
+    /// Carries out one step.
+    async fn turn(
+        &self,
+        now: &Snapshot,
+        volume: &Versioned<Volume>,
+        step: Open,
+    ) -> Result<Turn, StartFailure> {
+        match step {
+            Open::NotHere => Err(self.not_here(volume)),
+            Open::Write(record) => {
+                let raises = record.run > volume.run;
+                if raises {
+                    // Only over a replica that is there: the others may not count any more then.
+                    self.own(now, volume, record.run).await?;
+                }
+                if !self.write(now, &record).await? {
+                    return Ok(Turn::Again);
+                }
+                if raises {
+                    lock(&self.begun).insert(self.of.clone(), record.run);
+                }
+                Ok(Turn::Written)
+            }
+            Open::Wait(hosts) => {
+                let hosts: Vec<&str> = hosts.iter().map(Name::as_str).collect();
+                self.say(&format!("its replica on {}", hosts.join(" and ")));
+                Ok(Turn::Waits)
+            }
+            Open::With(hosts) => {
+                let launch = self.launch(now, volume, &hosts).await?;
+                Ok(launch.map_or(Turn::Again, Turn::Opened))
+            }
+        }
+    }
+
+    /// What a process opens that is to take its guest from another host: the replica of this one, which is served to that until
+    /// then.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub async fn arriving(&self) -> Result<DiskLaunch, StartFailure> {
+        let now = Arc::clone(&self.parts.live.borrow());
+        let volume = self.record(&now)?;
+        if !volume.counts(&self.parts.me) {
+            return Err(self.not_here(volume));
+        }
+        let pool = pool(&now, volume).ok_or_else(|| self.no_pool(volume))?;
+        let path = self.file(&pool, volume).await?;
+        let mirror = MirrorLaunch {
+            volume: name(&self.of, volume).to_string(),
+            run: volume.run,
+            keys: PathBuf::new(),
+            copies: pool.copies(),
+            others: Vec::new(),
+        };
+        Ok(self.disk(volume, path, mirror))
+    }
+
+    /// One step for a guest that has come and that stands still until all is open.
+    ///
+    /// # Errors
+    /// A sentence for people; it can only be started anew.
+    pub async fn arrive(&self, since: &mut BTreeMap<Name, Mono>) -> Result<Turn, StartFailure> {
+        let now = Arc::clone(&self.parts.live.borrow());
+        let volume = self.record(&now)?;
+        let around = self.around(&now, volume, since, ARRIVES);
+        let step = steps::arrive(volume, &self.parts.me, self.begun(), &around);
+        let turn = self.turn(&now, volume, step).await?;
+        if matches!(turn, Turn::Written) {
+            since.clear();
+        }
+        Ok(turn)
+    }
+
+    fn record<'s>(&self, now: &'s Snapshot) -> Result<&'s Versioned<Volume>, StartFailure> {
+        let volume = now.volumes.get(&self.of).filter(|volume| volume.vm_uid == self.vm_uid);
+        volume.ok_or_else(|| {
+            let disk = &self.of.disk;
+            StartFailure(format!("it is not recorded on which hosts the disk `{disk}` is"))
+        })
     }
 
     fn say(&self, what: &str) {
@@ -152,20 +232,25 @@ impl Opening<'_> {
         run: u64,
     ) -> Result<PathBuf, StartFailure> {
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
-        let name = name(&self.of, volume);
-        let found = self.parts.storage.has_volume(&pool, &name, self.owner_uid).await;
-        let Some(path) = found.map_err(|error| fails(&error))? else {
-            return Err(StartFailure(format!(
-                "the file of the disk `{}` is missing in {} on {} although it counts; if another disk should be mounted there, mount it",
-                self.of.disk, pool.path, self.parts.me
-            )));
-        };
-        let name = name.to_string();
+        let path = self.file(&pool, volume).await?;
+        let name = name(&self.of, volume).to_string();
         super::serve::old(self.parts, &name, &path, volume.run)
             .await
             .map_err(|error| fails(&error))?;
         let owned = self.parts.replicas.own(&name, &path, run).await;
         owned.map(|()| path).map_err(|error| fails(&error))
+    }
+
+    /// The file of the replica of this host.
+    async fn file(&self, pool: &PoolSpec, volume: &Volume) -> Result<PathBuf, StartFailure> {
+        let name = name(&self.of, volume);
+        let found = self.parts.storage.has_volume(pool, &name, self.owner_uid).await;
+        found.map_err(|error| fails(&error))?.ok_or_else(|| {
+            StartFailure(format!(
+                "the file of the disk `{}` is missing in {} on {} although it counts; if another disk should be mounted there, mount it",
+                self.of.disk, pool.path, self.parts.me
+            ))
+        })
     }
 
     fn no_pool(&self, volume: &Volume) -> StartFailure {
@@ -192,6 +277,7 @@ impl Opening<'_> {
         now: &Snapshot,
         volume: &Volume,
         since: &mut BTreeMap<Name, Mono>,
+        patience: Duration,
     ) -> BTreeMap<Name, Other> {
         let silent = self.parts.heard.silent.borrow().clone();
         let clock = self.parts.clock.now();
@@ -203,9 +289,9 @@ impl Opening<'_> {
             let is = match told {
                 _ if gone => Other::Gone,
                 Some(ReplicaIs::Served { run, .. }) if *run == volume.run => Other::Serves(*run),
-                Some(ReplicaIs::Failed { .. }) if waited >= FAILS => Other::Gone,
+                Some(ReplicaIs::Failed { .. }) if waited >= FAILS.min(patience) => Other::Gone,
                 // One that is being made takes its time.
-                _ if waited >= PATIENCE && volume.run > 0 => Other::Gone,
+                _ if waited >= patience && volume.run > 0 => Other::Gone,
                 _ => continue,
             };
             around.insert(host.clone(), is);
@@ -234,21 +320,26 @@ impl Opening<'_> {
         let key = secrets.volume_key(&volume_name, volume.run).map_err(|error| fails(&error))?;
         let (vm, disk) = (self.of.vm.as_str(), &self.of.disk);
         let keys = self.parts.storage.volume_keys(vm, disk, &key, self.owner_uid).await;
-        Ok(Some(DiskLaunch {
-            name: disk.to_string(),
+        let mirror = MirrorLaunch {
+            volume: volume_name,
+            run: volume.run,
+            keys: keys.map_err(|error| fails(&error))?,
+            copies: pool.copies(),
+            others,
+        };
+        Ok(Some(self.disk(volume, path, mirror)))
+    }
+
+    fn disk(&self, volume: &Volume, path: PathBuf, mirror: MirrorLaunch) -> DiskLaunch {
+        DiskLaunch {
+            name: self.of.disk.to_string(),
             path,
             format: "raw".into(),
             read_only: false,
             size_bytes: volume.size.0,
             arrives: false,
-            mirror: Some(MirrorLaunch {
-                volume: volume_name,
-                run: volume.run,
-                keys: keys.map_err(|error| fails(&error))?,
-                copies: pool.copies(),
-                others,
-            }),
-        }))
+            mirror: Some(mirror),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     },
 };
 use haven_model::{
-    Snapshot, keys,
+    Handover, Snapshot, keys,
     volume::{ReplicaIs, ReplicaStatus, Volume, VolumeRef},
 };
 use haven_store::{
@@ -151,6 +151,12 @@ async fn one(parts: Arc<AgentParts>, of: VolumeRef, cancel: CancellationToken) {
                 }
                 // Whose it is to be is not known before its VM has its place.
                 let placed = now.placements.get(&of.vm);
+                // Its guest is being handed over, and the process that has the file open is the one that does it.
+                let placed = placed.filter(|placed| {
+                    placed.moved_from.as_ref().is_none_or(|from| {
+                        from.host != parts.me || now.handover(&of.vm, from) != Handover::Pending
+                    })
+                });
                 let to =
                     placed.and_then(|placed| match steps::serve(volume, &parts.me, &placed.host) {
                         Serve::Own(_) => None,

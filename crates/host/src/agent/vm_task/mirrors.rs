@@ -14,8 +14,13 @@ use super::VmTask;
 use crate::{
     agent::{
         chain,
-        mirrored::{Owner, open::Begun, served},
+        mirrored::{
+            Owner,
+            open::{Begun, Opening, Turn},
+            served,
+        },
         storage::VolumeName,
+        vm_start::StartFailure,
     },
     storage::mirrored::steps::{self, Around, Keep},
     vm::{
@@ -24,11 +29,16 @@ use crate::{
     },
 };
 use haven_model::{
-    Name, Severity, Snapshot,
+    Name, Placement, Severity, Snapshot,
     volume::{Volume, VolumeRef},
 };
 use haven_store::clock::Mono;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
 
 /// How often the process is asked while a copy goes on.
 const COPIES: Duration = Duration::from_millis(200);
@@ -38,6 +48,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const GOES_ON: Duration = Duration::from_secs(1);
 /// How soon a replica that could not be taken in is tried again.
 const TAKES_IN: Duration = Duration::from_secs(2);
+/// How long the disks of a guest that has come may take to open; then it is started anew.
+const ARRIVES: Duration = Duration::from_secs(10);
 /// After so many tries people are told.
 const TOLD: u32 = 3;
 /// How many steps are done in one turn.
@@ -54,6 +66,23 @@ pub(super) struct Mirrors {
     begun: Begun,
     /// This one could not be taken in, and is not tried again before.
     refused: Option<(Print, Mono)>,
+    /// How far its disks are open for a guest that has come and does not run here yet.
+    arrives: Option<Arrives>,
+}
+
+/// A guest that has come, and its mirrored disks.
+struct Arrives {
+    at: Mono,
+    open: BTreeSet<VolumeRef>,
+    /// Which hosts are waited for, since when.
+    waits: BTreeMap<VolumeRef, BTreeMap<Name, Mono>>,
+    begun: Begun,
+}
+
+impl Arrives {
+    fn at(at: Mono) -> Self {
+        Self { at, open: BTreeSet::new(), waits: BTreeMap::new(), begun: Begun::default() }
+    }
 }
 
 impl Mirrors {
@@ -70,6 +99,11 @@ impl Mirrors {
     /// A process is started in them.
     pub fn starts(&mut self) {
         self.begun = Begun::default();
+    }
+
+    /// What came to it is gone.
+    pub fn ends(&mut self) {
+        self.arrives = None;
     }
 }
 
@@ -129,6 +163,103 @@ impl VmTask {
                 tracing::warn!(vm = %self.vm, disk = %of.disk, "that its replicas are the same could not be written");
             }
         }
+    }
+
+    /// Why its guest may not go over to another host as its mirrored disks are, if so.
+    pub(super) async fn replicas_differ(&self) -> Option<String> {
+        for (place, of) in self.mirrored().await {
+            let live = Arc::clone(&self.parts.live.borrow());
+            let Some(volume) = live.volumes.get(&of) else { continue };
+            let hosts: BTreeSet<Name> = live.hosts.keys().cloned().collect();
+            let why = match self.parts.vms.mirror(self.vm.as_str(), place, &hosts).await {
+                Ok(disk) => {
+                    let around = self.around(&live, &of, volume, &hosts);
+                    steps::unlike(volume, &self.parts.me, &disk, &around)
+                }
+                Err(error) => Some(format!("its replicas cannot be told ({})", chain(&error))),
+            };
+            if let Some(why) = why {
+                return Some(format!("of its disk `{}`: {why}", of.disk));
+            }
+        }
+        None
+    }
+
+    /// Its guest is handed over: its replicas here are closed, so that they can be served to its new host.
+    pub(super) async fn let_disks_go(&self) {
+        if let Err(error) = self.parts.vms.let_go(self.vm.as_str()).await {
+            tracing::warn!(vm = %self.vm, why = chain(&error), "its replicas here stay open, so its new host goes on without them");
+        }
+    }
+
+    /// Opens the mirrored disks of a guest that has come and that stands still; true when all are open.
+    pub(super) async fn open_arrived(&mut self) -> Result<bool, StartFailure> {
+        let disks = self.mirrored().await;
+        let Some((_, placement)) = self.last.clone() else { return Ok(disks.is_empty()) };
+        let Some(session) = self.parts.current_session() else { return Ok(disks.is_empty()) };
+        let now = self.parts.clock.now();
+        let since = self.mirrors.arrives.get_or_insert_with(|| Arrives::at(now)).at;
+        for (place, of) in disks {
+            if self.mirrors.arrives.as_ref().is_some_and(|arrives| arrives.open.contains(&of)) {
+                continue;
+            }
+            if now.since(since) >= ARRIVES {
+                return Err(StartFailure(format!("the disk `{}` does not open", of.disk)));
+            }
+            if !self.open_one(place, &of, &placement, session.number).await? {
+                return Ok(false);
+            }
+        }
+        self.mirrors.arrives = None;
+        Ok(true)
+    }
+
+    async fn open_one(
+        &mut self,
+        place: usize,
+        of: &VolumeRef,
+        placement: &Placement,
+        session: u64,
+    ) -> Result<bool, StartFailure> {
+        let live = Arc::clone(&self.parts.live.borrow());
+        let (step, _) = watch::channel(String::new());
+        let (Some(volume), Some(placed)) =
+            (live.volumes.get(of), live.placements.get(&self.vm).map(|placed| placed.revision))
+        else {
+            return Ok(false);
+        };
+        let Some(mut arrives) = self.mirrors.arrives.take() else { return Ok(false) };
+        let opening = Opening {
+            parts: &self.parts,
+            of: of.clone(),
+            vm_uid: &volume.vm_uid,
+            owner_uid: placement.unix_uid(),
+            owner: Owner { placement: placed, session },
+            step: &step,
+            begun: Arc::clone(&arrives.begun),
+        };
+        let since = arrives.waits.entry(of.clone()).or_default();
+        // A store that does not answer is no reason to be deaf.
+        let turn = tokio::time::timeout(GOES_ON, opening.arrive(since)).await;
+        let opened = match turn {
+            Ok(Ok(Turn::Opened(launch))) => match &launch.mirror {
+                Some(mirror) => {
+                    let opened = self.parts.vms.open_arrived(self.vm.as_str(), place, mirror).await;
+                    opened.map_err(|error| StartFailure::of(&error))?
+                }
+                None => false,
+            },
+            Ok(turn) => {
+                turn?;
+                false
+            }
+            Err(_) => false,
+        };
+        if opened {
+            arrives.open.insert(of.clone());
+        }
+        self.mirrors.arrives = Some(arrives);
+        Ok(opened)
     }
 
     /// A disk broke: its guest may stand still. It goes on as soon as the disk takes what is written.
@@ -270,7 +401,8 @@ impl VmTask {
     ) -> Around {
         let at = |host: &Name| Some((host.clone(), served(live, of, host, volume.run)?.print()));
         let silent = self.parts.heard.silent.borrow().clone();
-        Around { served: hosts.iter().filter_map(at).collect(), silent }
+        let leaves = self.outgoing.is_some();
+        Around { served: hosts.iter().filter_map(at).collect(), silent, leaves }
     }
 
     /// Nothing is to be done; while something goes on it is looked at again.

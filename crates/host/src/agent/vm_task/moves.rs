@@ -249,6 +249,9 @@ impl VmTask {
         heard: i64,
     ) -> Result<(), String> {
         let Some(to) = &placement.moving_to else { return Ok(()) };
+        if let Some(why) = self.replicas_differ().await {
+            return Err(why);
+        }
         let Some(status) = self.status(attempt, MigrationPhase::Copying) else { return Ok(()) };
         // Said first: a daemon that comes after this one then knows that a copy may be under way.
         if !self.say(attempt, status).await {
@@ -309,6 +312,9 @@ impl VmTask {
             Copy::Stopped if copy.stopped => self.look_again(WATCH),
             Copy::Stopped if matches!(copy.disks, Disks::Follow(_)) => {
                 self.finish_disks(attempt, copy).await;
+            }
+            Copy::Stopped if let Some(why) = self.replicas_differ().await => {
+                self.give_back(attempt, &why).await;
             }
             Copy::Stopped => {
                 if self.tell_copy(attempt, MigrationPhase::Stopped, transfer.progress).await {
@@ -374,6 +380,7 @@ impl VmTask {
         match transfer {
             Ok(transfer) if transfer.copy == Copy::Whole => {
                 let progress = Some(transfer.progress);
+                self.let_disks_go().await;
                 self.say_ended(snapshot, attempt, MigrationPhase::HandedOver, progress).await;
             }
             Ok(transfer) if transfer.copy == Copy::Following && copy.is_some() => {
@@ -405,6 +412,9 @@ impl VmTask {
             return self.end_process().await;
         }
         let moved = if progress.sent > sent { (progress.sent, now) } else { (sent, since) };
+        if copy.sent.is_none() {
+            self.let_disks_go().await;
+        }
         let told = if copy.sent.is_none() || now.since(copy.told) >= TELL {
             let phase = MigrationPhase::Following;
             if !self.say_ended(snapshot, attempt, phase, Some(progress)).await {
@@ -603,6 +613,14 @@ impl VmTask {
             Ok(Copy::Active) => return self.look_again(AT_ONCE),
             other => {
                 tracing::error!(vm = %self.vm, ?other, "it was handed over and is not here");
+                return self.end_process().await;
+            }
+        }
+        match self.open_arrived().await {
+            Ok(true) => {}
+            Ok(false) => return self.look_again(AT_ONCE),
+            Err(why) => {
+                tracing::error!(vm = %self.vm, %why, "its disks cannot be opened here, so it is started anew");
                 return self.end_process().await;
             }
         }

@@ -32,6 +32,7 @@ fn linked(broken: bool, catching: Catching) -> DiskMirror {
 
 fn around(served: Option<&str>, silent: bool) -> Around {
     Around {
+        leaves: false,
         served: served.map(|instance| (name("host2"), print(instance))).into_iter().collect(),
         silent: if silent { BTreeSet::from([name("host2")]) } else { BTreeSet::new() },
     }
@@ -98,6 +99,54 @@ fn one_that_was_announced_is_left_out_only_once_that_was_taken_back() {
     assert_eq!(next(&volume(Returning), &linked(false, Catching::Not), &back), taken_back);
     assert_eq!(next(&volume(Returning), &without(), &around(None, false)), taken_back);
     assert_eq!(next(&volume(Stale), &broke, &back), Keep::LeaveOut(name("host2")));
+}
+
+#[test]
+fn a_guest_goes_over_only_with_all_that_count_whole_and_nothing_under_way() {
+    let (me, well) = (name("host1"), linked(false, Catching::Not));
+    let why = |volume: &Volume, disk: &DiskMirror, around: &Around| {
+        super::steps::unlike(volume, &me, disk, around)
+    };
+    let back = around(Some("one"), false);
+    assert_eq!(why(&volume(Counted), &well, &back), None);
+    assert_eq!(why(&volume(Stale), &without(), &back), None);
+    let failed = "its replica on host2 has just failed";
+    assert_eq!(why(&volume(Counted), &linked(true, Catching::Not), &back).as_deref(), Some(failed));
+    assert_eq!(why(&volume(Counted), &without(), &back).as_deref(), Some(failed));
+    let another = around(Some("another"), false);
+    assert_eq!(why(&volume(Counted), &well, &another).as_deref(), Some(failed));
+    let goes = linked(false, Catching::Goes { total: 9, done: 3 });
+    let said = why(&volume(Returning), &goes, &back).unwrap();
+    assert!(said.contains("on host2 is being brought up"), "{said}");
+    let stopped = DiskMirror { stopped: true, ..without() };
+    assert!(why(&volume(Stale), &stopped, &back).unwrap().contains("does not take"));
+    // Nor is a copy begun that would not come to its end.
+    let leaves = Around { leaves: true, ..back };
+    assert_eq!(next(&volume(Stale), &without(), &leaves), Keep::Well);
+    assert_eq!(
+        next(&volume(Returning), &without(), &leaves),
+        Keep::Write(BTreeSet::new(), volume(Stale))
+    );
+}
+
+/// Nobody wrote since its guest stood still: all that count stay, and only who does not serve it in time is left out.
+#[test]
+fn who_takes_a_guest_over_keeps_all_replicas_that_count() {
+    use super::steps::{Open, Other, arrive};
+    let (me, other) = (name("host1"), name("host2"));
+    let volume = volume(Counted);
+    let begun = volume.run + 1;
+    let Open::Write(next) = arrive(&volume, &me, None, &[].into()) else { panic!("a new run") };
+    assert_eq!((next.run, next.clean, next.counts(&other)), (begun, false, true));
+    let waits =
+        arrive(&next, &me, Some(begun), &[(other.clone(), Other::Serves(begun - 1))].into());
+    assert_eq!(waits, Open::Wait(BTreeSet::from([other.clone()])));
+    let with = arrive(&next, &me, Some(begun), &[(other.clone(), Other::Serves(begun))].into());
+    assert_eq!(with, Open::With(BTreeSet::from([other.clone()])));
+    let gone = arrive(&next, &me, Some(begun), &[(other.clone(), Other::Gone)].into());
+    assert_eq!(gone, Open::Write(next.without([&other])));
+    assert!(!next.without([&other]).clean);
+    assert_eq!(arrive(&volume.without([&me]), &me, None, &[].into()), Open::NotHere);
 }
 
 #[test]

@@ -82,6 +82,35 @@ pub fn open(
     Open::With(counted.into_iter().cloned().collect())
 }
 
+/// The next step of an owner whose VM came to it while it ran, before its guest runs here. That stood still when it went
+/// over, with nothing under way and on all that count the same; so all of them stay.
+#[must_use]
+pub fn arrive(
+    volume: &Volume,
+    me: &Name,
+    begun: Option<u64>,
+    others: &BTreeMap<Name, Other>,
+) -> Open {
+    let same = Volume { clean: volume.clean || begun.is_none(), ..volume.clone() };
+    open(&same, me, begun, others)
+}
+
+/// Why the guest of a process may not go over as its mirrored disk is: not all that count have all that was written, or one is
+/// being brought up to that.
+#[must_use]
+pub fn unlike(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> Option<String> {
+    let mut others = volume.counted().filter(|host| *host != me);
+    if let Some(lost) = others.find(|host| fails(disk, around, host)) {
+        return Some(format!("its replica on {lost} has just failed"));
+    }
+    let copied = disk.linked.iter().find(|(_, linked)| linked.catching != Catching::Not);
+    if let Some((host, _)) = copied {
+        return Some(format!("its replica on {host} is being brought up to what the others have"));
+    }
+    disk.stopped
+        .then(|| "its guest stands still because the disk does not take what it writes".into())
+}
+
 /// The record with which an owner goes on after replicas broke away from it. Until it stands nothing is acknowledged.
 #[must_use]
 pub fn degraded(volume: &Volume, broken: &BTreeSet<Name>) -> Volume {
@@ -140,6 +169,16 @@ pub struct Around {
     pub served: BTreeMap<Name, Print>,
     /// With whom this host cannot speak.
     pub silent: BTreeSet<Name>,
+    /// Its guest is about to go elsewhere, which nothing may hold up that can wait.
+    pub leaves: bool,
+}
+
+/// Whether a process does not have a host's replica open, as that is served now.
+fn fails(disk: &DiskMirror, around: &Around, host: &Name) -> bool {
+    disk.linked.get(host).is_none_or(|linked| {
+        let another = around.served.get(host).is_some_and(|now| *now != linked.print);
+        linked.broken || another || matches!(linked.catching, Catching::Broke(_))
+    })
 }
 
 /// The owner's next step while its process runs. What stops its guest comes first.
@@ -155,13 +194,7 @@ pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> K
     if !cut.is_empty() {
         return Keep::Cut(cut);
     }
-    let fails = |host: &Name| match disk.linked.get(host) {
-        None => true,
-        Some(linked) => {
-            let another = around.served.get(host).is_some_and(|now| *now != linked.print);
-            linked.broken || another || matches!(linked.catching, Catching::Broke(_))
-        }
-    };
+    let fails = |host: &Name| fails(disk, around, host);
     let lost: BTreeSet<Name> =
         volume.counted().filter(|host| *host != me && fails(host)).cloned().collect();
     if !lost.is_empty() {
@@ -193,7 +226,7 @@ pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> K
         if disk.linked.contains_key(host) {
             continue;
         }
-        let back = !silent(host) && around.served.contains_key(host);
+        let back = !silent(host) && around.served.contains_key(host) && !around.leaves;
         let says = |state| Keep::Write(BTreeSet::new(), volume.with(host, state));
         match (state, back) {
             (ReplicaState::Stale, true) => return says(ReplicaState::Returning),
