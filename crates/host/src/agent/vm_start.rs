@@ -203,13 +203,12 @@ impl Preparation<'_> {
         disk: &DiskSpec,
         step: &watch::Sender<String>,
     ) -> Result<DiskLaunch, StartFailure> {
-        let placement = self.snapshot.placements.get(&self.vm).map_or(0, |placed| placed.revision);
         let opening = Opening {
             parts: &self.parts,
             of: VolumeRef { vm: self.vm.clone(), disk: disk.name.clone() },
             vm_uid: &self.object.meta.uid,
             owner_uid: self.placement.unix_uid(),
-            owner: Owner { placement, session: self.session },
+            owner: Owner { epoch: self.placement.epoch, session: self.session },
             step,
             begun: Arc::clone(&self.begun),
         };

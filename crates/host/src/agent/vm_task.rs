@@ -652,7 +652,9 @@ impl VmTask {
                     let what = now.borrow().clone();
                     let waits = clock.now().since(since).as_secs();
                     let message = format!("waiting for {waits} s: {what}");
-                    self.report(snapshot, VmPhase::Starting, &message).await;
+                    // As it is by now, or the store would not take it.
+                    let snapshot = Arc::clone(&self.parts.live.borrow());
+                    self.report(&snapshot, VmPhase::Starting, &message).await;
                 }
             }
         }

@@ -25,8 +25,8 @@ pub(super) fn pool(snapshot: &Snapshot, volume: &Volume) -> Option<PoolSpec> {
 /// What the owner's writing of a volume's record rests on: the record that was read, the placement that makes this host the
 /// owner, and that its session was not closed.
 pub struct Owner {
-    /// The revision of the placement.
-    pub placement: i64,
+    /// The epoch of the placement. Other things of that may change while a volume is opened: where its guest came from, say.
+    pub epoch: u64,
     /// The session.
     pub session: u64,
 }
@@ -46,6 +46,10 @@ impl Owner {
         let Some(read) = live.volumes.get(of).map(|volume| volume.revision) else {
             return Ok(None);
         };
+        let placed = live.placements.get(&of.vm);
+        let Some(placed) = placed.filter(|p| p.host == parts.me && p.epoch == self.epoch) else {
+            return Ok(None);
+        };
         let open = parts.current_session().is_some_and(|now| now.number == self.session);
         // Who closes a session says so there.
         let lost = live.lost.get(&parts.me);
@@ -55,7 +59,7 @@ impl Owner {
         let key = keys::lost(&parts.me);
         let compare = vec![
             Compare::ModRevision(keys::volume(of), read),
-            Compare::ModRevision(keys::placement(&of.vm), self.placement),
+            Compare::ModRevision(keys::placement(&of.vm), placed.revision),
             match lost {
                 Some(lost) => Compare::ModRevision(key, lost.revision),
                 None => Compare::Absent(key),

@@ -223,18 +223,14 @@ impl VmTask {
     ) -> Result<bool, StartFailure> {
         let live = Arc::clone(&self.parts.live.borrow());
         let (step, _) = watch::channel(String::new());
-        let (Some(volume), Some(placed)) =
-            (live.volumes.get(of), live.placements.get(&self.vm).map(|placed| placed.revision))
-        else {
-            return Ok(false);
-        };
+        let Some(volume) = live.volumes.get(of) else { return Ok(false) };
         let Some(mut arrives) = self.mirrors.arrives.take() else { return Ok(false) };
         let opening = Opening {
             parts: &self.parts,
             of: of.clone(),
             vm_uid: &volume.vm_uid,
             owner_uid: placement.unix_uid(),
-            owner: Owner { placement: placed, session },
+            owner: Owner { epoch: placement.epoch, session },
             step: &step,
             begun: Arc::clone(&arrives.begun),
         };
@@ -425,7 +421,7 @@ impl VmTask {
         let Some(session) = self.parts.current_session() else { return false };
         let placement = live.placements.get(&self.vm).filter(|p| p.host == self.parts.me);
         let Some(placement) = placement else { return false };
-        let owner = Owner { placement: placement.revision, session: session.number };
+        let owner = Owner { epoch: placement.epoch, session: session.number };
         match owner.write(&self.parts, live, of, record).await {
             Ok(Some(revision)) => {
                 let mut live = self.parts.live.clone();
