@@ -481,14 +481,35 @@ impl Cluster {
             let key = format!("{}{path}", keys::ROOT);
             match self.person.get(&key).await {
                 Ok(Some(kv)) if kv.value == GARBLED.as_bytes() => {
-                    let ops = vec![Op::Put(key, value.into())];
-                    let _ = self.person.txn(vec![], ops).await;
+                    // Who could read it would have removed it with its VM.
+                    let op = if self.has_vm_of(&path, &value).await {
+                        Op::Put(key, value.into())
+                    } else {
+                        Op::Delete(key)
+                    };
+                    let _ = self.person.txn(vec![], vec![op]).await;
                 }
                 _ => self.shared.judge.accuse(format!(
                     "unreadable: {path} was written or deleted by somebody who could not read it"
                 )),
             }
         }
+    }
+
+    /// Whether the VM is still there whose volume's record this is; true for all other records.
+    async fn has_vm_of(&self, path: &str, value: &[u8]) -> bool {
+        let Some(of) =
+            format!("{}{path}", keys::ROOT).strip_prefix(keys::VOLUMES).and_then(VolumeRef::parse)
+        else {
+            return true;
+        };
+        let key = keys::object(&haven_model::ObjectRef::new(haven_model::object::Kind::Vm, of.vm));
+        let vm = self.person.get(&key).await.ok().flatten();
+        let uid = |bytes: &[u8], pointer: &str| {
+            let read: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+            read.pointer(pointer).cloned()
+        };
+        vm.is_some_and(|vm| uid(&vm.value, "/meta/uid") == uid(value, "/vmUid"))
     }
 
     /// Kills a daemon and lets its supervisor start it again.
