@@ -82,6 +82,7 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
     );
     lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
     lab.wait("the guest writes", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > 20)?;
+    moves(lab)?;
     replica_lost(lab)?;
     owner_lost(lab)?;
     stopped(lab)?;
@@ -93,6 +94,35 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
         })?;
     }
     crate::moves::alone(lab, witness)
+}
+
+/// It moves while it runs, with its memory and before that; a move that breaks costs it nothing.
+fn moves(lab: &Lab) -> Result<()> {
+    let before = boots(lab);
+    for way in [&[][..], &["--postcopy"][..], &[][..]] {
+        let (from, to) = hosts(lab)?;
+        let said = lab.haven(&[&["vm", "migrate", VM], way].concat())?;
+        println!("  {}", said.lines().last().unwrap_or_default());
+        ensure!(boots(lab) == before && lab.host_of(VM)? == to, "it was started anew");
+        ensure!(volume(lab)?.counted().count() == 2, "its replica on {from} was left behind");
+        writes_on(lab)?;
+        whole(lab)?;
+    }
+    let (from, to) = hosts(lab)?;
+    let third = HOSTS.iter().find(|host| **host != from && **host != to).context("a third")?;
+    let refused = lab.haven(&["vm", "migrate", VM, "--to", third]).unwrap_err().to_string();
+    ensure!(refused.contains("does not have all of its disk `data`"), "{refused}");
+    // A replica is lost while it goes over.
+    lab.haven(&["vm", "migrate", VM, "--no-wait"])?;
+    lab.signal(&to, "qemu-storage-daemon", Signal::SIGKILL)?;
+    lab.wait("the move has ended", PATIENCE, |lab| {
+        let view = lab.ask(|client| async move { client.migration(VM).await });
+        view.is_ok_and(|view| view.migration.is_some_and(|m| m.outcome.is_some()))
+    })?;
+    writes_on(lab)?;
+    whole(lab)?;
+    ensure!(boots(lab) == before, "it was started anew");
+    Ok(())
 }
 
 /// What happens to the replica beside its guest's host does not start the guest anew.
