@@ -90,6 +90,18 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
     lab.apply(&manifest(), &["--wait", "--timeout", "120"])?;
     std::thread::sleep(Duration::from_secs(8));
     let (mut calm, mut killed, mut cut) = (Sample::default(), Sample::default(), Sample::default());
+    let mut moved = Sample::default();
+    for _ in 0..runs {
+        let (owner, other) = hosts(lab, "writer")?;
+        // What the guest writes in its new place reaches this file, too.
+        let file = replica(lab, &owner, "writer")?;
+        let watch = std::thread::spawn(move || stands(&file, Duration::from_secs(4)));
+        std::thread::sleep(Duration::from_millis(200));
+        lab.haven(&["vm", "migrate", "writer"])?;
+        moved.push(watch.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??);
+        ensure!(lab.host_of("writer")? == other, "it did not move");
+        whole(lab, "writer")?;
+    }
     for _ in 0..runs {
         let (owner, other) = hosts(lab, "writer")?;
         let file = replica(lab, &owner, "writer")?;
@@ -108,6 +120,7 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         lab.haven(&["lab", "heal"])?;
         whole(lab, "writer")?;
     }
+    moved.print("guest stands while it moves live with its disk", f64::INFINITY, f64::INFINITY);
     calm.print("longest pause between two changes, nothing happens", f64::INFINITY, f64::INFINITY);
     killed.print("guest stands, what serves the other replica is killed", 0.05, 0.05);
     cut.print("guest stands, the other replica's host is cut off silently", 1.3, 1.3);

@@ -8,6 +8,7 @@ mod crash;
 mod disks;
 mod faults;
 mod fencing;
+mod full;
 mod hang;
 mod input;
 mod keeper;
@@ -37,7 +38,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 41] = [
+const CASES: [Case; 42] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -82,6 +83,10 @@ const CASES: [Case; 41] = [
     Case {
         name: "a_disk_on_two_hosts_holds_all_that_was_told_to_be_written_whatever_breaks",
         run: mirrored::outlives,
+    },
+    Case {
+        name: "a_full_pool_holds_its_writers_until_there_is_room_here_or_elsewhere",
+        run: full::presses,
     },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {

@@ -337,6 +337,7 @@ async fn run(world: Arc<World>, vm: String, copies: Arc<dyn Copies>) {
 fn finish(world: &World, vm: &str, copy: &OneCopy, breaks: Option<bool>) {
     let whole = if copy.postcopy { Copy::Following } else { Copy::Whole };
     let Some(all_came) = breaks else {
+        world.mirrors.carry(&copy.from, vm);
         return world.change(vm, |copy| (copy.sender, copy.taker) = (whole.clone(), whole.clone()));
     };
     world.go_on(&copy.from, vm);

@@ -84,6 +84,8 @@ struct State {
     told: BTreeMap<String, BTreeMap<u64, u64>>,
     /// By volume, the hosts whose replicas count, as the store says.
     counted: BTreeMap<String, BTreeSet<String>>,
+    /// By volume, the write that a guest waits for while it goes from one host to another.
+    carried: BTreeMap<String, Hand>,
     ids: u64,
     acknowledged: u64,
     careless: Option<Careless>,
@@ -127,8 +129,10 @@ impl State {
             self.lost.push(format!("{vm} runs on {host}: {lacks}"));
         }
         let found = self.replica(host, volume).blocks.clone();
+        // Nobody was told of what is under way.
+        let under_way = self.carried.get(volume).map(|hand| hand.id);
         let told = self.told.entry(volume.to_owned()).or_default();
-        for (block, id) in found {
+        for (block, id) in found.into_iter().filter(|(_, id)| Some(*id) != under_way) {
             let least = told.entry(block).or_default();
             *least = id.max(*least);
         }
@@ -406,6 +410,8 @@ impl MirroredDisks {
             return Ok(());
         }
         for disk in disks.iter().filter(|disk| !disk.shut) {
+            // It starts anew, and knows of nothing that one before waited for.
+            state.carried.remove(&disk.volume);
             state.found(host, &launch.vm, &disk.volume);
         }
         state.whole.remove(&(host.to_owned(), launch.vm.clone()));
@@ -420,6 +426,19 @@ impl MirroredDisks {
         let process = state.processes.get(&(host.to_owned(), vm.to_owned()));
         let mut disks = process.into_iter().flat_map(|(_, disks)| disks);
         disks.any(|disk| disk.hand.is_some() && !disk.stopped)
+    }
+
+    /// Its guest goes over to another host, with the write that it waits for.
+    pub(super) fn carry(&self, host: &str, vm: &str) {
+        let mut state = self.state();
+        let State { processes, carried, .. } = &mut *state;
+        let process = processes.get_mut(&(host.to_owned(), vm.to_owned()));
+        for disk in process.into_iter().flat_map(|(_, disks)| disks) {
+            carried.remove(&disk.volume);
+            if let Some(hand) = disk.hand.take() {
+                carried.insert(disk.volume.clone(), Hand { has: BTreeSet::new(), ..hand });
+            }
+        }
     }
 
     /// A process ended.
@@ -658,11 +677,12 @@ impl Mirrors for FakeVmDriver {
             return Err(died("Failed to get \"write\" lock".into()));
         }
         let links = state.link(mirror).map_err(died)?;
+        state.found(&self.host, vm, &mirror.volume);
+        let hand = state.carried.remove(&mirror.volume);
         let process = state.processes.get_mut(&(self.host.clone(), vm.to_owned()));
         let disk = process.and_then(|(_, disks)| disks.iter_mut().find(|disk| disk.place == place));
         let disk = disk.ok_or_else(|| VmError::NotHere(vm.into()))?;
-        (disk.links, disk.run, disk.shut) = (links, mirror.run, false);
-        state.found(&self.host, vm, &mirror.volume);
+        (disk.links, disk.run, disk.hand, disk.shut) = (links, mirror.run, hand, false);
         Ok(true)
     }
     async fn let_go(&self, vm: &str) -> Result<(), VmError> {

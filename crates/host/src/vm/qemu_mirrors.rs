@@ -477,6 +477,8 @@ impl Mirrors for QemuDriver {
     }
 
     async fn go_on(&self, vm: &str) -> Result<(), VmError> {
+        // If the disk of this host fails again, that is told again.
+        self.failed_nodes(vm, |failed| failed.retain(|node| !node.starts_with('l')));
         self.tell(vm, &commands::CONTINUE, json!({})).await.map(drop)
     }
 

@@ -103,12 +103,11 @@ pub fn unlike(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) ->
     if let Some(lost) = others.find(|host| fails(disk, around, host)) {
         return Some(format!("its replica on {lost} has just failed"));
     }
+    // What the disk of this host does not take is in the guest's hand, and goes with it.
     let copied = disk.linked.iter().find(|(_, linked)| linked.catching != Catching::Not);
-    if let Some((host, _)) = copied {
-        return Some(format!("its replica on {host} is being brought up to what the others have"));
-    }
-    disk.stopped
-        .then(|| "its guest stands still because the disk does not take what it writes".into())
+    copied.map(|(host, _)| {
+        format!("its replica on {host} is being brought up to what the others have")
+    })
 }
 
 /// The record with which an owner goes on after replicas broke away from it. Until it stands nothing is acknowledged.

@@ -1,0 +1,98 @@
+//! A mirrored pool that is full on one host: its writers stand, lose nothing, and go on when there is room, here or elsewhere.
+
+use crate::{
+    keeper::{KEEPS, largest},
+    lab::{HOSTS, Lab},
+    witness::Witness,
+};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+const VM: &str = "pressed";
+const POOL: &str = "/var/lib/haven/tight";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn exec(lab: &Lab, host: &str, script: &str) -> Result<String> {
+    lab.haven(&["lab", "exec", host, "--", "sh", "-c", script])
+}
+
+fn wrote(lab: &Lab) -> u64 {
+    largest(lab, VM, "KEEPER-WROTE")
+}
+
+fn writes_on(lab: &Lab) -> Result<()> {
+    let then = wrote(lab);
+    lab.wait("it writes on", PATIENCE, |_| wrote(lab) > then + 5)
+}
+
+fn counted(lab: &Lab) -> usize {
+    let view = lab.ask(|client| async move { client.volume("pressed.data").await });
+    view.map_or(0, |view| view.volume.counted().count())
+}
+
+/// Takes all room of the pool on a host; its guest stands, and it is said why.
+fn fill(lab: &Lab, host: &str) -> Result<()> {
+    exec(lab, host, &format!("dd if=/dev/zero of={POOL}/filler bs=4k 2> /dev/null; sync; true"))?;
+    lab.wait("it is said why it stands", PATIENCE, |lab| {
+        let said = lab.haven(&["explain", &format!("vm/{VM}")]);
+        said.is_ok_and(|said| said.contains("does not take what is written"))
+    })?;
+    let then = wrote(lab);
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(wrote(lab) == then, "it is told that something is written, and there is no room");
+    Ok(())
+}
+
+/// It stands when its host's pool is full and goes on with room there; or moves to where there is room, as it stands.
+pub fn presses(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    witness.moves(true);
+    for host in HOSTS {
+        // Small, and a file system of its own; QEMU writes past the page cache, which older kernels do not do here.
+        let make = format!(
+            "mkdir -p {POOL} && mount -t tmpfs -o size=24M tmpfs {POOL} && dd if=/dev/zero of={POOL}/try bs=4k count=1 oflag=direct && rm {POOL}/try"
+        );
+        if let Err(error) = exec(lab, host, &make) {
+            println!(
+                "skipped: needs a kernel whose tmpfs takes direct writes, 6.6 or newer ({error:#})"
+            );
+            return Ok(());
+        }
+    }
+    let manifest = format!(
+        "kind: Pool\nname: tight\ndriver: mirrored\npath: {POOL}\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 16MiB\n  pool: tight\nnetworks:\n- network: front\nuserData: {KEEPS:?}\n"
+    );
+    lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
+    lab.wait("the guest writes", PATIENCE, |_| wrote(lab) > 5)?;
+    let boots = lab.boots_of(VM);
+    let from = lab.host_of(VM)?;
+    fill(lab, &from)?;
+    exec(lab, &from, &format!("rm {POOL}/filler"))?;
+    writes_on(lab)?;
+    ensure!(counted(lab) == 2, "a replica was left out");
+    println!("  it stood while its pool was full on {from}, and went on by itself");
+    fill(lab, &from)?;
+    lab.haven(&["host", "drain", &from, "--wait", "--timeout", "90"])?;
+    ensure!(lab.host_of(VM)? != from, "it is still on {from}");
+    writes_on(lab)?;
+    lab.wait("the full replica counts no more", PATIENCE, |_| counted(lab) == 1)?;
+    println!("  it was moved as it stood, and went on");
+    exec(lab, &from, &format!("rm {POOL}/filler"))?;
+    lab.wait("all replicas count", PATIENCE, |_| counted(lab) == 2)?;
+    writes_on(lab)?;
+    ensure!(lab.boots_of(VM) == boots, "it was started anew");
+    let told = wrote(lab);
+    lab.haven(&["vm", "reset", VM])?;
+    lab.wait("it reads its disk anew", PATIENCE, |_| lab.said_by(VM, "KEEPER-HAS") == 2)?;
+    let has = largest(lab, VM, "KEEPER-HAS");
+    println!("  told as written: {told}, found on the disk afterwards: {has}");
+    ensure!(has >= told, "{} records are lost", told - has);
+    lab.haven(&["host", "undrain", &from])?;
+    lab.haven(&["delete", &format!("vm/{VM}"), "--wait"])?;
+    lab.haven(&["delete", "pool/tight", "--wait"])?;
+    for host in HOSTS {
+        lab.wait("nothing holds the pool", PATIENCE, |_| {
+            exec(lab, host, &format!("umount {POOL}")).is_ok()
+        })?;
+    }
+    crate::moves::alone(lab, witness)
+}
