@@ -13,9 +13,9 @@ pub use tls::Pin;
 use haven_model::{
     Event, Incident, Object, ObjectRef,
     api::{
-        Applied, ApplyRequest, Balance, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest,
-        MaintenanceAsked, MaintenanceView, ManifestFile, MigrationAsked, MigrationView, Overview,
-        Page, ProblemBody, Rehearsal, Secret, TokenLine, VolumeView,
+        Applied, ApplyRequest, Balance, CheckAsked, ClusterItem, DrainView, Item, JoinAnswer,
+        JoinRequest, MaintenanceAsked, MaintenanceView, ManifestFile, MigrationAsked,
+        MigrationView, Overview, Page, ProblemBody, Rehearsal, Secret, TokenLine, VolumeView,
     },
     event::AuditEntry,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -406,6 +406,23 @@ impl Client {
     pub async fn rehearse(&self, what: &str, hosts: &[String]) -> Result<Rehearsal, ClientError> {
         let hosts: Vec<String> = hosts.iter().map(|host| encode(host)).collect();
         self.get(&format!("/v1/rehearse/{}?hosts={}", encode(what), hosts.join(","))).await
+    }
+
+    /// Asks for the replicas of a mirrored disk to be compared.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn check_volume(
+        &self,
+        name: &str,
+        asked: &CheckAsked,
+    ) -> Result<VolumeView, ClientError> {
+        let body = serde_json::to_vec(asked).expect("what is asked for is plain data");
+        self.call("POST", &format!("/v1/volumes/{}/check", encode(name)), body).await
+    }
+
+    /// Ends that.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn cancel_check(&self, name: &str) -> Result<VolumeView, ClientError> {
+        self.call("DELETE", &format!("/v1/volumes/{}/check", encode(name)), Vec::new()).await
     }
 
     /// Mirrored disks.

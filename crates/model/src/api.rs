@@ -7,7 +7,7 @@ use crate::{
     migration::{Migration, MigrationOptions, MigrationStatus},
     name::{Name, ObjectRef},
     object::Object,
-    volume::{Volume, VolumeRef},
+    volume::{Volume, VolumeCheck, VolumeRef},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -256,6 +256,18 @@ pub struct VolumeView {
     pub replicas: Vec<ReplicaLine>,
     /// The record.
     pub volume: Volume,
+    /// The last comparison of its replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<VolumeCheck>,
+}
+
+/// A comparison of replicas is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckAsked {
+    /// Replicas that differ from that of the VM's host are copied anew from it.
+    #[serde(default)]
+    pub repair: bool,
 }
 
 /// How the drain of a host stands.

@@ -22,6 +22,8 @@ pub const DRAINS: &str = "/haven/drains/";
 pub const MAINTENANCE: &str = "/haven/maintenance";
 /// Prefix of mirrored volumes.
 pub const VOLUMES: &str = "/haven/volumes/";
+/// Prefix of comparisons of replicas.
+pub const CHECKS: &str = "/haven/checks/";
 /// Prefix of live migrations.
 pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
@@ -89,6 +91,11 @@ pub fn host_rooms(host: &Name) -> String {
 #[must_use]
 pub fn volume(volume: &VolumeRef) -> String {
     format!("{VOLUMES}{volume}")
+}
+/// The last comparison of the replicas of a volume.
+#[must_use]
+pub fn check(volume: &VolumeRef) -> String {
+    format!("{CHECKS}{volume}")
 }
 /// What a host says of its replica of a volume.
 #[must_use]

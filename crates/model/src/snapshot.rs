@@ -18,7 +18,7 @@ use crate::{
     service::ServiceSpec,
     tolerant,
     vm::{AGENT, VmPhase, VmSpec, VmStatus, Wait},
-    volume::{ReplicaIs, ReplicaStatus, Volume, VolumeRef},
+    volume::{ReplicaIs, ReplicaStatus, Volume, VolumeCheck, VolumeRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
@@ -119,6 +119,8 @@ pub struct Snapshot {
     pub migration_status: BTreeMap<Name, Table<MigrationStatus>>,
     /// Mirrored volumes.
     pub volumes: BTreeMap<VolumeRef, Versioned<Volume>>,
+    /// Comparisons of their replicas.
+    pub checks: BTreeMap<VolumeRef, Versioned<VolumeCheck>>,
     /// What hosts say of their replicas, by volume and host.
     pub replica_status: BTreeMap<VolumeRef, Table<ReplicaStatus>>,
     /// Since when VMs wait for what they start after.
@@ -217,6 +219,20 @@ fn set_one<T: DeserializeOwned>(
     Applied::changed(true)
 }
 
+/// The same for what is of a volume; `keep`: what cannot be read stays as it was.
+fn of_volume<T: DeserializeOwned>(
+    table: &mut BTreeMap<VolumeRef, Versioned<T>>,
+    path: &str,
+    raw: Raw<'_>,
+    keep: bool,
+) -> Applied {
+    let Some(volume) = VolumeRef::parse(path) else { return Applied::QUIET };
+    let mut one = table.remove(&volume);
+    let applied = set_one(&mut one, raw, keep);
+    table.extend(one.map(|record| (volume, record)));
+    applied
+}
+
 /// What is measured wakes nobody, and what cannot be read of it is as if it were not measured.
 fn quietly<T: DeserializeOwned>(table: &mut Table<T>, name: &str, raw: Raw<'_>) -> Applied {
     set(table, name, raw);
@@ -266,7 +282,8 @@ impl Snapshot {
             "drains" => set(&mut self.drains, rest, raw),
             "migrations" => set(&mut self.migrations, rest, raw),
             "waits" => set(&mut self.waits, rest, raw),
-            "volumes" => self.apply_volume(rest, raw),
+            "volumes" => of_volume(&mut self.volumes, rest, raw, false),
+            "checks" => of_volume(&mut self.checks, rest, raw, true),
             "incidents" => {
                 let Ok(number) = rest.parse() else {
                     return Applied::QUIET;
@@ -301,14 +318,6 @@ impl Snapshot {
         if table.is_empty() {
             self.migration_status.remove(&vm);
         }
-        applied
-    }
-
-    fn apply_volume(&mut self, path: &str, raw: Raw<'_>) -> Applied {
-        let Some(volume) = VolumeRef::parse(path) else { return Applied::QUIET };
-        let mut one = self.volumes.remove(&volume);
-        let applied = set_one(&mut one, raw, false);
-        self.volumes.extend(one.map(|record| (volume, record)));
         applied
     }
 

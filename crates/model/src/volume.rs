@@ -180,3 +180,60 @@ pub enum ReplicaIs {
         why: String,
     },
 }
+
+/// A comparison of the replicas of a volume, piece by piece, asked for by a person. The host of its VM carries it out, whichever
+/// that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeCheck {
+    /// Its own.
+    pub id: String,
+    /// Who asked for it.
+    pub by: String,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// Replicas that differ from that of the VM's host are copied anew from it.
+    #[serde(default)]
+    pub repair: bool,
+    /// So much of the volume has been compared.
+    pub done: Bytes,
+    /// By host, what differs there from the replica of the VM's host.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub differs: BTreeMap<Name, Differs>,
+    /// Pieces in which the replica of the VM's host differs from two others that are the same.
+    #[serde(default)]
+    pub alone: u64,
+    /// How it ended; nothing while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<CheckOutcome>,
+}
+
+/// Where two replicas differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Differs {
+    /// In so many pieces of 64 KiB.
+    pub pieces: u64,
+    /// Where the first of them begin, bytes.
+    pub first: Vec<u64>,
+}
+
+/// The end of a comparison.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckOutcome {
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// All that was to be compared is the same, or is made so.
+    pub well: bool,
+    /// In words.
+    pub message: String,
+}
+
+impl VolumeCheck {
+    /// It has ended.
+    #[must_use]
+    pub fn ended(&self, at_ms: i64, well: bool, message: String) -> Self {
+        Self { outcome: Some(CheckOutcome { at_ms, well, message }), ..self.clone() }
+    }
+}

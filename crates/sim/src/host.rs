@@ -24,7 +24,7 @@ use haven_host::{
     },
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
-    storage::mirrored::fake::FakeReplicas,
+    storage::mirrored::fake::{FakePieces, FakeReplicas},
     vm::{driver::VmDriver, fake::FakeVmDriver, fake_migration::Copies},
 };
 use haven_model::{Name, Snapshot, Timers, keys};
@@ -389,6 +389,7 @@ impl SimHost {
                     Arc::new(move || net.driver_fails())
                 },
             }),
+            pieces: Arc::new(FakePieces { world: Arc::clone(&shared.world), clock: clock.clone() }),
             tunnel: Arc::new(agent::tunnel::NoTunnel),
             machine: Arc::new(SimMachine {
                 host: self.name.to_string(),

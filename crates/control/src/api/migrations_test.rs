@@ -59,6 +59,7 @@ async fn a_guest_is_not_sent_where_its_disk_is_not() {
     let spec = serde_json::from_value(spec).unwrap();
     world.put(&Object::Pool(Stored { meta, spec })).await;
     world.apply(&format!("{VM}disks: [{{name: data, size: 1GiB, pool: twins}}]\n")).await.ok();
+    world.speak(&["host1", "host2"]).await;
     place(&world, &Placement::new(name("host1"), 1, 0, Vec::new())).await;
     let uid = world.state.current().await.unwrap().vms["db"].meta.uid.clone();
     let volume = Volume::new(uid, name("twins"), Bytes::gib(1), [name("host1")]);

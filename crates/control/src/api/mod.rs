@@ -56,6 +56,8 @@ mod routes_test;
 mod testing;
 #[cfg(test)]
 mod validate_test;
+#[cfg(test)]
+mod volumes_test;
 
 use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
@@ -64,6 +66,7 @@ use haven_model::{
     api::{JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
+    volume::VolumeRef,
 };
 use haven_store::{raw::EtcdStore, seal::ClusterKey};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -98,6 +101,8 @@ pub trait LocalHost: Send + Sync {
         host: std::net::Ipv4Addr,
         path: &str,
     ) -> Result<Box<dyn serve::Duplex>, String>;
+    /// The hashes of so many pieces of this host's replica of a mirrored disk, one after another, from number `from` on.
+    async fn pieces(&self, volume: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String>;
     /// The whole answer of another host's API to a GET.
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
 }

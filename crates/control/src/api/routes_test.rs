@@ -125,7 +125,10 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     for route in TABLE {
         let path = match route.id {
             "deleteObject" => "/v1/objects/network/front".to_owned(),
-            "showVolume" => "/v1/volumes/alone.data".to_owned(),
+            _ if route.path.starts_with("/v1/volumes/") => {
+                let path = example(route.path).replace("absent", "alone.data");
+                if route.id == "volumePieces" { path + "?from=0&count=1" } else { path }
+            }
             "endToken" => "/v1/tokens/viewer".to_owned(),
             "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),
             _ if route.path.starts_with("/v1/services") => {
@@ -141,7 +144,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "join" => join.to_string(),
             "apply" => files.to_string(),
             "importImage" => "a disk".into(),
-            "migrateVm" => "{}".into(),
+            "migrateVm" | "checkVolume" => "{}".into(),
             "beginMaintenance" => json!({"work": "reboot"}).to_string(),
             "replaceObject" => item.to_string(),
             "replaceCluster" => cluster.to_string(),
@@ -154,12 +157,15 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     }
     // Only hosts ask for promises. No image file is kept here, no guest comes in, no VM runs whose console could be opened, there is no other host
     // that could read this one's power (`power_test.rs`), no update waits (`promote_test.rs`), and an
-    // incident is open (`balance_test.rs`), and no host says what it understands (`maintenance_test.rs`).
+    // incident is open (`balance_test.rs`), and no host says what it understands (`maintenance_test.rs`, `volumes_test.rs`).
     assert_eq!(
         missed,
         [
             "promise",
             "blob",
+            "checkVolume",
+            "cancelCheck",
+            "volumePieces",
             "rebalance",
             "beginMaintenance",
             "resumeMaintenance",

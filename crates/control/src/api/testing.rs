@@ -22,6 +22,7 @@ use haven_model::{
     api::{JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
+    volume::VolumeRef,
 };
 use haven_store::{
     clock::Clock,
@@ -149,6 +150,9 @@ impl LocalHost for Nothing {
     }
     async fn disk_format(&self, _: &ImageFile) -> Result<String, String> {
         Ok("raw".into())
+    }
+    async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
+        Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
     }
     fn blob(&self, _: &str) -> Option<PathBuf> {
         None
@@ -338,6 +342,15 @@ impl World {
             let meta = haven_model::Meta::new(name(host), format!("u-{host}"), 1);
             let spec = serde_json::from_value(serde_json::json!({"address": "10.88.0.1"})).unwrap();
             self.put(&Object::Host(haven_model::object::Stored { meta, spec })).await;
+        }
+    }
+
+    /// They say that they understand all that this version does.
+    pub async fn speak(&self, names: &[&str]) {
+        for host in names {
+            let status = serde_json::json!({"session": 1, "speaks": haven_model::host::SPEAKS});
+            let put = Op::Put(keys::host_status(&name(host)), status.to_string().into());
+            self.state.store.txn(vec![], vec![put]).await.unwrap();
         }
     }
 

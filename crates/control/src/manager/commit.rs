@@ -233,6 +233,8 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::wait(&object.name)));
             let volumes = snapshot.volumes.keys().filter(|volume| volume.vm == object.name);
             ops.extend(volumes.map(|volume| Op::Delete(keys::volume(volume))));
+            let checks = snapshot.checks.keys().filter(|volume| volume.vm == object.name);
+            ops.extend(checks.map(|volume| Op::Delete(keys::check(volume))));
             let replicas = snapshot.replica_status.iter().filter(|(of, _)| of.vm == object.name);
             for (volume, hosts) in replicas {
                 let told = hosts.keys().map(|host| keys::replica_status(volume, host));

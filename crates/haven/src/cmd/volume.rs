@@ -1,4 +1,4 @@
-//! `haven volume …`: mirrored disks and where they are.
+//! `haven volume …`: mirrored disks, where they are, and whether their replicas are the same.
 
 use crate::{
     connect::connect,
@@ -6,7 +6,18 @@ use crate::{
     out,
     render::{self, How},
 };
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use haven_client::Client;
+use haven_model::{
+    Bytes,
+    api::{CheckAsked, VolumeView},
+    volume::VolumeCheck,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::{Duration, Instant};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -22,6 +33,27 @@ pub enum VolumeCommand {
         #[command(flatten)]
         how: How,
     },
+    /// Compare the replicas of a mirrored disk, while its guest runs or not
+    #[command(
+        after_help = "Examples:\n  haven volume check db.data\n  haven volume check db.data --repair"
+    )]
+    Check(Check),
+}
+
+/// A comparison.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Its name: VM.DISK
+    name: String,
+    /// Have replicas that differ copied anew from the one that the guest reads
+    #[arg(long)]
+    repair: bool,
+    /// End the comparison that goes on
+    #[arg(long, conflicts_with = "repair")]
+    cancel: bool,
+    /// Ask for it, and do not wait for its end
+    #[arg(long)]
+    no_wait: bool,
 }
 
 /// Runs it.
@@ -35,6 +67,77 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
             let one = connect().await?.volume(&name).await?;
             out::print(&render::value(&one, how.output, |_| render::volume(&one)));
         }
+        VolumeCommand::Check(check) => compare(check).await?,
     }
     Ok(())
+}
+
+async fn compare(check: Check) -> Result<(), Failure> {
+    let (name, client) = (&check.name, connect().await?);
+    if check.cancel {
+        client.cancel_check(name).await?;
+        out::line(format_args!("the comparison of {name} is ended"));
+        return Ok(());
+    }
+    let begun = client.check_volume(name, &CheckAsked { repair: check.repair }).await?;
+    if check.no_wait {
+        out::line(format_args!(
+            "the replicas of {name} are compared; `haven volume show {name}` tells how it stands"
+        ));
+        return Ok(());
+    }
+    match begun.check {
+        Some(begun) => follow(&client, name, &begun.id).await,
+        None => Ok(()),
+    }
+}
+
+/// Shows how a comparison comes on, until it has ended.
+async fn follow(client: &Client, name: &str, id: &str) -> Result<(), Failure> {
+    let (begin, bar) = (Instant::now(), bar());
+    loop {
+        let view = client.volume(name).await?;
+        let Some(check) = view.check.as_ref().filter(|check| check.id == id) else {
+            return Err(Failure::failed(
+                format!("somebody else had {name} compared meanwhile"),
+                format!("`haven volume show {name}` tells what came of it"),
+            ));
+        };
+        if let Some(outcome) = &check.outcome {
+            bar.finish_and_clear();
+            if outcome.well {
+                out::line(format_args!("{name}: {}", outcome.message));
+                return Ok(());
+            }
+            return Err(Failure::failed(
+                format!("{name}: {}", outcome.message),
+                format!("`haven volume show {name}` tells how its replicas are"),
+            ));
+        }
+        bar.set_length(view.volume.size.0);
+        bar.set_position(check.done.0);
+        bar.set_message(figures(&view, check, begin.elapsed()));
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// How far it is, how fast it goes, and when it is expected to end.
+fn figures(view: &VolumeView, check: &VolumeCheck, passed: Duration) -> String {
+    let mib = |bytes: u64| Bytes::mib(bytes >> 20);
+    let (size, done) = (view.volume.size.0, check.done.0);
+    let rate = (done as f64 / passed.as_secs_f64().max(0.1)) as u64;
+    let so_far = format!("{} of {} compared", mib(done), mib(size));
+    if rate == 0 {
+        return so_far;
+    }
+    let left = size.saturating_sub(done) / rate;
+    format!("{so_far}, {} per second, about {left} s left", mib(rate))
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("  [{bar:24}] {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
 }

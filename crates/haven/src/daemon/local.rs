@@ -2,6 +2,7 @@
 
 use super::{
     API_PORT, members,
+    pieces::ReplicaPieces,
     setup::{HostFile, seal_power},
 };
 use crate::paths::Paths;
@@ -19,6 +20,7 @@ use haven_model::{
     api::{JoinAnswer, JoinRequest},
     failsafe::{PromiseAnswer, PromiseQuestion},
     image::ImageFile,
+    volume::VolumeRef,
 };
 use haven_store::{
     pki::{Current, PkiDir},
@@ -62,6 +64,13 @@ impl Peers {
             Load::Disks => "incoming/disks",
         };
         client.upgrade(&format!("/v1/vms/{vm}/{what}")).await.map_err(|error| error.to_string())
+    }
+
+    /// The whole answer of a host's API to a GET.
+    pub async fn get(&self, host: &Name, path: &str) -> Result<Vec<u8>, String> {
+        let address = self.live.borrow().hosts.get(host).map(|host| host.spec.address);
+        let address = address.ok_or_else(|| format!("there is no host {host}"))?;
+        self.client(address).bytes(path).await.map_err(|error| error.to_string())
     }
 
     fn client(&self, host: Ipv4Addr) -> Client {
@@ -114,6 +123,7 @@ pub struct Local {
     images: ImageStore,
     vms: Arc<dyn VmDriver>,
     peers: Peers,
+    pieces: ReplicaPieces,
     store: EtcdStore,
     host: HostFile,
     pki: PkiDir,
@@ -129,10 +139,12 @@ impl Local {
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
+        let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
             images: ImageStore::new(paths.state.join("images")),
             vms,
-            peers: Peers::new(current, host.name.clone(), live)?,
+            pieces: ReplicaPieces { me: host.name.clone(), live, peers: peers.clone() },
+            peers,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),
@@ -234,6 +246,11 @@ impl LocalHost for Local {
         let stream =
             self.peers.client(host).upgrade(path).await.map_err(|error| error.to_string())?;
         Ok(Box::new(stream))
+    }
+
+    async fn pieces(&self, of: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String> {
+        let hashes = self.pieces.here(of, from, count).await;
+        hashes.map(|hashes| hashes.concat()).map_err(|failure| failure.what)
     }
 
     async fn fetch(&self, host: Ipv4Addr, path: &str) -> Result<Vec<u8>, String> {

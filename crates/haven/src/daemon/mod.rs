@@ -12,6 +12,7 @@ mod certificate;
 mod certificate_test;
 pub mod local;
 pub mod members;
+pub mod pieces;
 mod power;
 pub mod setup;
 #[cfg(test)]
@@ -328,6 +329,7 @@ impl Daemon {
         let address = LinuxAddress::new(self.paths.run.join("addresses.json"))?.guarded_by(guard);
         let images = ImageStore::new(self.paths.state.join("images"));
         let peers = local::Peers::new(current, self.host.name.clone(), live.clone())?;
+        let pieces_live = live.clone();
         Ok(Arc::new(AgentParts {
             me: self.host.name.clone(),
             store,
@@ -350,6 +352,11 @@ impl Daemon {
                 "qemu-storage-daemon".into(),
                 self.paths.run.join("replicas"),
             )),
+            pieces: Arc::new(pieces::ReplicaPieces {
+                me: self.host.name.clone(),
+                live: pieces_live,
+                peers: peers.clone(),
+            }),
             tunnel: Arc::new(Tunnels::new(self.paths.run.join("vms"), peers)),
             machine: Arc::new(Commands {
                 own: "/etc/haven".into(),

@@ -1,7 +1,7 @@
 //! Mirrored disks.
 
-use super::{fields, table};
-use haven_model::api::VolumeView;
+use super::{fields, monitor::time, table};
+use haven_model::{Bytes, api::VolumeView};
 
 /// On how many hosts it is, of how many.
 fn state(view: &VolumeView) -> String {
@@ -45,7 +45,15 @@ pub fn volume(view: &VolumeView) -> String {
         vec![of.host.to_string(), counts.to_owned(), of.is.clone()]
     };
     let lines = view.replicas.iter().map(line).collect();
-    format!("{head}\n{}", table(&["host", "replica", ""], lines))
+    let last = view.check.as_ref().map(|check| match &check.outcome {
+        Some(outcome) => format!("\ncompared {}: {}\n", time(outcome.at_ms), outcome.message),
+        None => format!(
+            "\nits replicas are being compared: {} of {} so far\n",
+            Bytes::mib(check.done.0 >> 20),
+            view.volume.size
+        ),
+    });
+    format!("{head}\n{}{}", table(&["host", "replica", ""], lines), last.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -74,6 +82,7 @@ mod tests {
                 line("host2", false, "its host is away"),
             ],
             volume: Volume::new("u1".into(), name("disks"), Bytes::gib(10), hosts),
+            check: None,
         };
         insta::assert_snapshot!(volumes(std::slice::from_ref(&view)), @r"
         NAME     SIZE   POOL   STATE            HOSTS

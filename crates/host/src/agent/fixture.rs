@@ -16,7 +16,7 @@ use crate::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, FakeUplinks, Segment},
     },
-    storage::mirrored::fake::FakeReplicas,
+    storage::mirrored::fake::{FakePieces, FakeReplicas},
     vm::{
         driver::RunningVm,
         fake::{FakeVmDriver, World},
@@ -377,6 +377,10 @@ impl Fixture {
                 world: Arc::clone(&self.world),
                 clock: self.clock.clone(),
                 fails: Arc::new(|| false),
+            }),
+            pieces: Arc::new(FakePieces {
+                world: Arc::clone(&self.world),
+                clock: self.clock.clone(),
             }),
             tunnel: Arc::new(crate::agent::tunnel::NoTunnel),
             machine: Arc::new(Idle),

@@ -7,7 +7,7 @@ use super::{
 use haven_model::{
     Bytes, VmPhase, keys,
     object::Kind,
-    volume::{ReplicaState, Volume, VolumeRef},
+    volume::{ReplicaState, Volume, VolumeCheck, VolumeRef},
 };
 use serde_json::json;
 
@@ -127,4 +127,56 @@ async fn a_start_that_fails_costs_no_replica() {
     fixture.pass(40).await;
     assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
     assert_eq!((record(&fixture).run, record(&fixture).counted().count()), (4, 2));
+}
+
+/// Asks for a comparison.
+async fn compare(fixture: &Fixture, id: &str, repair: bool) {
+    let check = json!({"id": id, "by": "a person", "atMs": 1, "repair": repair, "done": "0B"});
+    fixture.put(&keys::check(&data()), &check).await;
+}
+
+fn outcome(fixture: &Fixture) -> (bool, String) {
+    let check: VolumeCheck =
+        serde_json::from_value(fixture.peek(&keys::check(&data())).unwrap()).unwrap();
+    let outcome = check.outcome.expect("it has ended");
+    (outcome.well, outcome.message)
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_are_compared_while_the_guest_writes_and_one_that_rotted_is_copied_anew() {
+    let mut fixture = world(3, true).await;
+    has(&fixture, 3);
+    serves(&fixture, 4).await;
+    fixture.start();
+    fixture.pass(5).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    compare(&fixture, "one", false).await;
+    fixture.pass(20).await;
+    assert_eq!(outcome(&fixture), (true, "all of it is the same on host1 and host2".into()));
+    // All blocks are written all the time, so the guest rests for this.
+    let disks = json!([{"name": "data", "pool": "twins", "size": "1GiB"}]);
+    let spec = json!({"memory": "64MiB", "networks": [{"network": "good"}], "disks": disks, "running": false});
+    fixture.object(Kind::Vm, "db", spec).await;
+    fixture.pass(15).await;
+    assert!(!fixture.runs("db"));
+    fixture.world.mirrors.rot("host2", VOLUME, 2);
+    compare(&fixture, "two", false).await;
+    fixture.pass(20).await;
+    let (well, why) = outcome(&fixture);
+    let differs = "the replica on host2 differs from that on host1 in 1 piece of 64 KiB (at byte 131072); its guest reads the replica on host1.";
+    assert!(!well && why.starts_with(differs), "{why}");
+    assert!(why.contains("`haven volume check db.data --repair`"), "{why}");
+    assert_eq!(record(&fixture).counted().count(), 2, "nobody asked for that");
+    compare(&fixture, "three", true).await;
+    fixture.pass(20).await;
+    let (well, why) = outcome(&fixture);
+    assert!(
+        well && why.ends_with("those on host2 are copied anew from it once the VM runs"),
+        "{why}"
+    );
+    assert_eq!(record(&fixture).replicas[&name("host2")], ReplicaState::Stale);
+    compare(&fixture, "four", false).await;
+    fixture.pass(20).await;
+    let (well, why) = outcome(&fixture);
+    assert!(!well && why.contains("nothing to compare"), "{why}");
 }

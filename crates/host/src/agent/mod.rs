@@ -6,7 +6,7 @@
 //!                         ├──► vms.rs         one task per VM (vm_task.rs; what to do next: vm_step.rs, pure;
 //!                         │                   what a start needs: vm_start.rs; moved live: vm_task/moves.rs, tunnel.rs)
 //!                         ├──► volumes.rs     volumes that are nobody's
-//!                         ├──► mirrored/      replicas of mirrored volumes, served or opened (while a VM runs:
+//!                         ├──► mirrored/      replicas of mirrored volumes, served, opened or compared (while a VM runs:
 //!                         │                   vm_task/mirrors.rs)
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         ├──► load_watch.rs  what the work here takes, for balancing it
@@ -70,7 +70,7 @@ use crate::{
     machine::Machine,
     monitor::Meter,
     network::{address::AddressDriver, driver::NetworkDriver, uplink::UplinkDriver},
-    storage::mirrored::driver::ReplicaDriver,
+    storage::mirrored::{driver::ReplicaDriver, pieces::Pieces},
     vm::driver::VmDriver,
 };
 use haven_model::{Event, Name, ObjectRef, Severity, Snapshot, keys};
@@ -138,6 +138,8 @@ pub struct AgentParts {
     pub storage: Arc<dyn Storage>,
     /// Serves replicas of this host.
     pub replicas: Arc<dyn ReplicaDriver>,
+    /// Tells what pieces of replicas hold.
+    pub pieces: Arc<dyn Pieces>,
     /// Leads to other hosts' processes that take guests.
     pub tunnel: Arc<dyn tunnel::Tunnel>,
     /// Restarts and upgrades the machine.
@@ -260,6 +262,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         vms::run(Arc::clone(&parts), networks, leftovers, cancel.clone()),
         volumes::run(Arc::clone(&parts), left, cancel.clone()),
         mirrored::serve::run(Arc::clone(&parts), cancel.clone()),
+        mirrored::check::run(Arc::clone(&parts), cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),
         uplink_watch::run(Arc::clone(&parts), cancel.clone()),

@@ -233,7 +233,7 @@ impl VmTask {
             match self.parts.vms.state(self.vm.as_str()).await {
                 Ok(GuestState::NotStarted) => self.end_unstarted("it was never let run").await,
                 // It came from elsewhere, and was not let run here.
-                Ok(GuestState::Paused) if !self.was_let_run() => {
+                Ok(GuestState::Paused | GuestState::Broken) if !self.was_let_run() => {
                     self.end_unstarted("it was never let run here").await;
                 }
                 Ok(_) => return self.find_copy().await,
@@ -716,6 +716,9 @@ impl VmTask {
         if self.was_changed(snapshot) {
             // Its process cannot take up what was changed; the one that is started next does.
             return self.kill().await;
+        }
+        if self.waits_for_its_disk(snapshot).await {
+            return;
         }
         match self.parts.vms.reset(self.vm.as_str()).await {
             Ok(()) => {

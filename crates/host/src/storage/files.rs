@@ -107,6 +107,12 @@ fn key(pool: &PoolSpec, name: &VolumeName) -> PathBuf {
 }
 
 /// The file of a volume.
+/// The file of a volume.
+#[must_use]
+pub fn path(pool: &PoolSpec, name: &VolumeName) -> PathBuf {
+    file(pool, Path::new(&pool.path), name)
+}
+
 fn file(pool: &PoolSpec, directory: &Path, name: &VolumeName) -> PathBuf {
     directory.join(format!("{name}.{}", pool::format(pool)))
 }

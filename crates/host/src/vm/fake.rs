@@ -285,7 +285,11 @@ impl VmDriver for FakeVmDriver {
             return Err(VmError::Qmp { vm: vm.into(), source });
         }
         let states = self.world.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let usual = if idle { GuestState::Paused } else { GuestState::Running };
+        let usual = match idle {
+            true if self.world.mirrors.waits_to_write(&self.host, vm) => GuestState::Broken,
+            true => GuestState::Paused,
+            false => GuestState::Running,
+        };
         Ok(states.get(&key).copied().unwrap_or(usual))
     }
     async fn strays(&self) -> Result<Vec<Stray>, VmError> {

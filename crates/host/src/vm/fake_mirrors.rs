@@ -319,6 +319,27 @@ impl MirroredDisks {
         self.state().replicas.remove(&(host.to_owned(), volume.to_owned()));
     }
 
+    /// What each block of a replica holds; the volume by the beginning of its name.
+    pub(crate) fn hashes(&self, host: &str, volume: &str) -> Option<Vec<[u8; 32]>> {
+        let state = self.state();
+        let of = |(on, of): &(String, String)| on == host && of.starts_with(&format!("{volume}."));
+        let (_, replica) = state.replicas.iter().find(|(key, _)| of(key))?;
+        let hash = |block| {
+            let mut hash = [0; 32];
+            let id: u64 = replica.blocks.get(&block).copied().unwrap_or(0);
+            hash[..8].copy_from_slice(&id.to_be_bytes());
+            hash
+        };
+        Some((0..BLOCKS).map(hash).collect())
+    }
+
+    /// A disk forgets what a block of a replica held, and says nothing of it.
+    #[cfg(test)]
+    pub(crate) fn rot(&self, host: &str, volume: &str, block: u64) {
+        let mut state = self.state();
+        state.replica(host, volume).blocks.insert(block, u64::MAX);
+    }
+
     /// The replicas on a host.
     #[must_use]
     pub fn on(&self, host: &str) -> Vec<String> {
@@ -439,6 +460,14 @@ impl MirroredDisks {
                 carried.insert(disk.volume.clone(), Hand { has: BTreeSet::new(), ..hand });
             }
         }
+    }
+
+    /// Whether a guest has come to a process with a write that it waits for.
+    pub(super) fn waits_to_write(&self, host: &str, vm: &str) -> bool {
+        let state = self.state();
+        let process = state.processes.get(&(host.to_owned(), vm.to_owned()));
+        let mut disks = process.into_iter().flat_map(|(_, disks)| disks);
+        disks.any(|disk| disk.shut && state.carried.contains_key(&disk.volume))
     }
 
     /// A process ended.
@@ -662,19 +691,25 @@ impl Mirrors for FakeVmDriver {
         vm: &str,
         place: usize,
         mirror: &MirrorLaunch,
-    ) -> Result<bool, VmError> {
+    ) -> Result<Result<(), Name>, VmError> {
         self.clock.pass().await;
-        let there = |at: &ReplicaAt| {
+        let there = |at: &&ReplicaAt| {
             let host = at.host.as_str();
             self.copies.reach(&self.host, host) && !self.world.is_frozen(host)
         };
-        if !mirror.others.iter().all(there) {
-            return Ok(false);
+        if let Some(deaf) = mirror.others.iter().find(|at| !there(at)) {
+            return Ok(Err(deaf.host.clone()));
         }
         let died = |said: String| VmError::Died { vm: vm.into(), said };
         let mut state = self.world.mirrors.state();
         if state.replica(&self.host, &mirror.volume).serves.is_some() {
             return Err(died("Failed to get \"write\" lock".into()));
+        }
+        let refuses = |at: &&ReplicaAt| {
+            !state.serves(at.host.as_str(), &mirror.volume, mirror.run, &at.instance)
+        };
+        if let Some(deaf) = mirror.others.iter().find(refuses) {
+            return Ok(Err(deaf.host.clone()));
         }
         let links = state.link(mirror).map_err(died)?;
         state.found(&self.host, vm, &mirror.volume);
@@ -683,7 +718,7 @@ impl Mirrors for FakeVmDriver {
         let disk = process.and_then(|(_, disks)| disks.iter_mut().find(|disk| disk.place == place));
         let disk = disk.ok_or_else(|| VmError::NotHere(vm.into()))?;
         (disk.links, disk.run, disk.hand, disk.shut) = (links, mirror.run, hand, false);
-        Ok(true)
+        Ok(Ok(()))
     }
     async fn let_go(&self, vm: &str) -> Result<(), VmError> {
         self.clock.pass().await;

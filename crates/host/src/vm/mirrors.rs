@@ -163,8 +163,8 @@ pub trait Mirrors: Send + Sync {
     /// The volumes that its last process had open, if that ran under this epoch and ended by itself with all that its guest wrote on
     /// all replicas.
     fn ended_whole(&self, vm: &str, epoch: u64) -> Vec<String>;
-    /// Opens the replicas of others for a guest that has come from elsewhere, all of it, and that has not run here yet; false
-    /// when one of them does not answer, and then nothing has changed.
+    /// Opens the replicas of others for a guest that has come from elsewhere, all of it, and that has not run here yet; or names
+    /// the host whose replica does not answer. It may be called again, with others or without that one.
     ///
     /// # Errors
     /// The process is of no use then.
@@ -173,7 +173,7 @@ pub trait Mirrors: Send + Sync {
         vm: &str,
         place: usize,
         mirror: &MirrorLaunch,
-    ) -> Result<bool, VmError>;
+    ) -> Result<Result<(), Name>, VmError>;
     /// Closes the replicas of this host in a process that has handed its guest over: they can be served to where it is now.
     async fn let_go(&self, vm: &str) -> Result<(), VmError>;
     /// Whether its guest is stopped for a disk's sake.

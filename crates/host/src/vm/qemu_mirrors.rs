@@ -497,11 +497,11 @@ impl Mirrors for QemuDriver {
         vm: &str,
         place: usize,
         mirror: &MirrorLaunch,
-    ) -> Result<bool, VmError> {
+    ) -> Result<Result<(), Name>, VmError> {
         for at in &mirror.others {
             if let Err(error) = meet(at).await {
                 tracing::debug!(vm, %error, "it is not opened yet");
-                return Ok(false);
+                return Ok(Err(at.host.clone()));
             }
         }
         // What is taken in later goes by it, by whichever daemon.
@@ -511,14 +511,27 @@ impl Mirrors for QemuDriver {
             "qom-type": "tls-creds-psk", "id": format!("k{place}"), "endpoint": "client",
             "username": USER, "dir": mirror.keys,
         });
-        self.tell(vm, &commands::ADD_OBJECT, key).await?;
+        // It is there already if this was tried before.
+        self.try_tell(vm, &commands::ADD_OBJECT, key).await?;
+        let there = self.children(vm, place).await?;
         for at in &mirror.others {
             let name = names(place, &at.host, &first(&at.print())).writes;
-            self.tell(vm, &commands::ADD_NODE, connection(&name, place, mirror, at)).await?;
+            if there.iter().any(|child| child.node == name) {
+                continue;
+            }
+            let node = connection(&name, place, mirror, at);
+            match self.tell(vm, &commands::ADD_NODE, node).await {
+                Ok(_) => {}
+                Err(VmError::Qmp { source: QmpError::Refused { said, .. }, .. }) => {
+                    tracing::warn!(vm, host = %at.host, said, "its replica does not open");
+                    return Ok(Err(at.host.clone()));
+                }
+                Err(error) => return Err(error),
+            }
             let more = json!({ "parent": format!("d{place}"), "node": name });
             self.tell(vm, &commands::CHANGE_CHILD, more).await?;
         }
-        self.even(vm, place, mirror.copies).await.map(|_| true)
+        self.even(vm, place, mirror.copies).await.map(|_| Ok(()))
     }
 
     async fn let_go(&self, vm: &str) -> Result<(), VmError> {

@@ -35,6 +35,11 @@ pub(crate) fn mirrored<'a>(
     })
 }
 
+/// Whether a VM has any.
+pub(crate) fn is_mirrored(snapshot: &Snapshot, vm: &VmSpec) -> bool {
+    mirrored(snapshot, vm).next().is_some()
+}
+
 fn volume_of(vm: &Name, disk: &DiskSpec) -> VolumeRef {
     VolumeRef { vm: vm.clone(), disk: disk.name.clone() }
 }

@@ -9,6 +9,7 @@ use haven_model::{
     Action, Bytes, PoolDriverKind, PoolSpec, ProofKind, VmPhase, VmSpec,
     volume::{ReplicaState, Volume, VolumeRef},
 };
+use serde_json::json;
 
 fn data() -> VolumeRef {
     VolumeRef { vm: name("db"), disk: name("data") }
@@ -130,6 +131,14 @@ fn a_disk_on_fewer_hosts_than_it_should_be_is_a_risk() {
 
 /// Where a VM on host1 goes when that is drained; whether by a restart.
 fn drained(on: &[(&str, ReplicaState)]) -> Result<(String, bool), String> {
+    drained_after(None, on)
+}
+
+/// The same after so many failures of that drain.
+fn drained_after(
+    failed: Option<u32>,
+    on: &[(&str, ReplicaState)],
+) -> Result<(String, bool), String> {
     let mut world = world(3, on);
     world.run("db", "host1");
     world.report("db", VmPhase::Running, Some(true));
@@ -141,6 +150,15 @@ fn drained(on: &[(&str, ReplicaState)]) -> Result<(String, bool), String> {
         bringing_back: false,
     };
     world.snapshot.drains.insert(name("host1"), at(9, drain));
+    if let Some(failed) = failed {
+        let record = json!({
+            "id": "m1", "from": "host1", "options": {}, "by": "the drain of host1", "atMs": 0,
+            "drain": {"drain": "d1", "failed": failed},
+            "outcome": {"atMs": -10_000_000, "moved": false, "message": "no way"},
+        });
+        let record = serde_json::from_value(record).unwrap();
+        world.snapshot.migrations.insert(name("db"), at(9, record));
+    }
     let states = crate::host_states(&world.snapshot, &world.seen);
     assert_eq!(states["host1"], HostState::Draining);
     let planned = plan(&world.snapshot, &world.seen);
@@ -161,6 +179,10 @@ fn a_vm_with_a_mirrored_disk_moves_live_to_where_all_of_its_disk_is_and_nowhere_
         why.contains("does not have all that was written to the disk `data`; it stays on host1"),
         "{why}"
     );
+    // One whose host cannot send it, because its disk there is dead, is started anew where all of it is.
+    let both = [("host1", Counted), ("host3", Counted)];
+    assert_eq!(drained_after(Some(1), &both), Ok(("host3".into(), false)));
+    assert_eq!(drained_after(Some(2), &both), Ok(("host3".into(), true)));
     // What was copied so far would be lost.
     let why = drained(&[("host1", Counted), ("host2", Counted), ("host3", Returning)]).unwrap_err();
     assert!(

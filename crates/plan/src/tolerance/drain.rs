@@ -33,6 +33,8 @@ use std::{cmp::Reverse, collections::BTreeMap};
 const AGAIN_MS: u64 = 5_000;
 /// The longest such pause, milliseconds.
 const AGAIN_AT_MOST_MS: u64 = 300_000;
+/// So often a VM with a mirrored disk is moved live in vain before it is restarted elsewhere.
+const LIVE_TRIES: u32 = 3;
 /// So often it is tried to bring a VM back.
 const BACK_TRIES: u32 = 3;
 
@@ -311,6 +313,9 @@ fn leave<'a>(
         Ok(failed) => failed,
         Err(why) => return work.wait(vm_ref(vm), why),
     };
+    // One that does not come over although its host tries: its disk there may be dead, and another replica has all.
+    let tired = !restart && failed >= LIVE_TRIES && replicas::is_mirrored(snapshot, &object.spec);
+    let restart = restart || tired;
     let fits = |other: &Name| restart || unfit(snapshot, host, other).is_none();
     let (to, why) = match room(work, object, host, &fits) {
         Ok(choice) => choice,
@@ -319,6 +324,7 @@ fn leave<'a>(
     let runs = snapshot.told_of(vm).is_some_and(|told| told.phase == VmPhase::Running);
     let live = || immovable(snapshot, object).filter(|_| runs);
     let how = match (restart, live().or_else(|| fits_nowhere(snapshot, host))) {
+        _ if tired => "restarts, because it could not be moved while it runs, and moves".to_owned(),
         (true, Some(unfit)) if object.spec.running => {
             format!("restarts, because {unfit}, and moves")
         }

@@ -12,7 +12,7 @@ use crate::{
 use haven_model::{
     Action, Bytes, Handover, Migration, MigrationOptions, MigrationPhase, MigrationStatus,
     MovedFrom, MovingTo, Name, Placement, Snapshot, Versioned, VmPhase, VmSpec,
-    host::{GOES_ALONG, POSTCOPY},
+    host::{GOES_ALONG, MIRRORS_MOVE, POSTCOPY},
     object::Stored,
     plan::MoveStep,
 };
@@ -438,6 +438,14 @@ pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
             "it was changed since it was started ({}); `haven vm reset {}` takes that up",
             pending.join(", "),
             vm.meta.name
+        ));
+    }
+    if let Some((disk, _)) = storage::replicas::mirrored(snapshot, &vm.spec).next()
+        && let Some(older) = speaks_less(snapshot, MIRRORS_MOVE)
+    {
+        return Some(format!(
+            "its disk `{}` lives in the mirrored pool `{}`, and {older} has not said that it knows of guests that move with such a disk",
+            disk.name, disk.pool
         ));
     }
     let (disk, pool) = local_disk(snapshot, &vm.spec)?;

@@ -1,6 +1,7 @@
-//! Mirrored volumes on this host: opened by the owner of their VM ([`open`]), served to it by the others ([`serve`]). What an
-//! owner does while its VM runs is its task's (`vm_task/mirrors.rs`).
+//! Mirrored volumes on this host: opened by the owner of their VM ([`open`]), served to it by the others ([`serve`]), compared
+//! when somebody asks for it ([`check`]). What an owner does while its VM runs is its task's (`vm_task/mirrors.rs`).
 
+pub mod check;
 pub mod open;
 pub mod serve;
 

@@ -63,10 +63,11 @@ pub enum Turn {
     Opened(DiskLaunch),
 }
 
-/// By volume, a run that was begun and in which no process was started: what was clean before is so still.
-pub type Begun = Arc<Mutex<BTreeMap<VolumeRef, u64>>>;
+/// By volume, the epoch of the owner, and a run that it was about to begin and in which no process was started: what was clean
+/// before is so still. Nobody else begins a run under that epoch, so a record that names this run is this daemon's.
+pub type Begun = Arc<Mutex<BTreeMap<VolumeRef, (u64, u64)>>>;
 
-fn lock(begun: &Begun) -> MutexGuard<'_, BTreeMap<VolumeRef, u64>> {
+fn lock(begun: &Begun) -> MutexGuard<'_, BTreeMap<VolumeRef, (u64, u64)>> {
     begun.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -116,7 +117,8 @@ impl Opening<'_> {
     }
 
     fn begun(&self) -> Option<u64> {
-        lock(&self.begun).get(&self.of).copied()
+        let begun = lock(&self.begun).get(&self.of).copied();
+        begun.filter(|(epoch, _)| *epoch == self.owner.epoch).map(|(_, run)| run)
     }
 
     /// Carries out one step.
@@ -133,14 +135,13 @@ impl Opening<'_> {
                 if raises {
                     // Only over a replica that is there: the others may not count any more then.
                     self.own(now, volume, record.run).await?;
+                    // Before: it may be carried out although nobody hears of it.
+                    lock(&self.begun).insert(self.of.clone(), (self.owner.epoch, record.run));
                 }
-                if !self.write(now, &record).await? {
-                    return Ok(Turn::Again);
+                match self.write(now, &record).await? {
+                    true => Ok(Turn::Written),
+                    false => Ok(Turn::Again),
                 }
-                if raises {
-                    lock(&self.begun).insert(self.of.clone(), record.run);
-                }
-                Ok(Turn::Written)
             }
             Open::Wait(hosts) => {
                 let hosts: Vec<&str> = hosts.iter().map(Name::as_str).collect();
@@ -177,14 +178,21 @@ impl Opening<'_> {
         Ok(self.disk(volume, path, mirror))
     }
 
-    /// One step for a guest that has come and that stands still until all is open.
+    /// One step for a guest that has come and that stands still until all is open. `deaf`: whose replicas do not answer although
+    /// they are served.
     ///
     /// # Errors
     /// A sentence for people; it can only be started anew.
-    pub async fn arrive(&self, since: &mut BTreeMap<Name, Mono>) -> Result<Turn, StartFailure> {
+    pub async fn arrive(
+        &self,
+        since: &mut BTreeMap<Name, Mono>,
+        deaf: &BTreeSet<Name>,
+    ) -> Result<Turn, StartFailure> {
         let now = Arc::clone(&self.parts.live.borrow());
         let volume = self.record(&now)?;
-        let around = self.around(&now, volume, since, ARRIVES);
+        let mut around = self.around(&now, volume, since, ARRIVES);
+        let counted = volume.counted().filter(|host| deaf.contains(*host));
+        around.extend(counted.map(|host| (host.clone(), Other::Gone)));
         let step = steps::arrive(volume, &self.parts.me, self.begun(), &around);
         let turn = self.turn(&now, volume, step).await?;
         if matches!(turn, Turn::Written) {
@@ -261,9 +269,14 @@ impl Opening<'_> {
     }
 
     async fn write(&self, now: &Snapshot, record: &Volume) -> Result<bool, StartFailure> {
-        let written = self.owner.write(self.parts, now, &self.of, record).await;
-        let written = written.map_err(|error| fails(&error))?;
-        let Some(revision) = written else { return Ok(false) };
+        let revision = match self.owner.write(self.parts, now, &self.of, record).await {
+            Ok(Some(revision)) => revision,
+            Ok(None) => return Ok(false),
+            Err(error) => {
+                tracing::debug!(volume = %self.of, %error, "its record could not be written");
+                return Ok(false);
+            }
+        };
         let mut live = self.parts.live.clone();
         let shows = |live: &Arc<Snapshot>| live.revision >= revision;
         let ended = |_| StartFailure("this host's daemon ends".into());

@@ -33,6 +33,9 @@ impl VmTask {
         if !found.hangs || self.parts.current_session().is_none() {
             return;
         }
+        if self.waits_for_its_disk(&live).await {
+            return;
+        }
         let found = found.asked;
         let why = hang::words(&found.spec);
         self.hung += 1;

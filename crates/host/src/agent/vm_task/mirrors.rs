@@ -25,11 +25,11 @@ use crate::{
     storage::mirrored::steps::{self, Around, Keep},
     vm::{
         driver::VmError,
-        mirrors::{DiskMirror, Print},
+        mirrors::{Catching, DiskMirror, Print},
     },
 };
 use haven_model::{
-    Name, Placement, Severity, Snapshot,
+    Name, Placement, Severity, Snapshot, VmPhase,
     volume::{Volume, VolumeRef},
 };
 use haven_store::clock::Mono;
@@ -48,8 +48,12 @@ const AGAIN: Duration = Duration::from_millis(500);
 const GOES_ON: Duration = Duration::from_secs(1);
 /// How soon a replica that could not be taken in is tried again.
 const TAKES_IN: Duration = Duration::from_secs(2);
+/// The longest such pause; each is twice as long as the one before.
+const TAKES_IN_AT_LEAST: Duration = Duration::from_secs(60);
 /// How long the disks of a guest that has come may take to open; then it is started anew.
 const ARRIVES: Duration = Duration::from_secs(10);
+/// How long a replica that is served may not answer meanwhile; then it is left out.
+const DEAF: Duration = Duration::from_secs(2);
 /// After so many tries people are told.
 const TOLD: u32 = 3;
 /// How many steps are done in one turn.
@@ -64,8 +68,8 @@ pub(super) struct Mirrors {
     pub broke: bool,
     /// Runs that were begun, and in which no process was started yet.
     begun: Begun,
-    /// This one could not be taken in, and is not tried again before.
-    refused: Option<(Print, Mono)>,
+    /// These could not be taken in, or the copy to them broke: how often, and when they are tried again.
+    refused: BTreeMap<Print, (u32, Mono)>,
     /// How far its disks are open for a guest that has come and does not run here yet.
     arrives: Option<Arrives>,
 }
@@ -76,12 +80,15 @@ struct Arrives {
     open: BTreeSet<VolumeRef>,
     /// Which hosts are waited for, since when.
     waits: BTreeMap<VolumeRef, BTreeMap<Name, Mono>>,
+    /// Whose replicas do not answer although they are served, since when.
+    deaf: BTreeMap<Name, Mono>,
     begun: Begun,
 }
 
 impl Arrives {
     fn at(at: Mono) -> Self {
-        Self { at, open: BTreeSet::new(), waits: BTreeMap::new(), begun: Begun::default() }
+        let (waits, deaf, begun) = (BTreeMap::new(), BTreeMap::new(), Begun::default());
+        Self { at, open: BTreeSet::new(), waits, deaf, begun }
     }
 }
 
@@ -199,6 +206,8 @@ impl VmTask {
         let Some(session) = self.parts.current_session() else { return Ok(disks.is_empty()) };
         let now = self.parts.clock.now();
         let since = self.mirrors.arrives.get_or_insert_with(|| Arrives::at(now)).at;
+        let mut all = true;
+        // Each takes its next step, so that they wait for others at the same time.
         for (place, of) in disks {
             if self.mirrors.arrives.as_ref().is_some_and(|arrives| arrives.open.contains(&of)) {
                 continue;
@@ -206,12 +215,12 @@ impl VmTask {
             if now.since(since) >= ARRIVES {
                 return Err(StartFailure(format!("the disk `{}` does not open", of.disk)));
             }
-            if !self.open_one(place, &of, &placement, session.number).await? {
-                return Ok(false);
-            }
+            all &= self.open_one(place, &of, &placement, session.number).await?;
         }
-        self.mirrors.arrives = None;
-        Ok(true)
+        if all {
+            self.mirrors.arrives = None;
+        }
+        Ok(all)
     }
 
     async fn open_one(
@@ -234,14 +243,23 @@ impl VmTask {
             step: &step,
             begun: Arc::clone(&arrives.begun),
         };
+        let now = self.parts.clock.now();
+        let deaf = arrives.deaf.iter().filter(|(_, since)| now.since(**since) >= DEAF);
+        let deaf: BTreeSet<Name> = deaf.map(|(host, _)| host.clone()).collect();
         let since = arrives.waits.entry(of.clone()).or_default();
         // A store that does not answer is no reason to be deaf.
-        let turn = tokio::time::timeout(GOES_ON, opening.arrive(since)).await;
+        let turn = tokio::time::timeout(GOES_ON, opening.arrive(since, &deaf)).await;
         let opened = match turn {
             Ok(Ok(Turn::Opened(launch))) => match &launch.mirror {
                 Some(mirror) => {
                     let opened = self.parts.vms.open_arrived(self.vm.as_str(), place, mirror).await;
-                    opened.map_err(|error| StartFailure::of(&error))?
+                    match opened.map_err(|error| StartFailure::of(&error))? {
+                        Ok(()) => true,
+                        Err(host) => {
+                            arrives.deaf.entry(host).or_insert(now);
+                            false
+                        }
+                    }
                 }
                 None => false,
             },
@@ -277,6 +295,23 @@ impl VmTask {
         }
     }
 
+    /// Whether the guest stands with a write in hand that its disk does not take. A reset would forget that write, which some
+    /// replicas have and others have not; so it waits.
+    pub(super) async fn waits_for_its_disk(&mut self, snapshot: &Snapshot) -> bool {
+        if self.mirrored().await.is_empty() {
+            return false;
+        }
+        self.mirrors.broke = true;
+        self.keep_mirrors().await;
+        if !matches!(self.parts.vms.is_stopped(self.vm.as_str()).await, Ok(true)) {
+            return false;
+        }
+        let why = "it is reset once its disk takes what it waits to write: if its pool is full (`haven pool show`), make room";
+        self.report(snapshot, VmPhase::Running, why).await;
+        self.look_again(GOES_ON);
+        true
+    }
+
     /// Lets the guest run on, not too often.
     async fn go_on(&mut self) -> Result<(), VmError> {
         let now = self.parts.clock.now();
@@ -288,7 +323,7 @@ impl VmTask {
         self.mirrors.went_on = Some((now, times));
         if times == TOLD {
             self.note = format!(
-                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` starts it there",
+                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there",
                 me = self.parts.me
             );
         }
@@ -340,6 +375,11 @@ impl VmTask {
                 self.tell_of(Severity::Warning, what).await;
             }
             Keep::LeaveOut(host) => {
+                if let Some(linked) = disk.linked.get(&host)
+                    && matches!(linked.catching, Catching::Broke(_))
+                {
+                    self.refuse(linked.print.clone());
+                }
                 self.parts.vms.leave_out(&vm, place, &host).await?;
                 // Something was done about it, so it need not wait to be let run on.
                 self.mirrors.went_on = None;
@@ -383,6 +423,7 @@ impl VmTask {
         if !self.put(live, of, record).await {
             return self.waits();
         }
+        self.mirrors.refused.clear();
         let what = format!("its disk `{}` has its replica on {host} again", of.disk);
         self.tell_of(Severity::Info, what).await;
         Next::Again
@@ -395,7 +436,13 @@ impl VmTask {
         volume: &Volume,
         hosts: &BTreeSet<Name>,
     ) -> Around {
-        let at = |host: &Name| Some((host.clone(), served(live, of, host, volume.run)?.print()));
+        let now = self.parts.clock.now();
+        // One that cannot be taken in is as if it were not served, for a while.
+        let refused = |print: &Print| self.mirrors.refused.get(print).is_some_and(|r| now < r.1);
+        let at = |host: &Name| {
+            let print = served(live, of, host, volume.run)?.print();
+            (volume.counts(host) || !refused(&print)).then(|| (host.clone(), print))
+        };
         let silent = self.parts.heard.silent.borrow().clone();
         let leaves = self.outgoing.is_some();
         Around { served: hosts.iter().filter_map(at).collect(), silent, leaves }
@@ -403,7 +450,12 @@ impl VmTask {
 
     /// Nothing is to be done; while something goes on it is looked at again.
     fn rests(&mut self, disk: &DiskMirror) -> Next {
-        let goes = |catching: &_| matches!(catching, crate::vm::mirrors::Catching::Goes { .. });
+        let now = self.parts.clock.now();
+        if let Some(next) = self.mirrors.refused.values().map(|r| r.1).filter(|at| *at > now).min()
+        {
+            self.look_again(Duration::from_nanos(next.0 - now.0));
+        }
+        let goes = |catching: &_| matches!(catching, Catching::Goes { .. });
         if disk.linked.values().any(|linked| goes(&linked.catching)) {
             self.look_again(COPIES);
         }
@@ -444,19 +496,23 @@ impl VmTask {
         volume: &Volume,
         host: &Name,
     ) -> Result<Next, VmError> {
-        let now = self.parts.clock.now();
         let Some(replica) = served(live, of, host, volume.run) else { return Ok(Next::Rest) };
-        let print = replica.print();
-        if let Some((_, after)) = self.mirrors.refused.as_ref().filter(|(of, _)| *of == print)
-            && now < *after
-        {
-            self.look_again(Duration::from_nanos(after.0 - now.0));
-            return Ok(Next::Rest);
+        match self.parts.vms.take_in(self.vm.as_str(), place, &replica).await {
+            Ok(()) => Ok(Next::Again),
+            Err(error) => {
+                tracing::warn!(vm = %self.vm, disk = %of.disk, why = chain(&error), "a replica cannot be taken in");
+                self.refuse(replica.print());
+                Ok(Next::Again)
+            }
         }
-        self.mirrors.refused = Some((print, now.plus(TAKES_IN)));
-        self.parts.vms.take_in(self.vm.as_str(), place, &replica).await?;
-        self.mirrors.refused = None;
-        Ok(Next::Again)
+    }
+
+    /// It is not taken in again for a while, and longer each time.
+    fn refuse(&mut self, print: Print) {
+        let now = self.parts.clock.now();
+        let times = self.mirrors.refused.get(&print).map_or(0, |(times, _)| *times);
+        let pause = (TAKES_IN * 2u32.pow(times.min(5))).min(TAKES_IN_AT_LEAST);
+        self.mirrors.refused.insert(print, (times + 1, now.plus(pause)));
     }
 }
 

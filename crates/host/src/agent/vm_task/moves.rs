@@ -291,9 +291,15 @@ impl VmTask {
         {
             return self.give_back(attempt, &why).await;
         }
-        let transfer = match self.parts.vms.transfer(self.vm.as_str()).await {
-            Ok(transfer) => transfer,
-            Err(error) => return self.failed("look at the copy of", &error),
+        let mut silent = self.parts.heard.silent.clone();
+        silent.borrow_and_update();
+        let transfer = tokio::select! {
+            transfer = self.parts.vms.transfer(self.vm.as_str()) => match transfer {
+                Ok(transfer) => transfer,
+                Err(error) => return self.failed("look at the copy of", &error),
+            },
+            // QEMU may wait for a replica there, and answer nobody until that is cut off.
+            Ok(()) = silent.changed() => return self.look_again(Duration::ZERO),
         };
         let now = self.parts.clock.now();
         match transfer.copy {

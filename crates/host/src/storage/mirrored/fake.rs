@@ -1,8 +1,15 @@
 //! Replicas that are records, for the simulator and for tests: [`crate::vm::fake_mirrors`] has them.
 
-use super::driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served};
-use crate::vm::fake::{Fails, World};
+use super::{
+    driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served},
+    pieces::{Hash, Pieces},
+};
+use crate::{
+    agent::storage::StorageFailure,
+    vm::fake::{Fails, World},
+};
 use async_trait::async_trait;
+use haven_model::{Name, volume::VolumeRef};
 use haven_store::clock::Clock;
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
@@ -60,5 +67,31 @@ impl ReplicaDriver for FakeReplicas {
         self.clock.pass().await;
         self.world.mirrors.end_one(&self.host, volume);
         Ok(())
+    }
+}
+
+/// Tells what the replicas of all hosts hold.
+pub struct FakePieces {
+    /// Shared by all hosts.
+    pub world: Arc<World>,
+    /// The clock of the daemon that asks.
+    pub clock: Clock,
+}
+
+#[async_trait]
+impl Pieces for FakePieces {
+    async fn hashes(
+        &self,
+        host: &Name,
+        volume: &VolumeRef,
+        from: u64,
+        count: u64,
+    ) -> Result<Vec<Hash>, StorageFailure> {
+        self.clock.pass().await;
+        let all = self.world.mirrors.hashes(host.as_str(), &volume.to_string());
+        let what = || StorageFailure { what: format!("{host} has no replica of {volume}") };
+        let all = all.ok_or_else(what)?.into_iter();
+        let at = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Ok(all.skip(at(from)).take(at(count)).collect())
     }
 }

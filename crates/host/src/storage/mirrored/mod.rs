@@ -14,9 +14,11 @@
 //! against; who carries it out is `agent/mirrored/` and, while a VM runs, `agent/vm_task/mirrors.rs`. What QEMU is told stands
 //! in `vm/qemu_mirrors.rs`.
 
+pub mod compare;
 pub mod daemon;
 pub mod driver;
 pub mod fake;
+pub mod pieces;
 pub mod runs;
 pub mod steps;
 
