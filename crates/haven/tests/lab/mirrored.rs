@@ -10,6 +10,7 @@ use haven_lab::drive::Driver;
 use haven_model::volume::{ReplicaState, Volume};
 use nix::sys::signal::Signal;
 use std::{
+    os::unix::fs::FileExt,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -83,6 +84,7 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
     lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
     lab.wait("the guest writes", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > 20)?;
     moves(lab)?;
+    compared(lab)?;
     replica_lost(lab)?;
     owner_lost(lab)?;
     stopped(lab)?;
@@ -123,6 +125,28 @@ fn moves(lab: &Lab) -> Result<()> {
     whole(lab)?;
     ensure!(boots(lab) == before, "it was started anew");
     Ok(())
+}
+
+/// A disk that changes what it holds is found while the guest writes, and its replica is copied anew.
+fn compared(lab: &Lab) -> Result<()> {
+    let (owner, other) = hosts(lab)?;
+    let check = |more: &[&str]| lab.haven(&[&["volume", "check", "scribe.data"], more].concat());
+    let said = check(&[])?;
+    ensure!(said.contains("all of it is the same on"), "{said}");
+    let at = 48 << 20;
+    let file = std::fs::File::options().write(true).open(replica(lab, &other)?)?;
+    file.write_all_at(b"not what was written", at + 123)?;
+    file.sync_all()?;
+    let said = check(&[]).err().context("a replica differs, and nobody says so")?.to_string();
+    let differs = format!(
+        "the replica on {other} differs from that on {owner} in 1 piece of 64 KiB (at byte {at})"
+    );
+    ensure!(said.contains(&differs), "{said}");
+    println!("  {}", check(&["--repair"])?);
+    whole(lab)?;
+    let said = check(&[])?;
+    ensure!(said.contains("all of it is the same on"), "{said}");
+    writes_on(lab)
 }
 
 /// What happens to the replica beside its guest's host does not start the guest anew.
