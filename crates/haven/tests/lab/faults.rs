@@ -17,7 +17,7 @@ const SILENT: Duration = Duration::from_secs(2);
 
 /// So long after a cable was mended etcd's members have their streams to each other again: they give up a dead one after
 /// 5 s. What a second cut before that does is known fault 39 (docs/decisions/0003-known-faults.md).
-const RECONNECTED: Duration = Duration::from_secs(7);
+pub const RECONNECTED: Duration = Duration::from_secs(7);
 
 /// How long the hosts were without a renewal, as far as their daemons found it worth a word.
 fn say_late_renewals(lab: &Lab) {

@@ -5,12 +5,8 @@ use crate::lab::Lab;
 /// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
 /// console once its disk has it.
 pub const KEEPS: &str = r#"#!/bin/busybox sh
-i=0
-while :; do
-  read=$(dd if=/dev/vda bs=512 skip=$((i + 1)) count=1 2> /dev/null | head -c 8)
-  [ "$read" = "$(printf '%08d' $((i + 1)))" ] || break
-  i=$((i + 1))
-done
+i=$(dd if=/dev/vda bs=512 skip=1 count=4000 2> /dev/null | busybox tr -d '\000' | busybox fold -w 8 |
+  busybox awk '$1 + 0 != NR { exit } { n = NR } END { print n + 0 }')
 echo "KEEPER-HAS $i" > /dev/console
 while :; do
   i=$((i + 1))
