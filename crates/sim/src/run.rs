@@ -59,7 +59,13 @@ fn none_waits(cluster: &Cluster) {
 }
 
 /// No guest ran on a disk that lacks what it has written.
-fn disks_are_whole(cluster: &Cluster) {
+fn disks_are_whole(cluster: &Cluster, expect: &Expect) {
+    let fewest = cluster.shared.world.mirrors.fewest_counted();
+    if let Some(wanted) = expect.counted.filter(|wanted| fewest != Some(*wanted)) {
+        cluster.shared.judge.accuse(format!(
+            "expected {wanted} replicas to count all the time, and it was {fewest:?}"
+        ));
+    }
     for lost in cluster.shared.world.local_disks.lost() {
         cluster.shared.judge.accuse(format!("disks: {lost}"));
     }
@@ -202,7 +208,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
     if let Some(within) = expect.recovered_within {
         recovered(judge, within, latest.map(|at| (at - first).as_secs_f64()));
     }
-    disks_are_whole(&cluster);
+    disks_are_whole(&cluster, expect);
     Ok(verdict(seed, &cluster))
 }
 

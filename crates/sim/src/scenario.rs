@@ -84,6 +84,8 @@ pub struct Expect {
     /// Guests may have moved, and none was started anew.
     #[serde(default)]
     pub none_rebooted: bool,
+    /// So many replicas of each mirrored disk counted all the time.
+    pub counted: Option<usize>,
     /// Nothing is left on this host.
     pub drained: Option<String>,
     /// A VM that had to be recovered ran again within so many seconds of the first fault.

@@ -86,6 +86,8 @@ struct State {
     counted: BTreeMap<String, BTreeSet<String>>,
     /// By volume, the write that a guest waits for while it goes from one host to another.
     carried: BTreeMap<String, Hand>,
+    /// The fewest that ever counted of any.
+    fewest: Option<usize>,
     ids: u64,
     acknowledged: u64,
     careless: Option<Careless>,
@@ -286,7 +288,14 @@ impl MirroredDisks {
                 state.lost.push(format!("{lacks}, and it is said to count"));
             }
         }
+        state.fewest = Some(state.fewest.unwrap_or(usize::MAX).min(hosts.len()));
         state.counted.insert(volume.to_owned(), hosts);
+    }
+
+    /// The fewest replicas of any volume that ever counted at once, since there are any.
+    #[must_use]
+    pub fn fewest_counted(&self) -> Option<usize> {
+        self.state().fewest
     }
 
     /// Makes a replica, if it is not there.

@@ -9,7 +9,7 @@ use crate::{
     },
 };
 use haven_model::{
-    Handover, Snapshot, keys,
+    Handover, Placement, Snapshot, Versioned, keys,
     volume::{ReplicaIs, ReplicaStatus, Volume, VolumeRef},
 };
 use haven_store::{
@@ -149,20 +149,7 @@ async fn one(parts: Arc<AgentParts>, of: VolumeRef, cancel: CancellationToken) {
                 {
                     tracing::warn!(before, why = chain(&error), "what serves it cannot be ended");
                 }
-                // Whose it is to be is not known before its VM has its place.
-                let placed = now.placements.get(&of.vm);
-                // Its guest is being handed over, and the process that has the file open is the one that does it.
-                let placed = placed.filter(|placed| {
-                    placed.moved_from.as_ref().is_none_or(|from| {
-                        from.host != parts.me || now.handover(&of.vm, from) != Handover::Pending
-                    })
-                });
-                let to =
-                    placed.and_then(|placed| match steps::serve(volume, &parts.me, &placed.host) {
-                        Serve::Own(_) => None,
-                        Serve::To(run) => Some((run, placed)),
-                    });
-                if let Some((run, placed)) = to {
+                if let Some((run, placed)) = to_whom(&parts, &now, &of, volume) {
                     let stands = (volume.revision, placed.revision);
                     let before = done.take();
                     let looked = match &before {
@@ -194,6 +181,27 @@ async fn one(parts: Arc<AgentParts>, of: VolumeRef, cancel: CancellationToken) {
             _ = sessions.changed() => {}
             () = parts.clock.sleep(pause) => {}
         }
+    }
+}
+
+/// The run that it is to be served to, and the placement by which that is so; nothing when nobody else has its VM.
+fn to_whom<'a>(
+    parts: &AgentParts,
+    now: &'a Snapshot,
+    of: &VolumeRef,
+    volume: &Volume,
+) -> Option<(u64, &'a Versioned<Placement>)> {
+    // Whose it is to be is not known before its VM has its place.
+    let placed = now.placements.get(&of.vm)?;
+    // Its guest is being handed over, and the process that has the file open is the one that does it.
+    if let Some(from) = placed.moved_from.as_ref().filter(|from| from.host == parts.me)
+        && now.handover(&of.vm, from) == Handover::Pending
+    {
+        return None;
+    }
+    match steps::serve(volume, &parts.me, &placed.host) {
+        Serve::Own(_) => None,
+        Serve::To(run) => Some((run, placed)),
     }
 }
 

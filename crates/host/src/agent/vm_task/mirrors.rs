@@ -25,7 +25,7 @@ use crate::{
     storage::mirrored::steps::{self, Around, Keep},
     vm::{
         driver::VmError,
-        mirrors::{Catching, DiskMirror, Print},
+        mirrors::{Catching, DiskMirror, Linked, Print},
     },
 };
 use haven_model::{
@@ -366,18 +366,13 @@ impl VmTask {
                 if lost.is_empty() {
                     return Ok(Next::Again);
                 }
-                let lost: Vec<&str> = lost.iter().map(Name::as_str).collect();
-                let what = format!(
-                    "its disk `{}` goes on without its replica on {}",
-                    of.disk,
-                    lost.join(" and ")
-                );
+                let lost = lost.iter().map(Name::as_str).collect::<Vec<_>>().join(" and ");
+                let what = format!("its disk `{}` goes on without its replica on {lost}", of.disk);
                 self.tell_of(Severity::Warning, what).await;
             }
             Keep::LeaveOut(host) => {
-                if let Some(linked) = disk.linked.get(&host)
-                    && matches!(linked.catching, Catching::Broke(_))
-                {
+                let broke = |linked: &&Linked| matches!(linked.catching, Catching::Broke(_));
+                if let Some(linked) = disk.linked.get(&host).filter(broke) {
                     self.refuse(linked.print.clone());
                 }
                 self.parts.vms.leave_out(&vm, place, &host).await?;
