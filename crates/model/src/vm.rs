@@ -28,6 +28,21 @@ pub struct DiskSpec {
     /// What it is made from; empty when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Name>,
+    /// The most that its guest may use of it; all that there is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DiskLimits>,
+}
+
+/// The most that a guest may use of a disk, reading and writing together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DiskLimits {
+    /// Requests per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bytes>,
 }
 
 /// A network card of a VM.
@@ -207,11 +222,14 @@ impl VmSpec {
     /// changes only when its process starts anew. Its cards stand in its placement.
     #[must_use]
     pub fn hardware(&self) -> BTreeMap<String, String> {
+        // What a guest may use of a disk is taken up at once.
+        let bare = |disk: &DiskSpec| DiskSpec { limits: None, ..disk.clone() };
+        let disks: Vec<DiskSpec> = self.disks.iter().map(bare).collect();
         let parts = serde_json::json!({
             "cpus": self.cpus,
             "memory": self.memory,
             "image": self.image,
-            "disks": self.disks,
+            "disks": disks,
             "userData": self.user_data,
         });
         let parts = parts.as_object().into_iter().flatten();

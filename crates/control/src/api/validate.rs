@@ -8,7 +8,7 @@ use haven_model::{
     name::NAME_MAX,
     object::{Kind, Stored},
     service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
-    vm::{HangSpec, RestartPolicy, Sign},
+    vm::{DiskSpec, HangSpec, RestartPolicy, Sign},
     volume::{FEWEST_REPLICAS, MOST_REPLICAS},
 };
 use haven_plan::tolerance::migration::speaks_less;
@@ -16,6 +16,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
 };
+
+/// The least that a disk may be limited to, bytes per second: one request of a guest may be as large.
+const LEAST_BANDWIDTH: u64 = 1 << 20;
 
 /// What a problem is about: a field's name, and what was written there.
 pub(super) type Place<'a> = (&'a str, &'a dyn Display);
@@ -126,6 +129,25 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// A guest that may write nothing at all stands still.
+fn limits(disk: &DiskSpec, say: &mut Say<'_>) {
+    let limits = disk.limits.unwrap_or_default();
+    if limits.iops == Some(0) {
+        say(
+            ("iops", &0),
+            format!("the disk `{}` would take no request at all", disk.name),
+            "leave `iops` out for no limit",
+        );
+    }
+    if let Some(bandwidth) = limits.bandwidth.filter(|bandwidth| bandwidth.0 < LEAST_BANDWIDTH) {
+        say(
+            ("bandwidth", &bandwidth),
+            format!("the disk `{}` would stand still for seconds at each request", disk.name),
+            "write at least 1MiB, or leave `bandwidth` out for no limit",
+        );
+    }
 }
 
 /// Whether a pool's disks can be on as many hosts as is asked for.
@@ -268,6 +290,7 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
                 "write for example `size: 10GiB`",
             );
         }
+        limits(disk, say);
     }
     addresses(after, spec, name, say);
     hang(spec, say);

@@ -339,3 +339,20 @@ fn a_mirrored_pool_has_as_many_hosts_as_its_disks_need() {
 fn said_of_older() -> Vec<String> {
     said("kind: Pool\nname: disks\ndriver: mirrored\npath: /disks\n")
 }
+
+#[test]
+fn a_disk_is_not_limited_to_nothing() {
+    let limits = |limits: &str| {
+        said(&format!(
+            "kind: Pool\nname: fast\ndriver: local\npath: /fast\n---\nkind: VM\nname: db\nmemory: 64MiB\ndisks: [{{name: data, size: 1GiB, pool: fast, limits: {limits}}}]\n"
+        ))
+    };
+    assert!(limits("{iops: 1, bandwidth: 1MiB}").is_empty());
+    let none = limits("{iops: 0}");
+    assert!(none[0].starts_with("the disk `data` would take no request at all [leave"), "{none:?}");
+    let slow = limits("{bandwidth: 4KiB}");
+    assert!(
+        slow[0].contains("would stand still for seconds") && slow[0].contains("1MiB"),
+        "{slow:?}"
+    );
+}

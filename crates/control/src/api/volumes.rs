@@ -137,6 +137,10 @@ pub(super) async fn check(
         let detail = format!("nobody has written to {name} yet");
         return Err(conflict(detail, "start its VM first"));
     }
+    if !snapshot.placements.contains_key(&of.vm) {
+        let detail = format!("{} has no host that could compare its disks", of.vm);
+        return Err(conflict(detail, "`haven explain` tells what it waits for"));
+    }
     if let Some(host) = speaks_less(&snapshot, MIRRORS_MOVE) {
         let detail = format!(
             "{host} has not said that it can compare replicas: it runs an older Haven, or has not come up yet"

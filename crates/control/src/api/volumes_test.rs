@@ -3,7 +3,7 @@
 use super::testing::{World, name};
 use axum::http::StatusCode;
 use haven_model::{
-    Bytes, keys,
+    Bytes, Placement, keys,
     volume::{Volume, VolumeRef},
 };
 use haven_store::raw::Op;
@@ -30,6 +30,11 @@ async fn a_comparison_is_asked_for_once_shown_and_ended() {
     assert_eq!(new.status, StatusCode::CONFLICT);
     assert_eq!(new.body["detail"], "nobody has written to db.data yet");
     put(&world, 3).await;
+    let nowhere = ask("{}").await;
+    assert_eq!(nowhere.body["detail"], "db has no host that could compare its disks");
+    let placement = serde_json::to_vec(&Placement::new(name("host1"), 1, 0, Vec::new())).unwrap();
+    let put = Op::Put(keys::placement(&name("db")), placement.into());
+    world.state.store.txn(vec![], vec![put]).await.unwrap();
     let older = ask("{}").await;
     assert_eq!(older.status, StatusCode::CONFLICT);
     assert!(older.body["detail"].as_str().unwrap().contains("runs an older Haven"));

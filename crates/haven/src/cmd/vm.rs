@@ -136,6 +136,7 @@ fn disk(text: &str) -> Result<DiskSpec, Failure> {
         size: size.parse().map_err(because)?,
         pool: Name::new(*pool).map_err(because)?,
         image: parts.get(3).map(|image| Name::new(*image)).transpose().map_err(because)?,
+        limits: None,
     })
 }
 

@@ -76,14 +76,18 @@ fn replica(lab: &Lab, host: &str) -> Result<PathBuf> {
         .with_context(|| format!("{} holds no replica", pool.display()))
 }
 
+fn manifest(limits: &str) -> String {
+    format!(
+        "kind: Pool\nname: mirrored\ndriver: mirrored\npath: /var/lib/haven/mirrored\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\n{limits}networks:\n- network: front\nuserData: {KEEPS:?}\n"
+    )
+}
+
 /// Each fault in turn; after each one all replicas count again, and at the end they are the same.
 pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
     witness.moves(true);
-    let manifest = format!(
-        "kind: Pool\nname: mirrored\ndriver: mirrored\npath: /var/lib/haven/mirrored\n---\nkind: VM\nname: {VM}\nimage: tiny\nmemory: 128MiB\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\nnetworks:\n- network: front\nuserData: {KEEPS:?}\n"
-    );
-    lab.apply(&manifest, &["--wait", "--timeout", "120"])?;
+    lab.apply(&manifest(""), &["--wait", "--timeout", "120"])?;
     lab.wait("the guest writes", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > 20)?;
+    limited(lab)?;
     moves(lab)?;
     compared(lab)?;
     replica_lost(lab)?;
@@ -97,6 +101,31 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
         })?;
     }
     crate::moves::alone(lab, witness)
+}
+
+/// What its guest may use of the disk is limited while it runs, also on the host to which it moves.
+fn limited(lab: &Lab) -> Result<()> {
+    let rate = || {
+        let before = largest(lab, VM, "KEEPER-WROTE");
+        std::thread::sleep(Duration::from_secs(4));
+        largest(lab, VM, "KEEPER-WROTE") - before
+    };
+    let (before, boots) = (rate(), lab.boots_of(VM));
+    lab.apply(&manifest("  limits: {iops: 2}\n"), &["--wait", "--timeout", "60"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let limited = rate();
+    lab.haven(&["vm", "migrate", VM])?;
+    let moved = rate();
+    lab.apply(&manifest(""), &["--wait", "--timeout", "60"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let after = rate();
+    println!(
+        "  records in 4 s: {before}; with two requests a second {limited}, moved {moved}; then {after}"
+    );
+    ensure!(limited <= 10 && moved <= 10, "it is not limited");
+    ensure!(before > 15 && after > 15, "it is slow without a limit, too");
+    ensure!(lab.boots_of(VM) == boots, "it was started anew for a limit");
+    Ok(())
 }
 
 /// It moves while it runs, with its memory and before that; a move that breaks costs it nothing.

@@ -2,7 +2,7 @@
 
 use super::fixture::{Fixture, name};
 use crate::vm::driver::{Exit, GuestState};
-use haven_model::{ObjectRef, VmPhase, keys, object::Kind};
+use haven_model::{Bytes, ObjectRef, VmPhase, keys, object::Kind, vm::DiskLimits};
 use haven_store::{seal::Plain, testing::Signer};
 use serde_json::json;
 use std::{sync::atomic::Ordering, time::Duration};
@@ -545,4 +545,28 @@ async fn what_is_to_start_elsewhere_ends_says_so_and_comes_back_when_it_is_taken
     fixture.put(&placement, &moving).await;
     fixture.pass(10).await;
     assert!(fixture.runs("db"), "it was taken back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_of_a_disk_are_taken_up_at_once_and_by_each_process_anew() {
+    let mut fixture = Fixture::new().await;
+    let disk = |limits: serde_json::Value| {
+        let disk = json!({"name": "root", "pool": "fast", "size": "1GiB", "limits": limits});
+        json!({"disks": [disk]})
+    };
+    fixture.vm("web", "good", disk(json!({"iops": 100}))).await;
+    let parts = fixture.start();
+    fixture.pass(5).await;
+    let told = |fixture: &Fixture| fixture.world.limits("host1", "web", 0);
+    assert_eq!(told(&fixture).unwrap().iops, Some(100));
+    let runs_since = fixture.status("web").unwrap().started_ms;
+    fixture.vm("web", "good", disk(json!({"iops": 200, "bandwidth": "50MiB"}))).await;
+    fixture.pass(5).await;
+    let now = told(&fixture).unwrap();
+    assert_eq!((now.iops, now.bandwidth), (Some(200), Some(Bytes::mib(50))));
+    assert!(parts.live.borrow().pending(&name("web")).is_empty(), "it is not for its next start");
+    assert_eq!(fixture.status("web").unwrap().started_ms, runs_since);
+    fixture.vm("web", "good", disk(json!(null))).await;
+    fixture.pass(5).await;
+    assert_eq!(told(&fixture), Some(DiskLimits::default()), "none any more");
 }

@@ -110,6 +110,7 @@ struct VmTask {
     /// It was told that the process waits.
     listening: bool,
     mirrors: mirrors::Mirrors,
+    limited: Option<disks::Limited>,
     /// An attempt that failed here.
     gave_up: Option<i64>,
     /// The attempt for which it was told that nothing of it runs here, and in which session.
@@ -209,6 +210,7 @@ impl VmTask {
             following: None,
             listening: false,
             mirrors: mirrors::Mirrors::new(),
+            limited: None,
             gave_up: None,
             said_gone: None,
             again: None,
@@ -450,6 +452,7 @@ impl VmTask {
                 }
                 let note = self.note.clone();
                 self.keep_mirrors().await;
+                self.limit_disks(snapshot).await;
                 self.report(snapshot, VmPhase::Running, &note).await;
                 self.send_away(snapshot).await;
             }

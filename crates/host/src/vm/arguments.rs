@@ -2,7 +2,7 @@
 
 use super::{
     driver::{Accel, VmLaunch},
-    qemu_mirrors,
+    qemu_disks, qemu_mirrors,
 };
 use serde_json::json;
 use std::os::fd::RawFd;
@@ -117,7 +117,8 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
             "driver": disk.format, "node-name": format!("d{i}"), "read-only": disk.read_only, "discard": "unmap",
             "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
         });
-        let device = format!("virtio-blk-pci,drive=d{i},serial={},bootindex={}", disk.name, i + 1);
+        let (id, name, order) = (qemu_disks::device(i), &disk.name, i + 1);
+        let device = format!("virtio-blk-pci,id={id},drive=d{i},serial={name},bootindex={order}");
         match &disk.mirror {
             None => {
                 add("-blockdev", node.to_string());

@@ -79,6 +79,8 @@ commands! {
     CAPABILITIES = "qmp_capabilities", ["enable"], [], false;
     /// Lets the guest run.
     CONTINUE = "cont", [], [], false;
+    /// Limits a disk.
+    THROTTLE = "block_set_io_throttle", ["id", "iops", "iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr"], [], false;
     /// Presses the power button.
     POWERDOWN = "system_powerdown", [], [], false;
     /// Presses the reset button.

@@ -5,6 +5,7 @@ use super::{
     mirrors::{MirrorLaunch, Mirrors},
 };
 use async_trait::async_trait;
+use haven_model::vm::DiskLimits;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use tokio::sync::broadcast;
@@ -282,6 +283,8 @@ pub trait VmDriver: LiveMigration + Mirrors {
     fn kill_all(&self) -> Result<usize, VmError>;
     /// Presses its reset button.
     async fn reset(&self, vm: &str) -> Result<(), VmError>;
+    /// Limits what its guest may use of a disk, by its place, from now on.
+    async fn limit(&self, vm: &str, place: usize, limits: &DiskLimits) -> Result<(), VmError>;
     /// What its guest does. After a restart of the daemon a VM that is [`GuestState::NotStarted`] must be killed and
     /// started anew (its guard may not know it).
     async fn state(&self, vm: &str) -> Result<GuestState, VmError>;

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
+use haven_model::vm::DiskLimits;
 use haven_store::clock::Clock;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +35,8 @@ pub struct World {
     hung: Mutex<BTreeSet<(String, String)>>,
     /// Who was reset.
     resets: Mutex<Vec<(String, String)>>,
+    /// By host, VM and place of the disk.
+    limits: Mutex<BTreeMap<(String, String, usize), DiskLimits>>,
     /// How often each VM was started, anywhere.
     starts: Mutex<BTreeMap<String, u32>>,
     /// Host to processes that nothing names.
@@ -106,6 +109,13 @@ impl World {
     #[must_use]
     pub fn resets(&self) -> Vec<(String, String)> {
         self.resets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What a guest may use of a disk, as its process was told last.
+    #[must_use]
+    pub fn limits(&self, host: &str, vm: &str, place: usize) -> Option<DiskLimits> {
+        let key = (host.to_owned(), vm.to_owned(), place);
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
     }
 
     /// How often each VM was started, anywhere.
@@ -260,6 +270,12 @@ impl VmDriver for FakeVmDriver {
     fn kill_all(&self) -> Result<usize, VmError> {
         self.world.kill_all(&self.host);
         Ok(0)
+    }
+    async fn limit(&self, vm: &str, place: usize, limits: &DiskLimits) -> Result<(), VmError> {
+        self.clock.pass().await;
+        let mut all = self.world.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert((self.host.clone(), vm.to_owned(), place), *limits);
+        Ok(())
     }
     async fn reset(&self, vm: &str) -> Result<(), VmError> {
         let key = (self.host.clone(), vm.to_owned());

@@ -24,6 +24,7 @@ use crate::{
     network::tap,
 };
 use async_trait::async_trait;
+use haven_model::vm::DiskLimits;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -626,6 +627,10 @@ impl VmDriver for QemuDriver {
         let left = signal(&self.live);
         adopted.map_err(system(UNTOLD))?;
         Ok(left)
+    }
+
+    async fn limit(&self, vm: &str, place: usize, limits: &DiskLimits) -> Result<(), VmError> {
+        self.throttle(vm, place, limits).await
     }
 
     async fn reset(&self, vm: &str) -> Result<(), VmError> {

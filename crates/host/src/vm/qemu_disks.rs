@@ -17,6 +17,7 @@ use super::{
     qmp::{DEADLINE, QmpError},
     run_dir,
 };
+use haven_model::vm::DiskLimits;
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
 
@@ -28,6 +29,11 @@ const REST: Duration = Duration::from_secs(5);
 const ENDS: Duration = Duration::from_secs(5);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// The name of a disk's device.
+pub(super) fn device(place: usize) -> String {
+    format!("disk{place}")
+}
 
 struct Job {
     id: String,
@@ -72,6 +78,22 @@ fn sent(jobs: &[Job], wanted: usize) -> DisksSent {
 }
 
 impl QemuDriver {
+    /// Limits a disk; nothing said is no limit.
+    pub(super) async fn throttle(
+        &self,
+        vm: &str,
+        place: usize,
+        limits: &DiskLimits,
+    ) -> Result<(), VmError> {
+        // The part of the device that has the disk.
+        let at = format!("/machine/peripheral/{}/virtio-backend", device(place));
+        let limits = json!({
+            "id": at, "iops": limits.iops.unwrap_or(0), "iops_rd": 0, "iops_wr": 0,
+            "bps": limits.bandwidth.map_or(0, |bytes| bytes.0), "bps_rd": 0, "bps_wr": 0,
+        });
+        self.tell(vm, &commands::THROTTLE, limits).await.map(drop)
+    }
+
     /// Lets a process that waits for its guest take the contents of its disks, too.
     pub(super) async fn take_disks(&self, launch: &VmLaunch) -> Result<(), VmError> {
         let places: Vec<usize> = launch.arriving().collect();

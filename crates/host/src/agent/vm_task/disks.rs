@@ -13,13 +13,48 @@ use super::{
 use crate::agent::tunnel::Load;
 use haven_model::{
     MigrationPhase, MovingTo, Placement, PoolDriverKind, Snapshot, migration::Progress,
+    vm::DiskLimits,
 };
 
 /// How much a guest may have written that is still to be sent when its memory begins; and four times as much when it
 /// stops, which is what a wire of 1 Gbit/s carries in 2 s. Bytes.
 const LEFT: u64 = 64 << 20;
 
+/// What a process was told that its guest may use of its disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Limited {
+    /// Which process: its epoch, and when it was started.
+    run: (Option<u64>, Option<i64>),
+    limits: Vec<DiskLimits>,
+}
+
 impl VmTask {
+    /// Limits what the guest may use of its disks, as its spec says by now.
+    pub(super) async fn limit_disks(&mut self, snapshot: &Snapshot) {
+        let Some(object) = snapshot.vms.get(&self.vm) else { return };
+        // Its process has the disks of before: which place is whose nobody knows.
+        if self.was_changed(snapshot) {
+            return;
+        }
+        let limits = object.spec.disks.iter().map(|disk| disk.limits.unwrap_or_default());
+        let wanted = Limited { run: (self.running, self.started_ms), limits: limits.collect() };
+        if self.limited.as_ref() == Some(&wanted) {
+            return;
+        }
+        let new = self.limited.as_ref().is_none_or(|told| told.run != wanted.run);
+        for (place, limits) in wanted.limits.iter().enumerate() {
+            // A process begins without any.
+            if new && *limits == DiskLimits::default() && self.limited.is_some() {
+                continue;
+            }
+            if let Err(error) = self.parts.vms.limit(self.vm.as_str(), place, limits).await {
+                let why = crate::agent::chain(&error);
+                tracing::warn!(vm = %self.vm, place, why, "its disk cannot be limited; tried again at its next start");
+            }
+        }
+        self.limited = Some(wanted);
+    }
+
     /// The places of the disks that only this host has.
     pub(super) fn disks_of_this_host(&self, snapshot: &Snapshot) -> Vec<usize> {
         let Some((object, _)) = &self.last else { return Vec::new() };
