@@ -513,11 +513,16 @@ impl Mirrors for QemuDriver {
         });
         // It is there already if this was tried before.
         self.try_tell(vm, &commands::ADD_OBJECT, key).await?;
+        let disk = self.disk_of(vm, place)?;
         let there = self.children(vm, place).await?;
         for at in &mirror.others {
             let name = names(place, &at.host, &first(&at.print())).writes;
             if there.iter().any(|child| child.node == name) {
                 continue;
+            }
+            // Another process serves it by now than when this was tried before.
+            if let Some((before, _)) = self.child(vm, place, &at.host).await? {
+                self.leave(vm, place, &disk, &before).await?;
             }
             let node = connection(&name, place, mirror, at);
             match self.tell(vm, &commands::ADD_NODE, node).await {
