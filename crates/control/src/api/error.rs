@@ -20,6 +20,11 @@ pub struct ApiError(pub Box<ProblemBody>);
 /// What every handler returns.
 pub type ApiResult<T> = Result<T, ApiError>;
 
+/// As things are it cannot be done; with what is in the way, and what a person can do.
+pub(super) fn conflict(detail: String, hint: &str) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, detail, hint)
+}
+
 impl ApiError {
     /// With a status, a sentence and what to do.
     #[must_use]

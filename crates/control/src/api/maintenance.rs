@@ -4,10 +4,10 @@ use super::{
     ApiState,
     auth::{Caller, event, now_ms},
     body::Given,
-    error::{ApiError, ApiResult},
+    error::{ApiError, ApiResult, conflict},
 };
 use crate::manager::commit::json;
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State};
 use haven_model::{
     Maintenance, Name, ObjectRef, Snapshot,
     api::{MaintenanceAsked, MaintenanceView},
@@ -20,10 +20,6 @@ use haven_plan::tolerance::maintenance::{in_turn, resumed};
 use haven_store::raw::{Compare, Op};
 
 type Api = State<ApiState>;
-
-fn conflict(detail: String, hint: &str) -> ApiError {
-    ApiError::new(StatusCode::CONFLICT, detail, hint)
-}
 
 fn host_ref(host: &Name) -> ObjectRef {
     ObjectRef::new(Kind::Host, host.clone())

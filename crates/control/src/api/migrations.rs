@@ -4,7 +4,7 @@ use super::{
     ApiState,
     auth::{A_HOST, Caller, now_ms},
     body::{At, Given},
-    error::{ApiError, ApiResult},
+    error::{ApiError, ApiResult, conflict},
     objects, serve,
 };
 use axum::{
@@ -33,10 +33,6 @@ fn vm_of(name: &str) -> ApiResult<ObjectRef> {
     let name =
         Name::new(name).map_err(|error| ApiError::bad(error.to_string(), "check the name"))?;
     Ok(ObjectRef::new(Kind::Vm, name))
-}
-
-fn conflict(detail: String, hint: &str) -> ApiError {
-    ApiError::new(StatusCode::CONFLICT, detail, hint)
 }
 
 /// What stands in the way of a move that is asked for, and that no waiting mends.

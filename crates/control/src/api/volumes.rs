@@ -4,7 +4,7 @@ use super::{
     ApiState,
     auth::{A_HOST, Caller, now_ms},
     body::{Asked, At, Given},
-    error::{ApiError, ApiResult},
+    error::{ApiError, ApiResult, conflict},
 };
 use axum::{Extension, Json, body::Bytes as Body, extract::State, http::StatusCode};
 use haven_model::{
@@ -92,10 +92,6 @@ fn known<'a>(snapshot: &'a Snapshot, name: &str) -> ApiResult<(VolumeRef, &'a Ve
         )),
         None => ApiError::missing(&format!("volume `{name}`")),
     })
-}
-
-fn conflict(detail: String, hint: &str) -> ApiError {
-    ApiError::new(StatusCode::CONFLICT, detail, hint)
 }
 
 /// Writes the record of a comparison over the one that was read, and shows the volume once that is seen.

@@ -178,7 +178,8 @@ fn figures(progress: &Progress) -> String {
     )
 }
 
-fn bar() -> ProgressBar {
+/// A bar with what it is at behind it.
+pub(super) fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("  [{bar:24}] {msg}") {
         bar.set_style(style.progress_chars("=> "));

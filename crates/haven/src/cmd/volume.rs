@@ -1,5 +1,6 @@
 //! `haven volume …`: mirrored disks, where they are, and whether their replicas are the same.
 
+use super::migrate::bar;
 use crate::{
     connect::connect,
     failure::Failure,
@@ -13,7 +14,6 @@ use haven_model::{
     api::{CheckAsked, VolumeView},
     volume::VolumeCheck,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -132,12 +132,4 @@ fn figures(view: &VolumeView, check: &VolumeCheck, passed: Duration) -> String {
     }
     let left = size.saturating_sub(done) / rate;
     format!("{so_far}, {} per second, about {left} s left", mib(rate))
-}
-
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("  [{bar:24}] {msg}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }

@@ -1,7 +1,8 @@
 //! Planned work: everything leaves a host that is drained, and comes back if asked (docs/decisions/0012-planned-work.md).
 //!
 //! ```text
-//!   VM on a drained host ─► runs, and may move live ────► a live migration, begun with its record in one step
+//!   VM on a drained host ─► runs, and may move live ────► a live migration, begun with its record in one step (with a
+//!                        │                                mirrored disk, a restart elsewhere after three in vain)
 //!                        ├► does not run, or runs where nothing newer can take it ─► stopped by its owner, then placed
 //!                        │                                                            elsewhere, where it starts if it shall
 //!                        ├► a service's member that cannot move ─► its service makes another one, and it goes (balance)

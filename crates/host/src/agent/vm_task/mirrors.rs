@@ -177,7 +177,7 @@ impl VmTask {
         for (place, of) in self.mirrored().await {
             let live = Arc::clone(&self.parts.live.borrow());
             let Some(volume) = live.volumes.get(&of) else { continue };
-            let hosts: BTreeSet<Name> = live.hosts.keys().cloned().collect();
+            let hosts = hosts_of(&live, volume);
             let why = match self.parts.vms.mirror(self.vm.as_str(), place, &hosts).await {
                 Ok(disk) => {
                     let around = self.around(&live, &of, volume, &hosts);
@@ -341,8 +341,7 @@ impl VmTask {
             return Ok(Next::Rest);
         };
         let vm = self.vm.to_string();
-        let hosts: BTreeSet<Name> =
-            live.hosts.keys().chain(volume.replicas.keys()).cloned().collect();
+        let hosts = hosts_of(live, &volume);
         let around = self.around(live, of, &volume, &hosts);
         let disk = self.parts.vms.mirror(&vm, place, &hosts).await?;
         let step = steps::keep(&volume, &self.parts.me, &disk, &around);
@@ -509,6 +508,12 @@ impl VmTask {
         let pause = (TAKES_IN * 2u32.pow(times.min(5))).min(TAKES_IN_AT_LEAST);
         self.mirrors.refused.insert(print, (times + 1, now.plus(pause)));
     }
+}
+
+/// The hosts on which its replicas may be. One that left the cluster is among them as long as the record names it: it is left
+/// out once it counts no more, and not before.
+fn hosts_of(live: &Snapshot, volume: &Volume) -> BTreeSet<Name> {
+    live.hosts.keys().chain(volume.replicas.keys()).cloned().collect()
 }
 
 /// A volume of a process, as long as the store's record is of the same.

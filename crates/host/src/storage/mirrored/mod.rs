@@ -10,8 +10,8 @@
 //! What it promises: from when a replica is served to a run of its volume, nobody of an earlier one writes to it, whatever was
 //! restarted, paused or cut off in between; and whoever has the key of one volume's run reaches that and nothing else.
 //!
-//! The side that serves is here ([`driver`]), and what each side does next ([`steps`]), which random interleavings are tried
-//! against; who carries it out is `agent/mirrored/` and, while a VM runs, `agent/vm_task/mirrors.rs`. What QEMU is told stands
+//! The side that serves is here ([`driver`]), what each side does next ([`steps`]), which random interleavings are tried
+//! against, and how replicas are compared ([`pieces`], [`compare`]); who carries it out is `agent/mirrored/` and, while a VM runs, `agent/vm_task/mirrors.rs`. What QEMU is told stands
 //! in `vm/qemu_mirrors.rs`.
 
 pub mod compare;
