@@ -3,6 +3,7 @@
 //! It reaches a daemon over its unix socket (as root of that host), or over TLS with a token. One connection per
 //! request: requests are few, and a dead host is noticed at once.
 
+mod backups;
 mod events;
 mod tls;
 mod upload;

@@ -20,6 +20,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The same with other advice.
+    pub fn hinting(self, hint: impl Into<String>) -> Self {
+        Self { hint: hint.into(), ..self }
+    }
+
     fn new(code: u8, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: hint.into(), problems: Vec::new() }
     }

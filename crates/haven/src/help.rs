@@ -14,7 +14,7 @@ pub const PILLARS: [(&str, &[&str]); 9] = [
     ("Manifests", &["apply", "diff", "get", "edit", "delete"]),
     ("Compute", &["vm"]),
     ("Balance", &["service", "certificate"]),
-    ("Storage", &["image", "pool", "volume"]),
+    ("Storage", &["image", "pool", "volume", "backup"]),
     ("Network", &["network"]),
     ("Tolerance", &["host", "rebalance", "rehearse"]),
     ("Monitor", &["status", "events", "incidents", "explain", "audit"]),

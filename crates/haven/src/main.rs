@@ -56,6 +56,9 @@ enum Command {
     /// Mirrored disks, and where they are
     #[command(subcommand)]
     Volume(cmd::volume::VolumeCommand),
+    /// Backups of VMs, and where they go
+    #[command(subcommand)]
+    Backup(cmd::backup::BackupCommand),
     /// Networks, which VMs are plugged into
     #[command(subcommand)]
     Network(cmd::network::NetworkCommand),
@@ -160,6 +163,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Image(command) => cmd::image::run(command).await,
         Command::Pool(command) => cmd::pool::run(command).await,
         Command::Volume(command) => cmd::volume::run(command).await,
+        Command::Backup(command) => cmd::backup::run(command).await,
         Command::Network(command) => cmd::network::run(command).await,
         Command::Host(command) => cmd::host::run(command).await,
         Command::Rebalance(asked) => cmd::rebalance::run(asked).await,

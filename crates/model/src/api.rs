@@ -1,6 +1,7 @@
 //! What goes over the API, beside the objects themselves.
 
 use crate::{
+    backup::{Backup, BackupRun, BackupSpec},
     cluster::ClusterSpec,
     drain::Drain,
     manifest::Problem,
@@ -268,6 +269,72 @@ pub struct CheckAsked {
     /// Replicas that differ from that of the VM's host are copied anew from it.
     #[serde(default)]
     pub repair: bool,
+}
+
+/// A backup is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackupAsked {
+    /// Where to; where the VM's own spec says, or to the only target that there is, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Name>,
+}
+
+/// The last making of a backup of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupView {
+    /// Of which VM.
+    pub vm: Name,
+    /// When it is backed up by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<BackupSpec>,
+    /// How the last one stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<BackupRun>,
+}
+
+/// The backups in a target.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupList {
+    /// By VM, older ones first.
+    pub backups: Vec<Backup>,
+    /// What is there and cannot be read, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
+}
+
+/// A comparison of backups with their checksums is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VerifyAsked {
+    /// Only those of this VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Name>,
+    /// Only this one of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+}
+
+/// A VM is to be made from a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RestoreAsked {
+    /// Where the backup is.
+    pub target: Name,
+    /// Of which VM it is.
+    pub vm: Name,
+    /// Which one; the newest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+    /// The name of the new VM; that of the VM before when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// The pool of its disks; those of the VM before when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
+    /// It is not started.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// How the drain of a host stands.

@@ -72,7 +72,7 @@ pub struct LostSession {
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
 /// until all hosts that it concerns say as much.
-pub const SPEAKS: u32 = MIRRORS_MOVE;
+pub const SPEAKS: u32 = BACKUPS;
 /// From here on it restarts and upgrades its host when it is told to.
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
@@ -83,6 +83,8 @@ pub const GOES_ALONG: u32 = 2;
 pub const MIRRORS: u32 = 3;
 /// From here on guests with mirrored disks move live, and their replicas are compared.
 pub const MIRRORS_MOVE: u32 = 4;
+/// From here on it backs up VMs, and makes disks from backups.
+pub const BACKUPS: u32 = 5;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -24,6 +24,10 @@ pub const MAINTENANCE: &str = "/haven/maintenance";
 pub const VOLUMES: &str = "/haven/volumes/";
 /// Prefix of comparisons of replicas.
 pub const CHECKS: &str = "/haven/checks/";
+/// Prefix of the making of backups.
+pub const BACKUPS: &str = "/haven/backups/";
+/// Prefix of comparisons of backups with their checksums.
+pub const VERIFICATIONS: &str = "/haven/verifications/";
 /// Prefix of live migrations.
 pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
@@ -96,6 +100,16 @@ pub fn volume(volume: &VolumeRef) -> String {
 #[must_use]
 pub fn check(volume: &VolumeRef) -> String {
     format!("{CHECKS}{volume}")
+}
+/// The last making of a backup of a VM.
+#[must_use]
+pub fn backup(vm: &Name) -> String {
+    format!("{BACKUPS}{vm}")
+}
+/// The last comparison of the backups in a target.
+#[must_use]
+pub fn verification(target: &Name) -> String {
+    format!("{VERIFICATIONS}{target}")
 }
 /// What a host says of its replica of a volume.
 #[must_use]

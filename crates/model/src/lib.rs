@@ -11,6 +11,7 @@
 //! into typed records, so an unknown key or field written by a newer daemon does no harm.
 
 pub mod api;
+pub mod backup;
 pub mod certificate;
 pub mod cluster;
 pub mod drain;
@@ -40,6 +41,7 @@ pub mod units;
 pub mod vm;
 pub mod volume;
 
+pub use backup::TargetSpec;
 pub use certificate::CertificateSpec;
 pub use cluster::{AdmissionPolicy, ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};
 pub use drain::{Drain, DrainMove, MoveLimits};

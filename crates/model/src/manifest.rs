@@ -242,7 +242,7 @@ fn read(file: &str, line: u64, text: &str) -> Result<Manifest, Problem> {
         hint: hint.to_owned(),
     };
     let head: Head = yaml(file, line, text)?;
-    let kinds = "the kinds are Host, Pool, Image, Network, Certificate, VM and Service";
+    let kinds = "the kinds are Host, Pool, Image, Network, Certificate, Target, VM and Service";
     let kind = head.kind.ok_or_else(|| whole("`kind` is missing".into(), kinds))?;
     let kind: Kind =
         kind.parse().map_err(|e: ModelError| at_key(text, "kind", whole(e.to_string(), kinds)))?;
@@ -259,6 +259,7 @@ fn read(file: &str, line: u64, text: &str) -> Result<Manifest, Problem> {
         Kind::Image => Object::Image(Stored { meta, spec: yaml(file, line, &spec)? }),
         Kind::Network => Object::Network(Stored { meta, spec: yaml(file, line, &spec)? }),
         Kind::Certificate => Object::Certificate(Stored { meta, spec: yaml(file, line, &spec)? }),
+        Kind::Target => Object::Target(Stored { meta, spec: yaml(file, line, &spec)? }),
         Kind::Vm => Object::Vm(Stored { meta, spec: yaml(file, line, &spec)? }),
         Kind::Service => Object::Service(Stored { meta, spec: yaml(file, line, &spec)? }),
     };

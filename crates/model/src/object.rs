@@ -1,6 +1,7 @@
 //! What all objects that people write have in common.
 
 use crate::{
+    backup::TargetSpec,
     certificate::{CertificateSpec, SEALED},
     error::ModelError,
     host::HostSpec,
@@ -33,6 +34,8 @@ pub enum Kind {
     Network,
     /// What a frontend proves itself with.
     Certificate,
+    /// Where backups go.
+    Target,
     /// A virtual machine.
     #[serde(rename = "VM")]
     Vm,
@@ -42,12 +45,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they must exist for one another.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Host,
         Kind::Pool,
         Kind::Image,
         Kind::Network,
         Kind::Certificate,
+        Kind::Target,
         Kind::Vm,
         Kind::Service,
     ];
@@ -61,6 +65,7 @@ impl Kind {
             Kind::Image => "image",
             Kind::Network => "network",
             Kind::Certificate => "certificate",
+            Kind::Target => "target",
             Kind::Vm => "vm",
             Kind::Service => "service",
         }
@@ -174,6 +179,8 @@ pub enum Object {
     Network(Stored<NetworkSpec>),
     /// What a frontend proves itself with.
     Certificate(Stored<CertificateSpec>),
+    /// Where backups go.
+    Target(Stored<TargetSpec>),
     /// A virtual machine.
     #[serde(rename = "VM")]
     Vm(Stored<VmSpec>),
@@ -190,6 +197,7 @@ macro_rules! each {
             Object::Image($inner) => $body,
             Object::Network($inner) => $body,
             Object::Certificate($inner) => $body,
+            Object::Target($inner) => $body,
             Object::Vm($inner) => $body,
             Object::Service($inner) => $body,
         }
@@ -206,6 +214,7 @@ impl Object {
             Object::Image(_) => Kind::Image,
             Object::Network(_) => Kind::Network,
             Object::Certificate(_) => Kind::Certificate,
+            Object::Target(_) => Kind::Target,
             Object::Vm(_) => Kind::Vm,
             Object::Service(_) => Kind::Service,
         }
@@ -237,6 +246,11 @@ impl Object {
     pub fn without_secrets(mut self) -> Self {
         match &mut self {
             Object::Certificate(certificate) => certificate.spec.key = SEALED.into(),
+            Object::Target(target) => {
+                if let Some(s3) = &mut target.spec.s3 {
+                    s3.secret_key = SEALED.into();
+                }
+            }
             Object::Host(host) => {
                 if let Some(power) = &mut host.spec.power
                     && !power.password.is_empty()
@@ -259,6 +273,7 @@ impl Object {
                 (Object::Image(a), Object::Image(b)) => a.spec == b.spec,
                 (Object::Network(a), Object::Network(b)) => a.spec == b.spec,
                 (Object::Certificate(a), Object::Certificate(b)) => a.spec == b.spec,
+                (Object::Target(a), Object::Target(b)) => a.spec == b.spec,
                 (Object::Vm(a), Object::Vm(b)) => a.spec == b.spec,
                 (Object::Service(a), Object::Service(b)) => a.spec == b.spec,
                 _ => false,

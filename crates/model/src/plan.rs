@@ -1,6 +1,7 @@
 //! The plan: what the brain decided, as a value that can be printed, checked and committed.
 
 use crate::{
+    backup::BackupRun,
     cluster::ProofKind,
     drain::Drain,
     event::Incident,
@@ -193,6 +194,15 @@ pub enum Action {
         volume: VolumeRef,
         /// The whole record.
         record: Box<Volume>,
+        /// The revision of the record it replaces; 0 when there is none.
+        expected_revision: i64,
+    },
+    /// Have a VM backed up.
+    PutBackup {
+        /// Which VM.
+        vm: Name,
+        /// The whole record.
+        run: Box<BackupRun>,
         /// The revision of the record it replaces; 0 when there is none.
         expected_revision: i64,
     },

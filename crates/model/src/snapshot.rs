@@ -1,6 +1,7 @@
 //! The snapshot: everything that stands in the store, typed, at one revision.
 
 use crate::{
+    backup::{BackupRun, TargetSpec, Verification},
     certificate::CertificateSpec,
     cluster::{ClusterSpec, ManagerRecord},
     drain::Drain,
@@ -87,6 +88,8 @@ pub struct Snapshot {
     pub networks: Table<Stored<NetworkSpec>>,
     /// Certificates.
     pub certificates: Table<Stored<CertificateSpec>>,
+    /// Where backups go.
+    pub targets: Table<Stored<TargetSpec>>,
     /// VMs, also those of services.
     pub vms: Table<Stored<VmSpec>>,
     /// Services.
@@ -121,6 +124,10 @@ pub struct Snapshot {
     pub volumes: BTreeMap<VolumeRef, Versioned<Volume>>,
     /// Comparisons of their replicas.
     pub checks: BTreeMap<VolumeRef, Versioned<VolumeCheck>>,
+    /// The last making of a backup of each VM.
+    pub backups: Table<BackupRun>,
+    /// The last comparison of the backups in each target.
+    pub verifications: Table<Verification>,
     /// What hosts say of their replicas, by volume and host.
     pub replica_status: BTreeMap<VolumeRef, Table<ReplicaStatus>>,
     /// Since when VMs wait for what they start after.
@@ -284,6 +291,8 @@ impl Snapshot {
             "waits" => set(&mut self.waits, rest, raw),
             "volumes" => of_volume(&mut self.volumes, rest, raw, false),
             "checks" => of_volume(&mut self.checks, rest, raw, true),
+            "backups" => set(&mut self.backups, rest, raw),
+            "verifications" => set(&mut self.verifications, rest, raw),
             "incidents" => {
                 let Ok(number) = rest.parse() else {
                     return Applied::QUIET;
@@ -304,6 +313,7 @@ impl Snapshot {
             Some(("image", name)) => set_spec(&mut self.images, name, raw),
             Some(("network", name)) => set_spec(&mut self.networks, name, raw),
             Some(("certificate", name)) => set_spec(&mut self.certificates, name, raw),
+            Some(("target", name)) => set_spec(&mut self.targets, name, raw),
             Some(("vm", name)) => set_spec(&mut self.vms, name, raw),
             Some(("service", name)) => set_spec(&mut self.services, name, raw),
             _ => Applied::QUIET,
@@ -425,6 +435,9 @@ impl Snapshot {
                 .certificates
                 .get(name)
                 .map(|o| (Object::Certificate((*o.value).clone()), o.revision)),
+            Kind::Target => {
+                self.targets.get(name).map(|o| (Object::Target((*o.value).clone()), o.revision))
+            }
             Kind::Vm => self.vms.get(name).map(|o| (Object::Vm((*o.value).clone()), o.revision)),
             Kind::Service => {
                 self.services.get(name).map(|o| (Object::Service((*o.value).clone()), o.revision))
@@ -441,6 +454,7 @@ impl Snapshot {
             Kind::Image => self.images.keys().cloned().collect(),
             Kind::Network => self.networks.keys().cloned().collect(),
             Kind::Certificate => self.certificates.keys().cloned().collect(),
+            Kind::Target => self.targets.keys().cloned().collect(),
             Kind::Vm => self.vms.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
         };

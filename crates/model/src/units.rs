@@ -66,12 +66,12 @@ impl TryFrom<String> for Bytes {
     }
 }
 
-/// A time span in milliseconds, written with a unit: `500ms`, `10s`, `5m`.
+/// A time span in milliseconds, written with a unit: `500ms`, `10s`, `5m`, `7d`.
 #[derive(
     Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String", extend("pattern" = "^[0-9]+ *(ms|s|m|h)$"))]
+#[schemars(with = "String", extend("pattern" = "^[0-9]+ *(ms|s|m|h|d)$"))]
 pub struct Millis(pub u64);
 
 impl Millis {
@@ -84,6 +84,7 @@ impl Millis {
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
+            ms if ms != 0 && ms.is_multiple_of(86_400_000) => write!(f, "{}d", ms / 86_400_000),
             ms if ms != 0 && ms.is_multiple_of(60_000) => write!(f, "{}m", ms / 60_000),
             ms if ms != 0 && ms.is_multiple_of(1000) => write!(f, "{}s", ms / 1000),
             ms => write!(f, "{ms}ms"),
@@ -110,6 +111,7 @@ impl std::str::FromStr for Millis {
             "s" => 1000,
             "m" => 60_000,
             "h" => 3_600_000,
+            "d" => 86_400_000,
             _ => return Err(bad()),
         };
         let number: u64 = digits.trim().parse().map_err(|_| bad())?;

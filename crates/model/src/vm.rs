@@ -1,6 +1,7 @@
 //! Virtual machines.
 
 use crate::{
+    backup::{BackupRef, BackupSpec},
     migration::MigrationOptions,
     name::{Name, ObjectRef},
     units::{Bytes, Millis},
@@ -28,6 +29,9 @@ pub struct DiskSpec {
     /// What it is made from; empty when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Name>,
+    /// The disk of a backup that it is made from; empty, or from its image, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupRef>,
     /// The most that its guest may use of it; all that there is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskLimits>,
@@ -215,6 +219,9 @@ pub struct VmSpec {
     /// How it is moved live, unless a move is asked for otherwise.
     #[serde(default, skip_serializing_if = "is_default")]
     pub migration: MigrationOptions,
+    /// When it is backed up by itself; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupSpec>,
 }
 
 impl VmSpec {
@@ -243,6 +250,7 @@ impl VmSpec {
     #[must_use]
     pub fn has_agent_port(&self) -> bool {
         self.hang.as_ref().is_some_and(|hang| hang.signs.contains(&Sign::Agent))
+            || self.backup.as_ref().is_some_and(|backup| backup.freeze)
     }
 }
 

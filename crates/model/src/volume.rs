@@ -1,6 +1,6 @@
 //! Mirrored volumes: on which hosts their replicas are, and which of them count (docs/decisions/0022-mirrored-volumes.md).
 
-use crate::{image::ImageFile, name::Name, units::Bytes};
+use crate::{backup::BackupRef, image::ImageFile, name::Name, units::Bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
@@ -90,6 +90,9 @@ pub struct Volume {
     /// What it held at first, the same on all hosts, whatever the image of that name is by now. Nothing when it was empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<FirstContent>,
+    /// The disk of a backup that it held at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<BackupRef>,
     /// As the guest sees it.
     pub size: Bytes,
     /// By host.
@@ -112,7 +115,7 @@ impl Volume {
         hosts: impl IntoIterator<Item = Name>,
     ) -> Self {
         let replicas = hosts.into_iter().map(|host| (host, ReplicaState::Counted)).collect();
-        Self { vm_uid, pool, first: None, size, replicas, run: 0, clean: true }
+        Self { vm_uid, pool, first: None, restored: None, size, replicas, run: 0, clean: true }
     }
 
     /// The hosts whose replicas count.

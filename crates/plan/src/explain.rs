@@ -13,7 +13,7 @@ pub fn explain(snapshot: &Snapshot, seen: &Observations, object: &ObjectRef) -> 
         Kind::Vm => vm(snapshot, seen, &object.name),
         Kind::Host => host(snapshot, seen, &object.name),
         Kind::Service => service(snapshot, seen, &object.name),
-        Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {
+        Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate | Kind::Target => {
             let users = users(snapshot, object.kind, &object.name);
             let mut said = match users.is_empty() {
                 true => vec![format!("nothing uses {object}")],

@@ -173,6 +173,7 @@ fn a_local_disk_keeps_its_vm_waiting_for_its_host() {
         size: Bytes::gib(1),
         pool: name("fast"),
         image: None,
+        backup: None,
         limits: None,
     });
     world.vm("db", spec);

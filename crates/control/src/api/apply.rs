@@ -6,7 +6,7 @@ use super::{
     auth::now_ms,
     certificates, chosen,
     error::{ApiError, ApiResult},
-    power,
+    power, targets,
     validate::validate,
 };
 use axum::http::StatusCode;
@@ -125,6 +125,7 @@ pub(super) fn not_deleting(old: &Object) -> ApiResult<()> {
 /// Seals the secrets of an object that was checked, or keeps those of `old`.
 pub(super) fn seal(state: &ApiState, object: &mut Object, old: Option<&Object>) -> ApiResult<()> {
     certificates::seal(state, object, old)?;
+    targets::seal(state, object, old)?;
     power::seal(state, object, old)
 }
 

@@ -126,6 +126,7 @@ impl<S: Send + Sync> FromRequest<S> for GivenItem {
             Kind::Image => whole(&body, Object::Image),
             Kind::Network => whole(&body, Object::Network),
             Kind::Certificate => whole(&body, Object::Certificate),
+            Kind::Target => whole(&body, Object::Target),
             Kind::Vm => whole(&body, Object::Vm),
             Kind::Service => whole(&body, Object::Service),
         }

@@ -10,6 +10,7 @@ pub mod auth;
 pub mod balance;
 #[cfg(test)]
 mod balance_test;
+mod backups;
 mod body;
 mod certificates;
 mod chosen;
@@ -29,6 +30,7 @@ mod rehearsals;
 pub mod routes;
 pub mod serve;
 pub mod table;
+mod targets;
 pub mod validate;
 mod validate_after;
 mod validate_update;
@@ -63,7 +65,7 @@ use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use haven_model::{
     Name, ObjectRef, Observations, Snapshot,
-    api::{JoinAnswer, JoinRequest},
+    api::{BackupList, JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
     volume::VolumeRef,
@@ -105,6 +107,12 @@ pub trait LocalHost: Send + Sync {
     async fn pieces(&self, volume: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String>;
     /// The whole answer of another host's API to a GET.
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
+    /// Makes a target of what is there, when it is empty.
+    async fn mark_target(&self, target: &Name) -> Result<(), String>;
+    /// The backups in a target, of one VM or of all.
+    async fn backups(&self, target: &Name, vm: Option<&Name>) -> Result<BackupList, String>;
+    /// Removes a backup.
+    async fn remove_backup(&self, target: &Name, vm: &Name, id: &str) -> Result<(), String>;
 }
 
 /// What the API stands on.

@@ -12,6 +12,7 @@ use haven_model::{
     object::Kind,
     service::{DRAIN_LABEL, ServiceSpec, TEMPLATE_LABEL},
 };
+use haven_plan::tolerance::removal;
 use haven_store::raw::{Compare, Op};
 use std::collections::BTreeMap;
 
@@ -77,6 +78,16 @@ pub fn item(
         }
         Object::Certificate(certificate) => {
             state = certificates::describe(snapshot, certificate, auth::now_ms(), &mut columns);
+        }
+        Object::Target(target) => {
+            let place = match (&target.spec.directory, &target.spec.s3) {
+                (Some(directory), _) => directory.clone(),
+                (None, Some(s3)) => format!("{}/{}", s3.endpoint, s3.bucket),
+                (None, None) => String::new(),
+            };
+            columns.insert("place".into(), place);
+            let used = removal::users(snapshot, Kind::Target, &target.meta.name);
+            columns.insert("used-by".into(), used.join(","));
         }
         Object::Pool(pool) => {
             columns.insert("path".into(), pool.spec.path.clone());

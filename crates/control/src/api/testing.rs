@@ -19,7 +19,8 @@ use axum::{
 };
 use haven_model::{
     Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, Snapshot,
-    api::{JoinAnswer, JoinRequest},
+    api::{BackupList, JoinAnswer, JoinRequest},
+    backup::Backup,
     image::ImageFile,
     keys,
     volume::VolumeRef,
@@ -131,6 +132,19 @@ async fn etcd() -> Option<(Etcd, EtcdStore)> {
     panic!("etcd ended 5 times as soon as it was started");
 }
 
+/// What every target holds: a backup of a VM that was there once.
+fn kept(vm: &str) -> Backup {
+    serde_json::from_value(serde_json::json!({
+        "id": "20261130T021500Z", "vm": vm, "vmUid": "u-1", "atMs": 1, "endedMs": 2, "by": "schedule",
+        "moment": "running", "object": {
+            "labels": {"app": "shop"},
+            "spec": {"memory": "256MiB", "disks": [{"name": "root", "size": "1GiB", "pool": "local", "image": "tiny"}]},
+        },
+        "disks": [{"name": "root", "size": "1GiB", "index": "", "used": "0B", "read": "0B", "stored": "0B"}],
+    }))
+    .unwrap()
+}
+
 /// A host on which nothing runs, and which takes in every file and every host.
 struct Nothing;
 
@@ -153,6 +167,17 @@ impl LocalHost for Nothing {
     }
     async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
+    }
+    async fn mark_target(&self, _: &Name) -> Result<(), String> {
+        Ok(())
+    }
+    async fn backups(&self, _: &Name, vm: Option<&Name>) -> Result<BackupList, String> {
+        let mut list = BackupList { backups: vec![kept("old")], unreadable: Vec::new() };
+        list.backups.retain(|backup| vm.is_none_or(|vm| backup.vm == *vm));
+        Ok(list)
+    }
+    async fn remove_backup(&self, _: &Name, _: &Name, _: &str) -> Result<(), String> {
+        Ok(())
     }
     fn blob(&self, _: &str) -> Option<PathBuf> {
         None

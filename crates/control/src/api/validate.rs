@@ -115,6 +115,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                 }
             }
             Object::Host(host) => of_host(snapshot, host, &mut say),
+            Object::Target(target) => super::targets::validate(&target.spec, &mut say),
             // What is written in one is for `super::certificates`.
             Object::Certificate(_) => {}
             Object::Image(image) => {
@@ -270,6 +271,12 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
         if let Some(image) = &disk.image {
             missing("image", Kind::Image, image);
         }
+        if let Some(backup) = &disk.backup {
+            missing("target", Kind::Target, &backup.target);
+        }
+    }
+    if let Some(backup) = &spec.backup {
+        missing("to", Kind::Target, &backup.to);
     }
     for nic in &spec.networks {
         missing("network", Kind::Network, &nic.network);
@@ -292,6 +299,7 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
         }
         limits(disk, say);
     }
+    super::targets::of_vm(after.snapshot, spec, say);
     addresses(after, spec, name, say);
     hang(spec, say);
     migration(after.snapshot, spec, say);

@@ -175,6 +175,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, Some(record.as_ref()))
         }
+        Action::PutBackup { vm, run, expected_revision } => {
+            one(keys::backup(vm), *expected_revision, Some(run.as_ref()))
+        }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, Some(incident.as_ref()))
         }
@@ -231,6 +234,7 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::vm_status(&object.name)));
             ops.push(Op::Delete(keys::migration(&object.name)));
             ops.push(Op::Delete(keys::wait(&object.name)));
+            ops.extend(snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))));
             let volumes = snapshot.volumes.keys().filter(|volume| volume.vm == object.name);
             ops.extend(volumes.map(|volume| Op::Delete(keys::volume(volume))));
             let checks = snapshot.checks.keys().filter(|volume| volume.vm == object.name);
@@ -254,6 +258,10 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::drain(&object.name)));
         }
         Kind::Service => ops.push(Op::Delete(keys::frontend(&object.name))),
+        Kind::Target => {
+            let last = snapshot.verifications.get(&object.name);
+            ops.extend(last.map(|_| Op::Delete(keys::verification(&object.name))));
+        }
         Kind::Pool | Kind::Image | Kind::Network | Kind::Certificate => {}
     }
     ops

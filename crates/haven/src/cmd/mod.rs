@@ -1,5 +1,6 @@
 //! The commands, by what they are about.
 
+pub mod backup;
 pub mod certificate;
 pub mod cluster;
 pub mod context;

@@ -136,6 +136,7 @@ fn disk(text: &str) -> Result<DiskSpec, Failure> {
         size: size.parse().map_err(because)?,
         pool: Name::new(*pool).map_err(because)?,
         image: parts.get(3).map(|image| Name::new(*image)).transpose().map_err(because)?,
+        backup: None,
         limits: None,
     })
 }
@@ -192,6 +193,7 @@ impl NewVm {
             check: None,
             hang: None,
             migration: MigrationOptions::default(),
+            backup: None,
         };
         let mut vm = new(&self.name, spec)?;
         vm.meta.labels = self.label.iter().map(|l| label(l)).collect::<Result<_, _>>()?;

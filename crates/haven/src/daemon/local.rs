@@ -12,12 +12,12 @@ use haven_control::api::{LocalHost, serve::Duplex};
 use haven_host::{
     agent::tunnel::Load,
     agent::{failsafe::Promisers, storage::StorageFailure},
-    storage::{files::Fetch, images::ImageStore},
+    storage::{backup::target::Targets, files::Fetch, images::ImageStore},
     vm::driver::VmDriver,
 };
 use haven_model::{
     Bytes, Name, Snapshot,
-    api::{JoinAnswer, JoinRequest},
+    api::{BackupList, JoinAnswer, JoinRequest},
     failsafe::{PromiseAnswer, PromiseQuestion},
     image::ImageFile,
     volume::VolumeRef,
@@ -124,6 +124,7 @@ pub struct Local {
     vms: Arc<dyn VmDriver>,
     peers: Peers,
     pieces: ReplicaPieces,
+    targets: Targets,
     store: EtcdStore,
     host: HostFile,
     pki: PkiDir,
@@ -138,6 +139,7 @@ impl Local {
         store: EtcdStore,
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
+        targets: Targets,
     ) -> anyhow::Result<Self> {
         let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
@@ -145,6 +147,7 @@ impl Local {
             vms,
             pieces: ReplicaPieces { me: host.name.clone(), live, peers: peers.clone() },
             peers,
+            targets,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),
@@ -251,6 +254,32 @@ impl LocalHost for Local {
     async fn pieces(&self, of: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String> {
         let hashes = self.pieces.here(of, from, count).await;
         hashes.map(|hashes| hashes.concat()).map_err(|failure| failure.what)
+    }
+
+    async fn mark_target(&self, target: &Name) -> Result<(), String> {
+        let repository = self.targets.repository(target).map_err(|failure| failure.what)?;
+        repository.create(super::wall_ms()).await.map_err(|failure| failure.what)
+    }
+
+    async fn backups(&self, target: &Name, vm: Option<&Name>) -> Result<BackupList, String> {
+        let listed = async {
+            let repository = self.targets.repository(target)?;
+            repository.ready().await?;
+            repository.list(vm).await
+        };
+        let listed = listed.await.map_err(|failure: StorageFailure| failure.what)?;
+        let unreadable = listed.unreadable.into_iter();
+        let unreadable = unreadable.map(|(key, why)| format!("{target}: {key}: {why}")).collect();
+        Ok(BackupList { backups: listed.backups, unreadable })
+    }
+
+    async fn remove_backup(&self, target: &Name, vm: &Name, id: &str) -> Result<(), String> {
+        let removed = async {
+            let repository = self.targets.repository(target)?;
+            repository.ready().await?;
+            repository.remove(vm, id).await
+        };
+        removed.await.map_err(|failure: StorageFailure| failure.what)
     }
 
     async fn fetch(&self, host: Ipv4Addr, path: &str) -> Result<Vec<u8>, String> {

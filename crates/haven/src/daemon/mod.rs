@@ -36,7 +36,10 @@ use haven_host::{
     machine::command::Commands,
     monitor::proc::ProcMeter,
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
-    storage::{files::FileStorage, images::ImageStore, mirrored::daemon::StorageDaemons},
+    storage::{
+        backup::target::Targets, files::FileStorage, images::ImageStore,
+        mirrored::daemon::StorageDaemons,
+    },
     vm::{
         driver::VmDriver,
         probe,
@@ -329,7 +332,7 @@ impl Daemon {
         let address = LinuxAddress::new(self.paths.run.join("addresses.json"))?.guarded_by(guard);
         let images = ImageStore::new(self.paths.state.join("images"));
         let peers = local::Peers::new(current, self.host.name.clone(), live.clone())?;
-        let pieces_live = live.clone();
+        let (pieces_live, targets_live) = (live.clone(), live.clone());
         Ok(Arc::new(AgentParts {
             me: self.host.name.clone(),
             store,
@@ -347,6 +350,7 @@ impl Daemon {
                 images,
                 self.paths.run.join("vms"),
                 Arc::new(peers.clone()),
+                Targets::new(targets_live, self.secrets()),
             )),
             replicas: Arc::new(StorageDaemons::new(
                 "qemu-storage-daemon".into(),
@@ -504,6 +508,7 @@ impl Daemon {
                 store.clone(),
                 Arc::clone(vms),
                 live.clone(),
+                Targets::new(live.clone(), self.secrets()),
             )?),
             power: Arc::new(Powers::new(self.secrets())),
             secrets: self.secrets(),

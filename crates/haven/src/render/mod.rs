@@ -1,5 +1,6 @@
 //! What commands print. Pure, so that it is tested without a cluster.
 
+mod backups;
 mod balance;
 mod drain;
 mod maintenance;
@@ -11,6 +12,7 @@ mod volumes;
 #[cfg(test)]
 mod render_test;
 
+pub use backups::{backup_status, backups};
 pub use balance::balance;
 pub use drain::{drain_blocks, drain_lines, drained, is_stuck};
 pub use maintenance::maintenance;

@@ -62,7 +62,7 @@ fn columns(item: &Item) -> BTreeMap<String, String> {
         Object::Vm(vm) => {
             add("owner", vm.meta.owner.as_ref().map(ToString::to_string).unwrap_or_default())
         }
-        Object::Certificate(_) | Object::Service(_) => {}
+        Object::Certificate(_) | Object::Target(_) | Object::Service(_) => {}
     }
     columns
 }

@@ -8,6 +8,7 @@
 //!                         ├──► volumes.rs     volumes that are nobody's
 //!                         ├──► mirrored/      replicas of mirrored volumes, served, opened or compared (while a VM runs:
 //!                         │                   vm_task/mirrors.rs)
+//!                         ├──► backup/        backups of VMs that are placed here, and what is compared of them
 //!                         ├──► frontends.rs   balancer and service addresses
 //!                         ├──► load_watch.rs  what the work here takes, for balancing it
 //!                         ├──► maintenance.rs the machine restarted or upgraded, when it is its turn
@@ -24,6 +25,7 @@
 //! Rejected: one loop for all VMs (a slow stop of one would delay the start of another), and remembering wanted
 //! state in files (the store has it).
 
+pub mod backup;
 pub mod failsafe;
 pub mod frontends;
 pub mod hang_watch;
@@ -263,6 +265,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         volumes::run(Arc::clone(&parts), left, cancel.clone()),
         mirrored::serve::run(Arc::clone(&parts), cancel.clone()),
         mirrored::check::run(Arc::clone(&parts), cancel.clone()),
+        backup::verify::run(Arc::clone(&parts), cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),
         uplink_watch::run(Arc::clone(&parts), cancel.clone()),

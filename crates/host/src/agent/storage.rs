@@ -1,7 +1,8 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
 use async_trait::async_trait;
-use haven_model::{Name, PoolSpec, image::ImageFile, pool::PoolRoom};
+use crate::storage::backup::restore::Progress;
+use haven_model::{Name, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
 use std::{fmt, path::PathBuf};
 
@@ -60,6 +61,10 @@ pub struct VolumeWanted {
     pub size_bytes: u64,
     /// What it is made from, with the format of the image.
     pub image: Option<(ImageFile, String)>,
+    /// The disk of a backup that it is made from.
+    pub backup: Option<BackupRef>,
+    /// How far it is made.
+    pub progress: Progress,
     /// The unix user of the VM that opens it.
     pub owner_uid: u32,
 }

@@ -10,7 +10,7 @@ use super::{
         open::{Begun, Opening},
     },
     networks::Networks,
-    storage::{SeedNic, SeedWanted, VolumeName, VolumeWanted},
+    storage::{SeedNic, SeedWanted, VolumeName, VolumeReady, VolumeWanted},
     volumes::Known,
 };
 use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
@@ -22,8 +22,11 @@ use haven_model::{
     vm::DiskSpec,
     volume::VolumeRef,
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// How often it is told how far a disk is that is made from a backup.
+const RESTORES: Duration = Duration::from_secs(10);
 
 /// Why a VM could not be started, in words.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +144,33 @@ impl Preparation<'_> {
         self.parts.storage.delete_volume(pool, name).await.map_err(|e| StartFailure::of(&e))
     }
 
+    /// Makes a volume, and tells how far it is where that takes long.
+    async fn volume(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+        disk: &DiskSpec,
+        step: &watch::Sender<String>,
+    ) -> Result<VolumeReady, StartFailure> {
+        let made = self.parts.storage.volume(pool, wanted);
+        tokio::pin!(made);
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut made => return made.map_err(|e| StartFailure::of(&e)),
+                () = self.parts.clock.sleep(RESTORES) => {
+                    if let Some(of) = &wanted.backup {
+                        step.send_replace(format!(
+                            "the disk `{}` is made from the {of}: {} % so far",
+                            disk.name,
+                            wanted.progress.percent()
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
     async fn disks(&self, step: &watch::Sender<String>) -> Result<Vec<DiskLaunch>, StartFailure> {
         let mut disks = Vec::new();
         for disk in &self.object.spec.disks {
@@ -153,6 +183,8 @@ impl Preparation<'_> {
             let image = match &disk.image {
                 // All of it comes from its owner, who may have made it from an image that is another one by now.
                 _ if arrives => None,
+                // What a backup holds is all that there was.
+                _ if disk.backup.is_some() => None,
                 None => None,
                 Some(name) => {
                     let image = image_of(self.snapshot, name)?;
@@ -173,18 +205,15 @@ impl Preparation<'_> {
                 },
                 size_bytes: disk.size.0,
                 image,
+                backup: disk.backup.clone().filter(|_| !arrives),
+                progress: Default::default(),
                 owner_uid: self.placement.unix_uid(),
             };
             step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
             if arrives {
                 self.make_way(&pool, &wanted.name).await?;
             }
-            let ready = self
-                .parts
-                .storage
-                .volume(&pool, &wanted)
-                .await
-                .map_err(|e| StartFailure::of(&e))?;
+            let ready = self.volume(&pool, &wanted, disk, step).await?;
             disks.push(DiskLaunch {
                 name: disk.name.to_string(),
                 path: ready.path,

@@ -3,16 +3,20 @@
 //! Each turn: read what is wanted, look at what is seen, ask [`super::vm_step`] for the next step, do it. Only this
 //! task starts, stops or cleans this VM here (the guard may kill it at any time).
 
+mod backups;
 mod clean;
 mod disks;
 mod ends;
 mod hangs;
+mod health;
 mod mirrors;
 mod moves;
 
 use super::{
-    AgentParts, hang_watch,
-    health_watch::{self, Asked, Health},
+    AgentParts,
+    backup::job::Job,
+    hang_watch,
+    health_watch::{self, Asked},
     lease::Session,
     networks::Networks,
     own_record::OwnRecord,
@@ -20,13 +24,10 @@ use super::{
     vm_step::{Seen, Step, Wanted, backoff_ms, next},
     wanted,
 };
-use crate::{
-    health::Target,
-    vm::driver::{Exit, GuestState, VmEvent, VmLaunch},
-};
+use crate::vm::driver::{Exit, GuestState, VmEvent, VmLaunch};
 use haven_model::{
     Handover, MigrationPhase, Name, Placement, Snapshot, Versioned, VmPhase, VmSpec, VmStatus,
-    keys, object::Stored, service::Protocol, vm::RestartPolicy,
+    keys, object::Stored, vm::RestartPolicy,
 };
 use haven_store::{
     clock::Mono,
@@ -111,6 +112,8 @@ struct VmTask {
     listening: bool,
     mirrors: mirrors::Mirrors,
     limited: Option<disks::Limited>,
+    /// The backup that is made of it.
+    backup: Option<Job>,
     /// An attempt that failed here.
     gave_up: Option<i64>,
     /// The attempt for which it was told that nothing of it runs here, and in which session.
@@ -211,6 +214,7 @@ impl VmTask {
             listening: false,
             mirrors: mirrors::Mirrors::new(),
             limited: None,
+            backup: None,
             gave_up: None,
             said_gone: None,
             again: None,
@@ -238,7 +242,10 @@ impl VmTask {
                 Ok(GuestState::Paused | GuestState::Broken) if !self.was_let_run() => {
                     self.end_unstarted("it was never let run here").await;
                 }
-                Ok(_) => return self.find_copy().await,
+                Ok(_) => {
+                    self.close_views().await;
+                    return self.find_copy().await;
+                }
                 Err(error) => {
                     tracing::warn!(vm = %self.vm, why = super::chain(&error), "it does not tell what it does");
                     if self.was_let_run() {
@@ -341,6 +348,9 @@ impl VmTask {
         };
         let step = next(wanted, policy, &seen);
         self.again = None;
+        if !matches!(step, Step::Settled | Step::Wait | Step::LeaveEnded) {
+            self.drop_backup().await;
+        }
         match step {
             Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,
             Step::Start | Step::Stop | Step::Reset
@@ -453,10 +463,14 @@ impl VmTask {
                 let note = self.note.clone();
                 self.keep_mirrors().await;
                 self.limit_disks(snapshot).await;
+                self.keep_backup(snapshot).await;
                 self.report(snapshot, VmPhase::Running, &note).await;
                 self.send_away(snapshot).await;
             }
-            Wanted::Stop => self.report(snapshot, VmPhase::Stopped, "").await,
+            Wanted::Stop => {
+                self.report(snapshot, VmPhase::Stopped, "").await;
+                self.keep_backup(snapshot).await;
+            }
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
             Wanted::Receive { .. }
             | Wanted::HandOver { .. }
@@ -763,36 +777,5 @@ impl VmTask {
             self.running = found.map(|vm| vm.epoch);
         }
         self.parts.clock.sleep(Duration::from_millis(50)).await;
-    }
-
-    /// What the health check asks while the guest runs here.
-    fn health_target(&self, snapshot: &Snapshot) -> Option<Target> {
-        self.running.filter(|_| self.incoming.is_none())?;
-        let check = snapshot.vms.get(&self.vm)?.spec.check.as_ref()?;
-        let ip = snapshot.placements.get(&self.vm)?.nics.first()?.ip;
-        Some(Target {
-            address: std::net::SocketAddr::new(ip.into(), check.port),
-            http_path: (check.mode == Protocol::Http).then(|| check.path.clone()),
-            interval: check.interval.duration(),
-            timeout: check.timeout.duration(),
-        })
-    }
-
-    fn health(&mut self, Health { state: ready, answered }: Health) {
-        if self.running.is_none() {
-            return;
-        }
-        if answered || ready == Some(false) {
-            self.unproven = false;
-        }
-        if ready == self.ready {
-            return;
-        }
-        self.ready = ready;
-        if ready == Some(true) {
-            let now = (self.parts.wall_ms)();
-            self.ready_ms.get_or_insert(now);
-            self.ready_since_ms = Some(now);
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     aside,
+    backup::{restore::Restore, target::Targets},
     busy::Busy,
     images::ImageStore,
     in_words,
@@ -15,7 +16,9 @@ use crate::{
     vm::run_dir,
 };
 use async_trait::async_trait;
-use haven_model::{Name, PoolDriverKind, PoolSpec, image::ImageFile, pool::PoolRoom};
+use haven_model::{
+    Name, PoolDriverKind, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom,
+};
 use haven_store::seal::Plain;
 use std::{
     collections::BTreeSet,
@@ -40,6 +43,8 @@ pub struct FileStorage {
     pub run_dir: PathBuf,
     /// Other hosts.
     pub peers: Arc<dyn Fetch>,
+    /// Where backups are.
+    pub targets: Targets,
     /// Steps that wait for a disk.
     busy: Busy,
     /// The images that were here when they could last be listed.
@@ -49,8 +54,13 @@ pub struct FileStorage {
 impl FileStorage {
     /// Puts it together; nothing is asked of any disk.
     #[must_use]
-    pub fn new(images: ImageStore, run_dir: PathBuf, peers: Arc<dyn Fetch>) -> Self {
-        Self { images, run_dir, peers, busy: Busy::default(), listed: Mutex::default() }
+    pub fn new(
+        images: ImageStore,
+        run_dir: PathBuf,
+        peers: Arc<dyn Fetch>,
+        targets: Targets,
+    ) -> Self {
+        Self { images, run_dir, peers, targets, busy: Busy::default(), listed: Mutex::default() }
     }
 
     /// Makes the content of a volume that is not there, under a name that says that it is not finished.
@@ -60,17 +70,21 @@ impl FileStorage {
         wanted: &VolumeWanted,
         part: &Path,
     ) -> Result<(), Failure> {
+        let path = part;
         let (part, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
         let made = pool::format(pool);
+        if let Some(of) = &wanted.backup {
+            return self.restore(of, wanted, path, made).await;
+        }
         let Some((file, format)) = &wanted.image else {
             return qemu_img::make(&["create", "-q", "-f", made, part, &size]).await;
         };
-        let path = self.image_file(file).await?;
-        let holds = qemu_img::size_of(&path, format).await?;
+        let image = self.image_file(file).await?;
+        let holds = qemu_img::size_of(&image, format).await?;
         if holds > wanted.size_bytes {
             return Err(too_small(wanted, holds).into());
         }
-        let image = qemu_img::text(&path)?;
+        let image = qemu_img::text(&image)?;
         if pool.driver == PoolDriverKind::Local {
             let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
             return qemu_img::make(&args).await;
@@ -78,6 +92,21 @@ impl FileStorage {
         // It must not lean on a file that only this host has.
         qemu_img::make(&["convert", "-f", format, "-O", made, image, part]).await?;
         qemu_img::make(&["resize", "-q", "-f", made, part, &size]).await
+    }
+
+    /// Makes it from a backup.
+    async fn restore(
+        &self,
+        of: &BackupRef,
+        wanted: &VolumeWanted,
+        part: &Path,
+        format: &str,
+    ) -> Result<(), Failure> {
+        let repository = self.targets.repository(&of.target)?;
+        let (text, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
+        qemu_img::make(&["create", "-q", "-f", format, text, &size]).await?;
+        let from = Restore { repository, of: of.clone(), progress: wanted.progress.clone() };
+        Ok(from.fill(part, format, wanted.size_bytes).await?)
     }
 
     /// Makes a volume whole: its content, its owner, its name.
@@ -106,7 +135,6 @@ fn key(pool: &PoolSpec, name: &VolumeName) -> PathBuf {
     Path::new(&pool.path).join(name.to_string())
 }
 
-/// The file of a volume.
 /// The file of a volume.
 #[must_use]
 pub fn path(pool: &PoolSpec, name: &VolumeName) -> PathBuf {

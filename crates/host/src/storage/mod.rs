@@ -11,6 +11,7 @@
 use crate::agent::storage::StorageFailure;
 
 pub mod aside;
+pub mod backup;
 pub mod busy;
 pub mod files;
 pub mod images;
@@ -23,7 +24,7 @@ pub mod seed;
 mod storage_test;
 
 /// A size in the largest unit in which it has at most one decimal place of error.
-fn in_words(bytes: u64) -> String {
+pub(crate) fn in_words(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{bytes} bytes"),
         _ if bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
@@ -33,6 +34,6 @@ fn in_words(bytes: u64) -> String {
 }
 
 /// A failure, as a sentence for people.
-fn says(what: impl Into<String>) -> StorageFailure {
+pub(crate) fn says(what: impl Into<String>) -> StorageFailure {
     StorageFailure { what: what.into() }
 }

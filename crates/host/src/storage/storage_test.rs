@@ -1,6 +1,7 @@
 //! Tests of volumes, pools, images and seeds.
 
 use super::{
+    backup::target::Targets,
     aside,
     files::{Fetch, FileStorage},
     images::ImageStore,
@@ -84,7 +85,7 @@ async fn a_copy_that_nobody_waits_for_leaves_a_tenth_of_the_disk_free() {
     let meanwhile = base.join("other");
     let peers = Arc::new(Slow { content, meanwhile: meanwhile.clone() });
     let images = ImageStore::new(base.join("images"));
-    let storage = FileStorage::new(images, base.join("vms"), peers);
+    let storage = FileStorage::new(images, base.join("vms"), peers, Targets::none());
     // It would leave 1 MiB: nothing is fetched at all.
     std::fs::write(base.join("large"), vec![0; 4 << 20]).unwrap();
     let said = storage.copy_image(&file).await.unwrap_err().what;
@@ -186,7 +187,7 @@ struct Fixture {
 fn fixture() -> Fixture {
     let base = tempfile::tempdir().unwrap();
     let images = ImageStore::new(base.path().join("images"));
-    let storage = FileStorage::new(images, base.path().join("vms"), Arc::new(Nobody));
+    let storage = FileStorage::new(images, base.path().join("vms"), Arc::new(Nobody), Targets::none());
     Fixture { base, storage }
 }
 
@@ -195,7 +196,7 @@ fn pool_at(path: &Path, driver: PoolDriverKind) -> PoolSpec {
 }
 
 fn volume(size_bytes: u64) -> VolumeWanted {
-    VolumeWanted { name: named("u-1"), size_bytes, image: None, owner_uid: me() }
+    VolumeWanted { name: named("u-1"), size_bytes, image: None, backup: None, progress: Default::default(), owner_uid: me() }
 }
 
 /// The disk `root` of the VM `web-1` with this uid.

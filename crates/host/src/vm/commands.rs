@@ -79,6 +79,12 @@ commands! {
     CAPABILITIES = "qmp_capabilities", ["enable"], [], false;
     /// Lets the guest run.
     CONTINUE = "cont", [], [], false;
+    /// Holds the guest.
+    STOP = "stop", [], [], false;
+    /// Does several things to disks at one instant, or none.
+    TRANSACTION = "transaction", ["actions"], [], false;
+    /// Sets a property of an object of QEMU's.
+    SET_PROPERTY = "qom-set", ["path", "property", "value"], [], false;
     /// Limits a disk.
     THROTTLE = "block_set_io_throttle", ["id", "iops", "iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr"], [], false;
     /// Presses the power button.
@@ -112,7 +118,7 @@ commands! {
     /// Serves no disk any more, and ends who was served.
     SERVE_NO_MORE = "nbd-server-stop", [], [], false;
     /// A disk that is served.
-    EXPORT = "block-export-add", ["type", "id", "node-name", "name", "writable"], [], false;
+    EXPORT = "block-export-add", ["type", "id", "node-name", "name", "writable", "bitmaps"], [], false;
     /// The disks that are served.
     EXPORTS = "query-block-exports", [], ["id"], false;
     /// Makes an object, a key say.
@@ -120,7 +126,7 @@ commands! {
     /// Removes an object.
     REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.
-    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error"], [], false;
+    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache"], [], false;
     /// Removes a block node.
     REMOVE_NODE = "blockdev-del", ["node-name"], [], false;
     /// Keeps a copy of a disk.

@@ -3,6 +3,7 @@
 use super::{
     migration::LiveMigration,
     mirrors::{MirrorLaunch, Mirrors},
+    views::Views,
 };
 use async_trait::async_trait;
 use haven_model::vm::DiskLimits;
@@ -264,7 +265,7 @@ pub enum VmError {
 
 /// Runs VMs.
 #[async_trait]
-pub trait VmDriver: LiveMigration + Mirrors {
+pub trait VmDriver: LiveMigration + Mirrors + Views {
     /// Starts a VM; when this returns the guest runs. It must not be dropped before it has returned.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
     /// What is known to have a process, also what an earlier daemon started and what is just being started. Whether the

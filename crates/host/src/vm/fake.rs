@@ -6,6 +6,7 @@ use super::{
     fake_disks::LocalDisks,
     fake_migration::{Copies, Moves},
     fake_mirrors::MirroredDisks,
+    fake_views::FakeDisks,
 };
 use crate::guard::{Guard, Registration};
 use async_trait::async_trait;
@@ -46,6 +47,8 @@ pub struct World {
     pub(super) moves: Moves,
     /// Disks that only one host has.
     pub local_disks: LocalDisks,
+    /// What disks hold.
+    pub disks: FakeDisks,
     /// Disks that several hosts have.
     pub mirrors: MirroredDisks,
 }

@@ -1,4 +1,4 @@
-//! The QEMU guest agent: whether it answers. Each question is a connection of its own, so that what an earlier one left
+//! The QEMU guest agent: whether it answers, and file systems that it freezes. Each question is a connection of its own, so that what an earlier one left
 //! half said is none of its business; the agent answers one at a time.
 //!
 //! <https://www.qemu.org/docs/master/interop/qemu-ga-ref.html>, `guest-sync-delimited`.
@@ -10,7 +10,10 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 /// How long an answer may take.
@@ -28,7 +31,78 @@ pub async fn answers(socket: &Path) -> bool {
     tokio::time::timeout(PATIENCE, ask(socket, number)).await.is_ok_and(|said| said.is_ok())
 }
 
+/// How long a guest may take to bring all to its disks and freeze its file systems.
+const FREEZES: Duration = Duration::from_secs(10);
+/// How often it is told to thaw them.
+const TRIES: u32 = 3;
+
+/// The file systems of a guest, frozen: nothing of it is under way to its disks.
+pub struct Freeze<'a> {
+    socket: &'a Path,
+}
+
+impl<'a> Freeze<'a> {
+    /// Freezes them; nothing when the agent does not answer, or cannot.
+    pub async fn begin(socket: &'a Path) -> Option<Self> {
+        if !answers(socket).await {
+            return None;
+        }
+        let this = Self { socket };
+        match tokio::time::timeout(FREEZES, command(socket, "guest-fsfreeze-freeze")).await {
+            Ok(Ok(count)) if count.as_u64().is_some_and(|count| count > 0) => Some(this),
+            said => {
+                tracing::warn!(socket = %socket.display(), ?said, "its file systems are not frozen");
+                // It may have frozen some of them, or do so yet.
+                this.end().await;
+                None
+            }
+        }
+    }
+
+    /// Thaws them.
+    pub async fn end(self) {
+        for _ in 0..TRIES {
+            let said = tokio::time::timeout(PATIENCE, command(self.socket, "guest-fsfreeze-thaw"));
+            match said.await {
+                Ok(Ok(_)) => return,
+                said => {
+                    tracing::warn!(socket = %self.socket.display(), ?said, "its file systems are not thawed");
+                }
+            }
+        }
+    }
+}
+
+/// Has the agent carry out a command without arguments.
+async fn command(socket: &Path, name: &str) -> std::io::Result<serde_json::Value> {
+    let number = QUESTION.fetch_add(1, Ordering::Relaxed);
+    let (mut read, mut write) = synced(socket, number).await?;
+    let asked = serde_json::json!({ "execute": name });
+    write.write_all(format!("{asked}\n").as_bytes()).await?;
+    let mut said = Vec::new();
+    loop {
+        if read.read_buf(&mut said).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let Ok(answer) = serde_json::from_slice::<serde_json::Value>(said.trim_ascii()) else {
+            continue;
+        };
+        return match answer.get("return") {
+            Some(value) => Ok(value.clone()),
+            None => Err(std::io::Error::other(answer["error"]["desc"].to_string())),
+        };
+    }
+}
+
 async fn ask(socket: &Path, number: u64) -> std::io::Result<()> {
+    synced(socket, number).await.map(drop)
+}
+
+/// A connection over which the agent has answered, and says nothing more of its own.
+async fn synced(
+    socket: &Path,
+    number: u64,
+) -> std::io::Result<(tokio::io::Take<OwnedReadHalf>, OwnedWriteHalf)> {
     let (read, mut write) = UnixStream::connect(socket).await?.into_split();
     let question = serde_json::json!({
         "execute": "guest-sync-delimited", "arguments": { "id": number }
@@ -43,7 +117,7 @@ async fn ask(socket: &Path, number: u64) -> std::io::Result<()> {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(())
+    Ok((read, write))
 }
 
 /// Whether what was said ends with the answer to this question. Answers to earlier ones may stand before it.

@@ -12,7 +12,8 @@
 //!      ├──► migration.rs, qemu_migration.rs: a guest moves while it runs
 //!      │           ├── qemu_disks.rs: disks of this host that go along
 //!      │           └── page_faults.rs: what a guest needs whose memory follows it
-//!      ├──► guest_agent.rs: whether the agent in the guest answers
+//!      ├──► views.rs, qemu_views.rs: its disks as they were at one instant, read by nbd.rs
+//!      ├──► guest_agent.rs: whether the agent in the guest answers; file systems that it freezes
 //!      ├──► scope.rs: a control group of its own, from systemd
 //!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
 //! ```
@@ -29,11 +30,13 @@ pub mod fake;
 pub mod fake_disks;
 pub mod fake_migration;
 pub mod fake_mirrors;
+pub mod fake_views;
 pub mod guest_agent;
 pub mod kvm;
 pub mod launch;
 pub mod migration;
 pub mod mirrors;
+pub mod nbd;
 pub mod page_faults;
 pub mod probe;
 pub mod process;
@@ -41,14 +44,18 @@ pub mod qemu;
 pub mod qemu_disks;
 pub mod qemu_migration;
 pub mod qemu_mirrors;
+mod qemu_views;
 pub mod qmp;
 pub mod record;
 pub mod run_dir;
 pub mod scan;
 pub mod scope;
+pub mod views;
 
 #[cfg(test)]
 mod fake_test;
+#[cfg(test)]
+mod nbd_test;
 #[cfg(test)]
 mod qemu_test;
 #[cfg(test)]

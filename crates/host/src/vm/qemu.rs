@@ -68,6 +68,8 @@ struct Live {
     failed: BTreeSet<String>,
     /// Its guest has powered off, and all that it wrote is on all replicas.
     whole: bool,
+    /// Held while a view of its disks is opened or closed.
+    views: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Live {
@@ -77,8 +79,20 @@ impl Live {
         let (way_in, disks_in) = (None, None);
         let failed = BTreeSet::new();
         let (killed, powered_off) = (false, false);
-        let whole = false;
-        Self { process, epoch, qmp, listener, killed, powered_off, way_in, disks_in, failed, whole }
+        let (whole, views) = (false, Arc::default());
+        Self {
+            process,
+            epoch,
+            qmp,
+            listener,
+            killed,
+            powered_off,
+            way_in,
+            disks_in,
+            failed,
+            whole,
+            views,
+        }
     }
 }
 
@@ -264,6 +278,11 @@ impl QemuDriver {
             entry.failed.clone()
         });
         changed.unwrap_or_default()
+    }
+
+    /// Held while a view of a VM's disks is opened or closed.
+    pub(super) fn views(&self, vm: &str) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        self.entry(vm, |entry| Arc::clone(&entry.views))
     }
 
     /// Where a process takes the contents of disks.

@@ -28,6 +28,8 @@ pub const CONSOLE_SOCKET: &str = "console.sock";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// The socket at which QEMU takes the contents of disks.
 pub const DISKS_SOCKET: &str = "disks.sock";
+/// The socket at which QEMU serves disks as they were.
+pub const VIEW_SOCKET: &str = "view.sock";
 /// What QEMU said.
 pub const MESSAGES: &str = "stderr";
 /// The NoCloud seed.

@@ -501,6 +501,9 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, json(record))
         }
+        Action::PutBackup { vm, run, expected_revision } => {
+            one(keys::backup(vm), *expected_revision, json(run))
+        }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, json(incident))
         }

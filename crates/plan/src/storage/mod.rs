@@ -3,6 +3,7 @@
 //! Volumes take room only as they are written, so a pool may promise more than it has. Nothing is refused for that; what is
 //! promised, used and free is told for each host, and what is about to be full is a risk.
 
+pub mod backups;
 pub mod replicas;
 
 use crate::tolerance::admission::size;
@@ -101,6 +102,8 @@ pub fn risks(snapshot: &Snapshot) -> Vec<String> {
     risks
 }
 
+#[cfg(test)]
+mod backups_test;
 #[cfg(test)]
 mod replicas_test;
 #[cfg(test)]

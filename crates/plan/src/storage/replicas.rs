@@ -133,6 +133,7 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
         let mut record =
             Volume::new(vm.meta.uid.clone(), disk.pool.clone(), disk.size, hosts.iter().cloned());
         record.first = first;
+        record.restored.clone_from(&disk.backup);
         // What is away now makes its replica when it is back.
         let away = hosts.iter().filter(|host| *host != owner && !is_there(work, host));
         record = record.without(away);
@@ -147,7 +148,9 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
 
 /// What a disk holds at first; nothing when its image is not there.
 fn first_content(snapshot: &Snapshot, disk: &DiskSpec) -> Option<Option<FirstContent>> {
-    let Some(image) = &disk.image else { return Some(None) };
+    let Some(image) = disk.image.as_ref().filter(|_| disk.backup.is_none()) else {
+        return Some(None);
+    };
     let image = snapshot.images.get(image)?;
     let file = image.spec.disk.clone()?;
     let format = image.spec.format.clone().unwrap_or_else(|| "raw".into());

@@ -16,7 +16,7 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     for host in hosts {
         remove_host(work, &host);
     }
-    let shared: [(Kind, Vec<Name>); 4] = [
+    let shared: [(Kind, Vec<Name>); 5] = [
         (Kind::Pool, deleting(work.snapshot.pools.iter().map(|(n, v)| (n, v.meta.deleting)))),
         (Kind::Image, deleting(work.snapshot.images.iter().map(|(n, v)| (n, v.meta.deleting)))),
         (Kind::Network, deleting(work.snapshot.networks.iter().map(|(n, v)| (n, v.meta.deleting)))),
@@ -24,6 +24,7 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             Kind::Certificate,
             deleting(work.snapshot.certificates.iter().map(|(n, v)| (n, v.meta.deleting))),
         ),
+        (Kind::Target, deleting(work.snapshot.targets.iter().map(|(n, v)| (n, v.meta.deleting)))),
     ];
     for (kind, names) in shared {
         for name in names {
@@ -88,7 +89,7 @@ fn remove_host(work: &mut Work<'_>, host: &Name) {
     }
 }
 
-/// Who uses a pool, an image, a network or a certificate.
+/// Who uses a pool, an image, a network, a certificate or a target.
 #[must_use]
 pub fn users(snapshot: &Snapshot, kind: Kind, name: &Name) -> Vec<String> {
     let uses = |spec: &haven_model::VmSpec| match kind {
@@ -96,6 +97,10 @@ pub fn users(snapshot: &Snapshot, kind: Kind, name: &Name) -> Vec<String> {
         Kind::Image => {
             spec.image.as_ref() == Some(name)
                 || spec.disks.iter().any(|d| d.image.as_ref() == Some(name))
+        }
+        Kind::Target => {
+            spec.backup.as_ref().is_some_and(|backup| backup.to == *name)
+                || spec.disks.iter().any(|d| d.backup.as_ref().is_some_and(|b| b.target == *name))
         }
         Kind::Network => spec.networks.iter().any(|n| n.network == *name),
         _ => false,

@@ -1,0 +1,132 @@
+//! A file of a disk that no VM has open, served by `qemu-nbd` for as long as somebody reads or fills it.
+//!
+//! Its locks keep a VM from starting on the file meanwhile; whoever starts VMs ends this first.
+
+use crate::{
+    agent::storage::StorageFailure,
+    storage::says,
+    vm::{
+        nbd::Nbd,
+        views::{DiskView, Extent},
+    },
+};
+use async_trait::async_trait;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::UnixStream,
+    process::{Child, Command},
+};
+
+/// How long it may take to begin.
+const BEGINS: Duration = Duration::from_secs(15);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A file that is served; no longer once this is dropped.
+pub struct Served {
+    nbd: Nbd<UnixStream>,
+    child: Child,
+    /// Its socket's directory.
+    _directory: tempfile::TempDir,
+}
+
+impl Served {
+    /// Serves the file at `path`, of this format.
+    ///
+    /// # Errors
+    /// A sentence, when it cannot be opened: it is missing, damaged, or a VM has it open.
+    pub async fn open(path: &Path, format: &str, writable: bool) -> Result<Self, StorageFailure> {
+        let failed = |why: String| says(format!("{} cannot be opened ({why})", path.display()));
+        let directory = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+        let socket = directory.path().join("nbd.sock");
+        let mut command = Command::new("qemu-nbd");
+        command.arg(format!("--socket={}", socket.display()));
+        command.args(["--format", format, "--export-name=disk", "--discard=unmap"]);
+        command.args(["--cache=writeback", "--shared=1"]);
+        if writable {
+            command.arg("--detect-zeroes=unmap");
+        } else {
+            command.arg("--read-only");
+        }
+        command.arg("--").arg(path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        let mut child = command.spawn().map_err(|error| {
+            says(format!(
+                "qemu-nbd cannot be started ({error}); install the package qemu-utils"
+            ))
+        })?;
+        let stream = connect(&mut child, &socket).await.map_err(failed)?;
+        let nbd = Nbd::connect(stream, "disk", None).await;
+        let nbd = nbd.map_err(|error| failed(error.to_string()))?;
+        Ok(Self { nbd, child, _directory: directory })
+    }
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// When the file does not take it.
+    pub async fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.nbd.write(offset, from).await
+    }
+
+    /// Brings all to the disk and ends; only then all is there.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub async fn finish(mut self) -> io::Result<()> {
+        self.nbd.flush().await?;
+        self.nbd.disconnect().await?;
+        let status = tokio::time::timeout(BEGINS, self.child.wait()).await??;
+        match status.success() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("qemu-nbd ended with {status}"))),
+        }
+    }
+}
+
+/// Waits until it listens.
+async fn connect(child: &mut Child, socket: &PathBuf) -> Result<UnixStream, String> {
+    let until = tokio::time::Instant::now() + BEGINS;
+    loop {
+        if let Ok(stream) = UnixStream::connect(socket).await {
+            return Ok(stream);
+        }
+        if let Ok(Some(_)) = child.try_wait() {
+            let mut said = String::new();
+            if let Some(stderr) = child.stderr.take() {
+                let _ = stderr.take(4096).read_to_string(&mut said).await;
+            }
+            return Err(said.trim().trim_start_matches("qemu-nbd: ").to_owned());
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(format!("qemu-nbd did not begin within {} s", BEGINS.as_secs()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[async_trait]
+impl DiskView for Served {
+    fn size(&self) -> u64 {
+        self.nbd.size()
+    }
+    fn is_marked(&self) -> bool {
+        false
+    }
+    async fn status(&mut self, offset: u64, length: u32) -> io::Result<Vec<Extent>> {
+        self.nbd.status(offset, length).await
+    }
+    async fn read(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.nbd.read(offset, into).await
+    }
+    async fn release(&mut self, _: u64, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+}

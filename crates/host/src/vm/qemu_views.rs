@@ -1,0 +1,401 @@
+//! A guest's disks as they were at one instant, with QEMU: a filter between each device and its disk keeps what the guest
+//! overwrites, and gives it out again.
+//!
+//! ```text
+//!   device ─► bc0  copy-before-write ─► d0  the disk
+//!                   │        └────────► bt0 what was overwritten: a file beside the disk, without a name
+//!                   └─ bs0  the view ─► NBD, at a socket that only root reaches
+//! ```
+//!
+//! The guest's processors stand while the filters of all its disks are put in (3 ms for two disks), so that all of them show
+//! one instant. What changed between two views is noted in bitmaps of `d0`, one for each mark. They end with the process, and
+//! do not go along to another host.
+//!
+//! What was shown with QEMU 11.1.3 (2026-11-30): setting a device to the node that it has ends QEMU, so it is asked before;
+//! the view can only be made once its filter is in, and must go before the filter does; when the file cannot take what was
+//! overwritten the view breaks, and the guest's write succeeds; a guest cannot be moved while a filter is in; `stop` waits for
+//! replicas that hang, until they are cut off.
+//!
+//! Rejected: a job (`blockdev-backup`), whose source takes no second one, so that no replica could return meanwhile.
+
+use super::{
+    commands::{self, Command},
+    driver::{GuestState, VmError},
+    guest_agent::Freeze,
+    launch::system,
+    nbd::Nbd,
+    qemu::QemuDriver,
+    qemu_disks::device,
+    qmp::{DEADLINE, Qmp, QmpError},
+    record, run_dir,
+    views::{DiskView, Extent, View, ViewAsked, Views},
+};
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use std::{
+    ffi::OsString,
+    fs::OpenOptions,
+    io,
+    os::unix::fs::{OpenOptionsExt, fchown},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::net::UnixStream;
+
+/// What marks are called; names of bitmaps have at most 1023 characters.
+const MARK: &str = "haven-mark.";
+/// A mark as it was at the instant of the view that stands.
+const FROZEN: &str = "haven-mark-frozen";
+/// Bytes that one bit of a mark stands for.
+const GRANULARITY: u32 = 65_536;
+/// A guest's write waits at most so long for what it overwrites to be kept, s.
+const PATIENCE: u32 = 5;
+
+fn mark(owner: &str, name: &str) -> String {
+    format!("{MARK}{owner}.{name}")
+}
+
+/// The nodes of a disk's view.
+struct Nodes {
+    disk: String,
+    kept: String,
+    filter: String,
+    view: String,
+}
+
+fn nodes(place: usize) -> Nodes {
+    Nodes {
+        disk: format!("d{place}"),
+        kept: format!("bt{place}"),
+        filter: format!("bc{place}"),
+        view: format!("bs{place}"),
+    }
+}
+
+/// One QEMU, for views of it.
+#[derive(Clone)]
+struct Asked {
+    vm: String,
+    qmp: Arc<Qmp>,
+}
+
+impl Asked {
+    async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
+        let answer = self.qmp.call(command, arguments, DEADLINE).await;
+        answer.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })
+    }
+
+    async fn state(&self) -> Result<GuestState, VmError> {
+        let answer = self.tell(&commands::STATUS, json!({})).await?;
+        commands::guest_state(&answer).ok_or_else(|| VmError::Qmp {
+            vm: self.vm.clone(),
+            source: QmpError::NotQemu,
+        })
+    }
+
+    /// The node that a device has.
+    async fn has(&self, place: usize) -> Result<Option<String>, VmError> {
+        let of = json!({ "path": format!("/machine/peripheral/{}", device(place)), "property": "drive" });
+        let answer = self.tell(&commands::PROPERTY, of).await?;
+        Ok(answer.as_str().map(str::to_owned))
+    }
+
+    /// Gives a device another node.
+    async fn set(&self, place: usize, node: &str) -> Result<(), VmError> {
+        // The one that it has already would end QEMU.
+        if self.has(place).await?.as_deref() == Some(node) {
+            return Ok(());
+        }
+        let set = json!({
+            "path": format!("/machine/peripheral/{}", device(place)), "property": "drive", "value": node,
+        });
+        self.tell(&commands::SET_PROPERTY, set).await.map(drop)
+    }
+
+    /// The names of all nodes, and those of the bitmaps of each.
+    async fn named(&self) -> Result<Vec<(String, Vec<String>)>, VmError> {
+        let answer = self.tell(&commands::NODES, json!({ "flat": true })).await?;
+        let text = |of: &Value| of.as_str().map(str::to_owned);
+        let nodes = answer.as_array().into_iter().flatten().filter_map(|node| {
+            let maps = node["dirty-bitmaps"].as_array().into_iter().flatten();
+            let maps = maps.filter_map(|map| text(&map["name"])).collect();
+            Some((text(&node["node-name"])?, maps))
+        });
+        Ok(nodes.collect())
+    }
+
+    async fn forget(&self, node: &str, name: &str) -> Result<(), VmError> {
+        self.tell(&commands::REMOVE_BITMAP, json!({ "node": node, "name": name })).await.map(drop)
+    }
+
+    /// Takes away whatever is there of a view. A guest that stands for its sake goes on.
+    async fn clear(&self, disks: usize) -> Result<(), VmError> {
+        let named = self.named().await?;
+        let there = |name: &str| named.iter().any(|(node, _)| node == name);
+        let places: Vec<usize> = (0..disks)
+            .filter(|place| there(&nodes(*place).filter) || there(&nodes(*place).kept))
+            .collect();
+        let stood = !places.is_empty();
+        if stood {
+            // Whoever reads is cut off; it is no error that nobody did.
+            let _ = self.tell(&commands::SERVE_NO_MORE, json!({})).await;
+        }
+        for place in places {
+            let of = nodes(place);
+            for node in [&of.view, &of.filter, &of.kept] {
+                if *node == of.filter {
+                    self.set(place, &of.disk).await?;
+                }
+                if there(node) {
+                    self.tell(&commands::REMOVE_NODE, json!({ "node-name": node })).await?;
+                }
+            }
+        }
+        // A daemon that was killed in between has left it standing.
+        if stood && self.state().await? == GuestState::Paused {
+            self.tell(&commands::CONTINUE, json!({})).await?;
+        }
+        for (node, maps) in &named {
+            if maps.iter().any(|map| map == FROZEN) {
+                self.forget(node, FROZEN).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the filter of a disk, which does nothing before its device has it.
+    async fn filter(&self, place: usize, disk: &Path, uid: u32, size: u64) -> Result<(), VmError> {
+        let of = nodes(place);
+        let path = scratch(disk, uid, size).map_err(system(format!(
+            "no file can be made beside {} for what the guest overwrites while it is read",
+            disk.display()
+        )))?;
+        let kept = json!({
+            "driver": "file", "node-name": of.kept, "filename": path, "discard": "unmap", "aio": "threads",
+            // It need not outlive QEMU, and its end must not wait for a disk.
+            "cache": { "no-flush": true },
+        });
+        let kept = self.tell(&commands::ADD_NODE, kept).await;
+        // QEMU has it open, and nobody else needs to.
+        let removed = std::fs::remove_file(&path);
+        kept?;
+        removed.map_err(system(format!("{} cannot be removed", path.display())))?;
+        let filter = json!({
+            "driver": "copy-before-write", "node-name": of.filter, "file": of.disk, "target": of.kept,
+            "on-cbw-error": "break-snapshot", "cbw-timeout": PATIENCE, "discard": "unmap",
+        });
+        self.tell(&commands::ADD_NODE, filter).await.map(drop)
+    }
+
+    /// Removes the marks of this owner but for the one that is asked for; the disks that have that.
+    async fn marks(&self, disks: usize, asked: &ViewAsked) -> Result<Vec<bool>, VmError> {
+        let named = self.named().await?;
+        let since = asked.since.as_ref().map(|since| mark(&asked.owner, since));
+        let mut marked = vec![false; disks];
+        for (place, marked) in marked.iter_mut().enumerate() {
+            let node = nodes(place).disk;
+            let maps = named.iter().filter(|(name, _)| *name == node).flat_map(|(_, maps)| maps);
+            for map in maps.filter(|map| map.starts_with(&mark(&asked.owner, ""))) {
+                if Some(map) == since.as_ref() {
+                    *marked = true;
+                } else {
+                    self.forget(&node, map).await?;
+                }
+            }
+        }
+        Ok(marked)
+    }
+
+    /// The instant: the guest stands until all disks have their filters and marks.
+    async fn instant(&self, asked: &ViewAsked, marked: &[bool]) -> Result<(), VmError> {
+        let ran = self.state().await? == GuestState::Running;
+        let stopped = match ran {
+            true => self.tell(&commands::STOP, json!({})).await.map(drop),
+            false => Ok(()),
+        };
+        let put_in = match stopped {
+            Ok(()) => self.put_in(asked, marked).await,
+            Err(error) => Err(error),
+        };
+        // Somebody else may have let it run meanwhile, for its disk's sake: then it is not one instant.
+        let stands = self.state().await;
+        if ran {
+            // Also after a `stop` of which nothing was heard: QEMU does one after the other.
+            self.tell(&commands::CONTINUE, json!({})).await?;
+        }
+        put_in?;
+        match stands? {
+            GuestState::Running if marked.len() > 1 => Err(VmError::System {
+                what: format!("{} went on while its disks were held", self.vm),
+                source: io::ErrorKind::Interrupted.into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn put_in(&self, asked: &ViewAsked, marked: &[bool]) -> Result<(), VmError> {
+        for place in 0..marked.len() {
+            self.set(place, &nodes(place).filter).await?;
+        }
+        let mut actions = Vec::new();
+        for (place, marked) in marked.iter().enumerate() {
+            let node = nodes(place).disk;
+            let add = |name: &str, disabled: bool| {
+                json!({ "type": "block-dirty-bitmap-add", "data": {
+                    "node": node, "name": name, "granularity": GRANULARITY, "disabled": disabled,
+                }})
+            };
+            if let Some(since) = asked.since.as_ref().filter(|_| *marked) {
+                actions.push(add(FROZEN, true));
+                actions.push(json!({ "type": "block-dirty-bitmap-merge", "data": {
+                    "node": node, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
+                }}));
+            }
+            actions.push(add(&mark(&asked.owner, &asked.mark), false));
+        }
+        self.tell(&commands::TRANSACTION, json!({ "actions": actions })).await.map(drop)
+    }
+
+    /// Serves the views.
+    async fn serve(&self, socket: &Path, marked: &[bool]) -> Result<(), VmError> {
+        let listener = run_dir::listen(socket)
+            .map_err(system(format!("the socket {} cannot be made", socket.display())))?;
+        let name = json!({ "fdname": "view" });
+        let taken = self.qmp.call_with(&commands::TAKE, name, Some(listener), DEADLINE).await;
+        taken.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })?;
+        let at = json!({ "addr": { "type": "fd", "data": { "str": "view" } } });
+        self.tell(&commands::SERVE, at).await?;
+        for (place, marked) in marked.iter().enumerate() {
+            let of = nodes(place);
+            let view = json!({
+                "driver": "snapshot-access", "node-name": of.view, "file": of.filter, "discard": "unmap",
+            });
+            self.tell(&commands::ADD_NODE, view).await?;
+            let mut export = json!({
+                "type": "nbd", "id": format!("view-{}", of.view), "node-name": of.view, "name": of.view,
+                // What is not read any more is given back by discarding it.
+                "writable": true,
+            });
+            if *marked {
+                export["bitmaps"] = json!([{ "node": of.disk, "name": FROZEN }]);
+            }
+            self.tell(&commands::EXPORT, export).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A file for what is overwritten, as large as the disk, beside it.
+fn scratch(disk: &Path, uid: u32, size: u64) -> io::Result<PathBuf> {
+    let mut name = OsString::from(disk.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+    name.push(".view");
+    let path = disk.with_file_name(name);
+    run_dir::remove(&path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    fchown(&file, Some(uid), Some(uid))?;
+    file.set_len(size)?;
+    Ok(path)
+}
+
+/// A disk's view, served by QEMU.
+struct Served {
+    nbd: Nbd<UnixStream>,
+    marked: bool,
+}
+
+#[async_trait]
+impl DiskView for Served {
+    fn size(&self) -> u64 {
+        self.nbd.size()
+    }
+    fn is_marked(&self) -> bool {
+        self.marked
+    }
+    async fn status(&mut self, offset: u64, length: u32) -> io::Result<Vec<Extent>> {
+        self.nbd.status(offset, length).await
+    }
+    async fn read(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.nbd.read(offset, into).await
+    }
+    async fn release(&mut self, offset: u64, length: u32) -> io::Result<()> {
+        self.nbd.trim(offset, length).await.map(drop)
+    }
+}
+
+/// All that is done for a view, in one go: whoever waits for it may be gone.
+async fn open(
+    asked: Asked,
+    directory: PathBuf,
+    wanted: ViewAsked,
+) -> Result<View, VmError> {
+    let vm = asked.vm.clone();
+    let record = record::read(&directory)
+        .map_err(system(format!("the launch record of {vm} cannot be read")))?
+        .ok_or_else(|| VmError::NotHere(vm.clone()))?;
+    let disks = &record.launch.disks;
+    asked.clear(disks.len()).await?;
+    let marked = asked.marks(disks.len(), &wanted).await?;
+    let made = async {
+        for (place, disk) in disks.iter().enumerate() {
+            asked.filter(place, &disk.path, record.launch.uid, disk.size_bytes).await?;
+        }
+        let agent = directory.join(run_dir::AGENT_SOCKET);
+        let frozen = match record.launch.agent {
+            true => Freeze::begin(&agent).await,
+            false => None,
+        };
+        let instant = asked.instant(&wanted, &marked).await;
+        let is_frozen = frozen.is_some();
+        if let Some(frozen) = frozen {
+            frozen.end().await;
+        }
+        instant?;
+        let socket = directory.join(run_dir::VIEW_SOCKET);
+        asked.serve(&socket, &marked).await?;
+        let mut views: Vec<(String, Box<dyn DiskView>)> = Vec::new();
+        for (place, (disk, marked)) in disks.iter().zip(&marked).enumerate() {
+            let unserved = system(format!("the disks of {vm} are not served as they were"));
+            let connect = async {
+                let stream = UnixStream::connect(&socket).await?;
+                Nbd::connect(stream, &nodes(place).view, marked.then_some(FROZEN)).await
+            };
+            let nbd = connect.await.map_err(unserved)?;
+            views.push((disk.name.clone(), Box::new(Served { nbd, marked: *marked })));
+        }
+        Ok(View { frozen: is_frozen, disks: views })
+    };
+    let made = made.await;
+    if made.is_err() {
+        let _ = asked.clear(disks.len()).await;
+    }
+    made
+}
+
+#[async_trait]
+impl Views for QemuDriver {
+    async fn open_view(&self, vm: &str, asked: &ViewAsked) -> Result<View, VmError> {
+        let held = self.views(vm).ok_or_else(|| VmError::NotHere(vm.into()))?;
+        let held = held.lock_owned().await;
+        let (directory, wanted) = (self.directory(vm), asked.clone());
+        let asked = Asked { vm: vm.into(), qmp: self.qmp(vm, DEADLINE).await? };
+        // A guest that stands half-way would stand for ever.
+        let opened = tokio::spawn(async move {
+            let _held = held;
+            open(asked, directory, wanted).await
+        });
+        opened.await.unwrap_or_else(|error| {
+            let what = format!("the view of the disks of {vm} was given up");
+            Err(VmError::System { what, source: io::Error::other(error) })
+        })
+    }
+
+    async fn close_view(&self, vm: &str) -> Result<(), VmError> {
+        let Some(held) = self.views(vm) else { return Ok(()) };
+        let _held = held.lock().await;
+        let record = record::read(&self.directory(vm))
+            .map_err(system(format!("the launch record of {vm} cannot be read")))?;
+        let Some(record) = record else { return Ok(()) };
+        let asked = Asked { vm: vm.into(), qmp: self.qmp(vm, DEADLINE).await? };
+        asked.clear(record.launch.disks.len()).await
+    }
+}
