@@ -17,6 +17,7 @@ use haven_host::{
         },
         qemu::{QemuConfig, QemuDriver},
         run_dir, scan,
+        views::{DiskView, ViewAsked, Views},
     },
 };
 use std::{
@@ -380,5 +381,156 @@ fn a_host_without_qemu_is_told_what_to_install() {
         let said = "QEMU is not installed on this host; install the package qemu-system-x86";
         assert_eq!(error.to_string(), said);
         assert_eq!(driver.list().await.unwrap(), []);
+    });
+}
+
+/// A guest that writes each number to its first disk and then to its second, both flushed.
+const COUNTS: &str = r#"#!/bin/sh
+i=0
+while :; do
+  i=$((i + 1))
+  printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null
+  printf '%08d' $i | dd of=/dev/vdb bs=512 seek=$i conv=fsync,notrunc 2> /dev/null
+  [ $((i % 20)) = 0 ] && echo "COUNTED $i" > /dev/ttyS0
+done
+"#;
+const DISK: u64 = 16 << 20;
+
+/// All of a disk as it was, and which bytes of it are said to have changed.
+async fn all_of(view: &mut Box<dyn DiskView>) -> (Vec<u8>, Vec<(u64, u64)>) {
+    let (mut content, mut dirty) = (vec![0; view.size() as usize], Vec::new());
+    let mut at = 0;
+    while at < view.size() {
+        for extent in view.status(at, (view.size() - at) as u32).await.unwrap() {
+            if extent.dirty {
+                dirty.push((at, at + extent.length));
+            }
+            let part = &mut content[at as usize..(at + extent.length) as usize];
+            view.read(at, part).await.unwrap();
+            assert!(!extent.zero || part.iter().all(|byte| *byte == 0), "zeros at {at}");
+            at += extent.length;
+        }
+    }
+    (content, dirty)
+}
+
+/// The last number that a disk holds; all before it are there, too.
+fn last(disk: &[u8]) -> u64 {
+    let number = |sector: &[u8]| std::str::from_utf8(&sector[..8]).ok()?.parse::<u64>().ok();
+    let found = disk.chunks(512).skip(1).map_while(number);
+    found.enumerate().map(|(i, n)| if n == i as u64 + 1 { n } else { 0 }).max().unwrap_or(0)
+}
+
+async fn view(driver: &QemuDriver, mark: &str, since: Option<&str>) -> Vec<Box<dyn DiskView>> {
+    let asked =
+        ViewAsked { owner: "nas".into(), mark: mark.into(), since: since.map(str::to_owned) };
+    let view = driver.open_view("web-1", &asked).await.unwrap();
+    let names: Vec<&str> = view.disks.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((names, view.frozen), (vec!["root", "data"], false));
+    view.disks.into_iter().map(|(_, disk)| disk).collect()
+}
+
+/// Both disks of one instant: what was written first to one is on the other, too, or under way to it.
+fn of_one_instant(disks: &[Vec<u8>]) -> u64 {
+    let (first, second) = (last(&disks[0]), last(&disks[1]));
+    assert!(first == second || first == second + 1, "{first} on one and {second} on the other");
+    second
+}
+
+#[test]
+fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
+    if !inside::inside("disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant") {
+        return;
+    }
+    let first = runtime();
+    let driver = qemu();
+    let mut vm = launch("web-1", COUNTS);
+    for (name, format) in [("root", "qcow2"), ("data", "raw")] {
+        let path = format!("/tmp/{name}");
+        let args = ["create", "-q", "-f", format, &path, "16M"];
+        assert!(Command::new("qemu-img").args(args).status().unwrap().success());
+        chown(&path, Some(UID), Some(UID)).unwrap();
+        let (name, path, format) = (name.into(), path.into(), format.into());
+        let (read_only, arrives, mirror) = (false, false, None);
+        vm.disks.push(DiskLaunch {
+            name,
+            path,
+            format,
+            read_only,
+            size_bytes: DISK,
+            arrives,
+            mirror,
+        });
+    }
+    first.block_on(async {
+        driver.start(&vm).await.unwrap();
+        wait_for(&driver.log("web-1"), "COUNTED 40");
+        let mut disks = view(&driver, "a", None).await;
+        assert!(disks.iter().all(|disk| !disk.is_marked()));
+        let mut a = Vec::new();
+        for disk in &mut disks {
+            a.push(all_of(disk).await.0);
+        }
+        let had = of_one_instant(&a);
+        assert!(had >= 40, "{had}");
+        wait_for(&driver.log("web-1"), &format!("COUNTED {}", (had / 20 + 3) * 20));
+        for (disk, before) in disks.iter_mut().zip(&a) {
+            assert!(all_of(disk).await.0 == *before, "it changes while its guest writes");
+        }
+        driver.close_view("web-1").await.unwrap();
+        driver.close_view("web-1").await.unwrap();
+
+        let mut disks = view(&driver, "b", Some("a")).await;
+        assert!(disks.iter().all(|disk| disk.is_marked()));
+        let mut b = Vec::new();
+        for (disk, before) in disks.iter_mut().zip(&a) {
+            let (content, dirty) = all_of(disk).await;
+            let changed: u64 = dirty.iter().map(|(from, to)| to - from).sum();
+            assert!(changed > 0 && changed < DISK / 8, "{changed} bytes are said to have changed");
+            for at in (0..DISK).step_by(512) {
+                let range = at as usize..at as usize + 512;
+                let said = dirty.iter().any(|(from, to)| (*from..*to).contains(&at));
+                assert!(said || content[range.clone()] == before[range], "unsaid at {at}");
+            }
+            b.push(content);
+        }
+        let has = of_one_instant(&b);
+        assert!(has > had, "{has}");
+
+        // Nobody closed it. A mark that is not there is no mark; and what is released need not be kept.
+        let mut disks = view(&driver, "c", Some("lost")).await;
+        assert!(disks.iter().all(|disk| !disk.is_marked()));
+        let mut early = vec![0; 1 << 20];
+        disks[0].read(0, &mut early).await.unwrap();
+        disks[0].release(0, 1 << 20).await.unwrap();
+        let mut rest = vec![0; (DISK - (1 << 20)) as usize];
+        disks[0].read(1 << 20, &mut rest).await.unwrap();
+        early.append(&mut rest);
+        let (data, _) = all_of(&mut disks[1]).await;
+        of_one_instant(&[early, data]);
+    });
+    // The daemon dies with the view open; the next one closes it.
+    drop(first);
+    drop(driver);
+    let driver = qemu();
+    runtime().block_on(async {
+        driver.list().await.unwrap();
+        driver.close_view("web-1").await.unwrap();
+        assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Running);
+        for round in 0..20 {
+            let begin = Instant::now();
+            let mut disks = view(&driver, &format!("r{round}"), None).await;
+            let took = begin.elapsed();
+            let mut now = Vec::new();
+            for disk in &mut disks {
+                now.push(all_of(disk).await.0);
+            }
+            println!("{} records, opened in {} ms", of_one_instant(&now), took.as_millis());
+            driver.close_view("web-1").await.unwrap();
+        }
+        driver.kill("web-1").await.unwrap();
+        let left: Vec<_> =
+            std::fs::read_dir("/tmp").unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".view")), "{left:?}");
     });
 }

@@ -13,7 +13,10 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 5] = ["nbd", "tls-creds-psk", "null-co", "blkdebug", "block-node"];
+const VARIANTS: [&str; 8] = [
+    "nbd", "tls-creds-psk", "null-co", "blkdebug", "block-node", "file", "copy-before-write",
+    "snapshot-access",
+];
 
 /// What QEMU says of itself.
 struct Schema {

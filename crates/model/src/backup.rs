@@ -268,6 +268,10 @@ pub struct BackupRef {
 
 impl fmt::Display for BackupRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "disk `{}` of the backup {} of {} in {}", self.disk, self.id, self.vm, self.target)
+        write!(
+            f,
+            "disk `{}` of the backup {} of {} in {}",
+            self.disk, self.id, self.vm, self.target
+        )
     }
 }

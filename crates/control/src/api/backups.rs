@@ -99,9 +99,10 @@ async fn put<T: Serialize>(state: &ApiState, key: String, over: i64, record: &T)
 /// How the backups of all VMs stand that have any, or should.
 pub(super) async fn all(State(state): Api) -> Json<Vec<BackupView>> {
     let snapshot = state.snapshot();
-    let asked = snapshot.vms.iter().filter(|(name, vm)| {
-        vm.spec.backup.is_some() || snapshot.backups.contains_key(*name)
-    });
+    let asked = snapshot
+        .vms
+        .iter()
+        .filter(|(name, vm)| vm.spec.backup.is_some() || snapshot.backups.contains_key(*name));
     Json(asked.map(|(name, _)| view(&snapshot, name)).collect())
 }
 
@@ -228,12 +229,7 @@ pub(super) async fn remove(
 }
 
 /// A backup of a VM; the newest when none is named.
-async fn found(
-    state: &ApiState,
-    target: &Name,
-    vm: &Name,
-    id: Option<&str>,
-) -> ApiResult<Backup> {
+async fn found(state: &ApiState, target: &Name, vm: &Name, id: Option<&str>) -> ApiResult<Backup> {
     let list = state.local.backups(target, Some(vm)).await.map_err(failed)?;
     let mut backups = list.backups.into_iter().rev();
     let one = backups.find(|backup| id.is_none_or(|id| backup.id == id));
@@ -332,10 +328,8 @@ pub(super) async fn restore(
         return Err(conflict(format!("there is a VM `{name}` already"), hint));
     }
     let kept: Kept = serde_json::from_value(backup.object.clone()).map_err(|error| {
-        let detail = format!(
-            "what the backup {} says of {} cannot be read ({error})",
-            backup.id, backup.vm
-        );
+        let detail =
+            format!("what the backup {} says of {} cannot be read ({error})", backup.id, backup.vm);
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, "upgrade this host's Haven first")
     })?;
     let object = restored(&snapshot, &backup, &asked, kept, name)?;

@@ -7,10 +7,10 @@
 mod admission;
 pub mod apply;
 pub mod auth;
+mod backups;
 pub mod balance;
 #[cfg(test)]
 mod balance_test;
-mod backups;
 mod body;
 mod certificates;
 mod chosen;

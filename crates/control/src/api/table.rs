@@ -19,9 +19,10 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use haven_model::{
     Event, Incident,
     api::{
-        Applied, ApplyRequest, BackupAsked, BackupList, BackupView, Balance, CheckAsked, ClusterItem, DrainView, Item, JoinAnswer,
-        JoinRequest, MaintenanceAsked, MaintenanceView, MigrationAsked, MigrationView, Overview,
-        Page, Rehearsal, RestoreAsked, Secret, TokenLine, VerifyAsked, Version, VolumeView,
+        Applied, ApplyRequest, BackupAsked, BackupList, BackupView, Balance, CheckAsked,
+        ClusterItem, DrainView, Item, JoinAnswer, JoinRequest, MaintenanceAsked, MaintenanceView,
+        MigrationAsked, MigrationView, Overview, Page, Rehearsal, RestoreAsked, Secret, TokenLine,
+        VerifyAsked, Version, VolumeView,
     },
     backup::Verification,
     event::AuditEntry,

@@ -68,7 +68,8 @@ pub(super) fn of_vm(snapshot: &Snapshot, spec: &VmSpec, say: &mut Say<'_>) {
     }
     for disk in &spec.disks {
         if let (Some(image), Some(_)) = (&disk.image, &disk.backup) {
-            let message = format!("the disk `{}` is made from an image and from a backup", disk.name);
+            let message =
+                format!("the disk `{}` is made from an image and from a backup", disk.name);
             say(("image", image), message, "write one of the two");
         }
     }

@@ -234,7 +234,9 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::vm_status(&object.name)));
             ops.push(Op::Delete(keys::migration(&object.name)));
             ops.push(Op::Delete(keys::wait(&object.name)));
-            ops.extend(snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))));
+            ops.extend(
+                snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))),
+            );
             let volumes = snapshot.volumes.keys().filter(|volume| volume.vm == object.name);
             ops.extend(volumes.map(|volume| Op::Delete(keys::volume(volume))));
             let checks = snapshot.checks.keys().filter(|volume| volume.vm == object.name);

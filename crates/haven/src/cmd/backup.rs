@@ -209,7 +209,9 @@ pub async fn run(command: BackupCommand) -> Result<(), Failure> {
             let client = connect().await?;
             let lists = held(&client, vm.as_deref(), target).await?;
             out::print(&render::value(&lists, how.output, |_| render::backups(&lists)));
-            out::warn(lists.iter().flat_map(|(_, list)| list.unreadable.iter().map(String::as_str)));
+            out::warn(
+                lists.iter().flat_map(|(_, list)| list.unreadable.iter().map(String::as_str)),
+            );
             Ok(())
         }
         BackupCommand::Restore(asked) => restore(asked).await,
@@ -346,7 +348,12 @@ async fn backup(asked: RunBackup) -> Result<(), Failure> {
         };
         if let Some(outcome) = &now.outcome {
             bar.finish_and_clear();
-            return told(vm, outcome.well, &outcome.message, "`haven events` tells what came before");
+            return told(
+                vm,
+                outcome.well,
+                &outcome.message,
+                "`haven events` tells what came before",
+            );
         }
         bar.set_length(now.total.0);
         bar.set_position(now.done.0);
@@ -373,12 +380,7 @@ fn figures(run: &BackupRun, passed: Duration) -> String {
         return "begins".into();
     }
     let left = total.saturating_sub(done) / rate;
-    format!(
-        "{} of {} read, {} per second, about {left} s left",
-        mib(done),
-        mib(total),
-        mib(rate)
-    )
+    format!("{} of {} read, {} per second, about {left} s left", mib(done), mib(total), mib(rate))
 }
 
 async fn restore(asked: Restore) -> Result<(), Failure> {

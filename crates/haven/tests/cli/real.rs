@@ -8,7 +8,7 @@ use haven_control::{
 };
 use haven_model::{
     Bytes, HostSpec, Meta, Name, Object, ObjectRef, PowerProblem, PowerSpec, PowerState, Snapshot,
-    api::{JoinAnswer, JoinRequest},
+    api::{BackupList, JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
     object::{Kind, Stored},
@@ -57,6 +57,15 @@ impl LocalHost for OnlyImages {
     }
     async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
+    }
+    async fn mark_target(&self, _: &Name) -> Result<(), String> {
+        Ok(())
+    }
+    async fn backups(&self, _: &Name, _: Option<&Name>) -> Result<BackupList, String> {
+        Ok(BackupList::default())
+    }
+    async fn remove_backup(&self, _: &Name, _: &Name, _: &str) -> Result<(), String> {
+        Ok(())
     }
     fn blob(&self, _: &str) -> Option<PathBuf> {
         None

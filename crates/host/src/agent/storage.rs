@@ -1,7 +1,7 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
-use async_trait::async_trait;
 use crate::storage::backup::restore::Progress;
+use async_trait::async_trait;
 use haven_model::{Name, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
 use std::{fmt, path::PathBuf};

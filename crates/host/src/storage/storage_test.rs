@@ -1,8 +1,8 @@
 //! Tests of volumes, pools, images and seeds.
 
 use super::{
-    backup::target::Targets,
     aside,
+    backup::target::Targets,
     files::{Fetch, FileStorage},
     images::ImageStore,
     pool::{self, MARK},
@@ -187,7 +187,8 @@ struct Fixture {
 fn fixture() -> Fixture {
     let base = tempfile::tempdir().unwrap();
     let images = ImageStore::new(base.path().join("images"));
-    let storage = FileStorage::new(images, base.path().join("vms"), Arc::new(Nobody), Targets::none());
+    let storage =
+        FileStorage::new(images, base.path().join("vms"), Arc::new(Nobody), Targets::none());
     Fixture { base, storage }
 }
 
@@ -196,7 +197,14 @@ fn pool_at(path: &Path, driver: PoolDriverKind) -> PoolSpec {
 }
 
 fn volume(size_bytes: u64) -> VolumeWanted {
-    VolumeWanted { name: named("u-1"), size_bytes, image: None, backup: None, progress: Default::default(), owner_uid: me() }
+    VolumeWanted {
+        name: named("u-1"),
+        size_bytes,
+        image: None,
+        backup: None,
+        progress: Default::default(),
+        owner_uid: me(),
+    }
 }
 
 /// The disk `root` of the VM `web-1` with this uid.

@@ -87,10 +87,8 @@ impl Asked {
 
     async fn state(&self) -> Result<GuestState, VmError> {
         let answer = self.tell(&commands::STATUS, json!({})).await?;
-        commands::guest_state(&answer).ok_or_else(|| VmError::Qmp {
-            vm: self.vm.clone(),
-            source: QmpError::NotQemu,
-        })
+        commands::guest_state(&answer)
+            .ok_or_else(|| VmError::Qmp { vm: self.vm.clone(), source: QmpError::NotQemu })
     }
 
     /// The node that a device has.
@@ -323,11 +321,7 @@ impl DiskView for Served {
 }
 
 /// All that is done for a view, in one go: whoever waits for it may be gone.
-async fn open(
-    asked: Asked,
-    directory: PathBuf,
-    wanted: ViewAsked,
-) -> Result<View, VmError> {
+async fn open(asked: Asked, directory: PathBuf, wanted: ViewAsked) -> Result<View, VmError> {
     let vm = asked.vm.clone();
     let record = record::read(&directory)
         .map_err(system(format!("the launch record of {vm} cannot be read")))?

@@ -86,8 +86,7 @@ pub(crate) fn plan(work: &mut Work<'_>) {
         );
         let reason = format!("{name} is backed up to {}, as it is every {}", spec.to, spec.every);
         let expected_revision = last.map_or(0, |last| last.revision);
-        let action =
-            Action::PutBackup { vm: name.clone(), run: Box::new(run), expected_revision };
+        let action = Action::PutBackup { vm: name.clone(), run: Box::new(run), expected_revision };
         work.act(vm_ref(name), reason, action);
     }
 }

@@ -28,13 +28,7 @@ use haven_store::{
     clock::Mono,
     raw::{Compare, Op},
 };
-use std::{
-    collections::VecDeque,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
 /// How often it is told how far it is.
@@ -144,7 +138,8 @@ struct Work {
 }
 
 /// A chunk that is being stored: its id, and how much of the target it took.
-type Storing<'a> = Pin<Box<dyn Future<Output = Result<(Option<ChunkId>, u64), StorageFailure>> + Send + 'a>>;
+type Storing<'a> =
+    Pin<Box<dyn Future<Output = Result<(Option<ChunkId>, u64), StorageFailure>> + Send + 'a>>;
 
 impl Work {
     async fn run(mut self) {
@@ -413,7 +408,8 @@ impl Work {
     /// Removes the backups of this VM that are older than its spec keeps, but for the newest. How many.
     async fn prune(&self, repository: &Repository) -> usize {
         let spec: Option<&BackupSpec> = self.object.spec.backup.as_ref();
-        let Some(keep) = spec.filter(|spec| spec.to == self.run.to).and_then(|spec| spec.keep) else {
+        let Some(keep) = spec.filter(|spec| spec.to == self.run.to).and_then(|spec| spec.keep)
+        else {
             return 0;
         };
         let Ok(list) = repository.list(Some(&self.vm)).await else { return 0 };

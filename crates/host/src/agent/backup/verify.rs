@@ -82,9 +82,10 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
 
 /// Whether this is the first host that is there.
 fn is_first(parts: &AgentParts, now: &Snapshot) -> bool {
-    let mut hosts = now.hosts.iter().filter(|(name, host)| {
-        !host.spec.witness && !host.meta.deleting && now.session_open(name)
-    });
+    let mut hosts = now
+        .hosts
+        .iter()
+        .filter(|(name, host)| !host.spec.witness && !host.meta.deleting && now.session_open(name));
     parts.current_session().is_some() && hosts.next().is_some_and(|(name, _)| *name == parts.me)
 }
 
@@ -167,8 +168,7 @@ impl Task<'_> {
         live: &Snapshot,
     ) -> Result<Result<(bool, String), StorageFailure>, Over> {
         let opened = async {
-            let repository =
-                target::repository(live, self.parts.secrets.as_ref(), self.target)?;
+            let repository = target::repository(live, self.parts.secrets.as_ref(), self.target)?;
             repository.ready().await?;
             let list = repository.list(self.record.vm.as_ref()).await?;
             Ok::<_, StorageFailure>((repository, list))

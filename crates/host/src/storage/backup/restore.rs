@@ -73,9 +73,9 @@ impl Restore {
         let total = index.chunks.len().max(1) as u64;
         let named = index.chunks.iter().enumerate().filter_map(|(i, id)| Some((i as u64, (*id)?)));
         let named: Vec<_> = named.collect();
-        let fetched = named.into_iter().map(|(i, id)| async move {
-            repository.get(&id).await.map(|content| (i, content))
-        });
+        let fetched = named
+            .into_iter()
+            .map(|(i, id)| async move { repository.get(&id).await.map(|content| (i, content)) });
         let mut fetched = stream::iter(fetched).buffered(AT_ONCE);
         while let Some(chunk) = fetched.next().await {
             let (i, content) = chunk?;

@@ -58,9 +58,7 @@ impl Served {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| {
-            says(format!(
-                "qemu-nbd cannot be started ({error}); install the package qemu-utils"
-            ))
+            says(format!("qemu-nbd cannot be started ({error}); install the package qemu-utils"))
         })?;
         let stream = connect(&mut child, &socket).await.map_err(failed)?;
         let nbd = Nbd::connect(stream, "disk", None).await;
