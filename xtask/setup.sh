@@ -55,19 +55,28 @@ setup() {
   rust
 }
 
+# Installs programs of Python's registry in a place of their own, by this machine's own settings of pip; half of one must not
+# look like all of it.
+in_venv() {
+  local venv=$HOME/.cache/haven/$1 program=$2
+  shift 2
+  [ ! -x "$venv/bin/$program" ] || return 0
+  say "installing $program into $venv"
+  rm -rf "$venv" && python3 -m venv "$venv" 2> /dev/null ||
+    { install_packages python3-venv && rm -rf "$venv" && python3 -m venv "$venv"; } &&
+    "$venv/bin/pip" install --quiet "$@" || { rm -rf "$venv"; return 1; }
+}
+
 # What only some tests need: programs of others that parts of Haven are tried against. Where one cannot be had, its
 # test says `skipped: needs`.
 test_programs() {
-  local agents=fence-agents venv=$HOME/.cache/haven/sushy-tools package missing=()
+  local agents=fence-agents package missing=()
   candidate fence-agents-ipmilan && agents=fence-agents-ipmilan
   for package in "$agents" openipmi ipmitool qemu-guest-agent libfaketime; do
     dpkg-query -W -f='${Status}' "$package" 2> /dev/null | grep -q 'ok installed' || missing+=("$package")
   done
   [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}" || say "the tests of fence agents, of the guest agent and of clocks that jump will be skipped"
-  [ ! -x "$venv/bin/sushy-emulator" ] || return 0
-  say "installing sushy-tools into $venv"
-  # In a place of its own, by this machine's own settings of pip; half of it must not look like all of it.
-  rm -rf "$venv" && python3 -m venv "$venv" 2> /dev/null ||
-    { install_packages python3-venv && rm -rf "$venv" && python3 -m venv "$venv"; } &&
-    "$venv/bin/pip" install --quiet sushy-tools || { rm -rf "$venv"; say "the test of Redfish will be skipped"; }
+  in_venv sushy-tools sushy-emulator sushy-tools || say "the test of Redfish will be skipped"
+  # A server that speaks S3; its extra `server` brings twice as much that is not needed here.
+  in_venv moto moto_server moto flask flask-cors PyYAML py-partiql-parser || say "the test of buckets will be skipped"
 }

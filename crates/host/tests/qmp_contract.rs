@@ -14,7 +14,13 @@ use std::{
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
 const VARIANTS: [&str; 8] = [
-    "nbd", "tls-creds-psk", "null-co", "blkdebug", "block-node", "file", "copy-before-write",
+    "nbd",
+    "tls-creds-psk",
+    "null-co",
+    "blkdebug",
+    "block-node",
+    "file",
+    "copy-before-write",
     "snapshot-access",
 ];
 

@@ -377,7 +377,7 @@ fn restored(
     if name != backup.vm {
         spec.backup = None;
     }
-    spec.running &= !asked.stopped;
+    spec.running = !asked.stopped;
     spec.resets = 0;
     let mut meta = Meta::new(name, String::new(), 0);
     meta.labels = kept.labels;

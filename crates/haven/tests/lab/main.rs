@@ -1,6 +1,7 @@
 //! What users are promised, on a real lab: three hosts, real etcd, real QEMU, real HAProxy, guests that count. A
 //! witness outside judges throughout: after the first sign of life of a newer copy of a VM there is none of an older.
 
+mod backups;
 mod balance;
 mod clock;
 mod commands;
@@ -38,7 +39,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 42] = [
+const CASES: [Case; 43] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -87,6 +88,10 @@ const CASES: [Case; 42] = [
     Case {
         name: "a_full_pool_holds_its_writers_until_there_is_room_here_or_elsewhere",
         run: full::presses,
+    },
+    Case {
+        name: "a_vm_is_backed_up_while_it_runs_and_made_again_whatever_was_interrupted",
+        run: backups::kept,
     },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
