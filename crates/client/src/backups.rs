@@ -2,9 +2,10 @@
 
 use crate::{Client, ClientError, encode};
 use haven_model::{
-    api::{Applied, BackupAsked, BackupList, BackupView, RestoreAsked, VerifyAsked},
+    api::{Applied, BackupAsked, BackupFiles, BackupList, BackupView, RestoreAsked, VerifyAsked},
     backup::Verification,
 };
+use tokio::io::AsyncRead;
 
 #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
 impl Client {
@@ -46,6 +47,31 @@ impl Client {
     ) -> Result<BackupList, ClientError> {
         let of = vm.map_or_else(String::new, |vm| format!("?vm={}", encode(vm)));
         self.get(&format!("/v1/targets/{}/backups{of}", encode(target))).await
+    }
+
+    /// What stands at a place of a backup, `DISK[:PARTITION]:/PATH`, or which places there are.
+    pub async fn backup_files(
+        &self,
+        target: &str,
+        vm: &str,
+        id: &str,
+        at: Option<&str>,
+    ) -> Result<BackupFiles, ClientError> {
+        let (target, vm, id) = (encode(target), encode(vm), encode(id));
+        let at = at.map_or_else(String::new, |at| format!("?at={}", encode(at)));
+        self.get(&format!("/v1/targets/{target}/backups/{vm}/{id}/files{at}")).await
+    }
+
+    /// A file of a backup, as it comes.
+    pub async fn backup_file(
+        &self,
+        target: &str,
+        vm: &str,
+        id: &str,
+        at: &str,
+    ) -> Result<impl AsyncRead + Send + Unpin + use<>, ClientError> {
+        let (target, vm, id, at) = (encode(target), encode(vm), encode(id), encode(at));
+        self.stream(&format!("/v1/targets/{target}/backups/{vm}/{id}/file?at={at}")).await
     }
 
     /// Removes a backup.

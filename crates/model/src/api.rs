@@ -8,6 +8,7 @@ use crate::{
     migration::{Migration, MigrationOptions, MigrationStatus},
     name::{Name, ObjectRef},
     object::Object,
+    units::Bytes,
     volume::{Volume, VolumeCheck, VolumeRef},
 };
 use schemars::JsonSchema;
@@ -301,6 +302,49 @@ pub struct BackupList {
     /// What is there and cannot be read, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<String>,
+}
+
+/// What stands on a disk of a backup, or on a part of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupSystem {
+    /// Its root: `DISK:/` or `DISK:PARTITION:/`.
+    pub at: String,
+    /// In words.
+    pub holds: String,
+    /// How large it is.
+    pub size: Bytes,
+}
+
+/// A file in a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupFile {
+    /// Its name.
+    pub name: String,
+    /// `file`, `directory`, `link` or `special`.
+    pub kind: String,
+    /// How large it is.
+    pub size: Bytes,
+    /// Who may do what with it, as `chmod` takes it.
+    pub mode: u16,
+    /// Whose it is.
+    pub uid: u32,
+    /// Of which group.
+    pub gid: u32,
+    /// When it was changed, milliseconds since 1970.
+    pub modified_ms: i64,
+    /// Where a link leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leads_to: Option<String>,
+}
+
+/// What a backup holds: of the place that was asked about, or which places there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupFiles {
+    /// What stands on its disks.
+    pub systems: Vec<BackupSystem>,
+    /// What stands in the directory.
+    pub files: Vec<BackupFile>,
 }
 
 /// A comparison of backups with their checksums is asked for.

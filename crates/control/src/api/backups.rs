@@ -9,12 +9,18 @@ use super::{
     body::{Asked, At, Given},
     error::{ApiError, ApiResult, conflict},
 };
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use haven_model::{
     Meta, Name, Object, Snapshot, VmSpec,
     api::{
-        Applied, ApplyRequest, BackupAsked, BackupList, BackupView, ManifestFile, RestoreAsked,
-        VerifyAsked,
+        Applied, ApplyRequest, BackupAsked, BackupFiles, BackupList, BackupView, ManifestFile,
+        RestoreAsked, VerifyAsked,
     },
     backup::{Backup, BackupRef, BackupRun, TaskOutcome, Verification},
     host::BACKUPS,
@@ -27,6 +33,7 @@ use haven_store::raw::{Compare, Op};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
+use tokio_util::io::ReaderStream;
 
 /// How long the live copy may take to show what was just written.
 const SHOWS: Duration = Duration::from_secs(5);
@@ -232,12 +239,74 @@ pub(super) async fn remove(
 async fn found(state: &ApiState, target: &Name, vm: &Name, id: Option<&str>) -> ApiResult<Backup> {
     let list = state.local.backups(target, Some(vm)).await.map_err(failed)?;
     let mut backups = list.backups.into_iter().rev();
+    let id = id.filter(|id| *id != NEWEST);
     let one = backups.find(|backup| id.is_none_or(|id| backup.id == id));
     one.ok_or_else(|| {
         let damaged = list.unreadable.first().map_or(String::new(), |why| format!(" ({why})"));
         let which = id.map_or_else(|| "backup".to_owned(), |id| format!("backup `{id}`"));
         ApiError::missing(&format!("{which} of `{vm}` in the target `{target}`{damaged}"))
     })
+}
+
+/// What a person calls the last one.
+const NEWEST: &str = "newest";
+
+/// Where in a backup; all places when absent.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct Where {
+    /// `DISK[:PARTITION]:/PATH`.
+    at: Option<String>,
+}
+
+/// Where in a backup.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct Place {
+    /// `DISK[:PARTITION]:/PATH`.
+    at: String,
+}
+
+/// The backup that a path of the API names.
+async fn named(
+    state: &ApiState,
+    (target, vm, id): (String, String, String),
+) -> ApiResult<(Name, Name, String)> {
+    let snapshot = state.current().await?;
+    let (target, vm) = (known_target(&snapshot, &target)?, Name::new(&vm)?);
+    let id = match id.as_str() {
+        NEWEST => found(state, &target, &vm, None).await?.id,
+        _ => id,
+    };
+    Ok((target, vm, id))
+}
+
+/// Something of a backup cannot be had.
+fn unfound(why: String) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, why, "`haven backup files VM BACKUP` names the places")
+}
+
+/// What stands at a place of a backup.
+pub(super) async fn files(
+    State(state): Api,
+    At(which): At<(String, String, String)>,
+    Asked(asked): Asked<Where>,
+) -> ApiResult<Json<BackupFiles>> {
+    let (target, vm, id) = named(&state, which).await?;
+    let files = state.local.backup_files(&target, &vm, &id, asked.at.as_deref()).await;
+    Ok(Json(files.map_err(unfound)?))
+}
+
+/// A file of a backup.
+pub(super) async fn file(
+    State(state): Api,
+    At(which): At<(String, String, String)>,
+    Asked(asked): Asked<Place>,
+) -> ApiResult<Response> {
+    let (target, vm, id) = named(&state, which).await?;
+    let file = state.local.backup_file(&target, &vm, &id, &asked.at).await;
+    let (length, file) = file.map_err(unfound)?;
+    let body = Body::from_stream(ReaderStream::with_capacity(file, 1 << 16));
+    // With it an end that comes early is noticed.
+    Ok(([(header::CONTENT_LENGTH, length)], body).into_response())
 }
 
 /// Asks for the backups in a target to be compared with their checksums.

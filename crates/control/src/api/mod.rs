@@ -65,7 +65,7 @@ use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use haven_model::{
     Name, ObjectRef, Observations, Snapshot,
-    api::{BackupList, JoinAnswer, JoinRequest},
+    api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
     volume::VolumeRef,
@@ -111,6 +111,22 @@ pub trait LocalHost: Send + Sync {
     async fn mark_target(&self, target: &Name) -> Result<(), String>;
     /// The backups in a target, of one VM or of all.
     async fn backups(&self, target: &Name, vm: Option<&Name>) -> Result<BackupList, String>;
+    /// What stands at a place of a backup, `DISK[:PARTITION]:/PATH`; which places there are when none is named.
+    async fn backup_files(
+        &self,
+        target: &Name,
+        vm: &Name,
+        id: &str,
+        at: Option<&str>,
+    ) -> Result<BackupFiles, String>;
+    /// A file of a backup, and its length.
+    async fn backup_file(
+        &self,
+        target: &Name,
+        vm: &Name,
+        id: &str,
+        at: &str,
+    ) -> Result<(u64, Box<dyn AsyncRead + Send + Unpin>), String>;
     /// Removes a backup.
     async fn remove_backup(&self, target: &Name, vm: &Name, id: &str) -> Result<(), String>;
 }

@@ -19,7 +19,7 @@ use axum::{
 };
 use haven_model::{
     Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, Snapshot,
-    api::{BackupList, JoinAnswer, JoinRequest},
+    api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     image::ImageFile,
     keys,
@@ -175,6 +175,27 @@ impl LocalHost for Nothing {
         let mut list = BackupList { backups: vec![kept("old")], unreadable: Vec::new() };
         list.backups.retain(|backup| vm.is_none_or(|vm| backup.vm == *vm));
         Ok(list)
+    }
+    async fn backup_files(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &str,
+        _: Option<&str>,
+    ) -> Result<BackupFiles, String> {
+        Ok(BackupFiles::default())
+    }
+    async fn backup_file(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &str,
+        at: &str,
+    ) -> Result<(u64, Box<dyn AsyncRead + Send + Unpin>), String> {
+        match at.strip_prefix("root:/etc/") {
+            Some(_) => Ok((4, Box::new(&b"once"[..]))),
+            None => Err(format!("`{at}` is no place of a file")),
+        }
     }
     async fn remove_backup(&self, _: &Name, _: &Name, _: &str) -> Result<(), String> {
         Ok(())

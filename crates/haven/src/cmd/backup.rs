@@ -16,7 +16,7 @@ use haven_model::{
     object::Kind,
 };
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -49,6 +49,41 @@ pub enum BackupCommand {
         target: Option<String>,
         #[command(flatten)]
         how: How,
+    },
+    /// List what stands at a place of a backup, or which places there are
+    #[command(
+        after_help = "Examples:\n  haven backup files db newest\n  haven backup files db 20261130T021500Z root:1:/etc"
+    )]
+    Files {
+        /// Of which VM
+        vm: String,
+        /// Which backup, as `haven backup ls` names it; or `newest`
+        id: String,
+        /// DISK:/PATH or DISK:PARTITION:/PATH
+        at: Option<String>,
+        /// The target, when there are several
+        #[arg(long = "in", value_name = "TARGET")]
+        target: Option<String>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Get a single file out of a backup
+    #[command(
+        after_help = "Examples:\n  haven backup get db newest root:1:/etc/fstab\n  haven backup get db 20261130T021500Z root:1:/srv/dump.sql --into dump.sql"
+    )]
+    Get {
+        /// Of which VM
+        vm: String,
+        /// Which backup, as `haven backup ls` names it; or `newest`
+        id: String,
+        /// DISK:/PATH or DISK:PARTITION:/PATH
+        at: String,
+        /// The file to write, which must not be there; what it holds is printed when absent
+        #[arg(long, value_name = "FILE")]
+        into: Option<PathBuf>,
+        /// The target, when there are several
+        #[arg(long = "in", value_name = "TARGET")]
+        target: Option<String>,
     },
     /// Make a VM from a backup, under its own name or another one
     #[command(
@@ -214,6 +249,19 @@ pub async fn run(command: BackupCommand) -> Result<(), Failure> {
             );
             Ok(())
         }
+        BackupCommand::Files { vm, id, at, target, how } => {
+            let client = connect().await?;
+            let target = one_target(&client, target.as_deref()).await?;
+            let found = client.backup_files(target.as_str(), &vm, &id, at.as_deref()).await?;
+            out::print(&render::value(&found, how.output, |_| render::backup_files(&found)));
+            Ok(())
+        }
+        BackupCommand::Get { vm, id, at, into, target } => {
+            let client = connect().await?;
+            let target = one_target(&client, target.as_deref()).await?;
+            let file = client.backup_file(target.as_str(), &vm, &id, &at).await?;
+            get(file, into.as_deref()).await
+        }
         BackupCommand::Restore(asked) => restore(asked).await,
         BackupCommand::Verify(asked) => verify(asked).await,
         BackupCommand::Rm { vm, id, target } => {
@@ -224,6 +272,37 @@ pub async fn run(command: BackupCommand) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Brings a file to where it is wanted.
+async fn get(
+    mut file: impl tokio::io::AsyncRead + Unpin,
+    into: Option<&Path>,
+) -> Result<(), Failure> {
+    let broke = |error: std::io::Error| {
+        let hint = "`haven backup verify` tells whether the backup is whole";
+        Failure::failed(format!("the file did not come whole: {error}"), hint)
+    };
+    let Some(path) = into else {
+        tokio::io::copy(&mut file, &mut tokio::io::stdout()).await.map_err(broke)?;
+        return Ok(());
+    };
+    let shown = path.display();
+    let made = tokio::fs::OpenOptions::new().write(true).create_new(true).open(path).await;
+    let mut made = made.map_err(|error| {
+        Failure::bad(format!("{shown} cannot be made: {error}"), "name a file that is not there")
+    })?;
+    let copied = tokio::io::copy(&mut file, &mut made).await;
+    let bytes = match copied {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let _ = tokio::fs::remove_file(path).await;
+            return Err(broke(error));
+        }
+    };
+    made.sync_all().await.map_err(broke)?;
+    out::line(format_args!("{shown}: {bytes} bytes"));
+    Ok(())
 }
 
 async fn target(command: TargetCommand) -> Result<(), Failure> {

@@ -12,12 +12,21 @@ use haven_control::api::{LocalHost, serve::Duplex};
 use haven_host::{
     agent::tunnel::Load,
     agent::{failsafe::Promisers, storage::StorageFailure},
-    storage::{backup::target::Targets, files::Fetch, images::ImageStore},
+    storage::{
+        backup::{
+            files::{self, At},
+            repository::Repository,
+            target::Targets,
+        },
+        files::Fetch,
+        images::ImageStore,
+    },
     vm::driver::VmDriver,
 };
 use haven_model::{
     Bytes, Name, Snapshot,
-    api::{BackupList, JoinAnswer, JoinRequest},
+    api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
+    backup::Backup,
     failsafe::{PromiseAnswer, PromiseQuestion},
     image::ImageFile,
     volume::VolumeRef,
@@ -154,6 +163,18 @@ impl Local {
         })
     }
 
+    /// A backup, and where it is.
+    async fn backup(
+        &self,
+        target: &Name,
+        vm: &Name,
+        id: &str,
+    ) -> Result<(Repository, Backup), StorageFailure> {
+        let repository = self.targets.repository(target)?;
+        let backup = repository.read(vm, id).await?;
+        Ok((repository, backup))
+    }
+
     /// Where the store is reached.
     async fn endpoints(&self) -> Result<Vec<String>, String> {
         let members = self.store.members().await;
@@ -271,6 +292,39 @@ impl LocalHost for Local {
         let unreadable = listed.unreadable.into_iter();
         let unreadable = unreadable.map(|(key, why)| format!("{target}: {key}: {why}")).collect();
         Ok(BackupList { backups: listed.backups, unreadable })
+    }
+
+    async fn backup_files(
+        &self,
+        target: &Name,
+        vm: &Name,
+        id: &str,
+        at: Option<&str>,
+    ) -> Result<BackupFiles, String> {
+        let found = async {
+            let (repository, backup) = self.backup(target, vm, id).await?;
+            let Some(at) = at else {
+                let systems = files::systems(&repository, &backup).await?;
+                return Ok(BackupFiles { systems, files: Vec::new() });
+            };
+            let files = files::list(&repository, &backup, At::parse(at)?).await?;
+            Ok(BackupFiles { systems: Vec::new(), files })
+        };
+        found.await.map_err(|failure: StorageFailure| failure.what)
+    }
+
+    async fn backup_file(
+        &self,
+        target: &Name,
+        vm: &Name,
+        id: &str,
+        at: &str,
+    ) -> Result<(u64, Box<dyn AsyncRead + Send + Unpin>), String> {
+        let found = async {
+            let (repository, backup) = self.backup(target, vm, id).await?;
+            files::read(&repository, &backup, At::parse(at)?).await
+        };
+        found.await.map_err(|failure: StorageFailure| failure.what)
     }
 
     async fn remove_backup(&self, target: &Name, vm: &Name, id: &str) -> Result<(), String> {

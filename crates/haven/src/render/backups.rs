@@ -3,7 +3,7 @@
 use super::{table, time};
 use haven_model::{
     Bytes, Name,
-    api::{BackupList, BackupView},
+    api::{BackupFile, BackupFiles, BackupList, BackupSystem, BackupView},
 };
 
 /// In the largest unit that leaves two digits at least.
@@ -63,4 +63,30 @@ pub fn backup_status(all: &[BackupView]) -> String {
         ]
     };
     table(&["vm", "every", "kept", "to", "last", "state"], all.iter().map(row).collect())
+}
+
+/// What stands at a place of a backup, or which places there are.
+pub fn backup_files(found: &BackupFiles) -> String {
+    if !found.systems.is_empty() {
+        let row = |of: &BackupSystem| vec![of.at.clone(), size(of.size), of.holds.clone()];
+        return table(&["place", "size", "holds"], found.systems.iter().map(row).collect());
+    }
+    let row = |file: &BackupFile| {
+        let name = match &file.leads_to {
+            Some(to) => format!("{} -> {to}", file.name),
+            None => file.name.clone(),
+        };
+        vec![
+            file.kind.clone(),
+            format!("{:04o}", file.mode & 0o7777),
+            format!("{}:{}", file.uid, file.gid),
+            size(file.size),
+            time(file.modified_ms),
+            name,
+        ]
+    };
+    table(
+        &["kind", "mode", "owner", "size", "changed", "name"],
+        found.files.iter().map(row).collect(),
+    )
 }

@@ -12,7 +12,7 @@ mod volumes;
 #[cfg(test)]
 mod render_test;
 
-pub use backups::{backup_status, backups};
+pub use backups::{backup_files, backup_status, backups};
 pub use balance::balance;
 pub use drain::{drain_blocks, drain_lines, drained, is_stuck};
 pub use maintenance::maintenance;

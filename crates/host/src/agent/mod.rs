@@ -55,6 +55,8 @@ pub mod wanted;
 #[cfg(test)]
 mod agent_test;
 #[cfg(test)]
+mod backup_test;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod lease_test;

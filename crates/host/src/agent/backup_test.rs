@@ -1,0 +1,159 @@
+//! A host backs up the VMs that are placed on it, into a real directory; the VMs are fakes, in virtual time.
+
+use super::fixture::{Fixture, name};
+use crate::storage::backup::repository::{Place, Repository};
+use haven_model::{
+    Name,
+    backup::{Backup, BackupRun, Verification},
+    keys,
+    object::Kind,
+};
+use serde_json::json;
+use std::path::Path;
+
+const SIZE: usize = 9 << 20;
+
+/// A VM that runs, its disk and a target that is a directory; a daemon for it.
+async fn world(place: &Path) -> Fixture {
+    let mut fixture = Fixture::new().await;
+    let repository = repository(place);
+    repository.create(1).await.unwrap();
+    fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
+    fixture.put(&keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
+    fixture.object(Kind::Target, "nas", json!({"directory": place})).await;
+    fixture.vm("db", "good", json!({"backup": {"to": "nas", "keep": "1ms"}})).await;
+    fixture.world.disks.put("db", vec![("root".into(), content(1))]);
+    fixture.start();
+    fixture.pass(2).await;
+    assert!(fixture.runs("db"));
+    fixture
+}
+
+fn repository(place: &Path) -> Repository {
+    Repository::open(&Place::Directory(place.to_owned())).unwrap()
+}
+
+/// A disk of two chunks and a bit, the second of zeros.
+fn content(of: u8) -> Vec<u8> {
+    let mut content = vec![of; SIZE];
+    content[4 << 20..8 << 20].fill(0);
+    content
+}
+
+async fn held(place: &Path) -> Vec<Backup> {
+    let listed = repository(place).list(None).await.unwrap();
+    assert_eq!(listed.unreadable, []);
+    listed.backups
+}
+
+fn run(fixture: &Fixture) -> BackupRun {
+    serde_json::from_value(fixture.peek(&keys::backup(&name("db"))).unwrap()).unwrap()
+}
+
+async fn ask(fixture: &Fixture, id: &str) {
+    let mut run = BackupRun::new("u-db", name("nas"), "root".into(), 1, None);
+    run.id = id.into();
+    fixture.put(&keys::backup(&name("db")), &serde_json::to_value(run).unwrap()).await;
+}
+
+/// Work on a real disk takes real time, which virtual time passes by.
+async fn until(fixture: &Fixture, what: &str, holds: impl Fn(&Fixture) -> bool) {
+    for _ in 0..400 {
+        if holds(fixture) {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(std::time::Duration::from_millis(5)))
+            .await
+            .unwrap();
+        fixture.pass(1).await;
+    }
+    panic!("not within 400 s: {what}");
+}
+
+fn ended(fixture: &Fixture) -> bool {
+    run(fixture).outcome.is_some()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_for_is_made_told_and_the_ones_that_are_too_old_go() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    ask(&fixture, "b1").await;
+    until(&fixture, "it ends", ended).await;
+    let first = run(&fixture);
+    let outcome = first.outcome.clone().unwrap();
+    assert!(outcome.well, "{outcome:?}");
+    assert!(outcome.message.contains("as a power cut would have left them"), "{outcome:?}");
+    assert_eq!((first.done, first.total), (first.total, haven_model::Bytes(SIZE as u64)));
+    assert_eq!(first.good_ms[&name("nas")], 1);
+    assert!(!fixture.world.disks.is_open("db"), "its disks are still held");
+    let [backup] = held(place.path()).await.try_into().unwrap();
+    assert_eq!((backup.id.as_str(), backup.vm.as_str(), backup.by.as_str()), ("b1", "db", "root"));
+    assert_eq!(backup.object["spec"]["memory"], "64MiB");
+    let repository = repository(place.path());
+    let index = repository.index(&backup, &name("root")).await.unwrap();
+    let mut found = Vec::new();
+    for chunk in &index.chunks {
+        match chunk {
+            Some(id) => found.extend_from_slice(&repository.get(id).await.unwrap()),
+            None => found.extend_from_slice(&vec![0; 4 << 20]),
+        }
+    }
+    assert!(found == content(1));
+    // Its time stands still here, so nothing is older than another; a second one keeps both.
+    fixture.world.disks.put("db", vec![("root".into(), content(2))]);
+    ask(&fixture, "b2").await;
+    until(&fixture, "it ends", ended).await;
+    assert_eq!(held(place.path()).await.len(), 2);
+    let verification = json!({"id": "v", "by": "root", "atMs": 1, "done": 0, "total": 0});
+    fixture.put(&keys::verification(&name("nas")), &verification).await;
+    let verified = |fixture: &Fixture| -> Verification {
+        serde_json::from_value(fixture.peek(&keys::verification(&name("nas"))).unwrap()).unwrap()
+    };
+    until(&fixture, "it is verified", |fixture| verified(fixture).outcome.is_some()).await;
+    let said = verified(&fixture).outcome.unwrap();
+    assert!(said.well && said.message == "2 are whole (4 chunks read)", "{said:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_ended_or_of_another_vm_or_of_one_that_moves_leaves_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    let other = BackupRun::new("u-older", name("nas"), "root".into(), 1, None);
+    let key = keys::backup(&name("db"));
+    fixture.put(&key, &serde_json::to_value(other).unwrap()).await;
+    fixture.pass(30).await;
+    assert!(!ended(&fixture), "it is of a VM that is gone");
+    ask(&fixture, "b1").await;
+    let stopped = run(&fixture).ended(2, false, "root ended it".into());
+    fixture.put(&key, &serde_json::to_value(stopped).unwrap()).await;
+    fixture.pass(30).await;
+    assert!(held(place.path()).await.is_empty());
+    assert!(!fixture.world.disks.is_open("db"));
+    assert_eq!(run(&fixture).outcome.unwrap().message, "root ended it");
+    let mut placement = fixture.peek(&keys::placement(&name("db"))).unwrap();
+    placement["movingTo"] = json!({"host": "host2", "restart": true});
+    fixture.put(&keys::placement(&name("db")), &placement).await;
+    ask(&fixture, "b2").await;
+    fixture.pass(30).await;
+    assert!(!ended(&fixture) && held(place.path()).await.is_empty(), "its move comes first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_made_says_why() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    std::fs::remove_file(place.path().join("haven-backups.json")).unwrap();
+    ask(&fixture, "b1").await;
+    until(&fixture, "it ends", ended).await;
+    let outcome = run(&fixture).outcome.unwrap();
+    assert!(!outcome.well && outcome.message.contains("is not a place of backups"), "{outcome:?}");
+    let elsewhere: Name = name("tape");
+    let mut of = BackupRun::new("u-db", elsewhere, "root".into(), 1, None);
+    of.id = "b2".into();
+    fixture.put(&keys::backup(&name("db")), &serde_json::to_value(of).unwrap()).await;
+    until(&fixture, "it ends", ended).await;
+    let outcome = run(&fixture).outcome.unwrap();
+    assert!(outcome.message.contains("there is no target `tape`"), "{outcome:?}");
+    assert!(fixture.runs("db"));
+}
