@@ -437,6 +437,80 @@ fn of_one_instant(disks: &[Vec<u8>]) -> u64 {
     second
 }
 
+/// Starts a guest that counts on a disk of each format.
+async fn counting(driver: &QemuDriver) {
+    let mut vm = launch("web-1", COUNTS);
+    for (name, format) in [("root", "qcow2"), ("data", "raw")] {
+        let path = format!("/tmp/{name}");
+        let args = ["create", "-q", "-f", format, &path, "16M"];
+        assert!(Command::new("qemu-img").args(args).status().unwrap().success());
+        chown(&path, Some(UID), Some(UID)).unwrap();
+        vm.disks.push(DiskLaunch {
+            name: name.into(),
+            path: path.into(),
+            format: format.into(),
+            read_only: false,
+            size_bytes: DISK,
+            arrives: false,
+            mirror: None,
+        });
+    }
+    driver.start(&vm).await.unwrap();
+    wait_for(&driver.log("web-1"), "COUNTED 40");
+}
+
+/// The first view, which stays as it is while the guest writes.
+async fn first_view(driver: &QemuDriver) -> Vec<Vec<u8>> {
+    let mut disks = view(driver, "a", None).await;
+    assert!(disks.iter().all(|disk| !disk.is_marked()));
+    let mut all = Vec::new();
+    for disk in &mut disks {
+        all.push(all_of(disk).await.0);
+    }
+    let had = of_one_instant(&all);
+    assert!(had >= 40, "{had}");
+    wait_for(&driver.log("web-1"), &format!("COUNTED {}", (had / 20 + 3) * 20));
+    for (disk, before) in disks.iter_mut().zip(&all) {
+        assert!(all_of(disk).await.0 == *before, "it changes while its guest writes");
+    }
+    driver.close_view("web-1").await.unwrap();
+    driver.close_view("web-1").await.unwrap();
+    all
+}
+
+/// The next one says what may have changed since, and nothing else has.
+async fn marked_view(driver: &QemuDriver, a: &[Vec<u8>]) {
+    let mut disks = view(driver, "b", Some("a")).await;
+    assert!(disks.iter().all(|disk| disk.is_marked()));
+    let mut b = Vec::new();
+    for (disk, before) in disks.iter_mut().zip(a) {
+        let (content, dirty) = all_of(disk).await;
+        let changed: u64 = dirty.iter().map(|(from, to)| to - from).sum();
+        assert!(changed > 0 && changed < DISK / 8, "{changed} bytes are said to have changed");
+        for at in (0..DISK).step_by(512) {
+            let range = at as usize..at as usize + 512;
+            let said = dirty.iter().any(|(from, to)| (*from..*to).contains(&at));
+            assert!(said || content[range.clone()] == before[range], "unsaid at {at}");
+        }
+        b.push(content);
+    }
+    assert!(of_one_instant(&b) > of_one_instant(a));
+}
+
+/// A mark that is not there is no mark; and what is released need not be kept.
+async fn released_view(driver: &QemuDriver) {
+    let mut disks = view(driver, "c", Some("lost")).await;
+    assert!(disks.iter().all(|disk| !disk.is_marked()));
+    let mut early = vec![0; 1 << 20];
+    disks[0].read(0, &mut early).await.unwrap();
+    disks[0].release(0, 1 << 20).await.unwrap();
+    let mut rest = vec![0; (DISK - (1 << 20)) as usize];
+    disks[0].read(1 << 20, &mut rest).await.unwrap();
+    early.append(&mut rest);
+    let (data, _) = all_of(&mut disks[1]).await;
+    of_one_instant(&[early, data]);
+}
+
 #[test]
 fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
     if !inside::inside("disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant") {
@@ -444,70 +518,12 @@ fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
     }
     let first = runtime();
     let driver = qemu();
-    let mut vm = launch("web-1", COUNTS);
-    for (name, format) in [("root", "qcow2"), ("data", "raw")] {
-        let path = format!("/tmp/{name}");
-        let args = ["create", "-q", "-f", format, &path, "16M"];
-        assert!(Command::new("qemu-img").args(args).status().unwrap().success());
-        chown(&path, Some(UID), Some(UID)).unwrap();
-        let (name, path, format) = (name.into(), path.into(), format.into());
-        let (read_only, arrives, mirror) = (false, false, None);
-        vm.disks.push(DiskLaunch {
-            name,
-            path,
-            format,
-            read_only,
-            size_bytes: DISK,
-            arrives,
-            mirror,
-        });
-    }
     first.block_on(async {
-        driver.start(&vm).await.unwrap();
-        wait_for(&driver.log("web-1"), "COUNTED 40");
-        let mut disks = view(&driver, "a", None).await;
-        assert!(disks.iter().all(|disk| !disk.is_marked()));
-        let mut a = Vec::new();
-        for disk in &mut disks {
-            a.push(all_of(disk).await.0);
-        }
-        let had = of_one_instant(&a);
-        assert!(had >= 40, "{had}");
-        wait_for(&driver.log("web-1"), &format!("COUNTED {}", (had / 20 + 3) * 20));
-        for (disk, before) in disks.iter_mut().zip(&a) {
-            assert!(all_of(disk).await.0 == *before, "it changes while its guest writes");
-        }
-        driver.close_view("web-1").await.unwrap();
-        driver.close_view("web-1").await.unwrap();
-
-        let mut disks = view(&driver, "b", Some("a")).await;
-        assert!(disks.iter().all(|disk| disk.is_marked()));
-        let mut b = Vec::new();
-        for (disk, before) in disks.iter_mut().zip(&a) {
-            let (content, dirty) = all_of(disk).await;
-            let changed: u64 = dirty.iter().map(|(from, to)| to - from).sum();
-            assert!(changed > 0 && changed < DISK / 8, "{changed} bytes are said to have changed");
-            for at in (0..DISK).step_by(512) {
-                let range = at as usize..at as usize + 512;
-                let said = dirty.iter().any(|(from, to)| (*from..*to).contains(&at));
-                assert!(said || content[range.clone()] == before[range], "unsaid at {at}");
-            }
-            b.push(content);
-        }
-        let has = of_one_instant(&b);
-        assert!(has > had, "{has}");
-
-        // Nobody closed it. A mark that is not there is no mark; and what is released need not be kept.
-        let mut disks = view(&driver, "c", Some("lost")).await;
-        assert!(disks.iter().all(|disk| !disk.is_marked()));
-        let mut early = vec![0; 1 << 20];
-        disks[0].read(0, &mut early).await.unwrap();
-        disks[0].release(0, 1 << 20).await.unwrap();
-        let mut rest = vec![0; (DISK - (1 << 20)) as usize];
-        disks[0].read(1 << 20, &mut rest).await.unwrap();
-        early.append(&mut rest);
-        let (data, _) = all_of(&mut disks[1]).await;
-        of_one_instant(&[early, data]);
+        counting(&driver).await;
+        let a = first_view(&driver).await;
+        // Nobody closes these.
+        marked_view(&driver, &a).await;
+        released_view(&driver).await;
     });
     // The daemon dies with the view open; the next one closes it.
     drop(first);
@@ -529,8 +545,8 @@ fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
             driver.close_view("web-1").await.unwrap();
         }
         driver.kill("web-1").await.unwrap();
-        let left: Vec<_> =
-            std::fs::read_dir("/tmp").unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left = std::fs::read_dir("/tmp").unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".view")), "{left:?}");
     });
 }

@@ -21,6 +21,18 @@ pub struct TargetSpec {
     pub s3: Option<S3Spec>,
 }
 
+impl TargetSpec {
+    /// Where it is, in words.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match (&self.directory, &self.s3) {
+            (Some(directory), _) => directory.clone(),
+            (None, Some(s3)) => format!("{}/{}", s3.endpoint, s3.bucket),
+            (None, None) => String::new(),
+        }
+    }
+}
+
 /// A bucket that speaks S3.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

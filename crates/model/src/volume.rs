@@ -92,7 +92,7 @@ pub struct Volume {
     pub first: Option<FirstContent>,
     /// The disk of a backup that it held at first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restored: Option<BackupRef>,
+    pub restored: Option<Box<BackupRef>>,
     /// As the guest sees it.
     pub size: Bytes,
     /// By host.

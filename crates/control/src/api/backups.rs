@@ -13,7 +13,7 @@ use axum::{
     Extension, Json,
     body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use haven_model::{
@@ -306,7 +306,9 @@ pub(super) async fn file(
     let (length, file) = file.map_err(unfound)?;
     let body = Body::from_stream(ReaderStream::with_capacity(file, 1 << 16));
     // With it an end that comes early is noticed.
-    Ok(([(header::CONTENT_LENGTH, length)], body).into_response())
+    let kind = HeaderValue::from_static("application/octet-stream");
+    let head = [(header::CONTENT_LENGTH, length.into()), (header::CONTENT_TYPE, kind)];
+    Ok((head, body).into_response())
 }
 
 /// Asks for the backups in a target to be compared with their checksums.

@@ -8,6 +8,8 @@ mod admission;
 pub mod apply;
 pub mod auth;
 mod backups;
+#[cfg(test)]
+mod backups_test;
 pub mod balance;
 #[cfg(test)]
 mod balance_test;

@@ -80,12 +80,7 @@ pub fn item(
             state = certificates::describe(snapshot, certificate, auth::now_ms(), &mut columns);
         }
         Object::Target(target) => {
-            let place = match (&target.spec.directory, &target.spec.s3) {
-                (Some(directory), _) => directory.clone(),
-                (None, Some(s3)) => format!("{}/{}", s3.endpoint, s3.bucket),
-                (None, None) => String::new(),
-            };
-            columns.insert("place".into(), place);
+            columns.insert("place".into(), target.spec.place());
             let used = removal::users(snapshot, Kind::Target, &target.meta.name);
             columns.insert("used-by".into(), used.join(","));
         }

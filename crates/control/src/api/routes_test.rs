@@ -40,6 +40,7 @@ fn vms(names: impl Iterator<Item = String>) -> String {
 fn example(path: &str) -> String {
     path.replace("{kind}", "vm")
         .replace("{name}", "absent")
+        .replace("{vm}/{id}", "old/b1")
         .replace("{part}", "disk")
         .replace("{sha256}", &"0".repeat(64))
         .replace("{action}", "start")
@@ -86,6 +87,7 @@ async fn furnish(world: &World) {
             "kind: Service\nname: web\nreplicas: 1\ntemplate: {spec: {memory: 64MiB}}\n---\n\
              kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
              kind: Pool\nname: fast\ndriver: local\npath: /srv\n---\n\
+             kind: Target\nname: nas\ndirectory: /backups\n---\n\
              kind: VM\nname: alone\nmemory: 64MiB\nlabels: {tier: web}\nnetworks: [{network: front}]\n",
         )
         .await
@@ -129,6 +131,10 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
                 let path = example(route.path).replace("absent", "alone.data");
                 if route.id == "volumePieces" { path + "?from=0&count=1" } else { path }
             }
+            _ if route.path.starts_with("/v1/targets/") => {
+                let path = example(route.path).replace("absent", "nas");
+                if route.id == "backupFile" { path + "?at=root:/etc/hosts" } else { path }
+            }
             "endToken" => "/v1/tokens/viewer".to_owned(),
             "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),
             _ if route.path.starts_with("/v1/services") => {
@@ -144,7 +150,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "join" => join.to_string(),
             "apply" => files.to_string(),
             "importImage" => "a disk".into(),
-            "migrateVm" | "checkVolume" => "{}".into(),
+            "migrateVm" | "checkVolume" | "runBackup" | "verifyBackups" => "{}".into(),
             "beginMaintenance" => json!({"work": "reboot"}).to_string(),
             "replaceObject" => item.to_string(),
             "replaceCluster" => cluster.to_string(),
@@ -157,7 +163,8 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     }
     // Only hosts ask for promises. No image file is kept here, no guest comes in, no VM runs whose console could be opened, there is no other host
     // that could read this one's power (`power_test.rs`), no update waits (`promote_test.rs`), and an
-    // incident is open (`balance_test.rs`), and no host says what it understands (`maintenance_test.rs`, `volumes_test.rs`).
+    // incident is open (`balance_test.rs`), and no host says what it understands (`maintenance_test.rs`, `volumes_test.rs`,
+    // `backups_test.rs`).
     assert_eq!(
         missed,
         [
@@ -166,6 +173,13 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "checkVolume",
             "cancelCheck",
             "volumePieces",
+            "runBackup",
+            "cancelBackup",
+            "removeBackup",
+            "showVerification",
+            "verifyBackups",
+            "cancelVerification",
+            "restoreBackup",
             "rebalance",
             "beginMaintenance",
             "resumeMaintenance",

@@ -394,7 +394,9 @@ impl World {
     /// They say that they understand all that this version does.
     pub async fn speak(&self, names: &[&str]) {
         for host in names {
-            let status = serde_json::json!({"session": 1, "speaks": haven_model::host::SPEAKS});
+            let status = serde_json::json!({
+                "session": 1, "speaks": haven_model::host::SPEAKS, "cpus": 8, "memory": "16GiB",
+            });
             let put = Op::Put(keys::host_status(&name(host)), status.to_string().into());
             self.state.store.txn(vec![], vec![put]).await.unwrap();
         }

@@ -69,9 +69,9 @@ pub enum BackupCommand {
     },
     /// Get a single file out of a backup
     #[command(
-        after_help = "Examples:\n  haven backup get db newest root:1:/etc/fstab\n  haven backup get db 20261130T021500Z root:1:/srv/dump.sql --into dump.sql"
+        after_help = "Examples:\n  haven backup extract db newest root:1:/etc/fstab\n  haven backup extract db 20261130T021500Z root:1:/srv/dump.sql --into dump.sql"
     )]
-    Get {
+    Extract {
         /// Of which VM
         vm: String,
         /// Which backup, as `haven backup ls` names it; or `newest`
@@ -256,11 +256,11 @@ pub async fn run(command: BackupCommand) -> Result<(), Failure> {
             out::print(&render::value(&found, how.output, |_| render::backup_files(&found)));
             Ok(())
         }
-        BackupCommand::Get { vm, id, at, into, target } => {
+        BackupCommand::Extract { vm, id, at, into, target } => {
             let client = connect().await?;
             let target = one_target(&client, target.as_deref()).await?;
             let file = client.backup_file(target.as_str(), &vm, &id, &at).await?;
-            get(file, into.as_deref()).await
+            extract(file, into.as_deref()).await
         }
         BackupCommand::Restore(asked) => restore(asked).await,
         BackupCommand::Verify(asked) => verify(asked).await,
@@ -275,7 +275,7 @@ pub async fn run(command: BackupCommand) -> Result<(), Failure> {
 }
 
 /// Brings a file to where it is wanted.
-async fn get(
+async fn extract(
     mut file: impl tokio::io::AsyncRead + Unpin,
     into: Option<&Path>,
 ) -> Result<(), Failure> {

@@ -443,9 +443,11 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         records: vec![(key, value)],
     };
     Some(match action {
-        Action::ConfirmLease { .. } | Action::ReadPower { .. } | Action::PowerOff { .. } => {
-            return None;
-        }
+        // What is backed up meanwhile changes nothing of what is rehearsed.
+        Action::ConfirmLease { .. }
+        | Action::ReadPower { .. }
+        | Action::PowerOff { .. }
+        | Action::PutBackup { .. } => return None,
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
             let closed = haven_model::Lease { closed: true, ..(*lease.value).clone() };
@@ -481,8 +483,7 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
             writes
         }
         Action::PutObject { object, expected_revision } => {
-            let key = keys::object(&object.reference());
-            one(key, *expected_revision, Some(object.to_store()))
+            one(keys::object(&object.reference()), *expected_revision, Some(object.to_store()))
         }
         Action::RemoveObject { object, expected_revision } => {
             let mut writes = one(keys::object(object), *expected_revision, None);
@@ -500,9 +501,6 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         }
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, json(record))
-        }
-        Action::PutBackup { vm, run, expected_revision } => {
-            one(keys::backup(vm), *expected_revision, json(run))
         }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, json(incident))

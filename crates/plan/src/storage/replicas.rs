@@ -133,7 +133,7 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
         let mut record =
             Volume::new(vm.meta.uid.clone(), disk.pool.clone(), disk.size, hosts.iter().cloned());
         record.first = first;
-        record.restored.clone_from(&disk.backup);
+        record.restored = disk.backup.clone().map(Box::new);
         // What is away now makes its replica when it is back.
         let away = hosts.iter().filter(|host| *host != owner && !is_there(work, host));
         record = record.without(away);

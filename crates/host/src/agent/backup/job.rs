@@ -145,10 +145,10 @@ impl Work {
     async fn run(mut self) {
         tracing::info!(vm = %self.vm, to = %self.run.to, "it is backed up");
         let made = self.make().await;
-        if self.runs {
-            if let Err(error) = self.parts.vms.close_view(self.vm.as_str()).await {
-                tracing::warn!(vm = %self.vm, why = chain(&error), "its disks are still held as they were");
-            }
+        if self.runs
+            && let Err(error) = self.parts.vms.close_view(self.vm.as_str()).await
+        {
+            tracing::warn!(vm = %self.vm, why = chain(&error), "its disks are still held as they were");
         }
         let (well, message) = match made {
             Ok(message) => (true, message),

@@ -363,7 +363,7 @@ pub(super) fn wanted(of: &VolumeRef, volume: &Volume, owner_uid: u32, whole: boo
         name: name(of, volume),
         size_bytes: volume.size.0,
         image: first.map(|first| (first.file.clone(), first.format.clone())),
-        backup: volume.restored.clone().filter(|_| whole),
+        backup: volume.restored.as_deref().filter(|_| whole).cloned(),
         progress: Default::default(),
         owner_uid,
     }

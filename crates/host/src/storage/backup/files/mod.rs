@@ -146,7 +146,8 @@ pub async fn list(
         let system = system(disk, &at)?;
         let failed = |error: Ext4Error| unread(&at, &error);
         let own = system.symlink_metadata(at.path.as_str()).map_err(failed)?;
-        if !own.is_dir() && !(own.is_symlink() && at.path.ends_with('/')) {
+        let leads = own.is_symlink() && at.path.ends_with('/');
+        if !(own.is_dir() || leads) {
             let name = at.path.rsplit('/').next().unwrap_or_default().to_owned();
             let path = PathBuf::new(&at.path);
             return Ok(vec![entry(&system, name, &path, &own)]);

@@ -1,3 +1,5 @@
+//! A place of backups: round trips, damage, interruptions, sweeps and clocks.
+
 use super::*;
 use haven_model::{
     backup::{BackupDisk, Moment},
