@@ -511,6 +511,18 @@ impl Snapshot {
         }
     }
 
+    /// A VM that is being made from a backup and has not run yet: it needs that backup.
+    #[must_use]
+    pub fn made_from(&self, target: &Name, vm: &Name, id: &str) -> Option<&Name> {
+        let from = |of: &VmSpec| {
+            let mut backups = of.disks.iter().filter_map(|disk| disk.backup.as_ref());
+            backups.any(|from| from.target == *target && from.vm == *vm && from.id == id)
+        };
+        let has_run = |name: &Name| self.told_of(name).is_some_and(|of| of.started_ms.is_some());
+        let mut needing = self.vms.iter().filter(|(_, of)| from(&of.spec) && !of.meta.deleting);
+        needing.find(|(name, _)| !has_run(name)).map(|(name, _)| name)
+    }
+
     /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew.
     #[must_use]
     pub fn pending(&self, vm: &Name) -> Vec<String> {

@@ -221,14 +221,8 @@ pub(super) async fn remove(
     let snapshot = state.current().await?;
     let (target, vm) = (known_target(&snapshot, &target)?, Name::new(&vm)?);
     let there = found(&state, &target, &vm, Some(&id)).await?;
-    let needed = snapshot.vms.values().find(|of| {
-        of.spec.disks.iter().any(|disk| {
-            let from = disk.backup.as_ref();
-            from.is_some_and(|from| from.target == target && from.vm == vm && from.id == id)
-        }) && snapshot.told_of(&of.meta.name).is_none_or(|told| told.started_ms.is_none())
-    });
-    if let Some(needed) = needed {
-        let detail = format!("{} is being made from that backup", needed.meta.name);
+    if let Some(needed) = snapshot.made_from(&target, &vm, &there.id) {
+        let detail = format!("{needed} is being made from that backup");
         return Err(conflict(detail, "wait until it runs"));
     }
     state.local.remove_backup(&target, &vm, &there.id).await.map_err(failed)?;

@@ -113,6 +113,24 @@ async fn furnish(world: &World) {
     world.state.current().await.unwrap();
 }
 
+/// The path of a route to what is there.
+fn furnished(route: &super::table::Route) -> String {
+    let there = |absent: &str| example(route.path).replace("absent", absent);
+    match route.id {
+        "deleteObject" => "/v1/objects/network/front".to_owned(),
+        "volumePieces" => there("alone.data") + "?from=0&count=1",
+        "backupFile" => there("nas") + "?at=root:/etc/hosts",
+        "endToken" => "/v1/tokens/viewer".to_owned(),
+        "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),
+        _ if route.path.starts_with("/v1/volumes/") => there("alone.data"),
+        _ if route.path.starts_with("/v1/targets/") => there("nas"),
+        _ if route.path.starts_with("/v1/services") => there("web"),
+        _ if route.path.starts_with("/v1/tokens") => example(route.path),
+        _ if route.path.starts_with("/v1/hosts") => there("host1"),
+        _ => there("alone"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_that_went_well_is_what_the_description_says() {
     let Some(world) = World::start().await else { return };
@@ -125,27 +143,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     let cluster = world.ask(admin, "GET", "/v1/cluster", "").await.ok();
     let mut missed = Vec::new();
     for route in TABLE {
-        let path = match route.id {
-            "deleteObject" => "/v1/objects/network/front".to_owned(),
-            _ if route.path.starts_with("/v1/volumes/") => {
-                let path = example(route.path).replace("absent", "alone.data");
-                if route.id == "volumePieces" { path + "?from=0&count=1" } else { path }
-            }
-            _ if route.path.starts_with("/v1/targets/") => {
-                let path = example(route.path).replace("absent", "nas");
-                if route.id == "backupFile" { path + "?at=root:/etc/hosts" } else { path }
-            }
-            "endToken" => "/v1/tokens/viewer".to_owned(),
-            "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),
-            _ if route.path.starts_with("/v1/services") => {
-                example(route.path).replace("absent", "web")
-            }
-            _ if route.path.starts_with("/v1/tokens") => example(route.path),
-            _ if route.path.starts_with("/v1/hosts") => {
-                example(route.path).replace("absent", "host1")
-            }
-            _ => example(route.path).replace("absent", "alone"),
-        };
+        let path = furnished(route);
         let body = match route.id {
             "join" => join.to_string(),
             "apply" => files.to_string(),

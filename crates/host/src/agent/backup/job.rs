@@ -418,7 +418,9 @@ impl Work {
             list.backups.into_iter().filter(|one| one.vm_uid == self.run.vm_uid).collect();
         of_it.pop();
         let mut removed = 0;
-        for old in of_it.iter().filter(|old| old.at_ms < before) {
+        let live = Arc::clone(&self.parts.live.borrow());
+        let needed = |old: &Backup| live.made_from(&self.run.to, &old.vm, &old.id).is_some();
+        for old in of_it.iter().filter(|old| old.at_ms < before && !needed(old)) {
             match repository.remove(&old.vm, &old.id).await {
                 Ok(()) => removed += 1,
                 Err(failure) => {
