@@ -91,6 +91,13 @@ async fn a_target_is_one_place_and_its_key_is_never_shown() {
     let again = world.apply(&BUCKET.replace("KEY", "sealed")).await.ok();
     assert_eq!(again[0]["outcome"], "unchanged");
     assert_eq!(stored().await, first);
+    let away = BUCKET.replace("KEY", "sealed").replace("s3.example.net", "mine.example.net");
+    let away = world.apply(&away).await;
+    assert!(
+        away.body.to_string().contains("the server or the id of the key is another one"),
+        "{away:?}"
+    );
+    assert_eq!(stored().await, first);
     let used = world.apply(&format!("{BASE}backup: {{to: far, every: 1s}}\n")).await;
     assert!(used.body.to_string().contains("more often than backups are made"), "{}", used.body);
     let nowhere = world.apply(&format!("{BASE}backup: {{to: tape}}\n")).await;

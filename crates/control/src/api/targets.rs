@@ -91,17 +91,33 @@ pub(super) fn seal(state: &ApiState, object: &mut Object, old: Option<&Object>) 
     let Object::Target(new) = object else { return Ok(()) };
     let Some(new) = &mut new.spec.s3 else { return Ok(()) };
     let old = match old {
-        Some(Object::Target(old)) => old.spec.s3.as_ref().map(|s3| s3.secret_key.as_str()),
+        Some(Object::Target(old)) => old.spec.s3.as_ref(),
         _ => None,
     };
     if new.secret_key.trim() == SEALED || is_sealed(&new.secret_key) {
-        let kept = old.ok_or_else(|| {
-            let detail = format!("`secretKey` is `{SEALED}`, and {reference} has none yet");
+        // Elsewhere it would be shown to whoever listens there.
+        let stays =
+            |old: &&S3Spec| old.endpoint == new.endpoint && old.access_key == new.access_key;
+        let refused = |detail: String| {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, "give the key itself")
-        })?;
-        new.secret_key = kept.to_owned();
+        };
+        let kept = match (old, old.filter(stays)) {
+            (_, Some(kept)) => kept.secret_key.clone(),
+            (Some(_), None) => {
+                let detail = format!(
+                    "`secretKey` is `{SEALED}`, and the server or the id of the key is another one than that of {reference}"
+                );
+                return Err(refused(detail));
+            }
+            (None, None) => {
+                let detail = format!("`secretKey` is `{SEALED}`, and {reference} has none yet");
+                return Err(refused(detail));
+            }
+        };
+        new.secret_key = kept;
         return Ok(());
     }
+    let old = old.map(|old| old.secret_key.as_str());
     let unable = |why: String| {
         let hint = "the log of this host's daemon says more; another host can do it";
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why, hint)
