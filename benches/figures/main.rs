@@ -3,6 +3,7 @@
 
 mod address;
 mod answer;
+mod backup;
 mod create;
 mod failover;
 mod idle;
@@ -28,6 +29,7 @@ fn main() -> Result<()> {
         Some("failover") => failover::run,
         Some("answer") => answer::run,
         Some("address") => address::run,
+        Some("backup") => backup::run,
         Some("create") => create::run,
         Some("rolling") => rolling::run,
         Some("idle") => idle::run,
@@ -35,7 +37,7 @@ fn main() -> Result<()> {
         Some("mirrored") => mirrored::run,
         Some("powered-off") => powered_off::run,
         _ => bail!(
-            "which figure? failover, powered-off, answer, address, create, rolling, idle, migrate or mirrored"
+            "which figure? failover, powered-off, answer, address, create, rolling, idle, migrate, mirrored or backup"
         ),
     };
     lab.haven(&["lab", "down"])?;

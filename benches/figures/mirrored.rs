@@ -60,7 +60,7 @@ fn whole(lab: &Driver, vm: &str) -> Result<()> {
     lab.wait("both replicas count", PATIENCE, |lab| counted(lab, vm) == 2)
 }
 
-fn replica(lab: &Driver, host: &str, vm: &str) -> Result<PathBuf> {
+pub fn replica(lab: &Driver, host: &str, vm: &str) -> Result<PathBuf> {
     let pool = lab.dir.join(format!("hosts/{host}/upper/var/lib/haven/mirrored"));
     let mut all = std::fs::read_dir(&pool)?.flatten().map(|entry| entry.path());
     let of = |path: &PathBuf| {
@@ -71,7 +71,7 @@ fn replica(lab: &Driver, host: &str, vm: &str) -> Result<PathBuf> {
 }
 
 /// The longest time in which a file does not change, seconds.
-fn stands(file: &Path, for_so_long: Duration) -> Result<f64> {
+pub fn stands(file: &Path, for_so_long: Duration) -> Result<f64> {
     let changed = || std::fs::metadata(file).map(|of| (of.mtime(), of.mtime_nsec()));
     let (mut last, mut at, begin) = (changed()?, Instant::now(), Instant::now());
     let mut longest = Duration::ZERO;

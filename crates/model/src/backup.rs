@@ -137,6 +137,9 @@ pub struct Backup {
     pub by: String,
     /// What it shows.
     pub moment: Moment,
+    /// What notes the changes of its disks since that moment, as long as their process runs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mark: String,
     /// The VM's labels and spec at that time, as in the store.
     pub object: serde_json::Value,
     /// The disks, in the order of the spec.

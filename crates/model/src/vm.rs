@@ -229,8 +229,8 @@ impl VmSpec {
     /// changes only when its process starts anew. Its cards stand in its placement.
     #[must_use]
     pub fn hardware(&self) -> BTreeMap<String, String> {
-        // What a guest may use of a disk is taken up at once.
-        let bare = |disk: &DiskSpec| DiskSpec { limits: None, ..disk.clone() };
+        // What a guest may use of a disk is taken up at once; what it was made from is past.
+        let bare = |disk: &DiskSpec| DiskSpec { limits: None, backup: None, ..disk.clone() };
         let disks: Vec<DiskSpec> = self.disks.iter().map(bare).collect();
         let parts = serde_json::json!({
             "cpus": self.cpus,

@@ -74,36 +74,46 @@ fn ended(fixture: &Fixture) -> bool {
     run(fixture).outcome.is_some()
 }
 
+/// What a disk of a backup holds.
+async fn found(place: &Path, backup: &Backup) -> Vec<u8> {
+    let repository = repository(place);
+    let index = repository.index(backup, &name("root")).await.unwrap();
+    let mut found = Vec::new();
+    for (i, chunk) in index.chunks.iter().enumerate() {
+        let length = (4 << 20).min(SIZE - i * (4 << 20));
+        match chunk {
+            Some(id) => found.extend_from_slice(&repository.get(id).await.unwrap()),
+            None => found.extend_from_slice(&vec![0; length]),
+        }
+    }
+    found
+}
+
+/// Backs it up under this id: the newest backup that there is then.
+async fn backed_up(fixture: &Fixture, place: &Path, id: &str) -> Backup {
+    ask(fixture, id).await;
+    until(fixture, "it ends", ended).await;
+    let outcome = run(fixture).outcome.unwrap();
+    assert!(outcome.well, "{outcome:?}");
+    assert!(!fixture.world.disks.is_open("db"), "its disks are still held");
+    held(place).await.pop().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
-async fn what_is_asked_for_is_made_told_and_the_ones_that_are_too_old_go() {
+async fn what_is_asked_for_is_made_told_and_found_whole() {
     let place = tempfile::tempdir().unwrap();
     let fixture = world(place.path()).await;
-    ask(&fixture, "b1").await;
-    until(&fixture, "it ends", ended).await;
+    let backup = backed_up(&fixture, place.path(), "b1").await;
     let first = run(&fixture);
     let outcome = first.outcome.clone().unwrap();
-    assert!(outcome.well, "{outcome:?}");
     assert!(outcome.message.contains("as a power cut would have left them"), "{outcome:?}");
     assert_eq!((first.done, first.total), (first.total, haven_model::Bytes(SIZE as u64)));
     assert_eq!(first.good_ms[&name("nas")], 1);
-    assert!(!fixture.world.disks.is_open("db"), "its disks are still held");
-    let [backup] = held(place.path()).await.try_into().unwrap();
     assert_eq!((backup.id.as_str(), backup.vm.as_str(), backup.by.as_str()), ("b1", "db", "root"));
     assert_eq!(backup.object["spec"]["memory"], "64MiB");
-    let repository = repository(place.path());
-    let index = repository.index(&backup, &name("root")).await.unwrap();
-    let mut found = Vec::new();
-    for chunk in &index.chunks {
-        match chunk {
-            Some(id) => found.extend_from_slice(&repository.get(id).await.unwrap()),
-            None => found.extend_from_slice(&vec![0; 4 << 20]),
-        }
-    }
-    assert!(found == content(1));
-    // Its time stands still here, so nothing is older than another; a second one keeps both.
+    assert!(found(place.path(), &backup).await == content(1));
     fixture.world.disks.put("db", vec![("root".into(), content(2))]);
-    ask(&fixture, "b2").await;
-    until(&fixture, "it ends", ended).await;
+    backed_up(&fixture, place.path(), "b2").await;
     assert_eq!(held(place.path()).await.len(), 2);
     let verification = json!({"id": "v", "by": "root", "atMs": 1, "done": 0, "total": 0});
     fixture.put(&keys::verification(&name("nas")), &verification).await;
@@ -115,6 +125,71 @@ async fn what_is_asked_for_is_made_told_and_the_ones_that_are_too_old_go() {
     assert!(said.well && said.message == "2 are whole (4 chunks read)", "{said:?}");
 }
 
+/// Whatever attempts went before: what is read and what is taken over from the one before make up the disk.
+#[tokio::test(start_paused = true)]
+async fn what_changed_is_read_and_the_rest_is_that_of_the_one_before() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    backed_up(&fixture, place.path(), "b1").await;
+    let mut now = content(1);
+    now[(8 << 20) + 5] = 9;
+    fixture.world.disks.put("db", vec![("root".into(), now.clone())]);
+    let second = backed_up(&fixture, place.path(), "b2").await;
+    assert_eq!(second.disks[0].read.0, 1 << 20, "only the last chunk has changed");
+    assert!(found(place.path(), &second).await == now);
+    // It stands, and that it does was never told: it is not made anew.
+    let opened = fixture.world.disks.opened("db");
+    now[7] = 3;
+    fixture.world.disks.put("db", vec![("root".into(), now.clone())]);
+    let again = backed_up(&fixture, place.path(), "b2").await;
+    assert_eq!((again.mark, fixture.world.disks.opened("db")), (second.mark, opened));
+    let third = backed_up(&fixture, place.path(), "b3").await;
+    assert_eq!(third.disks[0].read.0, 4 << 20);
+    assert!(found(place.path(), &third).await == now);
+    // Another process knows of no marks.
+    fixture.world.disks.forget("db");
+    now[(8 << 20) + 1] = 4;
+    fixture.world.disks.put("db", vec![("root".into(), now.clone())]);
+    let fourth = backed_up(&fixture, place.path(), "b4").await;
+    assert_eq!((fourth.disks[0].read.0, fourth.disks[0].stored.0 < 9000), (5 << 20, true));
+    assert!(found(place.path(), &fourth).await == now);
+    // What the one before names is gone: it is not built on.
+    let index = repository(place.path()).index(&fourth, &name("root")).await.unwrap();
+    let lost = index.chunks[0].unwrap();
+    let hex: String = lost.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = place.path().join("chunks").join(&hex[..2]).join(&hex);
+    std::fs::write(&path, b"rubbish").unwrap();
+    assert!(repository(place.path()).condemn(&lost).await.unwrap());
+    let fifth = backed_up(&fixture, place.path(), "b5").await;
+    assert!(found(place.path(), &fifth).await == now);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_are_too_old_go_unless_a_vm_is_made_from_them() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    let first = backed_up(&fixture, place.path(), "b1").await;
+    let repository = repository(place.path());
+    let index = repository.index(&first, &name("root")).await.unwrap();
+    for (id, uid) in [("a1", "u-db"), ("a2", "u-db"), ("a3", "u-other")] {
+        let mut old = Backup { id: id.into(), vm_uid: uid.into(), at_ms: -10, ..first.clone() };
+        let lists = [(name("root"), index.clone())];
+        repository.finish(&mut old, &lists, None, std::time::Duration::ZERO).await.unwrap();
+    }
+    let from = json!({"target": "nas", "vm": "db", "id": "a2", "disk": "root"});
+    let disks = json!([{"name": "root", "pool": "fast", "size": "1GiB", "backup": from}]);
+    fixture.object(Kind::Vm, "copy", json!({"memory": "64MiB", "disks": disks})).await;
+    backed_up(&fixture, place.path(), "b2").await;
+    for _ in 0..200 {
+        if held(place.path()).await.len() == 4 {
+            break;
+        }
+        fixture.pass(1).await;
+    }
+    let left: Vec<String> = held(place.path()).await.into_iter().map(|one| one.id).collect();
+    assert_eq!(left, ["a2", "a3", "b1", "b2"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_is_ended_or_of_another_vm_or_of_one_that_moves_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
@@ -124,7 +199,9 @@ async fn one_that_is_ended_or_of_another_vm_or_of_one_that_moves_leaves_nothing(
     fixture.put(&key, &serde_json::to_value(other).unwrap()).await;
     fixture.pass(30).await;
     assert!(!ended(&fixture), "it is of a VM that is gone");
+    fixture.world.disks.hangs.store(true, std::sync::atomic::Ordering::Release);
     ask(&fixture, "b1").await;
+    until(&fixture, "it begins", |fixture| fixture.world.disks.is_open("db")).await;
     let stopped = run(&fixture).ended(2, false, "root ended it".into());
     fixture.put(&key, &serde_json::to_value(stopped).unwrap()).await;
     fixture.pass(30).await;

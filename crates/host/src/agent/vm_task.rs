@@ -114,6 +114,8 @@ struct VmTask {
     limited: Option<disks::Limited>,
     /// The backup that is made of it.
     backup: Option<Job>,
+    /// Its disks may still be held as they were at an instant.
+    unclosed: bool,
     /// An attempt that failed here.
     gave_up: Option<i64>,
     /// The attempt for which it was told that nothing of it runs here, and in which session.
@@ -215,6 +217,7 @@ impl VmTask {
             mirrors: mirrors::Mirrors::new(),
             limited: None,
             backup: None,
+            unclosed: true,
             gave_up: None,
             said_gone: None,
             again: None,
@@ -367,8 +370,9 @@ impl VmTask {
             | Step::SayGone => self.move_on(snapshot, wanted, step).await,
             Step::Clean => self.clean(snapshot, wanted).await,
             Step::LeaveEnded => {
-                self.report(snapshot, VmPhase::Stopped, "it ended and its restart policy leaves it")
-                    .await
+                let why = "it ended and its restart policy leaves it";
+                self.report(snapshot, VmPhase::Stopped, why).await;
+                self.keep_backup(snapshot).await;
             }
             Step::Settled if matches!(wanted, Wanted::NotMine) => return None,
             Step::Settled => self.settled(snapshot, wanted).await,
@@ -465,7 +469,9 @@ impl VmTask {
                 self.limit_disks(snapshot).await;
                 self.keep_backup(snapshot).await;
                 self.report(snapshot, VmPhase::Running, &note).await;
-                self.send_away(snapshot).await;
+                if self.may_go() {
+                    self.send_away(snapshot).await;
+                }
             }
             Wanted::Stop => {
                 self.report(snapshot, VmPhase::Stopped, "").await;

@@ -4,7 +4,7 @@
 //! <https://www.qemu.org/docs/master/interop/qemu-ga-ref.html>, `guest-sync-delimited`.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -33,21 +33,27 @@ pub async fn answers(socket: &Path) -> bool {
 
 /// How long a guest may take to bring all to its disks and freeze its file systems.
 const FREEZES: Duration = Duration::from_secs(10);
-/// How often it is told to thaw them.
-const TRIES: u32 = 3;
+/// The pause before it is told again to thaw them.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// The file systems of a guest, frozen: nothing of it is under way to its disks.
-pub struct Freeze<'a> {
-    socket: &'a Path,
+/// The file systems of a guest, frozen: nothing of it is under way to its disks. It stands noted beside the socket until they
+/// are thawed, so that the next daemon thaws them when this one is killed.
+pub struct Freeze {
+    socket: PathBuf,
+    note: PathBuf,
 }
 
-impl<'a> Freeze<'a> {
-    /// Freezes them; nothing when the agent does not answer, or cannot.
-    pub async fn begin(socket: &'a Path) -> Option<Self> {
+impl Freeze {
+    /// Freezes them; nothing when the agent does not answer, or cannot. `of` is noted: whose they are.
+    pub async fn begin(socket: &Path, note: &Path, of: &str) -> Option<Self> {
         if !answers(socket).await {
             return None;
         }
-        let this = Self { socket };
+        let this = Self { socket: socket.to_owned(), note: note.to_owned() };
+        if let Err(error) = std::fs::write(note, of) {
+            tracing::warn!(%error, "{} cannot be written, so nothing is frozen", note.display());
+            return None;
+        }
         match tokio::time::timeout(FREEZES, command(socket, "guest-fsfreeze-freeze")).await {
             Ok(Ok(count)) if count.as_u64().is_some_and(|count| count > 0) => Some(this),
             said => {
@@ -59,17 +65,43 @@ impl<'a> Freeze<'a> {
         }
     }
 
-    /// Thaws them.
+    /// Thaws what an earlier daemon has left frozen.
+    pub async fn left(socket: &Path, note: &Path) {
+        Self { socket: socket.to_owned(), note: note.to_owned() }.end().await;
+    }
+
+    /// Thaws them. An agent that does not answer yet is told again and again until it has done so, or is gone.
     pub async fn end(self) {
-        for _ in 0..TRIES {
-            let said = tokio::time::timeout(PATIENCE, command(self.socket, "guest-fsfreeze-thaw"));
-            match said.await {
-                Ok(Ok(_)) => return,
-                said => {
-                    tracing::warn!(socket = %self.socket.display(), ?said, "its file systems are not thawed");
-                }
+        if self.thaw().await {
+            return;
+        }
+        tokio::spawn(async move {
+            while !self.thaw().await {
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+    }
+
+    /// Whether nothing is frozen any more.
+    async fn thaw(&self) -> bool {
+        let said =
+            tokio::time::timeout(PATIENCE, command(&self.socket, "guest-fsfreeze-thaw")).await;
+        let gone = match &said {
+            Ok(Ok(_)) => true,
+            // Its process has ended.
+            Ok(Err(error)) => matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ),
+            Err(_) => false,
+        };
+        match gone {
+            true => _ = std::fs::remove_file(&self.note),
+            false => {
+                tracing::warn!(socket = %self.socket.display(), ?said, "its file systems are not thawed yet");
             }
         }
+        gone
     }
 }
 

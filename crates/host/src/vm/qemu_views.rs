@@ -77,7 +77,12 @@ fn nodes(place: usize) -> Nodes {
 struct Asked {
     vm: String,
     qmp: Arc<Qmp>,
+    directory: PathBuf,
+    launched: record::Launched,
 }
+
+/// What the guest does that QEMU has stopped, and nobody else.
+const HELD: &str = "paused";
 
 impl Asked {
     async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
@@ -126,15 +131,51 @@ impl Asked {
         self.tell(&commands::REMOVE_BITMAP, json!({ "node": node, "name": name })).await.map(drop)
     }
 
-    /// Takes away whatever is there of a view. A guest that stands for its sake goes on.
-    async fn clear(&self, disks: usize) -> Result<(), VmError> {
+    fn disks(&self) -> usize {
+        self.launched.launch.disks.len()
+    }
+
+    /// What is noted of this process, and of no later one.
+    fn own(&self) -> String {
+        format!("{} {}", self.launched.pid, self.launched.start_time)
+    }
+
+    /// Whether a note of this name was left by this process.
+    fn noted(&self, name: &str) -> bool {
+        std::fs::read_to_string(self.directory.join(name)).is_ok_and(|of| of == self.own())
+    }
+
+    fn forget_note(&self, name: &str) -> Result<(), VmError> {
+        let path = self.directory.join(name);
+        run_dir::remove(&path).map_err(system(format!("{} cannot be removed", path.display())))
+    }
+
+    /// Lets a guest run that stands for a view. What is in already does it no harm.
+    async fn release(&self) -> Result<(), VmError> {
+        if !self.noted(run_dir::HELD) {
+            return Ok(());
+        }
+        let answer = self.tell(&commands::STATUS, json!({})).await?;
+        if answer["status"] == HELD {
+            self.tell(&commands::CONTINUE, json!({})).await?;
+        }
+        self.forget_note(run_dir::HELD)
+    }
+
+    /// Takes away whatever is there of a view. A guest that stands for its sake goes on first.
+    async fn clear(&self) -> Result<(), VmError> {
+        let disks = self.disks();
+        self.release().await?;
+        if self.noted(run_dir::FROZEN) {
+            let agent = self.directory.join(run_dir::AGENT_SOCKET);
+            Freeze::left(&agent, &self.directory.join(run_dir::FROZEN)).await;
+        }
         let named = self.named().await?;
         let there = |name: &str| named.iter().any(|(node, _)| node == name);
         let places: Vec<usize> = (0..disks)
             .filter(|place| there(&nodes(*place).filter) || there(&nodes(*place).kept))
             .collect();
-        let stood = !places.is_empty();
-        if stood {
+        if !places.is_empty() {
             // Whoever reads is cut off; it is no error that nobody did.
             let _ = self.tell(&commands::SERVE_NO_MORE, json!({})).await;
         }
@@ -148,10 +189,6 @@ impl Asked {
                     self.tell(&commands::REMOVE_NODE, json!({ "node-name": node })).await?;
                 }
             }
-        }
-        // A daemon that was killed in between has left it standing.
-        if stood && self.state().await? == GuestState::Paused {
-            self.tell(&commands::CONTINUE, json!({})).await?;
         }
         for (node, maps) in &named {
             if maps.iter().any(|map| map == FROZEN) {
@@ -204,54 +241,62 @@ impl Asked {
         Ok(marked)
     }
 
-    /// The instant: the guest stands until all disks have their filters and marks.
+    /// The instant: the guest stands until all disks have their filters and marks. One that does not run has a reason, which is
+    /// not this one's to judge.
     async fn instant(&self, asked: &ViewAsked, marked: &[bool]) -> Result<(), VmError> {
-        let ran = self.state().await? == GuestState::Running;
-        let stopped = match ran {
-            true => self.tell(&commands::STOP, json!({})).await.map(drop),
-            false => Ok(()),
+        let stands = |what: &str| VmError::System {
+            what: format!("{} {what}, so its disks cannot be seen at one instant", self.vm),
+            source: io::ErrorKind::Interrupted.into(),
         };
-        let put_in = match stopped {
-            Ok(()) => self.put_in(asked, marked).await,
+        if self.state().await? != GuestState::Running {
+            return Err(stands("does not run"));
+        }
+        let note = self.directory.join(run_dir::HELD);
+        run_dir::write(&note, self.own().as_bytes(), None)
+            .map_err(system(format!("{} cannot be written", note.display())))?;
+        let put_in = match self.tell(&commands::STOP, json!({})).await {
+            Ok(_) => self.put_in(asked, marked).await,
             Err(error) => Err(error),
         };
         // Somebody else may have let it run meanwhile, for its disk's sake: then it is not one instant.
-        let stands = self.state().await;
-        if ran {
-            // Also after a `stop` of which nothing was heard: QEMU does one after the other.
-            self.tell(&commands::CONTINUE, json!({})).await?;
-        }
+        let held = self.tell(&commands::STATUS, json!({})).await;
+        // Also after a `stop` of which nothing was heard: QEMU does one after the other. It may be on its way out, and then
+        // it is `clear` that tries again.
+        let released = self.tell(&commands::CONTINUE, json!({})).await;
+        released?;
+        self.forget_note(run_dir::HELD)?;
         put_in?;
-        match stands? {
-            GuestState::Running if marked.len() > 1 => Err(VmError::System {
-                what: format!("{} went on while its disks were held", self.vm),
-                source: io::ErrorKind::Interrupted.into(),
-            }),
-            _ => Ok(()),
+        match held?["status"] == HELD {
+            true => Ok(()),
+            false => Err(stands("went on, or broke, while its disks were held")),
         }
     }
 
+    /// The new marks come first and what is known since the one before is taken last, so that both say rather too much.
     async fn put_in(&self, asked: &ViewAsked, marked: &[bool]) -> Result<(), VmError> {
+        let add = |place: usize, name: &str, disabled: bool| {
+            json!({ "type": "block-dirty-bitmap-add", "data": {
+                "node": nodes(place).disk, "name": name, "granularity": GRANULARITY, "disabled": disabled,
+            }})
+        };
+        let new = mark(&asked.owner, &asked.mark);
+        let begin: Vec<Value> = (0..marked.len()).map(|place| add(place, &new, false)).collect();
+        self.tell(&commands::TRANSACTION, json!({ "actions": begin })).await?;
         for place in 0..marked.len() {
             self.set(place, &nodes(place).filter).await?;
         }
-        let mut actions = Vec::new();
-        for (place, marked) in marked.iter().enumerate() {
-            let node = nodes(place).disk;
-            let add = |name: &str, disabled: bool| {
-                json!({ "type": "block-dirty-bitmap-add", "data": {
-                    "node": node, "name": name, "granularity": GRANULARITY, "disabled": disabled,
-                }})
-            };
-            if let Some(since) = asked.since.as_ref().filter(|_| *marked) {
-                actions.push(add(FROZEN, true));
-                actions.push(json!({ "type": "block-dirty-bitmap-merge", "data": {
-                    "node": node, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
-                }}));
-            }
-            actions.push(add(&mark(&asked.owner, &asked.mark), false));
+        let Some(since) = &asked.since else { return Ok(()) };
+        let mut known = Vec::new();
+        for (place, _) in marked.iter().enumerate().filter(|(_, marked)| **marked) {
+            known.push(add(place, FROZEN, true));
+            known.push(json!({ "type": "block-dirty-bitmap-merge", "data": {
+                "node": nodes(place).disk, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
+            }}));
         }
-        self.tell(&commands::TRANSACTION, json!({ "actions": actions })).await.map(drop)
+        match known.is_empty() {
+            true => Ok(()),
+            false => self.tell(&commands::TRANSACTION, json!({ "actions": known })).await.map(drop),
+        }
     }
 
     /// Serves the views.
@@ -321,13 +366,10 @@ impl DiskView for Served {
 }
 
 /// All that is done for a view, in one go: whoever waits for it may be gone.
-async fn open(asked: Asked, directory: PathBuf, wanted: ViewAsked) -> Result<View, VmError> {
-    let vm = asked.vm.clone();
-    let record = record::read(&directory)
-        .map_err(system(format!("the launch record of {vm} cannot be read")))?
-        .ok_or_else(|| VmError::NotHere(vm.clone()))?;
+async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
+    let (vm, directory, record) = (asked.vm.clone(), &asked.directory, &asked.launched);
     let disks = &record.launch.disks;
-    asked.clear(disks.len()).await?;
+    asked.clear().await?;
     let marked = asked.marks(disks.len(), &wanted).await?;
     let made = async {
         for (place, disk) in disks.iter().enumerate() {
@@ -335,7 +377,10 @@ async fn open(asked: Asked, directory: PathBuf, wanted: ViewAsked) -> Result<Vie
         }
         let agent = directory.join(run_dir::AGENT_SOCKET);
         let frozen = match record.launch.agent {
-            true => Freeze::begin(&agent).await,
+            true => {
+                let note = directory.join(run_dir::FROZEN);
+                Freeze::begin(&agent, &note, &asked.own()).await
+            }
             false => None,
         };
         let instant = asked.instant(&wanted, &marked).await;
@@ -360,9 +405,21 @@ async fn open(asked: Asked, directory: PathBuf, wanted: ViewAsked) -> Result<Vie
     };
     let made = made.await;
     if made.is_err() {
-        let _ = asked.clear(disks.len()).await;
+        let _ = asked.clear().await;
     }
     made
+}
+
+impl QemuDriver {
+    /// The process of a VM, for views of it.
+    async fn asked(&self, vm: &str) -> Result<Option<Asked>, VmError> {
+        let directory = self.directory(vm);
+        let launched = record::read(&directory)
+            .map_err(system(format!("the launch record of {vm} cannot be read")))?;
+        let Some(launched) = launched else { return Ok(None) };
+        let qmp = self.qmp(vm, DEADLINE).await?;
+        Ok(Some(Asked { vm: vm.into(), qmp, directory, launched }))
+    }
 }
 
 #[async_trait]
@@ -370,12 +427,12 @@ impl Views for QemuDriver {
     async fn open_view(&self, vm: &str, asked: &ViewAsked) -> Result<View, VmError> {
         let held = self.views(vm).ok_or_else(|| VmError::NotHere(vm.into()))?;
         let held = held.lock_owned().await;
-        let (directory, wanted) = (self.directory(vm), asked.clone());
-        let asked = Asked { vm: vm.into(), qmp: self.qmp(vm, DEADLINE).await? };
+        let wanted = asked.clone();
+        let asked = self.asked(vm).await?.ok_or_else(|| VmError::NotHere(vm.into()))?;
         // A guest that stands half-way would stand for ever.
         let opened = tokio::spawn(async move {
             let _held = held;
-            open(asked, directory, wanted).await
+            open(asked, wanted).await
         });
         opened.await.unwrap_or_else(|error| {
             let what = format!("the view of the disks of {vm} was given up");
@@ -386,10 +443,9 @@ impl Views for QemuDriver {
     async fn close_view(&self, vm: &str) -> Result<(), VmError> {
         let Some(held) = self.views(vm) else { return Ok(()) };
         let _held = held.lock().await;
-        let record = record::read(&self.directory(vm))
-            .map_err(system(format!("the launch record of {vm} cannot be read")))?;
-        let Some(record) = record else { return Ok(()) };
-        let asked = Asked { vm: vm.into(), qmp: self.qmp(vm, DEADLINE).await? };
-        asked.clear(record.launch.disks.len()).await
+        match self.asked(vm).await? {
+            Some(asked) => asked.clear().await,
+            None => Ok(()),
+        }
     }
 }

@@ -30,6 +30,10 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 pub const DISKS_SOCKET: &str = "disks.sock";
 /// The socket at which QEMU serves disks as they were.
 pub const VIEW_SOCKET: &str = "view.sock";
+/// The guest stands until all its disks are seen at one instant.
+pub const HELD: &str = "held";
+/// Its file systems are frozen for that.
+pub const FROZEN: &str = "frozen";
 /// What QEMU said.
 pub const MESSAGES: &str = "stderr";
 /// The NoCloud seed.

@@ -5,9 +5,10 @@
 
 use crate::work::{Work, vm_ref};
 use haven_model::{
-    Action, Name,
+    Action, Name, VmPhase,
     backup::{BackupRun, BackupSpec},
     host::BACKUPS,
+    object::Object,
     units::Millis,
 };
 use std::collections::BTreeSet;
@@ -32,14 +33,42 @@ fn rest(work: &Work<'_>, spec: &BackupSpec, last: Option<&BackupRun>) -> Option<
     pause.0.checked_sub(passed).filter(|rest| *rest > 0)
 }
 
+/// A VM that has run has its disks, and needs the backup no more that they were made from: neither does anybody remove it in
+/// vain, nor is a disk made from it a second time.
+fn forget_origins(work: &mut Work<'_>) {
+    let snapshot = work.snapshot;
+    let mut made = Vec::new();
+    for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
+        let has_run = || snapshot.told_of(name).is_some_and(|told| told.phase == VmPhase::Running);
+        if vm.spec.disks.iter().any(|disk| disk.backup.is_some()) && has_run() {
+            made.push((name, vm));
+        }
+    }
+    for (name, vm) in made {
+        let mut now = (*vm.value).clone();
+        now.spec.disks.iter_mut().for_each(|disk| disk.backup = None);
+        now.meta.generation += 1;
+        let reason = format!("{name} runs, so its disks are made from their backup");
+        let (object, expected_revision) = (Box::new(Object::Vm(now)), vm.revision);
+        work.act(vm_ref(name), reason, Action::PutObject { object, expected_revision });
+    }
+}
+
 /// Has VMs backed up whose time has come.
 pub(crate) fn plan(work: &mut Work<'_>) {
     let snapshot = work.snapshot;
-    let under_way = |name: &Name| {
-        let run = snapshot.backups.get(name)?;
-        let host = &snapshot.placements.get(name)?.host;
-        run.outcome.is_none().then_some(host)
+    // What neither runs nor rests has no disks that could be read, and keeps nobody waiting.
+    let is_settled = |name: &Name| {
+        let told = snapshot.told_of(name);
+        told.is_some_and(|told| [VmPhase::Running, VmPhase::Stopped].contains(&told.phase))
     };
+    let under_way = |name: &Name| {
+        let run = snapshot.backups.get(name).filter(|_| is_settled(name))?;
+        let host = &snapshot.placements.get(name)?.host;
+        let of_it = snapshot.vms.get(name).is_some_and(|vm| vm.meta.uid == run.vm_uid);
+        (of_it && run.outcome.is_none()).then_some(host)
+    };
+    forget_origins(work);
     let mut busy: BTreeSet<&Name> = snapshot.backups.keys().filter_map(under_way).collect();
     for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
         let Some(spec) = &vm.spec.backup else { continue };
@@ -54,7 +83,7 @@ pub(crate) fn plan(work: &mut Work<'_>) {
         }
         // One without a host has nothing to be backed up, or nobody who could.
         let Some(host) = snapshot.placements.get(name).map(|placed| &placed.host) else { continue };
-        if !snapshot.session_open(host) {
+        if !snapshot.session_open(host) || !is_settled(name) {
             continue;
         }
         if snapshot.host_status.get(host).is_none_or(|told| told.speaks < BACKUPS) {

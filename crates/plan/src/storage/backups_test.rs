@@ -6,7 +6,7 @@ use crate::{
     testing::{World, at, name, stored},
 };
 use haven_model::{
-    Action, Bytes, TargetSpec, VmSpec,
+    Action, Bytes, Object, TargetSpec, VmPhase, VmSpec,
     backup::{BackupRun, TaskOutcome},
 };
 use proptest::prelude::*;
@@ -110,6 +110,43 @@ fn a_backup_to_elsewhere_and_one_of_an_earlier_vm_do_not_count() {
     world.snapshot.backups.insert(name("db"), at(9, other));
     let next = begun(&world);
     assert!(next[0].1.good_ms.is_empty(), "it was of a VM that is gone: {next:?}");
+}
+
+#[test]
+fn one_that_neither_runs_nor_rests_is_left_alone_and_keeps_nobody_waiting() {
+    let mut world = world(&["db", "web"]);
+    let mut told = (*world.snapshot.vm_status["db"].value).clone();
+    told.phase = VmPhase::Failed;
+    world.snapshot.vm_status.insert(name("db"), at(9, told));
+    assert_eq!(begun(&world)[0].0, "web");
+    was(&mut world, "db", 1000, None);
+    assert_eq!(begun(&world)[0].0, "web", "what was asked of it before does not count");
+}
+
+#[test]
+fn a_vm_that_has_run_forgets_the_backup_that_it_was_made_from() {
+    let mut world = world(&["db"]);
+    let mut spec = world.snapshot.vms["db"].spec.clone();
+    let from = json!({"target": "nas", "vm": "old", "id": "b1", "disk": "data"});
+    spec.disks[0].backup = Some(serde_json::from_value(from).unwrap());
+    world.vm("new", spec.clone());
+    let forgets = |world: &World| {
+        let actions = plan(&world.snapshot, &world.seen).actions.into_iter();
+        let put = actions.filter_map(|planned| match planned.action {
+            Action::PutObject { object, .. } => Some(*object),
+            _ => None,
+        });
+        put.collect::<Vec<_>>()
+    };
+    assert!(forgets(&world).is_empty(), "its disks may not be made yet");
+    assert_eq!(world.snapshot.made_from(&name("nas"), &name("old"), "b1"), Some(&name("new")));
+    world.run("new", "host1");
+    let mut now = forgets(&world);
+    assert_eq!(now.len(), 1, "{now:?}");
+    let Object::Vm(now) = now.remove(0) else { panic!("a VM") };
+    assert_eq!(now.spec.disks[0].backup, None);
+    assert_eq!(now.spec.hardware(), spec.hardware(), "nothing of the machine has changed");
+    assert_eq!(world.snapshot.made_from(&name("nas"), &name("old"), "b1"), None);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
 };
 use futures::{FutureExt, StreamExt, stream::FuturesOrdered};
 use haven_model::{
-    Bytes, Name, ObjectRef, Severity, Snapshot,
+    Bytes, Name, ObjectRef, PoolSpec, Severity, Snapshot,
     backup::{Backup, BackupDisk, BackupRun, BackupSpec, Moment},
     keys,
     object::{Kind, Stored},
@@ -26,9 +26,15 @@ use haven_model::{
 };
 use haven_store::{
     clock::Mono,
-    raw::{Compare, Op},
+    raw::{Compare, Op, StoreError},
 };
-use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::task::JoinHandle;
 
 /// How often it is told how far it is.
@@ -37,8 +43,14 @@ const TELL: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 3;
 /// So much is asked about in one go, bytes.
 const SPAN: u64 = 1 << 30;
-/// A pool on which less is free has no room for what guests overwrite meanwhile, bytes.
-const ROOM: u64 = 256 << 20;
+/// A pool on which less is free has no room for what guests overwrite meanwhile, bytes; or less than a tenth of it.
+const ROOM: u64 = 1 << 30;
+/// How often that is looked at.
+const LOOKS: Duration = Duration::from_millis(300);
+/// How long the store may not answer.
+const PATIENT: Duration = Duration::from_secs(60);
+/// The pause before it is asked again.
+const ASKS: Duration = Duration::from_secs(1);
 
 /// A job, which ends when this is dropped.
 pub struct Job {
@@ -75,11 +87,12 @@ impl Job {
         let work = Work {
             parts: Arc::clone(parts),
             vm: object.meta.name.clone(),
-            object,
+            object: Arc::clone(&object),
             begun: parts.clock.now(),
             told: parts.clock.now(),
             run,
             revision,
+            placed: parts.live.borrow().placements.get(&object.meta.name).map_or(0, |p| p.revision),
             runs,
         };
         Self { id, task: tokio::spawn(work.run()) }
@@ -134,6 +147,8 @@ struct Work {
     told: Mono,
     run: BackupRun,
     revision: i64,
+    /// The revision of the placement under which it is this host's.
+    placed: i64,
     runs: bool,
 }
 
@@ -144,7 +159,13 @@ type Storing<'a> =
 impl Work {
     async fn run(mut self) {
         tracing::info!(vm = %self.vm, to = %self.run.to, "it is backed up");
-        let made = self.make().await;
+        let (parts, pools) = (Arc::clone(&self.parts), self.pools());
+        let runs = self.runs;
+        let made = tokio::select! {
+            biased;
+            made = self.make() => made,
+            why = full(&parts, &pools), if runs => Err(Stop::Fails(why)),
+        };
         if self.runs
             && let Err(error) = self.parts.vms.close_view(self.vm.as_str()).await
         {
@@ -165,7 +186,25 @@ impl Work {
         };
         let event = self.parts.event(&ObjectRef::new(Kind::Vm, self.vm.clone()), severity, event);
         self.run = self.run.ended((self.parts.wall_ms)(), well, message);
-        let _ = self.tell(Some(event)).await;
+        if self.tell(Some(event)).await.is_err() || !well {
+            return;
+        }
+        // It stands and is told; what is too old may go, whoever ends this job.
+        tokio::spawn(async move {
+            if let Err(failure) = self.prune().await {
+                tracing::warn!(vm = %self.vm, %failure, "its old backups cannot be removed");
+            }
+        });
+    }
+
+    /// The pools of its disks.
+    fn pools(&self) -> BTreeMap<Name, PoolSpec> {
+        let live = self.parts.live.borrow();
+        let pools =
+            self.object.spec.disks.iter().filter_map(|disk| {
+                Some((disk.pool.clone(), live.pools.get(&disk.pool)?.spec.clone()))
+            });
+        pools.collect()
     }
 
     /// Makes it; what it came to, in words.
@@ -174,8 +213,12 @@ impl Work {
         let repository = target::repository(&live, self.parts.secrets.as_ref(), &self.run.to)?;
         repository.ready().await?;
         let base = self.base(&repository).await?;
+        if let Some(there) = base.as_ref().filter(|base| base.id == self.run.id) {
+            // An attempt before this one had come to its end, and could not say so.
+            return Ok(words(there));
+        }
         let mut backup = self.begun((self.parts.wall_ms)());
-        let (moment, disks) = self.open(&live, base.as_ref()).await?;
+        let (moment, disks) = self.open(&live, base.as_ref(), &backup.mark).await?;
         backup.moment = moment;
         self.run.total = Bytes(disks.iter().map(|(_, disk)| disk.size()).sum());
         self.tell(None).await?;
@@ -196,15 +239,14 @@ impl Work {
             indexes.push((name, index));
             backup.disks.push(disk);
         }
-        // Whether it is still wanted, right before it is made to count.
-        self.tell(None).await?;
         backup.ended_ms = (self.parts.wall_ms)();
         let took = self.parts.clock.now().since(self.begun);
         let on = base.as_ref().map(|base| base.id.as_str());
-        repository.finish(&mut backup, &indexes, on, took).await?;
-        // It stands; what is too old may go.
-        let removed = self.prune(&repository).await;
-        Ok(words(&backup, removed))
+        repository.prepare(&mut backup, &indexes, on, took).await?;
+        // Whether it is still wanted of this host, right before it is made to count.
+        self.tell(None).await?;
+        repository.seal(&backup, on).await?;
+        Ok(words(&backup))
     }
 
     fn begun(&self, at_ms: i64) -> Backup {
@@ -216,6 +258,7 @@ impl Work {
             ended_ms: at_ms,
             by: self.run.by.clone(),
             moment: Moment::Stopped,
+            mark: uuid::Uuid::new_v4().simple().to_string(),
             object: serde_json::json!({
                 "labels": self.object.meta.labels,
                 "spec": self.object.spec,
@@ -229,14 +272,15 @@ impl Work {
         &self,
         live: &Snapshot,
         base: Option<&Backup>,
+        mark: &str,
     ) -> Result<(Moment, Vec<(Name, Box<dyn DiskView>)>), StorageFailure> {
         if !self.runs {
             return Ok((Moment::Stopped, self.closed(live).await?));
         }
         let asked = ViewAsked {
             owner: self.run.to.to_string(),
-            mark: self.run.id.clone(),
-            since: base.map(|base| base.id.clone()),
+            mark: mark.to_owned(),
+            since: base.map(|base| base.mark.clone()).filter(|mark| !mark.is_empty()),
         };
         let view = self.parts.vms.open_view(self.vm.as_str(), &asked).await;
         let view = view.map_err(|error| says(chain(&error)))?;
@@ -294,23 +338,45 @@ impl Work {
         Ok(list.backups.into_iter().rev().find(|backup| backup.vm_uid == self.run.vm_uid))
     }
 
-    /// Writes the record over the one that this wrote last.
+    /// Writes the record over the one that this wrote last, as long as the VM has the place that it had. A store that does not
+    /// answer is asked again for a while.
     async fn tell(&mut self, event: Option<Op>) -> Result<(), Over> {
-        let key = keys::backup(&self.vm);
+        let until = self.parts.clock.now().plus(PATIENT);
+        loop {
+            match self.put(event.clone()).await {
+                Ok(told) => return told,
+                Err(error) if self.parts.clock.now() >= until => {
+                    tracing::warn!(vm = %self.vm, %error, "how far its backup is cannot be written");
+                    return Err(Over);
+                }
+                Err(_) => self.parts.clock.sleep(ASKS).await,
+            }
+        }
+    }
+
+    /// The same, once.
+    async fn put(&mut self, event: Option<Op>) -> Result<Result<(), Over>, StoreError> {
+        let (key, placement) = (keys::backup(&self.vm), keys::placement(&self.vm));
         let value = serde_json::to_vec(&self.run).expect("a record is plain data");
-        let mut ops = vec![Op::Put(key.clone(), value.into())];
+        let mut ops = vec![Op::Put(key.clone(), value.clone().into())];
         ops.extend(event);
-        let over = vec![Compare::ModRevision(key, self.revision)];
-        match self.parts.store.txn(over, ops).await {
-            Ok(outcome) if outcome.succeeded => {
-                self.revision = outcome.revision;
-                Ok(())
+        let over = vec![
+            Compare::ModRevision(key.clone(), self.revision),
+            Compare::ModRevision(placement, self.placed),
+        ];
+        let outcome = self.parts.store.txn(over, ops).await?;
+        if outcome.succeeded {
+            self.revision = outcome.revision;
+            return Ok(Ok(()));
+        }
+        // The answer to an earlier try may have been lost.
+        let there = self.parts.store.get(&key).await?;
+        match there.filter(|there| there.value == value) {
+            Some(own) => {
+                self.revision = own.mod_revision;
+                Ok(Ok(()))
             }
-            Ok(_) => Err(Over),
-            Err(error) => {
-                tracing::debug!(vm = %self.vm, %error, "how far its backup is could not be written");
-                Err(Over)
-            }
+            None => Ok(Err(Over)),
         }
     }
 
@@ -322,27 +388,14 @@ impl Work {
             return Ok(());
         }
         self.told = now;
-        if self.runs {
-            self.room().await?;
-        }
-        Ok(self.tell(None).await?)
-    }
-
-    /// What the guest overwrites meanwhile is kept in the pools of its disks, and must not fill them.
-    async fn room(&self) -> Result<(), StorageFailure> {
-        let live = Arc::clone(&self.parts.live.borrow());
-        for disk in &self.object.spec.disks {
-            let Some(pool) = live.pools.get(&disk.pool) else { continue };
-            let room = self.parts.storage.room(&pool.spec).await?;
-            if let Some(room) = room.filter(|room| room.free.0 < ROOM.min(room.total.0 / 20)) {
-                return Err(says(format!(
-                    "the pool `{}` has {} free, too little for what the guest overwrites while it is backed up; free some space there, or enlarge it",
-                    disk.pool,
-                    in_words(room.free.0)
-                )));
+        match self.put(None).await {
+            Ok(told) => Ok(told?),
+            // Later will do.
+            Err(error) => {
+                tracing::debug!(vm = %self.vm, %error, "how far its backup is could not be written");
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// Reads a disk and stores what of it is new.
@@ -405,48 +458,55 @@ impl Work {
         Ok((disk, index))
     }
 
-    /// Removes the backups of this VM that are older than its spec keeps, but for the newest. How many.
-    async fn prune(&self, repository: &Repository) -> usize {
+    /// Removes the backups of this VM that are older than its spec keeps, counted from the newest, which stays.
+    async fn prune(&self) -> Result<(), StorageFailure> {
         let spec: Option<&BackupSpec> = self.object.spec.backup.as_ref();
         let Some(keep) = spec.filter(|spec| spec.to == self.run.to).and_then(|spec| spec.keep)
         else {
-            return 0;
+            return Ok(());
         };
-        let Ok(list) = repository.list(Some(&self.vm)).await else { return 0 };
-        let before = (self.parts.wall_ms)() - i64::try_from(keep.0).unwrap_or(i64::MAX);
-        let mut of_it: Vec<Backup> =
-            list.backups.into_iter().filter(|one| one.vm_uid == self.run.vm_uid).collect();
-        of_it.pop();
-        let mut removed = 0;
         let live = Arc::clone(&self.parts.live.borrow());
+        let repository = target::repository(&live, self.parts.secrets.as_ref(), &self.run.to)?;
+        let list = repository.list(Some(&self.vm)).await?;
+        let of_it = list.backups.into_iter().filter(|one| one.vm_uid == self.run.vm_uid);
+        let mut of_it: Vec<Backup> = of_it.collect();
+        let Some(newest) = of_it.pop() else { return Ok(()) };
+        let before = newest.at_ms.saturating_sub(i64::try_from(keep.0).unwrap_or(i64::MAX));
         let needed = |old: &Backup| live.made_from(&self.run.to, &old.vm, &old.id).is_some();
         for old in of_it.iter().filter(|old| old.at_ms < before && !needed(old)) {
-            match repository.remove(&old.vm, &old.id).await {
-                Ok(()) => removed += 1,
-                Err(failure) => {
-                    tracing::warn!(vm = %self.vm, id = old.id, %failure, "an old backup of it cannot be removed");
-                }
+            repository.remove(&old.vm, &old.id).await?;
+            tracing::info!(vm = %self.vm, id = old.id, "a backup of it is older than is kept: it is removed");
+        }
+        Ok(())
+    }
+}
+
+/// Waits until a pool has no room left for what guests overwrite meanwhile; what is to be said then.
+async fn full(parts: &AgentParts, pools: &BTreeMap<Name, PoolSpec>) -> StorageFailure {
+    loop {
+        for (name, pool) in pools {
+            let room = parts.storage.room(pool).await.ok().flatten();
+            if let Some(room) = room.filter(|room| room.free.0 < ROOM.min(room.total.0 / 10)) {
+                return says(format!(
+                    "the pool `{name}` has {} free, too little for what the guest overwrites while it is backed up; free some space there, or enlarge it",
+                    in_words(room.free.0)
+                ));
             }
         }
-        removed
+        parts.clock.sleep(LOOKS).await;
     }
 }
 
 /// What a backup came to, in words.
-fn words(backup: &Backup, removed: usize) -> String {
+fn words(backup: &Backup) -> String {
     let sum = |of: fn(&BackupDisk) -> u64| in_words(backup.disks.iter().map(of).sum());
-    let gone = match removed {
-        0 => String::new(),
-        1 => "; 1 that was too old is removed".to_owned(),
-        more => format!("; {more} that were too old are removed"),
-    };
     let how = match backup.moment {
         Moment::Frozen => "its file systems frozen by the guest's agent",
         Moment::Running => "its disks as a power cut would have left them",
         Moment::Stopped => "the VM did not run",
     };
     format!(
-        "{} in use, {} read, {} new in the target, in {:.1} s; {how}{gone}",
+        "{} in use, {} read, {} new in the target, in {:.1} s; {how}",
         sum(|disk| disk.used.0),
         sum(|disk| disk.read.0),
         sum(|disk| disk.stored.0),

@@ -196,6 +196,10 @@ impl Task<'_> {
         let mut reads = stream::iter(reads).buffer_unordered(AT_ONCE);
         while let Some((id, read, of)) = reads.next().await {
             if let Err(failure) = read {
+                // It may be away as a whole, which says nothing of what it holds.
+                if let Err(away) = repository.ready().await {
+                    return Ok(Err(away));
+                }
                 // The next backup that reads the same content writes it again.
                 if let Err(failure) = repository.condemn(&id).await {
                     tracing::warn!(%failure, "a damaged chunk cannot be put out of the way");

@@ -102,6 +102,11 @@ pub(super) struct Following {
 }
 
 impl VmTask {
+    /// A copy of its guest is sent.
+    pub(super) fn is_sent(&self) -> bool {
+        self.outgoing.is_some()
+    }
+
     fn my_placement(&self, snapshot: &Snapshot) -> Option<Versioned<Placement>> {
         snapshot.placements.get(&self.vm).cloned()
     }

@@ -25,13 +25,21 @@ use tokio::{
 
 /// How long it may take to begin.
 const BEGINS: Duration = Duration::from_secs(15);
+/// How long a disk may take for one request: to bring to it what was written, say.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// So much is written before it is brought to the disk, bytes.
+const FLUSHES: u64 = 256 << 20;
+/// How long a process that was killed may take to end.
+const ENDS: u32 = 250;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A file that is served; no longer once this is dropped.
 pub struct Served {
-    nbd: Nbd<UnixStream>,
+    nbd: Option<Nbd<UnixStream>>,
     child: Child,
+    /// Since the last flush, bytes.
+    unflushed: u64,
     /// Its socket's directory.
     _directory: tempfile::TempDir,
 }
@@ -61,9 +69,9 @@ impl Served {
             says(format!("qemu-nbd cannot be started ({error}); install the package qemu-utils"))
         })?;
         let stream = connect(&mut child, &socket).await.map_err(failed)?;
-        let nbd = Nbd::connect(stream, "disk", None).await;
+        let nbd = Nbd::connect_within(stream, "disk", None, PATIENCE).await;
         let nbd = nbd.map_err(|error| failed(error.to_string()))?;
-        Ok(Self { nbd, child, _directory: directory })
+        Ok(Self { nbd: Some(nbd), child, unflushed: 0, _directory: directory })
     }
 
     /// Writes.
@@ -71,7 +79,14 @@ impl Served {
     /// # Errors
     /// When the file does not take it.
     pub async fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
-        self.nbd.write(offset, from).await
+        let nbd = self.nbd.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        nbd.write(offset, from).await?;
+        self.unflushed += from.len() as u64;
+        if self.unflushed >= FLUSHES {
+            self.unflushed = 0;
+            nbd.flush().await?;
+        }
+        Ok(())
     }
 
     /// Brings all to the disk and ends; only then all is there.
@@ -79,13 +94,28 @@ impl Served {
     /// # Errors
     /// When the disk does not take it.
     pub async fn finish(mut self) -> io::Result<()> {
-        self.nbd.flush().await?;
-        self.nbd.disconnect().await?;
-        let status = tokio::time::timeout(BEGINS, self.child.wait()).await??;
+        let mut nbd = self.nbd.take().ok_or(io::ErrorKind::NotConnected)?;
+        nbd.flush().await?;
+        nbd.disconnect().await?;
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await??;
         match status.success() {
             true => Ok(()),
             false => Err(io::Error::other(format!("qemu-nbd ended with {status}"))),
         }
+    }
+}
+
+/// Whoever goes on after it finds the file closed.
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        for _ in 0..ENDS {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                _ => return,
+            }
+        }
+        tracing::warn!("a qemu-nbd does not end; it waits for a disk");
     }
 }
 
@@ -113,16 +143,16 @@ async fn connect(child: &mut Child, socket: &PathBuf) -> Result<UnixStream, Stri
 #[async_trait]
 impl DiskView for Served {
     fn size(&self) -> u64 {
-        self.nbd.size()
+        self.nbd.as_ref().map_or(0, Nbd::size)
     }
     fn is_marked(&self) -> bool {
         false
     }
     async fn status(&mut self, offset: u64, length: u32) -> io::Result<Vec<Extent>> {
-        self.nbd.status(offset, length).await
+        self.nbd.as_mut().ok_or(io::ErrorKind::NotConnected)?.status(offset, length).await
     }
     async fn read(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.nbd.read(offset, into).await
+        self.nbd.as_mut().ok_or(io::ErrorKind::NotConnected)?.read(offset, into).await
     }
     async fn release(&mut self, _: u64, _: u32) -> io::Result<()> {
         Ok(())

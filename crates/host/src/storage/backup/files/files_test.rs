@@ -99,6 +99,7 @@ async fn kept(place: &Path, disks: &[(&str, &[u8])]) -> (Repository, Backup) {
         ended_ms: 2,
         by: "test".into(),
         moment: Moment::Running,
+        mark: String::new(),
         object: serde_json::Value::Null,
         disks: of,
     };

@@ -4,7 +4,7 @@
 //! haven-backups.json               what makes the place one; without it nothing is read or written here
 //! haven-clock                      written to learn what time it is at the place
 //! chunks/<2 digits>/<sha256>       at most 4 MiB of a disk, under the sum of its content (`chunks.rs`)
-//! vms/<vm>/<id>/<disk>.index       the list of a disk's chunks (`index.rs`)
+//! vms/<vm>/<id>/<disk>.<sum>.index the list of a disk's chunks (`index.rs`), under the beginning of its own sum
 //! vms/<vm>/<id>/backup.json        written last: a backup without it does not exist
 //! aside/<when>-<uuid>/<sha256>     chunks that no backup named when they were swept (`sweep.rs`)
 //! damaged/<sha256>                 chunks whose content was another; the next backup that reads it writes it again
@@ -192,6 +192,11 @@ fn folder(vm: &Name, id: &str) -> Result<String, StorageFailure> {
     Ok(format!("vms/{vm}/{id}"))
 }
 
+/// Where the list of a disk's chunks stands. Another attempt of the same backup has other ones.
+fn list(folder: &str, disk: &Name, sum: &str) -> String {
+    format!("{folder}/{disk}.{}.index", &sum[..sum.len().min(16)])
+}
+
 /// Reads a `backup.json` that stands in this folder.
 fn parse(vm: &str, id: &str, stored: &[u8]) -> Result<Backup, String> {
     let record: Record =
@@ -285,14 +290,28 @@ impl Repository {
         if self.store.is_found() { Ok(()) } else { self.ready().await }
     }
 
-    /// Makes the backup exist: writes the lists of its disks' chunks, fills in their sums, then writes `backup.json`. All
-    /// chunks that they name were put since this one began, `took` ago, or are named by its base, another backup of this
-    /// VM.
+    /// Makes the backup exist: [`Repository::prepare`], then [`Repository::seal`].
+    ///
+    /// # Errors
+    /// As both.
+    pub async fn finish(
+        &self,
+        backup: &mut Backup,
+        indexes: &[(Name, Index)],
+        base: Option<&str>,
+        took: Duration,
+    ) -> Result<(), StorageFailure> {
+        self.prepare(backup, indexes, base, took).await?;
+        self.seal(backup, base).await
+    }
+
+    /// Writes the lists of the chunks of its disks and fills in their sums, and brings all to the disk. All chunks that they
+    /// name were put since this one began, `took` ago, or are named by its base, another backup of this VM.
     ///
     /// # Errors
     /// A sentence, when it took too long, one of that id is there, its base is not, a list does not fit its disk, or it
     /// cannot be written.
-    pub async fn finish(
+    pub async fn prepare(
         &self,
         backup: &mut Backup,
         indexes: &[(Name, Index)],
@@ -315,8 +334,18 @@ impl Repository {
         }
         self.write_indexes(backup, indexes).await?;
         self.builds_on(backup, base).await?;
-        self.store.sync().await?;
-        let text = serde_json::to_string(&*backup).expect("a backup can be written as JSON");
+        self.store.sync().await
+    }
+
+    /// Makes a backup exist that is prepared: writes its `backup.json`.
+    ///
+    /// # Errors
+    /// A sentence, when one of that id is there, its base is not, or it cannot be written.
+    pub async fn seal(&self, backup: &Backup, base: Option<&str>) -> Result<(), StorageFailure> {
+        self.ready().await?;
+        let key = format!("{}/backup.json", folder(&backup.vm, &backup.id)?);
+        let taken = says(format!("{} is there already: back up again", self.store.shown(&key)));
+        let text = serde_json::to_string(backup).expect("a backup can be written as JSON");
         let sum = sum(text.as_bytes());
         let text = RawValue::from_string(text).expect("it was just written as JSON");
         let record = Record { format: FORMAT, sum, backup: text };
@@ -358,7 +387,8 @@ impl Repository {
             let index = index.clone();
             let stored = apart(move || index.encode()).await;
             disk.index = sum(&stored);
-            self.store.put(&format!("{folder}/{}.index", disk.name), Bytes::from(stored)).await?;
+            let key = list(&folder, &disk.name, &disk.index);
+            self.store.put(&key, Bytes::from(stored)).await?;
         }
         Ok(())
     }
@@ -456,7 +486,7 @@ impl Repository {
                 backup.id, backup.vm
             )));
         };
-        let key = format!("{}/{disk}.index", folder(&backup.vm, &backup.id)?);
+        let key = list(&folder(&backup.vm, &backup.id)?, disk, &known.index);
         let damaged = |why: &str| {
             says(format!(
                 "{} is damaged ({why}): this disk cannot be restored from this backup, use another and remove this one",

@@ -43,6 +43,7 @@ pub(super) fn backup(vm: &str, id: &str, sizes: &[u64]) -> Backup {
         ended_ms: 2,
         by: "alice".into(),
         moment: Moment::Running,
+        mark: String::new(),
         object: serde_json::json!({"spec": {"memory": "1GiB", "b": 0.1, "a": 1}}),
         disks: sizes.iter().enumerate().map(disk).collect(),
     }
@@ -99,6 +100,13 @@ fn pass(repository: &Repository, ms: i64) {
 
 fn of(directory: &Path, id: &ChunkId) -> std::path::PathBuf {
     directory.join(chunks::key(id))
+}
+
+/// The list of the chunks of the disk `d0` of the backup `1` of `a`.
+fn list_of(directory: &Path) -> std::path::PathBuf {
+    let all = fs::read_dir(directory.join("vms/a/1")).unwrap();
+    let mut all = all.map(|entry| entry.unwrap().path());
+    all.find(|path| path.extension().is_some_and(|ending| ending == "index")).unwrap()
 }
 
 fn flip(path: &Path) {
@@ -261,10 +269,11 @@ async fn a_flipped_bit_is_told() {
         assert_eq!(repository.get(&id).await.unwrap(), again);
     }
 
-    let index = at.path().join("vms/a/1/d0.index");
+    let index = list_of(at.path());
     flip(&index);
     let failure = repository.index(&plain, &name("d0")).await.unwrap_err();
-    assert!(failure.what.contains("vms/a/1/d0.index is damaged"), "{failure}");
+    let named = format!("{} is damaged", index.display());
+    assert!(failure.what.contains(&named), "{failure}");
     let failure = repository.sweep().await.unwrap_err();
     assert!(failure.what.contains("vms/a/1/backup.json"), "{failure}");
     fs::remove_file(&index).unwrap();
@@ -296,8 +305,8 @@ async fn every_bit_of_an_index_and_a_record_counts() {
     let at = tempfile::tempdir().unwrap();
     let repository = made(at.path()).await;
     let good = back_up(&repository, "a", "1", &[text()]).await;
-    for file in ["backup.json", "d0.index"] {
-        let path = at.path().join("vms/a/1").join(file);
+    for path in [at.path().join("vms/a/1/backup.json"), list_of(at.path())] {
+        let file = path.display().to_string();
         let content = fs::read(&path).unwrap();
         for byte in 0..content.len() {
             let mut bad = content.clone();
