@@ -511,6 +511,33 @@ async fn released_view(driver: &QemuDriver) {
     of_one_instant(&[early, data]);
 }
 
+/// A daemon that dies while it opens a view leaves a guest that the next one lets run.
+fn killed_at_any_moment() {
+    let mut stood = 0;
+    for after_us in (0..12_000).step_by(300) {
+        let killed = runtime();
+        let driver = Arc::new(qemu());
+        killed.block_on(driver.list()).unwrap();
+        let opening = Arc::clone(&driver);
+        killed.spawn(async move { view(&opening, &format!("k{after_us}"), None).await.len() });
+        std::thread::sleep(Duration::from_micros(after_us));
+        killed.shutdown_timeout(Duration::from_secs(5));
+        drop(driver);
+        let next = qemu();
+        runtime().block_on(async {
+            next.list().await.unwrap();
+            let state = next.state("web-1").await.unwrap();
+            stood += u32::from(state != GuestState::Running);
+            next.close_view("web-1").await.unwrap();
+            assert_eq!(next.state("web-1").await.unwrap(), GuestState::Running, "{after_us} us");
+            // Nothing of it is left, or the next one could not be opened.
+            assert_eq!(view(&next, &format!("n{after_us}"), None).await.len(), 2);
+            next.close_view("web-1").await.unwrap();
+        });
+    }
+    println!("40 daemons were killed; {stood} left a guest that stood");
+}
+
 #[test]
 fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
     if !inside::inside("disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant") {
@@ -528,6 +555,7 @@ fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
     // The daemon dies with the view open; the next one closes it.
     drop(first);
     drop(driver);
+    killed_at_any_moment();
     let driver = qemu();
     runtime().block_on(async {
         driver.list().await.unwrap();
