@@ -8,7 +8,7 @@ use crate::{
     mirrored::{replica, stands},
     sample::Sample,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use haven_lab::drive::Driver;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ fn back_up(lab: &Driver) -> Result<(f64, f64)> {
     let begin = Instant::now();
     let said = lab.haven(&["backup", "run", "writer"])?;
     let took = begin.elapsed().as_secs_f64();
-    print!("  {said}");
+    println!("  {}", said.trim());
     let stood = watch.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
     ensure!(took < 7.0, "it took {took:.1} s, longer than the watch");
     Ok((took, stood))
@@ -61,7 +61,12 @@ pub fn run(lab: &Driver, runs: usize) -> Result<()> {
         lab.haven(&["backup", "target", "create", &target, "--directory", &place])?;
         let to = format!("backup: {{to: {target}, every: 100d}}\n");
         let object = lab.haven(&["get", "vm/writer", "-o", "yaml"])?;
-        let object = object.split("backup:\n").next().context("an object")?.to_owned();
+        let mut within = false;
+        let without = object.lines().filter(|line| {
+            within = line.starts_with("backup:") || within && line.starts_with(' ');
+            !within
+        });
+        let object: String = without.map(|line| format!("{line}\n")).collect();
         let watch = std::thread::spawn({
             let file = file.clone();
             move || stands(&file, Duration::from_secs(8))
