@@ -58,6 +58,7 @@ impl Replica {
             path: self.path.clone(),
             owner_uid: OWNER,
             run,
+            size_bytes: SIZE,
             key: key(run),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         }
@@ -184,6 +185,44 @@ fn pid() -> i32 {
     let pids: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
     assert_eq!(pids.len(), 1, "{pids:?}");
     pids[0]
+}
+
+#[test]
+fn a_replica_grows_with_its_run() {
+    if !inside::inside("a_replica_grows_with_its_run") {
+        return;
+    }
+    let replica = Replica::new();
+    let keys = tempfile::tempdir().unwrap();
+    let length = || std::fs::metadata(&replica.path).unwrap().len();
+    run(async {
+        let daemons = replica.daemons();
+        let first = daemons.serve(&replica.wanted(3)).await.unwrap();
+        let mut small = Writer::connect(keys.path(), &first, 3, 3);
+        assert!(small.write(0, 0x11).contains("wrote"));
+        assert!(!small.write(SIZE, 0x12).contains("wrote"), "that is beyond its end");
+        let larger = ReplicaWanted { size_bytes: 2 * SIZE, ..replica.wanted(4) };
+        let second = daemons.serve(&larger).await.unwrap();
+        assert_eq!((length(), second.instance.as_str()), (2 * SIZE, first.instance.as_str()));
+        let mut large = Writer::connect(keys.path(), &second, 4, 4);
+        assert!(large.write(SIZE, 0x13).contains("wrote"));
+        assert!(replica.holds(0, 0x11) && replica.holds(SIZE, 0x13));
+        // Made longer by somebody else while its daemon has it open.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&replica.path)
+            .unwrap()
+            .set_len(3 * SIZE)
+            .unwrap();
+        let longest = ReplicaWanted { size_bytes: 3 * SIZE, ..replica.wanted(5) };
+        let third = daemons.serve(&longest).await.unwrap();
+        let mut longest = Writer::connect(keys.path(), &third, 5, 5);
+        assert!(longest.write(2 * SIZE, 0x14).contains("wrote"));
+        // Never shorter.
+        daemons.serve(&replica.wanted(6)).await.unwrap();
+        assert_eq!(length(), 3 * SIZE);
+        daemons.end(VOLUME).await.unwrap();
+    });
 }
 
 #[test]

@@ -75,6 +75,14 @@ impl Storage for SimStorage {
         let there = self.world.mirrors.is_there(&self.host, &name.to_string());
         Ok(there.then(|| PathBuf::from(name.to_string())))
     }
+    async fn grow(
+        &self,
+        _pool: &PoolSpec,
+        _name: &VolumeName,
+        _size_bytes: u64,
+    ) -> Result<(), StorageFailure> {
+        Ok(())
+    }
     async fn volume_keys(
         &self,
         _vm: &str,

@@ -3,7 +3,7 @@
 use haven_model::{
     Bytes, HostSpec, MigrationOptions, Name, NetworkSpec, Object, ObjectRef, Placement,
     PoolDriverKind, PoolSpec, Snapshot, VmSpec,
-    host::{MIRRORS, POSTCOPY},
+    host::{BACKUPS, MIRRORS, POSTCOPY},
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::{Kind, Stored},
@@ -147,6 +147,42 @@ fn limits(disk: &DiskSpec, say: &mut Say<'_>) {
             ("bandwidth", &bandwidth),
             format!("the disk `{}` would stand still for seconds at each request", disk.name),
             "write at least 1MiB, or leave `bandwidth` out for no limit",
+        );
+    }
+}
+
+/// What of a disk that is there can become another. Its guest finds the rest as it was.
+fn changed(after: &After<'_>, vm: &Name, disk: &DiskSpec, say: &mut Say<'_>) {
+    let old = after.snapshot.vms.get(vm).filter(|old| !old.meta.deleting);
+    let old = old.and_then(|old| old.spec.disks.iter().find(|old| old.name == disk.name));
+    let Some(old) = old else { return };
+    if old.pool != disk.pool {
+        return say(
+            ("pool", &disk.pool),
+            format!(
+                "the disk `{}` of {vm} lies in the pool `{}`, and would begin anew, empty",
+                disk.name, old.pool
+            ),
+            "back the VM up and make it again in the other pool: `haven backup restore … --pool`; or give the new disk another name",
+        );
+    }
+    if disk.size < old.size {
+        return say(
+            ("size", &disk.size),
+            format!("the disk `{}` of {vm} is {}, and cannot be made smaller", disk.name, old.size),
+            "what its guest wrote at the end would be lost; make a smaller disk under another name, and copy within the guest",
+        );
+    }
+    let pool = after.snapshot.pools.get(&disk.pool);
+    let mirrored = pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Mirrored);
+    let older = speaks_less(after.snapshot, BACKUPS).filter(|_| mirrored && disk.size > old.size);
+    if let Some(host) = older {
+        say(
+            ("size", &disk.size),
+            format!(
+                "{host} has not said that it can make a mirrored disk larger: it runs an older Haven, or has not come up yet"
+            ),
+            "wait until all hosts are up and upgraded",
         );
     }
 }
@@ -298,6 +334,7 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
             );
         }
         limits(disk, say);
+        changed(after, name, disk, say);
     }
     super::targets::of_vm(after.snapshot, spec, say);
     addresses(after, spec, name, say);

@@ -2,7 +2,7 @@
 
 use super::validate::validate;
 use haven_model::{Bytes, manifest::parse};
-use haven_plan::testing::World;
+use haven_plan::testing::{World, at, name, stored};
 
 fn said(text: &str) -> Vec<String> {
     let mut world = World::new(3, Bytes::gib(4));
@@ -50,6 +50,43 @@ fn a_problem_points_at_the_value() {
             "x.yaml:16:6 an MTU of 90000 does not work",
             "x.yaml:17:9 front",
         ]
+    );
+}
+
+#[test]
+fn a_disk_that_is_there_grows_and_nothing_else() {
+    let mut world = World::new(3, Bytes::gib(4));
+    for (pool, driver) in [("fast", "local"), ("slow", "local"), ("twins", "mirrored")] {
+        let spec = serde_json::json!({"driver": driver, "path": format!("/{pool}")});
+        let spec = serde_json::from_value(spec).unwrap();
+        world.snapshot.pools.insert(name(pool), at(3, stored(pool, spec)));
+    }
+    let disks = serde_json::json!({"memory": "64MiB", "disks": [
+        {"name": "root", "size": "2GiB", "pool": "fast"}, {"name": "data", "size": "2GiB", "pool": "twins"},
+    ]});
+    world.vm("db", serde_json::from_value(disks).unwrap());
+    let told = |root: &str, data: &str| {
+        let text = format!(
+            "kind: VM\nname: db\nmemory: 64MiB\ndisks:\n- {{name: root, {root}}}\n- {{name: data, {data}}}\n- {{name: new, size: 1GiB, pool: twins}}\n"
+        );
+        let manifests = parse(&[("x.yaml".into(), text)]).unwrap();
+        let problems = validate(&manifests, &world.snapshot);
+        problems.into_iter().map(|p| p.message).collect::<Vec<_>>()
+    };
+    let same = "size: 2GiB, pool: twins";
+    assert_eq!(told("size: 2GiB, pool: fast", same), [""; 0]);
+    assert_eq!(told("size: 3GiB, pool: fast", same), [""; 0]);
+    let smaller = told("size: 1GiB, pool: fast", same);
+    assert_eq!(smaller, ["the disk `root` of db is 2GiB, and cannot be made smaller"]);
+    let moved = told("size: 2GiB, pool: slow", same);
+    assert_eq!(
+        moved,
+        ["the disk `root` of db lies in the pool `fast`, and would begin anew, empty"]
+    );
+    let older = told("size: 2GiB, pool: fast", "size: 3GiB, pool: twins");
+    assert!(
+        older[0].starts_with("host1 has not said that it can make a mirrored disk larger"),
+        "{older:?}"
     );
 }
 

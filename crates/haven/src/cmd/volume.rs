@@ -1,4 +1,4 @@
-//! `haven volume …`: mirrored disks, where they are, and whether their replicas are the same.
+//! `haven volume …`: disks of VMs, how large they are; of mirrored ones where they are, and whether their replicas are the same.
 
 use super::migrate::bar;
 use crate::{
@@ -10,9 +10,11 @@ use crate::{
 use clap::{Args, Subcommand};
 use haven_client::Client;
 use haven_model::{
-    Bytes,
-    api::{CheckAsked, VolumeView},
-    volume::VolumeCheck,
+    Bytes, Object, ObjectRef,
+    api::{CHANGED, CheckAsked, VolumeView},
+    object::Kind,
+    vm::pending_words,
+    volume::{VolumeCheck, VolumeRef},
 };
 use std::time::{Duration, Instant};
 
@@ -32,6 +34,16 @@ pub enum VolumeCommand {
         name: String,
         #[command(flatten)]
         how: How,
+    },
+    /// Make a disk larger; its VM takes that up when it is started anew
+    #[command(
+        after_help = "Examples:\n  haven volume resize db.data 100GiB\n  haven volume resize db.data 100GiB && haven vm reset db"
+    )]
+    Resize {
+        /// Its name: VM.DISK
+        name: String,
+        /// How large its guest shall see it, for example 100GiB
+        size: Bytes,
     },
     /// Compare the replicas of a mirrored disk, while its guest runs or not
     #[command(
@@ -67,7 +79,36 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
             let one = connect().await?.volume(&name).await?;
             out::print(&render::value(&one, how.output, |_| render::volume(&one)));
         }
+        VolumeCommand::Resize { name, size } => resize(&name, size).await?,
         VolumeCommand::Check(check) => compare(check).await?,
+    }
+    Ok(())
+}
+
+async fn resize(name: &str, size: Bytes) -> Result<(), Failure> {
+    let of = VolumeRef::parse(name).ok_or_else(|| {
+        Failure::bad(format!("`{name}` is no disk of a VM"), "write VM.DISK, for example db.data")
+    })?;
+    let client = connect().await?;
+    let mut item = client.object(&ObjectRef::new(Kind::Vm, of.vm.clone())).await?;
+    let Object::Vm(vm) = &mut item.object else {
+        return Err(Failure::bad(format!("`{}` is no VM", of.vm), "`haven vm ls` lists them"));
+    };
+    let names: Vec<String> = vm.spec.disks.iter().map(|disk| disk.name.to_string()).collect();
+    let disk = vm.spec.disks.iter_mut().find(|disk| disk.name == of.disk);
+    let disk = disk.ok_or_else(|| {
+        Failure::bad(
+            format!("{} has no disk `{}`", of.vm, of.disk),
+            format!("it has: {}", names.join(", ")),
+        )
+    })?;
+    let before = std::mem::replace(&mut disk.size, size);
+    let item = client.replace(&item).await?;
+    out::line(format_args!("{name}: {before} -> {size}"));
+    out::warn(std::iter::once(item.warning.as_str()));
+    if let Some(parts) = item.columns.get(CHANGED) {
+        let parts: Vec<String> = parts.split(", ").map(str::to_owned).collect();
+        out::line(pending_words(&of.vm, &parts));
     }
     Ok(())
 }

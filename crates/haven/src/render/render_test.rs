@@ -359,3 +359,91 @@ fn work_on_hosts_under_way_stopped_and_over() {
     ];
     insta::assert_snapshot!(all.join("---\n"));
 }
+
+fn a_backup(
+    vm: &str,
+    id: &str,
+    moment: haven_model::backup::Moment,
+) -> haven_model::backup::Backup {
+    let name = |text: &str| Name::new(text).unwrap();
+    let disk = haven_model::backup::BackupDisk {
+        name: name("root"),
+        size: haven_model::Bytes::gib(20),
+        index: String::new(),
+        used: haven_model::Bytes(3_500_000_000),
+        read: haven_model::Bytes(12 << 20),
+        stored: haven_model::Bytes(300_000),
+    };
+    haven_model::backup::Backup {
+        id: id.into(),
+        vm: name(vm),
+        vm_uid: "u1".into(),
+        at_ms: 1_790_000_000_123,
+        ended_ms: 1_790_000_004_123,
+        by: "schedule".into(),
+        moment,
+        mark: String::new(),
+        object: serde_json::Value::Null,
+        disks: vec![disk],
+    }
+}
+
+#[test]
+fn backups_and_how_they_stand_and_what_they_hold() {
+    use haven_model::{
+        api::{BackupFile, BackupFiles, BackupList, BackupSystem, BackupView},
+        backup::{BackupRun, BackupSpec, Moment},
+    };
+    let name = |text: &str| Name::new(text).unwrap();
+    let list = BackupList {
+        backups: vec![
+            a_backup("db", "20260921T141320Z", Moment::Frozen),
+            a_backup("web", "20260922T141320Z", Moment::Stopped),
+        ],
+        unreadable: Vec::new(),
+    };
+    insta::assert_snapshot!("backups", backups(&[(name("nas"), list)]));
+    let run = |outcome: Option<(bool, &str)>| {
+        let mut run = BackupRun::new("u1", name("nas"), "root".into(), 1_790_000_000_123, None);
+        (run.total, run.done) = (haven_model::Bytes::gib(20), haven_model::Bytes::gib(5));
+        match outcome {
+            Some((well, said)) => run.ended(1_790_000_004_123, well, said.into()),
+            None => run,
+        }
+    };
+    let spec: BackupSpec =
+        serde_json::from_value(serde_json::json!({"to": "nas", "keep": "30d"})).unwrap();
+    let view = |vm: &str, spec: Option<BackupSpec>, run: Option<BackupRun>| BackupView {
+        vm: name(vm),
+        spec,
+        run,
+    };
+    let all = [
+        view("db", Some(spec.clone()), Some(run(Some((true, "3.3 GiB in use"))))),
+        view("mail", Some(spec), None),
+        view("shop", None, Some(run(None))),
+        view("web", None, Some(run(Some((false, "its pool is full"))))),
+    ];
+    insta::assert_snapshot!("backup_status", backup_status(&all));
+    let system = |at: &str, holds: &str| BackupSystem {
+        at: at.into(),
+        holds: holds.into(),
+        size: haven_model::Bytes::gib(20),
+    };
+    let systems = vec![system("root:1:/", "an ext file system"), system("root:2:/", "XFS")];
+    let places = BackupFiles { systems, files: Vec::new() };
+    insta::assert_snapshot!("backup_places", backup_files(&places));
+    let file = |called: &str, kind: &str, leads_to: Option<&str>| BackupFile {
+        name: called.into(),
+        kind: kind.into(),
+        size: haven_model::Bytes(1234),
+        mode: 0o100_644,
+        uid: 0,
+        gid: 42,
+        modified_ms: 1_790_000_000_000,
+        leads_to: leads_to.map(str::to_owned),
+    };
+    let files = vec![file("hosts", "file", None), file("mtab", "link", Some("/proc/mounts"))];
+    let files = BackupFiles { systems: Vec::new(), files };
+    insta::assert_snapshot!("backup_files", backup_files(&files));
+}

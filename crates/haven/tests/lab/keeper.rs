@@ -8,6 +8,7 @@ pub const KEEPS: &str = r#"#!/bin/busybox sh
 i=$(dd if=/dev/vda bs=512 skip=1 count=4000 2> /dev/null | busybox tr -d '\000' | busybox fold -w 8 |
   busybox awk '$1 + 0 != NR { exit } { n = NR } END { print n + 0 }')
 echo "KEEPER-HAS $i" > /dev/console
+echo "KEEPER-SECTORS $(cat /sys/class/block/vda/size)" > /dev/console
 while :; do
   i=$((i + 1))
   printf '%08d' $i | dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "KEEPER-WROTE $i" > /dev/console

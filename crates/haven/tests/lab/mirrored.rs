@@ -8,7 +8,10 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use haven_lab::drive::Driver;
-use haven_model::volume::{ReplicaState, Volume};
+use haven_model::{
+    Bytes,
+    volume::{ReplicaState, Volume},
+};
 use nix::sys::signal::Signal;
 use std::{
     os::unix::fs::FileExt,
@@ -266,8 +269,20 @@ fn stopped(lab: &Lab) -> Result<()> {
         (std::fs::read(replica(lab, &owner)?)?, std::fs::read(replica(lab, &other)?)?);
     ensure!(here == there, "the replicas differ");
     let before = boots(lab);
+    // It grows with its next run, on both hosts.
+    lab.haven(&["volume", "resize", "scribe.data", "96MiB"])?;
+    let smaller = lab.haven(&["volume", "resize", "scribe.data", "32MiB"]);
+    let said = smaller.err().map(|why| format!("{why:#}")).unwrap_or_default();
+    ensure!(said.contains("cannot be made smaller"), "{said}");
     lab.haven(&["vm", "start", VM])?;
     has_all(lab, before, &owner)?;
-    ensure!(volume(lab)?.counted().count() == 2, "one of them was left behind");
-    Ok(())
+    let now = volume(lab)?;
+    ensure!(now.counted().count() == 2, "one of them was left behind");
+    ensure!(now.size == Bytes::mib(96), "it is {}", now.size);
+    for host in [&owner, &other] {
+        let length = std::fs::metadata(replica(lab, host)?)?.len();
+        ensure!(length == 96 << 20, "the replica on {host} has {length} bytes");
+    }
+    // The end of it is there for the guest, and on both.
+    lab.wait("its guest sees it", PATIENCE, |_| lab.said_by(VM, "KEEPER-SECTORS 196608") > 0)
 }

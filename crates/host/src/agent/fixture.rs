@@ -93,6 +93,14 @@ impl Storage for Disks {
         let there = self.here.lock().unwrap().contains(name);
         Ok(there.then(|| name.to_string().into()))
     }
+    async fn grow(
+        &self,
+        _pool: &PoolSpec,
+        _name: &VolumeName,
+        _size_bytes: u64,
+    ) -> Result<(), StorageFailure> {
+        Ok(())
+    }
     async fn volume_keys(
         &self,
         _vm: &str,

@@ -122,6 +122,13 @@ pub trait Storage: Send + Sync {
         name: &VolumeName,
         owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure>;
+    /// Makes a volume that is there at least so large, bytes, while nobody has it open.
+    async fn grow(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        size_bytes: u64,
+    ) -> Result<(), StorageFailure>;
     /// Writes the key of a mirrored volume's run where its VM's process finds it; the directory.
     async fn volume_keys(
         &self,

@@ -202,7 +202,10 @@ impl Storage for FileStorage {
         let key = key(pool, &wanted.name);
         let (path, part) = self.busy.run(&key, move || find(&asked, &of)).await?;
         let ready = VolumeReady { path: path.clone(), format: pool::format(pool).into() };
-        let Some(part) = part else { return Ok(ready) };
+        let Some(part) = part else {
+            self.grow(pool, &wanted.name, wanted.size_bytes).await?;
+            return Ok(ready);
+        };
         let Err(failure) = self.finish(pool, wanted, &path, &part).await else { return Ok(ready) };
         // What a failed step leaves goes with it; the failure itself is what is told.
         let left = move || run_dir::remove(&part).map_err(unwritable(&part));
@@ -234,6 +237,34 @@ impl Storage for FileStorage {
             Ok(Some(path))
         };
         self.busy.run(&key, look).await
+    }
+
+    /// One that is larger stays so: the rest of it may hold what somebody wrote.
+    async fn grow(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        size_bytes: u64,
+    ) -> Result<(), StorageFailure> {
+        let (format, path) = (pool::format(pool), path(pool, name));
+        let asked = path.clone();
+        // A replica may be open at a storage daemon, whose locks this does not mind: it takes it up with its next run.
+        let look = move || match pool::size(&asked, format).map_err(unwritable(&asked))? {
+            size if size >= size_bytes => Ok(true),
+            _ if format == "raw" => {
+                pool::lengthen(&asked, size_bytes).map_err(unwritable(&asked)).map(|()| true)
+            }
+            _ => Ok(false),
+        };
+        if self.busy.run(&key(pool, name), look).await? {
+            return Ok(());
+        }
+        let (text, size) = (qemu_img::text(&path)?, size_bytes.to_string());
+        match qemu_img::make(&["resize", "-q", "-f", format, text, &size]).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Full) => Err(pool::full(pool, name, size_bytes)),
+            Err(Failure::Other(failure)) => Err(failure),
+        }
     }
 
     async fn volume_keys(

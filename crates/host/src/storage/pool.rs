@@ -67,6 +67,40 @@ pub fn format(pool: &PoolSpec) -> &'static str {
     }
 }
 
+/// How large a guest sees the disk in a file of this format, bytes. Of `qcow2` its head tells that (QEMU's
+/// `docs/interop/qcow2.rst`).
+///
+/// # Errors
+/// When the file cannot be read, or is no such disk.
+pub fn size(path: &Path, format: &str) -> io::Result<u64> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    if format != "qcow2" {
+        return Ok(file.metadata()?.len());
+    }
+    let mut head = [0; 32];
+    file.read_exact(&mut head)?;
+    if head[..4] != *b"QFI\xfb" {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no disk of QEMU's"));
+    }
+    let size = head[24..].try_into().map_err(io::Error::other)?;
+    Ok(u64::from_be_bytes(size))
+}
+
+/// Makes a file longer.
+///
+/// # Errors
+/// When the file system does not let it.
+pub fn lengthen(path: &Path, size_bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    file.set_len(size_bytes)
+}
+
 /// Makes sure that a pool's directory is what it should be.
 ///
 /// # Errors

@@ -231,6 +231,30 @@ async fn with_image(storage: &FileStorage, bytes: usize) -> (ImageFile, String) 
 }
 
 #[tokio::test]
+async fn a_volume_grows_and_never_shrinks() {
+    let fixture = fixture();
+    for driver in [PoolDriverKind::Local, PoolDriverKind::Mirrored] {
+        let pool = pool_at(&fixture.base.path().join(format!("{driver:?}")), driver);
+        let mut wanted = volume(64 << 20);
+        wanted.image = Some(with_image(&fixture.storage, 1 << 20).await);
+        let ready = fixture.storage.volume(&pool, &wanted).await.unwrap();
+        let holds = async || super::qemu_img::size_of(&ready.path, &ready.format).await.unwrap();
+        assert_eq!(holds().await, 64 << 20);
+        wanted.size_bytes = 80 << 20;
+        fixture.storage.volume(&pool, &wanted).await.unwrap();
+        assert_eq!(holds().await, 80 << 20);
+        wanted.size_bytes = 64 << 20;
+        fixture.storage.volume(&pool, &wanted).await.unwrap();
+        assert_eq!(holds().await, 80 << 20);
+        std::fs::write(&ready.path, b"rubbish, and shorter than a head of a disk").unwrap();
+        let said = fixture.storage.volume(&pool, &wanted).await;
+        if driver == PoolDriverKind::Local {
+            assert!(said.unwrap_err().what.contains("it is no disk of QEMU's"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_volume_is_whole_and_only_its_vms() {
     let fixture = fixture();
     let directory = fixture.base.path().join("deep/pool");

@@ -129,6 +129,8 @@ commands! {
     ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache"], [], false;
     /// Removes a block node.
     REMOVE_NODE = "blockdev-del", ["node-name"], [], false;
+    /// Makes a disk larger.
+    RESIZE = "block_resize", ["node-name", "size"], [], false;
     /// Keeps a copy of a disk.
     MIRROR = "blockdev-mirror", ["job-id", "device", "target", "sync", "auto-dismiss"], [], false;
     /// Long work on disks.

@@ -163,8 +163,18 @@ fn is_answer(said: &[u8], number: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{answers, is_answer};
-    use std::{os::unix::net::UnixListener, process::Command};
+    use super::{Freeze, SENTINEL, answers, is_answer};
+    use std::{
+        os::unix::net::UnixListener,
+        path::Path,
+        process::Command,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, AtomicU64, Ordering},
+        },
+        time::Duration,
+    };
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
     #[test]
     fn only_the_answer_to_this_question_counts() {
@@ -175,6 +185,86 @@ mod tests {
         {
             assert!(!is_answer(other, 7), "{other:?}");
         }
+    }
+
+    /// An agent that answers one connection after the other, and takes so long to freeze. Whether it has frozen, and how often
+    /// it was told to thaw.
+    fn slow_agent(socket: &Path, freezes: Duration) -> Arc<(AtomicBool, AtomicU64)> {
+        let listener = tokio::net::UnixListener::bind(socket).unwrap();
+        let is = Arc::new((AtomicBool::new(false), AtomicU64::new(0)));
+        let told = Arc::clone(&is);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (read, mut write) = stream.into_split();
+                let mut lines = BufReader::new(read).split(b'\n');
+                while let Ok(Some(line)) = lines.next_segment().await {
+                    let line = line.strip_prefix(&[SENTINEL]).unwrap_or(&line);
+                    let asked: serde_json::Value = serde_json::from_slice(line).unwrap();
+                    let mut answer = match asked["execute"].as_str().unwrap() {
+                        "guest-sync-delimited" => {
+                            write.write_all(&[SENTINEL]).await.ok();
+                            asked["arguments"]["id"].clone()
+                        }
+                        "guest-fsfreeze-freeze" => {
+                            tokio::time::sleep(freezes).await;
+                            told.0.store(true, Ordering::Release);
+                            2.into()
+                        }
+                        "guest-fsfreeze-thaw" => {
+                            told.0.store(false, Ordering::Release);
+                            told.1.fetch_add(1, Ordering::Relaxed);
+                            2.into()
+                        }
+                        other => panic!("{other}"),
+                    };
+                    answer = serde_json::json!({ "return": answer });
+                    write.write_all(format!("{answer}\n").as_bytes()).await.ok();
+                }
+            }
+        });
+        is
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn file_systems_are_frozen_and_thawed_and_that_is_noted_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, note) = (directory.path().join("agent.sock"), directory.path().join("frozen"));
+        assert!(Freeze::begin(&socket, &note, "7 1").await.is_none(), "nobody is there");
+        assert!(!note.exists());
+        let is = slow_agent(&socket, Duration::from_millis(100));
+        let frozen = Freeze::begin(&socket, &note, "7 1").await.unwrap();
+        assert!(is.0.load(Ordering::Acquire));
+        assert_eq!(std::fs::read_to_string(&note).unwrap(), "7 1");
+        frozen.end().await;
+        assert!(!is.0.load(Ordering::Acquire) && !note.exists());
+        // A daemon that was killed in between left it so.
+        std::mem::forget(Freeze::begin(&socket, &note, "7 1").await.unwrap());
+        assert!(is.0.load(Ordering::Acquire) && note.exists());
+        Freeze::left(&socket, &note).await;
+        assert!(!is.0.load(Ordering::Acquire) && !note.exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_freezes_late_is_thawed_once_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, note) = (directory.path().join("agent.sock"), directory.path().join("frozen"));
+        let is = slow_agent(&socket, Duration::from_secs(45));
+        assert!(Freeze::begin(&socket, &note, "7 1").await.is_none(), "it took too long");
+        assert!(note.exists(), "it may freeze yet");
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if !note.exists() {
+                break;
+            }
+        }
+        assert!(!note.exists() && !is.0.load(Ordering::Acquire));
+        assert!(is.1.load(Ordering::Relaxed) > 0, "it was thawed");
+        // Its process is gone: there is nothing to thaw.
+        std::fs::write(&note, "7 1").unwrap();
+        std::fs::remove_file(&socket).unwrap();
+        Freeze::left(&socket, &note).await;
+        assert!(!note.exists());
     }
 
     #[tokio::test]

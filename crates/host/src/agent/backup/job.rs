@@ -64,14 +64,25 @@ impl Drop for Job {
     }
 }
 
+/// A backup that is wanted of this host.
+pub struct Due {
+    /// Its record.
+    pub run: BackupRun,
+    /// The revision of that.
+    pub revision: i64,
+    /// The revision of the placement under which it is this host's.
+    pub placed: i64,
+}
+
 /// The backup that is wanted of this host now.
 #[must_use]
-pub fn due(parts: &AgentParts, now: &Snapshot, vm: &Name) -> Option<(BackupRun, i64)> {
+pub fn due(parts: &AgentParts, now: &Snapshot, vm: &Name) -> Option<Due> {
     parts.current_session()?;
-    now.placements.get(vm).filter(|placed| placed.host == parts.me)?;
+    let placed = now.placements.get(vm).filter(|placed| placed.host == parts.me)?.revision;
     let object = now.vms.get(vm).filter(|vm| !vm.meta.deleting)?;
     let run = now.backups.get(vm).filter(|run| run.outcome.is_none())?;
-    (run.vm_uid == object.meta.uid).then(|| ((*run.value).clone(), run.revision))
+    let due = || Due { run: (*run.value).clone(), revision: run.revision, placed };
+    (run.vm_uid == object.meta.uid).then(due)
 }
 
 impl Job {
@@ -80,9 +91,10 @@ impl Job {
     pub fn begin(
         parts: &Arc<AgentParts>,
         object: Arc<Stored<VmSpec>>,
-        (run, revision): (BackupRun, i64),
+        due: Due,
         runs: bool,
     ) -> Self {
+        let Due { run, revision, placed } = due;
         let id = run.id.clone();
         let work = Work {
             parts: Arc::clone(parts),
@@ -92,7 +104,7 @@ impl Job {
             told: parts.clock.now(),
             run,
             revision,
-            placed: parts.live.borrow().placements.get(&object.meta.name).map_or(0, |p| p.revision),
+            placed,
             runs,
         };
         Self { id, task: tokio::spawn(work.run()) }

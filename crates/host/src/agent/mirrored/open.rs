@@ -95,6 +95,7 @@ impl Opening<'_> {
                 }
                 let around = self.around(&now, volume, &mut since, PATIENCE);
                 let step = steps::open(volume, &self.parts.me, self.begun(), &around);
+                let step = self.grown(&now, volume, step);
                 match self.turn(&now, volume, step).await? {
                     Turn::Opened(launch) => return Ok(launch),
                     Turn::Written => {
@@ -114,6 +115,19 @@ impl Opening<'_> {
                 () = self.parts.clock.sleep(pause) => {}
             }
         }
+    }
+
+    /// A new run begins with the size that is wanted by now, if that is more: each replica grows before it is served to it. A guest
+    /// that has come from elsewhere goes on with the disk that it had.
+    fn grown(&self, now: &Snapshot, volume: &Volume, step: Open) -> Open {
+        let Open::Write(record) = step else { return step };
+        let disks = now.vms.get(&self.of.vm).map(|vm| &vm.spec.disks);
+        let wanted = disks.and_then(|disks| disks.iter().find(|disk| disk.name == self.of.disk));
+        let size = match wanted {
+            Some(wanted) if record.run > volume.run => wanted.size.max(record.size),
+            _ => record.size,
+        };
+        Open::Write(Volume { size, ..record })
     }
 
     fn begun(&self) -> Option<u64> {
@@ -324,6 +338,8 @@ impl Opening<'_> {
         let Some(others) = others else { return Ok(None) };
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
         let path = self.own(now, volume, volume.run).await?;
+        let (of, size) = (name(&self.of, volume), volume.size.0);
+        self.parts.storage.grow(&pool, &of, size).await.map_err(|error| fails(&error))?;
         let volume_name = name(&self.of, volume).to_string();
         let Some(secrets) = &self.parts.secrets else {
             return Err(StartFailure(

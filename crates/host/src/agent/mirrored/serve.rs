@@ -262,9 +262,10 @@ async fn serve(
     let secrets = parts.secrets.as_ref();
     let secrets =
         secrets.ok_or_else(|| says("this host cannot derive the cluster's key".into()))?;
-    let volume = wanted.name.to_string();
+    let (volume, size_bytes) = (wanted.name.to_string(), wanted.size_bytes);
     let key = secrets.volume_key(&volume, run).map_err(|error| says(chain(&error)))?;
-    let wanted = ReplicaWanted { volume, path, owner_uid, run, key, address: address.into() };
+    let wanted =
+        ReplicaWanted { volume, path, owner_uid, run, size_bytes, key, address: address.into() };
     let served = parts.replicas.serve(&wanted).await;
     served.map(Some).map_err(|error| says(chain(&error)))
 }

@@ -17,7 +17,7 @@ impl VmTask {
         self.close_views().await;
         let moves = snapshot.placements.get(&self.vm).is_some_and(|p| p.moving_to.is_some());
         let due = job::due(&self.parts, snapshot, &self.vm).filter(|_| !moves);
-        let wanted = due.as_ref().map(|(run, _)| run.id.as_str());
+        let wanted = due.as_ref().map(|due| due.run.id.as_str());
         if self.backup.as_ref().is_some_and(|job| job.is_over() || Some(job.id()) != wanted) {
             self.drop_backup().await;
         }

@@ -15,3 +15,6 @@ pub mod repository;
 pub mod restore;
 pub mod served;
 pub mod target;
+
+#[cfg(test)]
+mod restore_test;

@@ -171,6 +171,7 @@ impl Running {
             let said = format!("it still serves after it was told to stop: {left}");
             return Err(ReplicaError::Died { volume: wanted.volume.clone(), said });
         }
+        self.grow(wanted).await?;
         self.undo(&commands::REMOVE_OBJECT, json!({ "id": KEY })).await?;
         let keys = self.directory.join(KEYS);
         write_keys(&keys, &wanted.key, wanted.owner_uid)
@@ -186,6 +187,15 @@ impl Running {
         self.note(Some(Serves { run: wanted.run, port }))?;
         let Record { instance, file, .. } = self.record.clone();
         Ok(Served { run: wanted.run, port, instance, file })
+    }
+
+    /// Makes the file as large as the volume is in the run that it is to be served to.
+    async fn grow(&self, wanted: &ReplicaWanted) -> Result<(), ReplicaError> {
+        let unseen = || system(format!("{} cannot be looked at", wanted.path.display()));
+        // Also when the file is so large already: its daemon may have opened it before.
+        let length = std::fs::metadata(&wanted.path).map_err(unseen())?.len();
+        let size = json!({ "node-name": NODE, "size": length.max(wanted.size_bytes) });
+        self.tell(&commands::RESIZE, size).await.map(drop)
     }
 
     /// Listens at a port that is free. Somebody may take it in between; then it is another one.

@@ -21,6 +21,8 @@ pub struct ReplicaWanted {
     pub owner_uid: u32,
     /// To which run of the volume.
     pub run: u64,
+    /// How large it is in that run, bytes; never less than before.
+    pub size_bytes: u64,
     /// The key of that run, 32 bytes in hexadecimal.
     pub key: Plain,
     /// This host's address in the cluster's network.
