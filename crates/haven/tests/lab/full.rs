@@ -42,9 +42,18 @@ fn empty(lab: &Lab, host: &str) -> Result<()> {
 
 /// It is said why it stands, and nothing is told as written.
 fn stands(lab: &Lab, why: &str) -> Result<()> {
-    lab.wait("it is said why it stands", PATIENCE, |lab| {
+    let before = wrote(lab);
+    let told = lab.wait("it is said why it stands", PATIENCE, |lab| {
         let said = lab.haven(&["explain", &format!("vm/{VM}")]);
         said.is_ok_and(|said| said.contains(why))
+    });
+    told.with_context(|| {
+        let room = exec(
+            lab,
+            &lab.host_of(VM).unwrap_or_default(),
+            &format!("df -B1 {POOL}; ls -ls {POOL}"),
+        );
+        format!("{before} records were told before that, {} after it; {room:?}", wrote(lab))
     })?;
     let then = wrote(lab);
     std::thread::sleep(Duration::from_secs(2));
