@@ -202,11 +202,17 @@ impl VmTask {
     /// Opens the mirrored disks of a guest that has come and that stands still; true when all are open.
     pub(super) async fn open_arrived(&mut self) -> Result<bool, StartFailure> {
         let disks = self.mirrored().await;
-        let Some((_, placement)) = self.last.clone() else { return Ok(disks.is_empty()) };
-        let Some(session) = self.parts.current_session() else { return Ok(disks.is_empty()) };
+        // Of one whose record cannot be read nobody knows whether it is open.
+        let has = self.parts.vms.mirrored(self.vm.as_str()).await.len();
+        let Some((_, placement)) = self.last.clone() else { return Ok(has == 0) };
+        let Some(session) = self.parts.current_session() else { return Ok(has == 0) };
         let now = self.parts.clock.now();
         let since = self.mirrors.arrives.get_or_insert_with(|| Arrives::at(now)).at;
-        let mut all = true;
+        let mut all = disks.len() == has;
+        if !all && now.since(since) >= ARRIVES {
+            let why = "the record of one of its disks cannot be read by this host's version of Haven; update this host";
+            return Err(StartFailure(why.into()));
+        }
         // Each takes its next step, so that they wait for others at the same time.
         for (place, of) in disks {
             if self.mirrors.arrives.as_ref().is_some_and(|arrives| arrives.open.contains(&of)) {
