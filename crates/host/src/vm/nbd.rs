@@ -1,5 +1,5 @@
-//! A thin NBD client: reads an export, asks which parts of it hold something and which were written
-//! to since a bitmap began, and gives back what was read. It speaks the fixed newstyle handshake,
+//! A thin NBD client: reads an export or fills it, asks which parts of it hold something and which
+//! were written to since a bitmap began, and gives back what was read. It speaks the fixed newstyle handshake,
 //! structured replies and metadata contexts, one request at a time.
 //!
 //! What it promises: every request ends by its time limit, also when the server hangs or stops
@@ -11,7 +11,8 @@
 //! ```text
 //!   read   ─┐                ┌─ data, holes: into the caller's bytes, each byte once ─┐
 //!   status ─┼─► one request ─┼─ extents of both contexts ─────────────────────────────┼─► done
-//!   trim   ─┘                └─ an error, of all or of a part ────────────────────────┘
+//!   trim   ─┤                └─ an error, of all or of a part ────────────────────────┘
+//!   write, flush ─┘
 //! ```
 //!
 //! With a point-in-time view of QEMU's (`snapshot-access`) a request that touches one byte that was

@@ -48,7 +48,7 @@ mod repository_test;
 #[cfg(test)]
 mod s3_test;
 
-use crate::agent::storage::StorageFailure;
+use crate::{agent::storage::StorageFailure, storage::says};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use haven_model::{backup::Backup, name::Name};
@@ -154,11 +154,6 @@ struct Record {
     format: u64,
     sum: String,
     backup: Box<RawValue>,
-}
-
-/// A failure, as a sentence for people.
-fn says(what: impl Into<String>) -> StorageFailure {
-    StorageFailure { what: what.into() }
 }
 
 fn hex(bytes: &[u8]) -> String {
