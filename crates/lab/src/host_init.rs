@@ -9,6 +9,7 @@
 //! that the sysfs it mounts shows that namespace's devices.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -195,7 +196,8 @@ impl Unit {
         let path = format!("/var/log/haven/{}.log", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
         let mut command = Command::new(Path::new("/usr/bin").join(self.program));
-        command.args(self.arguments).env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
+        command.args(self.arguments).env_clear().envs(environment());
+        command.env("HAVEN_MEMORY_MIB", HOST_MEMORY_MIB);
         command.env("HAVEN_BOOT_ID", &self.boot);
         if self.name == DAEMON_UNIT {
             command.envs(settings(&fs::read_to_string(SETTINGS).unwrap_or_default()));
@@ -217,6 +219,18 @@ impl Unit {
         self.next_start = Instant::now() + self.backoff;
         self.started = None;
     }
+}
+
+/// What a service of a booted machine finds in its environment, and what is meant for Haven; nothing
+/// else of whoever began the lab: their `TMPDIR` is no directory of this host.
+fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let ours = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("HAVEN_") || name.starts_with("RUST_")
+    };
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let path = (OsString::from("PATH"), OsString::from(path));
+    std::env::vars_os().filter(move |(name, _)| ours(name)).chain([path])
 }
 
 fn supervise(mut units: Vec<Unit>) -> Result<()> {
