@@ -17,12 +17,16 @@ pub enum ProofKind {
     LeaseExpired,
     /// Its power was read as off after a fence command.
     PoweredOff,
+    /// All disks of a VM are shut to what opened them there. Says nothing of the host, and is taken only for VMs with
+    /// `isolation: keep`: their copy there may go on for a moment, and can write nothing.
+    StorageFenced,
 }
 impl fmt::Display for ProofKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ProofKind::LeaseExpired => "lease-expired",
             ProofKind::PoweredOff => "powered-off",
+            ProofKind::StorageFenced => "storage-fenced",
         })
     }
 }
@@ -259,6 +263,13 @@ impl ClusterSpec {
             problems.push(
                 "`fencing` is empty, so that no VM of a lost host would ever start elsewhere: \
                  write lease-expired, powered-off or both"
+                    .into(),
+            );
+        }
+        if self.fencing == [ProofKind::StorageFenced] {
+            problems.push(
+                "`fencing` is storage-fenced alone, which proves nothing of VMs without mirrored disks: \
+                 write lease-expired or powered-off beside it"
                     .into(),
             );
         }

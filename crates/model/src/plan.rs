@@ -247,7 +247,8 @@ pub enum MoveStep {
 pub struct TakenFrom {
     /// The lost host.
     pub host: Name,
-    /// The revision of its closed renewal record.
+    /// The revision of its closed renewal record. Of no meaning where the proof is `storage-fenced`: that one's is open, and the
+    /// records of the VM's volumes are compared.
     pub lease_revision: i64,
     /// The proof.
     pub proof: ProofKind,

@@ -73,6 +73,25 @@ pub enum RestartPolicy {
     Never,
 }
 
+/// What may become of a VM whose host is not heard any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// It starts elsewhere once nothing of it can run there.
+    #[default]
+    Stop,
+    /// It starts elsewhere as soon as all its disks are shut to its host, if the cluster's `fencing` has `storage-fenced`. What
+    /// runs there goes on, seen by whoever still reaches it, until its host hears of it or its guard ends it; it writes
+    /// nothing.
+    Keep,
+}
+
+impl Isolation {
+    fn is_stop(&self) -> bool {
+        *self == Self::Stop
+    }
+}
+
 /// Who gets a host first when there are several, and at all when there is not room for all.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
@@ -222,6 +241,9 @@ pub struct VmSpec {
     /// When it is backed up by itself; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupSpec>,
+    /// What may become of it when its host is not heard any more.
+    #[serde(default, skip_serializing_if = "Isolation::is_stop")]
+    pub isolation: Isolation,
 }
 
 impl VmSpec {

@@ -103,6 +103,9 @@ pub struct Volume {
     pub run: u64,
     /// The counted replicas are the same, byte for byte, and nobody writes. Otherwise they may differ in what was under way.
     pub clean: bool,
+    /// The run is nobody's: it was begun so that all before it are shut out. Whoever is the owner begins another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shut: bool,
 }
 
 impl Volume {
@@ -115,7 +118,17 @@ impl Volume {
         hosts: impl IntoIterator<Item = Name>,
     ) -> Self {
         let replicas = hosts.into_iter().map(|host| (host, ReplicaState::Counted)).collect();
-        Self { vm_uid, pool, first: None, restored: None, size, replicas, run: 0, clean: true }
+        Self {
+            vm_uid,
+            pool,
+            first: None,
+            restored: None,
+            size,
+            replicas,
+            run: 0,
+            clean: true,
+            shut: false,
+        }
     }
 
     /// The hosts whose replicas count.
@@ -136,6 +149,14 @@ impl Volume {
         let mut volume = self.clone();
         volume.replicas.insert(host.clone(), state);
         volume
+    }
+
+    /// The record with which all runs so far are shut out. Only of one that a process may have open: what nobody has opened
+    /// yet, or has closed, needs no shutting, and its next owner takes it as it is.
+    #[must_use]
+    pub fn shut_out(&self) -> Option<Self> {
+        let open = self.run > 0 && !self.clean && !self.shut;
+        open.then(|| Self { run: self.run + 1, shut: true, ..self.clone() })
     }
 
     /// The record with these replicas counted no more.

@@ -6,7 +6,7 @@ mod moves;
 
 use crate::{placement::capacity::cost, tolerance::order::Order, wishes::Neighbours};
 use haven_model::{
-    Action, Name, Placement, Plan, Planned, Snapshot, VmPhase, Waiting, plan::MoveStep,
+    Action, Name, Placement, Plan, Planned, ProofKind, Snapshot, VmPhase, Waiting, plan::MoveStep,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -211,6 +211,17 @@ fn proven(
     proof: Option<&haven_model::plan::TakenFrom>,
 ) -> Result<(), String> {
     let proof = proof.ok_or_else(|| format!("{vm} is taken from {} without a proof", old.host))?;
+    if proof.proof == ProofKind::StorageFenced {
+        let vm = snapshot.vms.get(vm).ok_or_else(|| format!("{vm} is not there"))?;
+        let shut = crate::storage::shutting::shut(snapshot, vm, old);
+        return match shut && proof.host == old.host {
+            true => Ok(()),
+            false => Err(format!(
+                "{} is taken from {}, to which its disks are not shut",
+                vm.meta.name, old.host
+            )),
+        };
+    }
     let lease = snapshot.leases.get(&old.host);
     let closed = lease.is_some_and(|l| {
         l.closed

@@ -4,6 +4,7 @@
 //!   snapshot + observations ──► host states (tolerance/hosts)
 //!                                    │
 //!        storage/replicas   ◄────────┤
+//!        storage/shutting   ◄────────┤
 //!        storage/backups    ◄────────┤
 //!        tolerance/recovery ◄────────┤────► balance/services ─► members wanted
 //!        tolerance/failing ◄─────────┤          │
@@ -70,6 +71,7 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     monitor::incidents::follow(&mut work);
     balance::services::plan(&mut work);
     storage::replicas::plan(&mut work);
+    storage::shutting::plan(&mut work);
     storage::backups::plan(&mut work);
     tolerance::recovery::plan(&mut work);
     tolerance::failing::plan(&mut work);

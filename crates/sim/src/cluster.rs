@@ -13,7 +13,8 @@ use haven_host::{
     vm::{fake::World, fake_mirrors::Careless},
 };
 use haven_model::{
-    ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, RebalancePolicy, Timers,
+    ClusterSpec, Drain, Migration, MigrationOptions, Name, Observations, ProofKind,
+    RebalancePolicy, Timers,
     cluster::SHORTEST_WINDOW,
     keys, manifest,
     object::Object,
@@ -96,6 +97,8 @@ pub struct Setup {
     pub manifest: String,
     /// What becomes of loads that are uneven.
     pub rebalance: RebalancePolicy,
+    /// Which proofs suffice.
+    pub fencing: Vec<ProofKind>,
     /// What is broken on purpose, to show that the judge finds it.
     pub broken: Option<Broken>,
 }
@@ -258,6 +261,7 @@ impl Cluster {
         let spec = ClusterSpec {
             name: "sim".into(),
             rebalance: self.setup.rebalance,
+            fencing: self.setup.fencing.clone(),
             rebalance_window: SHORTEST_WINDOW,
             ..ClusterSpec::default()
         };

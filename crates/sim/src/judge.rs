@@ -7,8 +7,9 @@ use crate::{
 use etcd_event::Event;
 use haven_host::network::fake::Segment;
 use haven_model::Snapshot;
+use haven_plan::storage::shutting;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -38,6 +39,8 @@ pub struct Facts {
     pub snapshot: Snapshot,
     /// What runs: (host, VM).
     pub running: BTreeMap<(String, String), Running>,
+    /// What runs there and can write nothing any more: its disks were shut, and it was started elsewhere for that.
+    pub fenced: BTreeSet<(String, String)>,
     /// How every host stands.
     pub power: BTreeMap<String, Power>,
     /// When a paused host went on last.
@@ -49,12 +52,27 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The hosts that execute a VM now.
+    /// The hosts that execute a VM now, without a copy that can write nothing.
     #[must_use]
     pub fn executing(&self, vm: &str) -> Vec<&str> {
         let on = |host: &String| self.power.get(host) == Some(&Power::On);
-        let keys = self.running.keys();
+        let keys = self.running.keys().filter(|key| !self.fenced.contains(*key));
         keys.filter(|(host, name)| name == vm && on(host)).map(|(host, _)| host.as_str()).collect()
+    }
+}
+
+impl Facts {
+    /// What runs on a host from which it was taken for its disks' sake, and not for the host's.
+    fn newly_fenced(&self, before: &Snapshot) -> Vec<(String, String)> {
+        let placements = self.snapshot.placements.iter();
+        let taken = placements.filter_map(|(vm, placement)| {
+            let old = before.placements.get(vm).filter(|old| old.host != placement.host)?;
+            let key = (old.host.to_string(), vm.to_string());
+            let live = self.snapshot.session_open(&old.host) && self.running.contains_key(&key);
+            let shut = shutting::shut(before, before.vms.get(vm)?, old);
+            (live && shut).then_some(key)
+        });
+        taken.collect()
     }
 }
 
@@ -107,6 +125,7 @@ impl Judge {
             now: Duration::ZERO,
             snapshot: Snapshot::default(),
             running: BTreeMap::new(),
+            fenced: BTreeSet::new(),
             power: BTreeMap::new(),
             woke: BTreeMap::new(),
             segment,
@@ -142,6 +161,7 @@ impl Judge {
     pub fn world(&self, host: &str, vm: &str, epoch: u64, started: bool) {
         let mut inner = self.lock();
         let key = (host.to_owned(), vm.to_owned());
+        inner.facts.fenced.remove(&key);
         let step = if started {
             inner.facts.running.insert(key, Running { epoch, since: Instant::now() });
             inner.note(&format!("{vm} runs on {host}, epoch {epoch}"));
@@ -175,6 +195,8 @@ impl Judge {
             inner.tell(key, value.as_deref());
         }
         inner.facts.snapshot.revision = revision;
+        let fenced = inner.facts.newly_fenced(&before);
+        inner.facts.fenced.extend(fenced);
         inner.check(&Step::Transaction(&before));
     }
 

@@ -154,6 +154,7 @@ async fn play(scenario: &Scenario, seed: u64, broken: Option<Broken>) -> anyhow:
         clock_skew_percent: scenario.clock_skew_percent,
         manifest: scenario.manifest.clone(),
         rebalance: scenario.rebalance,
+        fencing: scenario.fencing.clone(),
         broken,
     };
     let cluster = Cluster::start(setup).await?;

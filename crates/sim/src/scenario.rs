@@ -2,7 +2,7 @@
 
 use crate::faults::Fault;
 use anyhow::{Context, bail};
-use haven_model::RebalancePolicy;
+use haven_model::{ClusterSpec, ProofKind, RebalancePolicy};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -29,6 +29,9 @@ pub struct Scenario {
     /// What becomes of loads that are uneven, measured over 10 s.
     #[serde(default = "off")]
     pub rebalance: RebalancePolicy,
+    /// Which proofs suffice.
+    #[serde(default = "usual")]
+    pub fencing: Vec<ProofKind>,
     /// What is applied at the beginning, as a manifest.
     pub manifest: String,
     /// How many seeds it runs with.
@@ -98,6 +101,10 @@ fn yes() -> bool {
 
 fn off() -> RebalancePolicy {
     RebalancePolicy::Off
+}
+
+fn usual() -> Vec<ProofKind> {
+    ClusterSpec::default().fencing
 }
 
 fn one() -> u64 {

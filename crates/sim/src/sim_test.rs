@@ -129,6 +129,7 @@ fn broken_move(step: AtStep, vm: &str, first: bool) -> Scenario {
         power_control: step.blow != Blow::Pause,
         clock_skew_percent: 1.0,
         rebalance: RebalancePolicy::Off,
+        fencing: haven_model::ClusterSpec::default().fencing,
         manifest: storm::manifest(1, 2, 3),
         seeds: 1,
         events: vec![

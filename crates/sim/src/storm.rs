@@ -5,7 +5,7 @@ use crate::{
     faults::{self, Fault},
     scenario::{Event, Expect, Scenario},
 };
-use haven_model::RebalancePolicy;
+use haven_model::{ClusterSpec, ProofKind, RebalancePolicy};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// How long the faults go on, milliseconds.
@@ -37,9 +37,9 @@ pub fn manifest(replicas: u32, vms: u32, able: u8) -> String {
         let disk = match i {
             2 => "disks: [{name: data, size: 1GiB, pool: scratch}]\n",
             // Others have one that several hosts have.
-            5 => "disks: [{name: data, size: 1GiB, pool: twins}]\n",
+            5 => "disks: [{name: data, size: 1GiB, pool: twins}]\nisolation: keep\n",
             6 => {
-                "disks: [{name: data, size: 1GiB, pool: more}, {name: log, size: 1GiB, pool: more}]\n"
+                "disks: [{name: data, size: 1GiB, pool: more}, {name: log, size: 1GiB, pool: more}]\nisolation: keep\n"
             }
             _ => "",
         };
@@ -72,6 +72,11 @@ pub fn of(seed: u64) -> Scenario {
         rebalance: match seed % 3 {
             0 => RebalancePolicy::Auto,
             _ => RebalancePolicy::Advise,
+        },
+        // In half of them a VM whose disks are shut is not waited for.
+        fencing: match seed % 2 {
+            0 => ClusterSpec::default().fencing,
+            _ => vec![ProofKind::PoweredOff, ProofKind::LeaseExpired, ProofKind::StorageFenced],
         },
         seeds: 1,
         events: Vec::new(),

@@ -3,12 +3,12 @@
 use haven_model::{
     Bytes, HostSpec, MigrationOptions, Name, NetworkSpec, Object, ObjectRef, Placement,
     PoolDriverKind, PoolSpec, Snapshot, VmSpec,
-    host::{BACKUPS, MIRRORS, POSTCOPY},
+    host::{BACKUPS, MIRRORS, POSTCOPY, SHUTS},
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::{Kind, Stored},
     service::{FrontendSpec, Protocol, ServiceSpec, Sticky, UpdateSpec},
-    vm::{DiskSpec, HangSpec, RestartPolicy, Sign},
+    vm::{DiskSpec, HangSpec, Isolation, RestartPolicy, Sign},
     volume::{FEWEST_REPLICAS, MOST_REPLICAS},
 };
 use haven_plan::tolerance::migration::speaks_less;
@@ -54,6 +54,13 @@ impl After<'_> {
             return format!("there is no {kind} yet");
         }
         format!("there are: {}", names.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))
+    }
+
+    fn pool(&self, name: &Name) -> Option<PoolSpec> {
+        match self.given.get(&ObjectRef::new(Kind::Pool, name.clone())) {
+            Some(Object::Pool(pool)) => Some(pool.spec.clone()),
+            _ => self.snapshot.pools.get(name).map(|pool| pool.spec.clone()),
+        }
     }
 
     fn network(&self, name: &Name) -> Option<NetworkSpec> {
@@ -149,6 +156,41 @@ fn limits(disk: &DiskSpec, say: &mut Say<'_>) {
             "write at least 1MiB, or leave `bandwidth` out for no limit",
         );
     }
+}
+
+/// A copy that goes on alone must not be able to write anything.
+fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
+    if spec.isolation != Isolation::Keep {
+        return;
+    }
+    let mirrored = |disk: &&DiskSpec| match after.pool(&disk.pool) {
+        Some(pool) => pool.driver == PoolDriverKind::Mirrored,
+        // Said already.
+        None => true,
+    };
+    let other = spec.disks.iter().find(|disk| !mirrored(disk));
+    let why = match other {
+        Some(disk) => {
+            let DiskSpec { name: disk, pool, .. } = disk;
+            format!(
+                "its disk `{disk}` in the pool `{pool}` cannot be shut to a host that is not heard"
+            )
+        }
+        None if spec.disks.is_empty() => {
+            "it has no disk by which its copy there could be shut out".into()
+        }
+        None => match speaks_less(after.snapshot, SHUTS) {
+            Some(host) => format!(
+                "{host} has not said that it knows what that is: it runs an older Haven, or has not come up yet"
+            ),
+            None => return,
+        },
+    };
+    say(
+        ("isolation", &"keep"),
+        format!("{name} cannot be kept: {why}"),
+        "leave `isolation` out, so that it starts elsewhere once nothing of it can run there; or have all its disks in mirrored pools, and all hosts up and upgraded",
+    );
 }
 
 /// What of a disk that is there can become another. Its guest finds the rest as it was.
@@ -294,6 +336,7 @@ fn sizes(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
 
 fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     sizes(after, spec, name, say);
+    isolation(after, spec, name, say);
     let mut missing = |key: &str, kind: Kind, wanted: &Name| {
         if !after.has(kind, wanted) {
             say((key, wanted), format!("{kind} `{wanted}` does not exist"), &after.names(kind));

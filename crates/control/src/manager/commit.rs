@@ -4,8 +4,8 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Drain, Event, LostSession, Meta, Name, ObjectRef, Placement, Planned, Severity,
-    Snapshot,
+    Action, Drain, Event, LostSession, Meta, Name, ObjectRef, Placement, Planned, ProofKind,
+    Severity, Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
@@ -80,7 +80,9 @@ fn place(
 ) -> (Vec<Compare>, Vec<Op>) {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
     compares.extend(same_replicas(snapshot, vm));
-    if let Some(TakenFrom { host, lease_revision, .. }) = taken_from {
+    // A VM whose disks are shut is taken over their records, which are among those above.
+    let lost = taken_from.filter(|from| from.proof != ProofKind::StorageFenced);
+    if let Some(TakenFrom { host, lease_revision, .. }) = lost {
         compares.push(Compare::ModRevision(keys::lease(host), *lease_revision));
     }
     let mut ops = vec![put(keys::placement(vm), placement)];

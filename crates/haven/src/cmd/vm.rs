@@ -194,6 +194,7 @@ impl NewVm {
             hang: None,
             migration: MigrationOptions::default(),
             backup: None,
+            isolation: Default::default(),
         };
         let mut vm = new(&self.name, spec)?;
         vm.meta.labels = self.label.iter().map(|l| label(l)).collect::<Result<_, _>>()?;

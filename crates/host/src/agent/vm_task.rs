@@ -466,6 +466,9 @@ impl VmTask {
                 }
                 let note = self.note.clone();
                 self.keep_mirrors().await;
+                if self.running.is_none() {
+                    return;
+                }
                 self.limit_disks(snapshot).await;
                 self.keep_backup(snapshot).await;
                 self.report(snapshot, VmPhase::Running, &note).await;

@@ -59,6 +59,7 @@ fn proven(proof: ProofKind) -> &'static str {
     match proof {
         ProofKind::LeaseExpired => "its lease expired, its guard has stopped its VMs",
         ProofKind::PoweredOff => "its power was read as off",
+        ProofKind::StorageFenced => "its disks are shut to it",
     }
 }
 

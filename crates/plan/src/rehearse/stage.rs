@@ -363,6 +363,8 @@ impl<'a> Stage<'a> {
                 let age = LeaseAge { revision, unchanged_ms, confirmed: true };
                 self.seen.leases.insert(host, age);
             }
+            // Of a VM, and not of a host.
+            ProofKind::StorageFenced => {}
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod backups;
 pub mod replicas;
+pub mod shutting;
 
 use crate::tolerance::admission::size;
 use haven_model::{Bytes, Name, PoolDriverKind, PoolSpec, Snapshot, pool::PoolRoom};
@@ -106,5 +107,7 @@ pub fn risks(snapshot: &Snapshot) -> Vec<String> {
 mod backups_test;
 #[cfg(test)]
 mod replicas_test;
+#[cfg(test)]
+mod shutting_test;
 #[cfg(test)]
 mod storage_test;

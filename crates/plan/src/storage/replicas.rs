@@ -40,12 +40,12 @@ pub(crate) fn is_mirrored(snapshot: &Snapshot, vm: &VmSpec) -> bool {
     mirrored(snapshot, vm).next().is_some()
 }
 
-fn volume_of(vm: &Name, disk: &DiskSpec) -> VolumeRef {
+pub(super) fn volume_of(vm: &Name, disk: &DiskSpec) -> VolumeRef {
     VolumeRef { vm: vm.clone(), disk: disk.name.clone() }
 }
 
 /// The record of a disk; nothing when there is none of this VM.
-fn record<'a>(
+pub(super) fn record<'a>(
     snapshot: &'a Snapshot,
     vm: &Stored<VmSpec>,
     disk: &DiskSpec,

@@ -3,6 +3,7 @@
 
 use crate::{
     placement::{self, Wish},
+    storage::shutting,
     tolerance::{
         hosts::HostState,
         order::{self, Order, Turn},
@@ -10,8 +11,8 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Name, NicAddress, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
-    VmStatus, object::Stored, plan::TakenFrom, vm::RestartPolicy,
+    Action, Name, NicAddress, Placement, PoolDriverKind, ProofKind, Snapshot, Versioned, VmPhase,
+    VmSpec, VmStatus, object::Stored, plan::TakenFrom, vm::RestartPolicy,
 };
 
 /// Places every VM that should run and has no host that can run it.
@@ -99,7 +100,9 @@ fn needs_host(work: &Work<'_>, vm: &Name) -> bool {
     match work.snapshot.placements.get(vm) {
         None => true,
         Some(placement) => {
-            work.states.get(&placement.host).is_none_or(|state| matches!(state, HostState::Lost(_)))
+            let state = work.states.get(&placement.host);
+            state.is_none_or(|state| matches!(state, HostState::Lost(_)))
+                || shutting::fenced(work, vm)
         }
     }
 }
@@ -155,7 +158,10 @@ fn recover<'a>(
     vm: &'a Stored<VmSpec>,
     old: &Versioned<Placement>,
 ) {
-    let Some((lease_revision, proof)) = proof_of(work, &old.host) else {
+    let lost = proof_of(work, &old.host);
+    let shut = || shutting::fenced(work, name);
+    let fenced = || shut().then(|| (lease_of(work, &old.host), ProofKind::StorageFenced));
+    let Some((lease_revision, proof)) = lost.or_else(fenced) else {
         return;
     };
     if let Some(from) = &old.moved_from {
@@ -181,9 +187,15 @@ fn recover<'a>(
     let nics = cards(work, name, vm, old);
     let placement = Placement::new(choice.host.clone(), old.epoch + 1, old.slot, nics);
     work.room.use_up(&choice.host, vm);
+    let because = match proof {
+        ProofKind::StorageFenced => {
+            format!("its disks are shut to {} and that is not heard", old.host)
+        }
+        _ => format!("{} is lost", old.host),
+    };
     let reason = format!(
-        "{name} restarts on {} because {} is lost ({proof}): {}{without}",
-        choice.host, old.host, choice.reason
+        "{name} restarts on {} because {because} ({proof}): {}{without}",
+        choice.host, choice.reason
     );
     let action = Action::PlaceVm {
         vm: name.clone(),
@@ -194,8 +206,12 @@ fn recover<'a>(
     work.act(vm_ref(name), reason, action);
 }
 
+fn lease_of(work: &Work<'_>, host: &Name) -> i64 {
+    work.snapshot.leases.get(host).map_or(0, |lease| lease.revision)
+}
+
 /// The revision of the closed record of a lost host and the proof under which it was closed.
-fn proof_of(work: &Work<'_>, host: &Name) -> Option<(i64, haven_model::ProofKind)> {
+fn proof_of(work: &Work<'_>, host: &Name) -> Option<(i64, ProofKind)> {
     let lease = work.snapshot.leases.get(host)?;
     let lost = work.snapshot.lost.get(host)?;
     (lease.closed && lost.session == lease.session).then_some((lease.revision, lost.proof))

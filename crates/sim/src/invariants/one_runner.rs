@@ -4,7 +4,10 @@
 //! overlap until its guard acts (DESIGN.md section 4: within 50 ms).
 
 use super::Invariant;
-use crate::judge::{Facts, Step};
+use crate::{
+    judge::{Facts, Step},
+    net::Power,
+};
 use std::{collections::BTreeMap, time::Duration};
 
 pub(super) struct OneRunner {
@@ -54,7 +57,13 @@ impl Invariant for OneRunner {
         }
     }
 
-    fn at_end(&self, _facts: &Facts) -> Result<(), String> {
+    fn at_end(&self, facts: &Facts) -> Result<(), String> {
+        let on = |host: &String| facts.power.get(host) == Some(&Power::On);
+        if let Some((host, vm)) = facts.fenced.iter().find(|(host, _)| on(host)) {
+            return Err(format!(
+                "one runner: {vm} still runs on {host}, to which its disks are shut"
+            ));
+        }
         match self.overlaps.keys().next() {
             Some(vm) => Err(format!("one runner: {vm} runs twice at the end")),
             None => Ok(()),

@@ -47,6 +47,10 @@ impl Owner {
         let Some(read) = live.volumes.get(of).map(|volume| volume.revision) else {
             return Ok(None);
         };
+        // Of one that was shut its owner can only begin another run.
+        if live.volumes.get(of).is_some_and(|read| read.shut && record.run <= read.run) {
+            return Ok(None);
+        }
         let placed = live.placements.get(&of.vm);
         let Some(placed) = placed.filter(|p| p.host == parts.me && p.epoch == self.epoch) else {
             return Ok(None);

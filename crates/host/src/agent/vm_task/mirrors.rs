@@ -42,6 +42,7 @@ use tokio::sync::watch;
 
 /// How often the process is asked while a copy goes on.
 const COPIES: Duration = Duration::from_millis(200);
+const AT_ONCE: Duration = Duration::from_millis(10);
 /// How soon something that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often a guest may be let run on that was stopped for its disk's sake.
@@ -140,6 +141,7 @@ impl VmTask {
                 match self.keep_mirror(&live, place, &of).await {
                     Ok(Next::Again) => {}
                     Ok(Next::Rest) => break,
+                    Ok(Next::End) => return self.shut_out(&of).await,
                     Err(error) => {
                         let why = chain(&error);
                         tracing::warn!(vm = %self.vm, disk = %of.disk, why, "its replicas cannot be seen to");
@@ -356,6 +358,7 @@ impl VmTask {
         }
         match step {
             Keep::Well => return Ok(self.rests(&disk)),
+            Keep::End => return Ok(Next::End),
             Keep::Cut(hosts) => {
                 for host in &hosts {
                     self.parts.vms.cut(&vm, place, host).await?;
@@ -411,6 +414,20 @@ impl VmTask {
             }
         }
         Ok(Next::Again)
+    }
+
+    /// Its disk was shut to this host, so that it could start elsewhere. It has not, since this host is heard again and it is
+    /// placed here: it starts anew.
+    async fn shut_out(&mut self, of: &VolumeRef) {
+        self.kill().await;
+        if self.running.is_none() {
+            self.tell(format!(
+                "{} starts anew on {}: its disk `{}` was shut to it while {} was not heard",
+                self.vm, self.parts.me, of.disk, self.parts.me
+            ))
+            .await;
+            self.look_again(AT_ONCE);
+        }
     }
 
     async fn count(
@@ -536,4 +553,6 @@ enum Next {
     Again,
     /// Nothing for now.
     Rest,
+    /// Its process can write no more.
+    End,
 }

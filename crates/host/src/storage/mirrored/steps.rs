@@ -61,7 +61,8 @@ pub fn open(
             return Open::Wait(waits);
         }
     }
-    if volume.run == 0 || begun != Some(volume.run) {
+    // The number of a run that is nobody's may be that which this daemon was about to begin.
+    if volume.run == 0 || volume.shut || begun != Some(volume.run) {
         // What the one before had under way may be on some and not on others. The one here is as good as any, and is
         // what the guest sees from now on.
         let mut known = if volume.clean { volume.clone() } else { volume.without(counted) };
@@ -70,7 +71,7 @@ pub fn open(
         others
             .filter(|state| **state == ReplicaState::Returning)
             .for_each(|state| *state = ReplicaState::Stale);
-        return Open::Write(Volume { clean: false, run: volume.run + 1, ..known });
+        return Open::Write(Volume { clean: false, run: volume.run + 1, shut: false, ..known });
     }
     if !gone.is_empty() {
         return Open::Write(volume.without(gone));
@@ -91,7 +92,8 @@ pub fn arrive(
     begun: Option<u64>,
     others: &BTreeMap<Name, Other>,
 ) -> Open {
-    let same = Volume { clean: volume.clean || begun.is_none(), ..volume.clone() };
+    let same = volume.clean || begun.is_none() && !volume.shut;
+    let same = Volume { clean: same, ..volume.clone() };
     open(&same, me, begun, others)
 }
 
@@ -99,6 +101,9 @@ pub fn arrive(
 /// being brought up to that.
 #[must_use]
 pub fn unlike(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> Option<String> {
+    if volume.shut {
+        return Some("it was shut to this host".into());
+    }
     let mut others = volume.counted().filter(|host| *host != me);
     if let Some(lost) = others.find(|host| fails(disk, around, host)) {
         return Some(format!("its replica on {lost} has just failed"));
@@ -122,7 +127,7 @@ pub fn degraded(volume: &Volume, broken: &BTreeSet<Name>) -> Volume {
 pub fn closed(volume: &Volume, me: &Name, with: &BTreeSet<Name>) -> Option<Volume> {
     let counted: BTreeSet<&Name> = volume.counted().filter(|host| *host != me).collect();
     let same = volume.counts(me) && counted == with.iter().collect();
-    (same && !volume.clean).then(|| Volume { clean: true, ..volume.clone() })
+    (same && !volume.clean && !volume.shut).then(|| Volume { clean: true, ..volume.clone() })
 }
 
 /// What a host with a replica lets others do to it.
@@ -145,6 +150,8 @@ pub fn serve(volume: &Volume, me: &Name, owner: &Name) -> Serve {
 pub enum Keep {
     /// Nothing.
     Well,
+    /// Ends the process: it was shut out while this host was not heard, and can write no more. What counts is no more its to say.
+    End,
     /// Ends the connections to these, which are silent: the guest must not wait for them.
     Cut(BTreeSet<Name>),
     /// Notes for these, which count no more, what is written from now on, and writes this record.
@@ -183,6 +190,9 @@ fn fails(disk: &DiskMirror, around: &Around, host: &Name) -> bool {
 /// The owner's next step while its process runs. What stops its guest comes first.
 #[must_use]
 pub fn keep(volume: &Volume, me: &Name, disk: &DiskMirror, around: &Around) -> Keep {
+    if volume.shut {
+        return Keep::End;
+    }
     let silent = |host: &Name| around.silent.contains(host);
     let cut: BTreeSet<Name> = disk
         .linked

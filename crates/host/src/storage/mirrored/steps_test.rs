@@ -49,6 +49,8 @@ enum Broken {
     Early,
     /// A flush is answered before it is on all disks.
     Flush,
+    /// A run that is nobody's is taken for one that this daemon has begun.
+    Nobodys,
 }
 
 #[derive(Default)]
@@ -65,7 +67,8 @@ struct Host {
     connections: u64,
     /// What it last saw of the store: owner, epoch and run.
     saw: (usize, u64, u64),
-    begun: Option<u64>,
+    /// Under which epoch, and which run.
+    begun: Option<(u64, u64)>,
 }
 
 /// A write under way.
@@ -343,6 +346,10 @@ impl World {
                 if !self.owns(process.host, process.epoch) {
                     continue;
                 }
+                if self.volume.shut {
+                    self.processes[at].alive = false;
+                    continue;
+                }
                 self.volume = steps::degraded(&self.volume, &broken);
             }
             let going = &mut self.processes[at];
@@ -358,8 +365,18 @@ impl World {
     /// Who is to be the owner is decided anew, whatever the one before does.
     fn take_over(&mut self) {
         let host = self.host();
+        if self.random.below(3) == 0 {
+            return self.shut();
+        }
         if self.sees_store(host) && self.volume.counts(&name(host)) {
             (self.owner, self.epoch) = (host, self.epoch + 1);
+        }
+    }
+
+    /// The plan shuts the volume to whatever has it open, and decides later who is to have it.
+    fn shut(&mut self) {
+        if let Some(next) = self.volume.shut_out() {
+            self.volume = next;
         }
     }
 
@@ -419,15 +436,20 @@ impl World {
             Some((name(other), if gone { Other::Gone } else { serves? }))
         });
         let others: BTreeMap<Name, Other> = others.collect();
-        let begun = here.begun;
+        let begun = here.begun.filter(|(under, _)| *under == epoch).map(|(_, run)| run);
         let mut seen = self.volume.clone();
         seen.clean |= self.broken == Broken::Unclean;
+        seen.shut &= self.broken != Broken::Nobodys;
         match steps::open(&seen, &name(host), begun, &others) {
             Open::NotHere | Open::Wait(_) => {}
             Open::Write(next) => {
                 if self.owns(host, epoch) {
-                    self.hosts[host].begun = Some(next.run);
-                    self.volume = next;
+                    self.hosts[host].begun = Some((epoch, next.run));
+                    // Somebody else may have written it meanwhile: the plan, say.
+                    match self.random.below(8) {
+                        0 => self.shut(),
+                        _ => self.volume = next,
+                    }
                 }
             }
             Open::With(with) => {
@@ -548,7 +570,7 @@ impl World {
         self.hosts[host].cached.clear();
         self.processes[at].joins = None;
         self.processes[at].with.insert(host, connection);
-        if self.owns(process.host, process.epoch) {
+        if self.owns(process.host, process.epoch) && !self.volume.shut {
             self.volume.replicas.insert(name(host), ReplicaState::Counted);
             let lacks = |(block, least): (&u64, &u64)| {
                 self.hosts[host].disk.get(block).copied().unwrap_or(0) < *least
@@ -666,6 +688,7 @@ fn whatever_breaks_a_rule_is_found() {
         (Broken::Comparison, false),
         (Broken::Early, false),
         (Broken::Flush, true),
+        (Broken::Nobodys, false),
     ];
     for (broken, caches) in all {
         let first = (0..5000).find(|seed| run(*seed, broken, caches).0.is_some());

@@ -1,0 +1,190 @@
+//! Tests of [`super::shutting`].
+
+use crate::{
+    check, plan,
+    testing::{World, at, lease, name, stored},
+};
+use haven_model::{
+    Action, Bytes, ClusterSpec, PoolDriverKind, PoolSpec, ProofKind,
+    plan::LeaseAge,
+    vm::Isolation,
+    volume::{ReplicaIs, ReplicaState, ReplicaStatus, Volume, VolumeRef},
+};
+use serde_json::json;
+
+fn of(disk: &str) -> VolumeRef {
+    VolumeRef { vm: name("db"), disk: name(disk) }
+}
+
+/// A VM on host1 whose two disks are on all three hosts, and host1 is not heard.
+fn world() -> World {
+    let mut world = World::new(3, Bytes::gib(8));
+    world.current();
+    let fencing = vec![ProofKind::LeaseExpired, ProofKind::StorageFenced];
+    world.snapshot.cluster = Some(at(1, ClusterSpec { fencing, ..ClusterSpec::default() }));
+    let pool = PoolSpec::new(PoolDriverKind::Mirrored, "/pool");
+    world.snapshot.pools.insert(name("disks"), at(3, stored("disks", pool)));
+    let disk = |disk: &str| json!({"name": disk, "size": "1GiB", "pool": "disks"});
+    let spec = json!({"memory": "1GiB", "isolation": "keep", "disks": [disk("data"), disk("log")]});
+    world.vm("db", serde_json::from_value(spec).unwrap());
+    world.run("db", "host1");
+    let uid = world.snapshot.vms["db"].meta.uid.clone();
+    for disk in ["data", "log"] {
+        let hosts = ["host1", "host2", "host3"].map(name);
+        let volume = Volume::new(uid.clone(), name("disks"), Bytes::gib(1), hosts);
+        let volume = Volume { run: 3, clean: false, ..volume };
+        world.snapshot.volumes.insert(of(disk), at(8, volume));
+    }
+    silent(&mut world, 1100);
+    world
+}
+
+/// Host1 is suspected, and its record is so old.
+fn silent(world: &mut World, unchanged_ms: u64) {
+    world.seen.suspected.insert(name("host1"));
+    let age = LeaseAge { revision: 900, unchanged_ms, confirmed: false };
+    world.seen.leases.insert(name("host1"), age);
+}
+
+/// The disks that a plan shuts, and where it places the VM under which proof.
+fn does(world: &World) -> (Vec<String>, Option<(String, ProofKind)>) {
+    let plan = plan(&world.snapshot, &world.seen);
+    assert_eq!(check(&world.snapshot, &plan), Ok(()));
+    let (mut shut, mut placed) = (Vec::new(), None);
+    for planned in plan.actions {
+        match planned.action {
+            Action::PutVolume { volume, record, .. } => {
+                assert!(record.shut && record.run == 4 && record.replicas.len() == 3);
+                shut.push(volume.disk.to_string());
+            }
+            Action::PlaceVm { placement, taken_from, .. } => {
+                placed = Some((placement.host.to_string(), taken_from.unwrap().proof));
+            }
+            _ => {}
+        }
+    }
+    (shut, placed)
+}
+
+fn changed(world: &mut World, disk: &str, change: impl FnOnce(&mut Volume)) {
+    let mut volume = (*world.snapshot.volumes[&of(disk)].value).clone();
+    change(&mut volume);
+    world.snapshot.volumes.insert(of(disk), at(9, volume));
+}
+
+fn shut(world: &mut World, disk: &str) {
+    changed(world, disk, |volume| *volume = volume.shut_out().unwrap());
+}
+
+/// A host says that it serves a disk to this run.
+fn serves(world: &mut World, disk: &str, host: &str, run: u64) {
+    let is = ReplicaIs::Served { run, port: 1, instance: "i".into(), boot: "b".into() };
+    let told = at(10, ReplicaStatus { session: 1, is });
+    world.snapshot.replica_status.entry(of(disk)).or_default().insert(name(host), told);
+}
+
+#[test]
+fn all_disks_are_shut_and_then_it_starts_elsewhere() {
+    let mut world = world();
+    let both = vec!["data".to_owned(), "log".to_owned()];
+    assert_eq!(does(&world), (both, None));
+    shut(&mut world, "data");
+    assert_eq!(does(&world), (vec!["log".to_owned()], None));
+    shut(&mut world, "log");
+    assert_eq!(does(&world), (vec![], None), "nobody has said that it serves no earlier run");
+    for disk in ["data", "log"] {
+        serves(&mut world, disk, "host1", 4);
+        serves(&mut world, disk, "host2", 3);
+    }
+    assert_eq!(does(&world), (vec![], None));
+    serves(&mut world, "data", "host2", 4);
+    assert_eq!(does(&world), (vec![], None), "one disk is not all");
+    serves(&mut world, "log", "host3", 4);
+    assert_eq!(does(&world).1, Some(("host2".to_owned(), ProofKind::StorageFenced)));
+    // The last word of that host is of a session that is closed by now.
+    world.snapshot.leases.insert(name("host3"), at(950, lease(true)));
+    assert_eq!(does(&world).1, None);
+}
+
+#[test]
+fn nothing_is_shut_to_a_host_that_renews_or_where_it_would_prove_nothing() {
+    let nothing = (vec![], None);
+    let mut renews = world();
+    silent(&mut renews, 900);
+    assert_eq!(does(&renews), nothing);
+    assert_eq!(plan(&renews.snapshot, &renews.seen).wake_after_ms, Some(100));
+    let mut heard = world();
+    heard.seen.suspected.clear();
+    assert_eq!(does(&heard), nothing);
+    let mut newer = world();
+    newer.snapshot.leases.insert(name("host1"), at(901, lease(false)));
+    assert_eq!(does(&newer), nothing, "it has renewed since");
+    let mut policy = world();
+    policy.snapshot.cluster = None;
+    assert_eq!(does(&policy), nothing);
+    let mut stop = world();
+    let mut vm = (*stop.snapshot.vms["db"].value).clone();
+    vm.spec.isolation = Isolation::Stop;
+    stop.snapshot.vms.insert(name("db"), at(4, vm.clone()));
+    assert_eq!(does(&stop), nothing);
+    let mut local = world();
+    let pool = PoolSpec::new(PoolDriverKind::Local, "/local");
+    local.snapshot.pools.insert(name("scratch"), at(3, stored("scratch", pool)));
+    vm.spec.isolation = Isolation::Keep;
+    vm.spec.disks[1].pool = name("scratch");
+    local.snapshot.vms.insert(name("db"), at(4, vm));
+    assert_eq!(does(&local), nothing, "what it writes to its other disk nobody can shut");
+    let mut alone = world();
+    for disk in ["data", "log"] {
+        changed(&mut alone, disk, |volume| {
+            *volume = volume.without([&name("host2"), &name("host3")])
+        });
+    }
+    assert_eq!(does(&alone), nothing, "no other host has all that was written");
+    let mut older = world();
+    let mut told = (*older.snapshot.host_status["host1"].value).clone();
+    told.speaks -= 1;
+    older.snapshot.host_status.insert(name("host1"), at(2, told));
+    assert_eq!(does(&older), nothing, "it would write the record anew");
+}
+
+#[test]
+fn what_no_process_has_open_is_not_shut() {
+    for state in [(0, true), (3, true)] {
+        let mut world = world();
+        changed(&mut world, "data", |volume| (volume.run, volume.clean) = state);
+        assert_eq!(does(&world), (vec!["log".to_owned()], None));
+        shut(&mut world, "log");
+        serves(&mut world, "log", "host2", 4);
+        serves(&mut world, "data", "host2", state.0);
+        assert_eq!(does(&world), (vec![], None), "its next owner is told by its host's proof");
+    }
+}
+
+#[test]
+fn a_guest_that_goes_over_is_left_to_its_move() {
+    let mut world = world();
+    for disk in ["data", "log"] {
+        shut(&mut world, disk);
+        serves(&mut world, disk, "host2", 4);
+    }
+    let placed = (*world.snapshot.placements["db"].value).clone();
+    let moving = serde_json::from_value(json!({"host": "host3", "migration": "m1"}));
+    let Ok(moving) = moving else { panic!("{moving:?}") };
+    let moving = haven_model::Placement { moving_to: Some(moving), ..placed };
+    world.snapshot.placements.insert(name("db"), at(5, moving));
+    assert_eq!(does(&world).1, None);
+}
+
+#[test]
+fn a_replica_that_counts_no_more_proves_nothing() {
+    let mut world = world();
+    for disk in ["data", "log"] {
+        shut(&mut world, disk);
+        serves(&mut world, disk, "host2", 4);
+    }
+    assert!(does(&world).1.is_some());
+    changed(&mut world, "log", |volume| *volume = volume.without([&name("host2")]));
+    assert_eq!(does(&world).1, None);
+    assert_eq!(world.snapshot.volumes[&of("log")].replicas[&name("host2")], ReplicaState::Stale);
+}
