@@ -12,6 +12,7 @@ mod mirrored;
 mod powered_off;
 mod rolling;
 mod sample;
+mod storage_fenced;
 
 use anyhow::{Result, bail};
 use haven_lab::drive::Driver;
@@ -36,8 +37,9 @@ fn main() -> Result<()> {
         Some("migrate") => migrate::run,
         Some("mirrored") => mirrored::run,
         Some("powered-off") => powered_off::run,
+        Some("storage-fenced") => storage_fenced::run,
         _ => bail!(
-            "which figure? failover, powered-off, answer, address, create, rolling, idle, migrate, mirrored or backup"
+            "which figure? failover, powered-off, storage-fenced, answer, address, create, rolling, idle, migrate, mirrored or backup"
         ),
     };
     lab.haven(&["lab", "down"])?;

@@ -17,6 +17,9 @@ use std::{
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// One that may be kept when its host is not heard.
+pub const KEPT: &str = "kind: Pool\nname: mirrored\ndriver: mirrored\npath: /var/lib/haven/mirrored\n---\nkind: VM\nname: kept\nimage: tiny\nmemory: 128MiB\nisolation: keep\ndisks:\n- name: data\n  size: 64MiB\n  pool: mirrored\n";
+
 fn manifest() -> String {
     let vm = |name: &str, label: &str, disks: &str, script: &str| {
         format!(
@@ -56,7 +59,7 @@ fn counted(lab: &Driver, vm: &str) -> usize {
     view.map_or(0, |view| view.volume.counted().count())
 }
 
-fn whole(lab: &Driver, vm: &str) -> Result<()> {
+pub fn whole(lab: &Driver, vm: &str) -> Result<()> {
     lab.wait("both replicas count", PATIENCE, |lab| counted(lab, vm) == 2)
 }
 

@@ -91,6 +91,42 @@ fn a_disk_that_is_there_grows_and_nothing_else() {
 }
 
 #[test]
+fn only_a_vm_that_can_be_shut_out_may_be_kept() {
+    let mut world = World::new(3, Bytes::gib(4));
+    world.current();
+    for (pool, driver) in [("fast", "local"), ("twins", "mirrored")] {
+        let spec = serde_json::json!({"driver": driver, "path": format!("/{pool}")});
+        let spec = serde_json::from_value(spec).unwrap();
+        world.snapshot.pools.insert(name(pool), at(3, stored(pool, spec)));
+    }
+    let told = |world: &World, disks: &str| {
+        let text = format!("kind: VM\nname: db\nmemory: 64MiB\nisolation: keep\n{disks}");
+        let manifests = parse(&[("x.yaml".into(), text)]).unwrap();
+        let problems = validate(&manifests, &world.snapshot);
+        problems.into_iter().map(|p| p.message).collect::<Vec<_>>()
+    };
+    let data = "disks:\n- {name: data, size: 1GiB, pool: twins}\n";
+    assert_eq!(told(&world, data), [""; 0]);
+    let two = told(&world, &format!("{data}- {{name: tmp, size: 1GiB, pool: fast}}\n"));
+    assert_eq!(
+        two,
+        [
+            "db cannot be kept: its disk `tmp` in the pool `fast` cannot be shut to a host that is not heard"
+        ]
+    );
+    let none = told(&world, "");
+    assert_eq!(
+        none,
+        ["db cannot be kept: it has no disk by which its copy there could be shut out"]
+    );
+    let mut older = (*world.snapshot.host_status["host2"].value).clone();
+    older.speaks -= 1;
+    world.snapshot.host_status.insert(name("host2"), at(2, older));
+    let older = told(&world, data);
+    assert!(older[0].contains("host2 has not said that it knows what that is"), "{older:?}");
+}
+
+#[test]
 fn a_hang_that_cannot_be_told_or_acted_upon_is_refused() {
     let vm = |more: &str| said(&format!("kind: VM\nname: web\nmemory: 64MiB\n{more}\n"));
     assert_eq!(vm("hang: {}"), [""; 0]);

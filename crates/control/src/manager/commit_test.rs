@@ -1,7 +1,12 @@
 //! What a transaction compares: on this rests that two things exclude each other.
 
 use super::commit::{Author, commit_of};
-use haven_model::{Action, Bytes, Placement, Planned, vm::Wait};
+use haven_model::{
+    Action, Bytes, Placement, Planned, ProofKind,
+    plan::TakenFrom,
+    vm::Wait,
+    volume::{Volume, VolumeRef},
+};
 use haven_plan::testing::{World, at, name, vm_spec};
 use haven_store::raw::{Compare, Op};
 
@@ -27,6 +32,32 @@ fn a_vm_is_tried_elsewhere_only_over_what_its_host_said_last() {
         Compare::ModRevision("/haven/manager".into(), 40),
     ] {
         assert!(commit.compares.contains(&compare), "{:?}", commit.compares);
+    }
+}
+
+/// That of a VM whose disks are shut rests on the records of its volumes: its host's record may change at any moment.
+#[test]
+fn a_vm_is_taken_over_the_closed_record_of_its_host_or_those_of_its_volumes() {
+    let mut world = World::new(2, Bytes::gib(1));
+    world.vm("db", vm_spec(Bytes::mib(64)));
+    world.run("db", "host1");
+    let volume = Volume::new("uid-db".into(), name("twins"), Bytes::gib(1), [name("host2")]);
+    let of = VolumeRef { vm: name("db"), disk: name("data") };
+    world.snapshot.volumes.insert(of, at(11, volume));
+    for (proof, lease) in [
+        (ProofKind::LeaseExpired, true),
+        (ProofKind::PoweredOff, true),
+        (ProofKind::StorageFenced, false),
+    ] {
+        let placement = Placement::new(name("host2"), 2, 0, Vec::new());
+        let from = TakenFrom { host: name("host1"), lease_revision: 900, proof };
+        let taken_from = Some(from);
+        let action =
+            Action::PlaceVm { vm: name("db"), placement, expected_revision: 5, taken_from };
+        let compares = commit_of(&of_db(action), &world.snapshot, &author()).unwrap().compares;
+        let has = |key: &str, at| compares.contains(&Compare::ModRevision(key.into(), at));
+        assert!(has("/haven/placement/vm/db", 5) && has("/haven/volumes/db.data", 11));
+        assert_eq!(has("/haven/leases/host1", 900), lease, "{compares:?}");
     }
 }
 

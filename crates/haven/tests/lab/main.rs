@@ -39,7 +39,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 43] = [
+const CASES: [Case; 44] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -84,6 +84,10 @@ const CASES: [Case; 43] = [
     Case {
         name: "a_disk_on_two_hosts_holds_all_that_was_told_to_be_written_whatever_breaks",
         run: mirrored::outlives,
+    },
+    Case {
+        name: "a_vm_that_may_be_kept_starts_elsewhere_before_its_host_is_proven_lost",
+        run: mirrored::kept,
     },
     Case {
         name: "a_full_pool_holds_its_writers_until_there_is_room_here_or_elsewhere",

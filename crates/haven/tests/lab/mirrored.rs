@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use haven_lab::drive::Driver;
 use haven_model::{
-    Bytes,
+    Bytes, ClusterSpec, ProofKind,
     volume::{ReplicaState, Volume},
 };
 use nix::sys::signal::Signal;
@@ -103,6 +103,50 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
             lab.pids(host, "qemu-storage-daemon").is_empty()
         })?;
     }
+    crate::moves::alone(lab, witness)
+}
+
+/// One that may be kept starts elsewhere while its old copy still runs, which can write nothing from then on.
+pub fn kept(lab: &mut Lab, witness: &Witness) -> Result<()> {
+    witness.moves(true);
+    lab.change_cluster(|spec| {
+        spec.fencing =
+            vec![ProofKind::PoweredOff, ProofKind::LeaseExpired, ProofKind::StorageFenced];
+    })?;
+    lab.apply(&(manifest("") + "isolation: keep\n"), &["--wait", "--timeout", "120"])?;
+    lab.wait("the guest writes", PATIENCE, |_| largest(lab, VM, "KEEPER-WROTE") > 20)?;
+    for how in ["cut", "kill"] {
+        let (owner, other) = hosts(lab)?;
+        let (before, runs) = (boots(lab), |host: &str| !lab.pids(host, "guest=scribe").is_empty());
+        let begin = Instant::now();
+        lab.haven(&["lab", how, &owner])?;
+        lab.wait("it starts on the other host", PATIENCE, |_| runs(&other))?;
+        let (took, old) = (begin.elapsed().as_secs_f64(), runs(&owner));
+        println!(
+            "  {how} {owner}: it starts on {other} after {took:.2} s; the old copy is there: {old}"
+        );
+        // At 4.4 s the guard of a host that is cut off has ended all that runs there, and at 5 s the host is proven lost.
+        ensure!(took < 4.4, "that is not before its host was proven lost");
+        ensure!(old == (how == "cut"), "its old copy");
+        let shut = lab.haven(&["events", "--limit", "200"])?;
+        let words = format!("its disks are shut to {owner} and that is not heard (storage-fenced)");
+        ensure!(shut.contains(&words), "{shut}");
+        has_all(lab, before, &owner)?;
+        let mends: &[&str] =
+            if how == "cut" { &["lab", "heal"] } else { &["lab", "start", &owner] };
+        lab.haven(mends)?;
+        lab.online(&owner)?;
+        lab.wait("its old copy has ended", PATIENCE, |_| !runs(&owner))?;
+        ensure!(lab.host_of(VM)? == other, "it went back");
+        whole(lab)?;
+        writes_on(lab)?;
+        std::thread::sleep(RECONNECTED);
+    }
+    let compared = lab.haven(&["volume", "check", "scribe.data"])?;
+    ensure!(compared.contains("all of it is the same on"), "{compared}");
+    lab.change_cluster(|spec| spec.fencing = ClusterSpec::default().fencing)?;
+    lab.haven(&["delete", &format!("vm/{VM}"), "--wait"])?;
+    lab.haven(&["delete", "pool/mirrored", "--wait"])?;
     crate::moves::alone(lab, witness)
 }
 

@@ -156,3 +156,28 @@ fn one_that_the_plan_gave_elsewhere_is_left_out() {
     let step = next(&gone, &linked(false, Catching::Not), &around(Some("one"), false));
     assert_eq!(step, Keep::LeaveOut(name("host2")));
 }
+
+#[test]
+fn what_was_shut_to_its_process_is_no_more_its_to_say() {
+    let volume = volume(Counted).shut_out().unwrap();
+    assert_eq!((volume.run, volume.shut), (5, true));
+    assert_eq!(volume.shut_out(), None, "once is enough");
+    for disk in [linked(false, Catching::Not), linked(true, Catching::Not), without()] {
+        assert_eq!(next(&volume, &disk, &around(Some("one"), true)), Keep::End);
+    }
+    use super::steps::{Open, arrive, closed, open};
+    let (me, other) = (name("host1"), name("host2"));
+    assert_eq!(
+        closed(&volume, &me, &[other.clone()].into()),
+        None,
+        "it may have ended in the middle"
+    );
+    // Its owner begins a run of its own, whatever it had begun before; nobody else is known to have the same.
+    for begun in [None, Some(4), Some(5)] {
+        for step in [open(&volume, &me, begun, &[].into()), arrive(&volume, &me, begun, &[].into())]
+        {
+            let Open::Write(next) = step else { panic!("a new run") };
+            assert_eq!((next.run, next.shut, next.counts(&other)), (6, false, false));
+        }
+    }
+}
