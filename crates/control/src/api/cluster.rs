@@ -6,7 +6,8 @@ use super::{
     error::{ApiError, ApiResult},
 };
 use axum::{Json, extract::State, http::StatusCode};
-use haven_model::{ClusterSpec, api::ClusterItem, keys, manifest::Problem};
+use haven_model::{ClusterSpec, ProofKind, api::ClusterItem, host::SHUTS, keys, manifest::Problem};
+use haven_plan::tolerance::migration::speaks_less;
 use haven_store::raw::{Compare, Op};
 
 async fn read(state: &ApiState) -> ApiResult<ClusterItem> {
@@ -30,7 +31,9 @@ pub(super) async fn replace(
     State(state): State<ApiState>,
     Given(given): Given<ClusterItem>,
 ) -> ApiResult<Json<ClusterItem>> {
-    let problems: Vec<Problem> = given.spec.problems().into_iter().map(problem).collect();
+    let mut wrong = given.spec.problems();
+    wrong.extend(unknown_proof(&state, &given.spec));
+    let problems: Vec<Problem> = wrong.into_iter().map(problem).collect();
     if !problems.is_empty() {
         return Err(ApiError::manifests(problems));
     }
@@ -47,6 +50,16 @@ pub(super) async fn replace(
         return Err(conflict(read(&state).await?.resource_version));
     }
     Ok(Json(ClusterItem { resource_version: outcome.revision, spec: given.spec }))
+}
+
+/// An older Haven could not read a spec that names a proof which it does not know.
+fn unknown_proof(state: &ApiState, spec: &ClusterSpec) -> Option<String> {
+    let named = spec.fencing.contains(&ProofKind::StorageFenced);
+    let live = state.live.borrow();
+    let host = speaks_less(&live, SHUTS).filter(|_| named)?;
+    Some(format!(
+        "`fencing` names storage-fenced, and {host} has not said that it knows what that is: wait until all hosts are up and upgraded"
+    ))
 }
 
 /// A sentence about the spec; it came in no file.

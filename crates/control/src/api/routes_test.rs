@@ -253,6 +253,7 @@ async fn the_clusters_spec_changes_whole_at_a_version_and_only_into_a_safe_one()
         (with(&|spec| spec["timers"]["lease"] = json!("4500ms")), "margin (400ms) must not exceed"),
         (with(&|spec| spec["timers"]["guard"] = json!("3s")), "worst election"),
         (with(&|spec| spec["fencing"] = json!([])), "`fencing` is empty"),
+        (with(&|spec| spec["fencing"] = json!(["storage-fenced"])), "storage-fenced alone"),
         (with(&|spec| spec["voters"] = json!(2)), "write 1, 3 or 5"),
         (with(&|spec| spec["replaceVoterAfter"] = json!("1s")), "at least 10s"),
         (with(&|spec| spec["timres"] = json!({})), "timres"),

@@ -95,11 +95,22 @@ impl Machine for Commands {
     }
 }
 
+/// Makes a program for a test. Another process writes it: while a file is open for writing here, a test beside this one may fork,
+/// and as long as that child has it open, too, nobody can run it ("text file busy").
+#[cfg(test)]
+pub(crate) fn program(path: &Path, content: &[u8]) {
+    let text = path.with_extension("content");
+    std::fs::write(&text, content).expect("a test's directory can be written");
+    let mut install = std::process::Command::new("install");
+    let done = install.args(["-m", "755"]).arg(&text).arg(path).status();
+    assert!(done.is_ok_and(|status| status.success()), "{} cannot be made", path.display());
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Commands, Machine, Outcome};
+    use super::{Commands, Machine, Outcome, program};
     use haven_model::maintenance::Work;
-    use std::{os::unix::fs::PermissionsExt, time::Duration};
+    use std::time::Duration;
 
     async fn ended(machine: &Commands, id: &str) -> Outcome {
         for _ in 0..500 {
@@ -118,8 +129,7 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("own")).unwrap();
         let write = |script: &str| {
             let own = dir.path().join("own/upgrade");
-            std::fs::write(&own, format!("#!/bin/sh\n{script}\n")).unwrap();
-            std::fs::set_permissions(&own, PermissionsExt::from_mode(0o755)).unwrap();
+            program(&own, format!("#!/bin/sh\n{script}\n").as_bytes());
         };
         assert_eq!(machine().outcome("m1").await, Outcome::Unknown);
         write("sleep 0.3; echo fine");

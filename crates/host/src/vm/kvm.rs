@@ -332,14 +332,14 @@ fn init() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::{Kept, Kvm, LIMITS, MARKER, Trial, init};
-    use std::{os::unix::fs::PermissionsExt, process::Command};
+    use crate::machine::command::program;
+    use std::process::Command;
 
     #[test]
     fn the_init_is_a_program_that_speaks() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("init");
-        std::fs::write(&path, init()).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program(&path, &init());
         let output = Command::new("timeout").arg("0.5").arg(&path).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), MARKER);
         // It did not end by itself.

@@ -107,10 +107,8 @@ fn version_of(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::{HostCheck, Kvm, check_with, version_of};
-    use std::{
-        os::unix::fs::PermissionsExt,
-        path::{Path, PathBuf},
-    };
+    use crate::machine::command::program;
+    use std::path::{Path, PathBuf};
 
     #[test]
     fn the_version_is_read() {
@@ -121,8 +119,7 @@ mod tests {
     /// A program that says to be QEMU.
     fn qemu(directory: &Path, says: &str) -> PathBuf {
         let path = directory.join("qemu");
-        std::fs::write(&path, format!("#!/bin/sh\n{says}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program(&path, format!("#!/bin/sh\n{says}\n").as_bytes());
         path
     }
 

@@ -159,7 +159,9 @@ fn one_that_the_plan_gave_elsewhere_is_left_out() {
 
 #[test]
 fn what_was_shut_to_its_process_is_no_more_its_to_say() {
-    let volume = volume(Counted).shut_out().unwrap();
+    assert_eq!(volume(Counted).shut_out(), None, "nobody has it open");
+    let open_there = Volume { clean: false, ..volume(Counted) };
+    let volume = open_there.shut_out().unwrap();
     assert_eq!((volume.run, volume.shut), (5, true));
     assert_eq!(volume.shut_out(), None, "once is enough");
     for disk in [linked(false, Catching::Not), linked(true, Catching::Not), without()] {
