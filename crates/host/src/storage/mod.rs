@@ -18,6 +18,7 @@ pub mod images;
 pub mod mirrored;
 pub mod pool;
 pub mod qemu_img;
+pub mod rbd;
 pub mod seed;
 
 #[cfg(test)]

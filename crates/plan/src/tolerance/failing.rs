@@ -82,6 +82,9 @@ fn elsewhere<'a>(
     if old.moving_to.is_some() || old.moved_from.is_some() {
         return Err("it is being moved".into());
     }
+    if crate::storage::shutting::fenced(work, name) {
+        return Err(format!("it starts elsewhere because {} is not heard", old.host));
+    }
     if !old.fits(&vm.spec) {
         return Err("it takes up its changed network cards first".into());
     }
