@@ -159,6 +159,13 @@ impl Volume {
         open.then(|| Self { run: self.run + 1, shut: true, ..self.clone() })
     }
 
+    /// The last run in which anybody may have written. None does in one that is nobody's, and who has not served that yet lacks
+    /// nothing for it.
+    #[must_use]
+    pub fn written_in(&self) -> u64 {
+        self.run - u64::from(self.shut)
+    }
+
     /// The record with these replicas counted no more.
     #[must_use]
     pub fn without<'a>(&self, hosts: impl IntoIterator<Item = &'a Name>) -> Self {

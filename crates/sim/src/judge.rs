@@ -9,7 +9,7 @@ use haven_host::network::fake::Segment;
 use haven_model::Snapshot;
 use haven_plan::storage::shutting;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -40,7 +40,7 @@ pub struct Facts {
     /// What runs: (host, VM).
     pub running: BTreeMap<(String, String), Running>,
     /// What runs there and can write nothing any more: its disks were shut, and it was started elsewhere for that.
-    pub fenced: BTreeSet<(String, String)>,
+    pub fenced: BTreeMap<(String, String), Instant>,
     /// How every host stands.
     pub power: BTreeMap<String, Power>,
     /// When a paused host went on last.
@@ -56,12 +56,10 @@ impl Facts {
     #[must_use]
     pub fn executing(&self, vm: &str) -> Vec<&str> {
         let on = |host: &String| self.power.get(host) == Some(&Power::On);
-        let keys = self.running.keys().filter(|key| !self.fenced.contains(*key));
+        let keys = self.running.keys().filter(|key| !self.fenced.contains_key(*key));
         keys.filter(|(host, name)| name == vm && on(host)).map(|(host, _)| host.as_str()).collect()
     }
-}
 
-impl Facts {
     /// What runs on a host from which it was taken for its disks' sake, and not for the host's.
     fn newly_fenced(&self, before: &Snapshot) -> Vec<(String, String)> {
         let placements = self.snapshot.placements.iter();
@@ -125,7 +123,7 @@ impl Judge {
             now: Duration::ZERO,
             snapshot: Snapshot::default(),
             running: BTreeMap::new(),
-            fenced: BTreeSet::new(),
+            fenced: BTreeMap::new(),
             power: BTreeMap::new(),
             woke: BTreeMap::new(),
             segment,
@@ -196,7 +194,8 @@ impl Judge {
         }
         inner.facts.snapshot.revision = revision;
         let fenced = inner.facts.newly_fenced(&before);
-        inner.facts.fenced.extend(fenced);
+        let now = Instant::now();
+        inner.facts.fenced.extend(fenced.into_iter().map(|key| (key, now)));
         inner.check(&Step::Transaction(&before));
     }
 

@@ -31,14 +31,15 @@ pub(super) async fn replace(
     State(state): State<ApiState>,
     Given(given): Given<ClusterItem>,
 ) -> ApiResult<Json<ClusterItem>> {
+    let before = read(&state).await?;
     let mut wrong = given.spec.problems();
-    wrong.extend(unknown_proof(&state, &given.spec));
+    wrong.extend(unknown_proof(&state, &before.spec, &given.spec));
     let problems: Vec<Problem> = wrong.into_iter().map(problem).collect();
     if !problems.is_empty() {
         return Err(ApiError::manifests(problems));
     }
     let conflict = |now| ApiError::conflict("cluster", given.resource_version, now);
-    let now = read(&state).await?.resource_version;
+    let now = before.resource_version;
     if now != given.resource_version {
         return Err(conflict(now));
     }
@@ -53,8 +54,9 @@ pub(super) async fn replace(
 }
 
 /// An older Haven could not read a spec that names a proof which it does not know.
-fn unknown_proof(state: &ApiState, spec: &ClusterSpec) -> Option<String> {
-    let named = spec.fencing.contains(&ProofKind::StorageFenced);
+fn unknown_proof(state: &ApiState, before: &ClusterSpec, spec: &ClusterSpec) -> Option<String> {
+    let names = |spec: &ClusterSpec| spec.fencing.contains(&ProofKind::StorageFenced);
+    let named = names(spec) && !names(before);
     let live = state.live.borrow();
     let host = speaks_less(&live, SHUTS).filter(|_| named)?;
     Some(format!(

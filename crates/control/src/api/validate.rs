@@ -163,6 +163,8 @@ fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     if spec.isolation != Isolation::Keep {
         return;
     }
+    let before = after.snapshot.vms.get(name);
+    let kept_before = before.is_some_and(|vm| vm.spec.isolation == Isolation::Keep);
     let mirrored = |disk: &&DiskSpec| match after.pool(&disk.pool) {
         Some(pool) => pool.driver == PoolDriverKind::Mirrored,
         // Said already.
@@ -179,7 +181,7 @@ fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
         None if spec.disks.is_empty() => {
             "it has no disk by which its copy there could be shut out".into()
         }
-        None => match speaks_less(after.snapshot, SHUTS) {
+        None => match speaks_less(after.snapshot, SHUTS).filter(|_| !kept_before) {
             Some(host) => format!(
                 "{host} has not said that it knows what that is: it runs an older Haven, or has not come up yet"
             ),

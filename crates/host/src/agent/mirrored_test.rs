@@ -111,6 +111,30 @@ async fn a_replica_that_was_away_while_others_were_written_to_is_refused() {
     assert_eq!(record(&fixture), before);
 }
 
+/// Run 9 is nobody's, so run 8 was the last in which anybody may have written. What becomes of a VM whose replica here was open
+/// last in this run: whether it runs, and its volume's run after that.
+async fn after_a_run_that_is_nobodys(lowest: u64) -> (bool, u64) {
+    let mut fixture = world(9, false).await;
+    let shut = Volume { shut: true, ..record(&fixture) };
+    fixture.put(&keys::volume(&data()), &serde_json::to_value(shut).unwrap()).await;
+    has(&fixture, lowest);
+    fixture.start();
+    fixture.pass(20).await;
+    let now = record(&fixture);
+    assert_eq!(now.shut, now.run == 9);
+    (fixture.runs("db"), now.run)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_lacks_nothing_for_not_having_served_a_run_that_is_nobodys() {
+    assert_eq!(after_a_run_that_is_nobodys(7).await, (true, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_lacks_a_run_before_one_that_is_nobodys_is_refused() {
+    assert_eq!(after_a_run_that_is_nobodys(6).await, (false, 9));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_start_that_fails_costs_no_replica() {
     let mut fixture = world(3, true).await;

@@ -6,12 +6,14 @@
 //!                       ─► a host that counts serves that run, and none before ─► placed elsewhere, over the same records
 //! ```
 //!
-//! One replica that is shut is enough for each disk: what opened it there acknowledges only what all have that counted, and goes
-//! on without one only by a record that it cannot write any more (docs/decisions/0024-storage-fenced.md).
+//! One replica that counts and is shut is enough for each disk: what opened it there acknowledges only what all have that counted,
+//! and goes on without one only by a record that it cannot write any more. But not while another returns, unless that is shut, too
+//! (docs/decisions/0024-storage-fenced.md).
 
 use super::replicas::{mirrored, record, volume_of};
 use crate::{
     HostState,
+    placement::{self, Wish},
     work::{Work, vm_ref},
 };
 use haven_model::{
@@ -19,7 +21,7 @@ use haven_model::{
     host::SHUTS,
     object::Stored,
     vm::Isolation,
-    volume::{ReplicaIs, Volume, VolumeRef},
+    volume::{ReplicaIs, ReplicaState, Volume, VolumeRef},
 };
 
 /// The volumes of a VM that may be shut to its host, all of them; nothing when it has another disk, or one whose record is not
@@ -49,12 +51,21 @@ pub fn shut(snapshot: &Snapshot, vm: &Stored<VmSpec>, placed: &Placement) -> boo
     })
 }
 
-/// Whether a host that counts, and is another one, serves the run that is nobody's.
+/// Whether a host that counts, and is another one, serves the run that is nobody's; and each one that returns. While one is taken
+/// in, a process may for a moment have one child more than must have a write, and would do without the one that is shut (known
+/// fault 58).
+///
+/// A word of an earlier volume of this name may be of a higher run. One that counts has overwritten it: at run 0 its owner opens it
+/// only with those that say that they serve run 0.
 fn shut_by(snapshot: &Snapshot, of: &VolumeRef, volume: &Volume, placed: &Placement) -> bool {
-    volume.counted().filter(|host| **host != placed.host).any(|host| {
+    let shut = |host: &Name| {
         let told = snapshot.replica_told(of, host);
         matches!(told, Some(ReplicaIs::Served { run, .. }) if *run >= volume.run)
-    })
+    };
+    let others = || volume.replicas.iter().filter(|(host, _)| **host != placed.host);
+    let counts = others().any(|(host, state)| *state == ReplicaState::Counted && shut(host));
+    let returns = others().filter(|(_, state)| **state == ReplicaState::Returning);
+    counts && returns.map(|(host, _)| host).all(shut)
 }
 
 /// Whether a VM is to be taken from its host for that.
@@ -100,14 +111,12 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             work.wake((2 * work.timers.renew.0).saturating_sub(age).max(5));
             continue;
         }
+        // It is to gain by it.
+        if placement::choose(work, name, &Wish::of(vm)).is_err() {
+            continue;
+        }
         for (of, volume) in volumes {
-            let there = |other: &&Name| {
-                *other != host && work.states.get(*other).is_some_and(|state| state.well())
-            };
-            let Some(record) = volume.shut_out().filter(|_| volume.counted().any(|h| there(&h)))
-            else {
-                continue;
-            };
+            let Some(record) = volume.shut_out() else { continue };
             let reason = format!(
                 "{host} is not heard: the disk `{}` of {name} is shut to what runs there, so that {name} can start elsewhere",
                 of.disk

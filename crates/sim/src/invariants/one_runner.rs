@@ -9,6 +9,10 @@ use crate::{
     net::Power,
 };
 use std::{collections::BTreeMap, time::Duration};
+use tokio::time::Instant;
+
+/// How long a copy whose disks are shut may go on (DESIGN.md section 4: 30 s alone).
+const GRACE: Duration = Duration::from_secs(30);
 
 pub(super) struct OneRunner {
     grace: Duration,
@@ -44,8 +48,24 @@ impl OneRunner {
     }
 }
 
+/// A copy that can write nothing ends within its time, on a host that has not just woken.
+fn fenced(facts: &Facts) -> Result<(), String> {
+    let on = |host: &str| facts.power.get(host) == Some(&Power::On);
+    let awake = |host: &str| facts.woke.get(host).is_none_or(|woke| woke.elapsed() > GRACE);
+    let late = |since: &Instant| since.elapsed() > GRACE;
+    let mut fenced = facts.fenced.iter();
+    match fenced.find(|((host, _), since)| on(host) && awake(host) && late(since)) {
+        Some(((host, vm), since)) => Err(format!(
+            "one runner: {vm} still runs on {host}, {:?} after its disks were shut",
+            since.elapsed()
+        )),
+        None => Ok(()),
+    }
+}
+
 impl Invariant for OneRunner {
     fn check(&mut self, facts: &Facts, step: &Step<'_>) -> Result<(), String> {
+        fenced(facts)?;
         match step {
             Step::Started { vm, .. } | Step::Ended { vm, .. } => self.of_vm(facts, vm),
             Step::Power { host } => {
@@ -59,7 +79,7 @@ impl Invariant for OneRunner {
 
     fn at_end(&self, facts: &Facts) -> Result<(), String> {
         let on = |host: &String| facts.power.get(host) == Some(&Power::On);
-        if let Some((host, vm)) = facts.fenced.iter().find(|(host, _)| on(host)) {
+        if let Some((host, vm)) = facts.fenced.keys().find(|(host, _)| on(host)) {
             return Err(format!(
                 "one runner: {vm} still runs on {host}, to which its disks are shut"
             ));

@@ -256,7 +256,7 @@ impl Opening<'_> {
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
         let path = self.file(&pool, volume).await?;
         let name = name(&self.of, volume).to_string();
-        super::serve::old(self.parts, &name, &path, volume.run)
+        super::serve::old(self.parts, &name, &path, volume.written_in())
             .await
             .map_err(|error| fails(&error))?;
         let owned = self.parts.replicas.own(&name, &path, run).await;

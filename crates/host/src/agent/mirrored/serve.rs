@@ -257,7 +257,7 @@ async fn serve(
     };
     let Some(path) = path else { return Ok(None) };
     if volume.counts(&parts.me) {
-        old(parts, &wanted.name.to_string(), &path, run).await?;
+        old(parts, &wanted.name.to_string(), &path, volume.written_in()).await?;
     }
     let secrets = parts.secrets.as_ref();
     let secrets =

@@ -42,6 +42,7 @@ use tokio::sync::watch;
 
 /// How often the process is asked while a copy goes on.
 const COPIES: Duration = Duration::from_millis(200);
+/// How soon one that was ended is seen to.
 const AT_ONCE: Duration = Duration::from_millis(10);
 /// How soon something that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -311,6 +312,9 @@ impl VmTask {
         }
         self.mirrors.broke = true;
         self.keep_mirrors().await;
+        if self.running.is_none() {
+            return true;
+        }
         if !matches!(self.parts.vms.is_stopped(self.vm.as_str()).await, Ok(true)) {
             return false;
         }
@@ -348,6 +352,10 @@ impl VmTask {
         let Some(volume) = live.volumes.get(of).map(|volume| Arc::clone(&volume.value)) else {
             return Ok(Next::Rest);
         };
+        // Whether it answers or not.
+        if volume.shut {
+            return Ok(Next::End);
+        }
         let vm = self.vm.to_string();
         let hosts = hosts_of(live, &volume);
         let around = self.around(live, of, &volume, &hosts);
@@ -416,14 +424,15 @@ impl VmTask {
         Ok(Next::Again)
     }
 
-    /// Its disk was shut to this host, so that it could start elsewhere. It has not, since this host is heard again and it is
-    /// placed here: it starts anew.
+    /// Its disk was shut to this host, so that it could start elsewhere. If it has not, since this host is heard again, it starts
+    /// anew here.
     async fn shut_out(&mut self, of: &VolumeRef) {
         self.kill().await;
         if self.running.is_none() {
             self.tell(format!(
-                "{} starts anew on {}: its disk `{}` was shut to it while {} was not heard",
-                self.vm, self.parts.me, of.disk, self.parts.me
+                "its process on {me} was ended: its disk `{}` was shut to it while {me} was not heard",
+                of.disk,
+                me = self.parts.me
             ))
             .await;
             self.look_again(AT_ONCE);
