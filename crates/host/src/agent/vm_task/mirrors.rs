@@ -352,7 +352,7 @@ impl VmTask {
         let Some(volume) = live.volumes.get(of).map(|volume| Arc::clone(&volume.value)) else {
             return Ok(Next::Rest);
         };
-        // Whether it answers or not.
+        // As `steps::keep` says, before its process is asked, which may not answer.
         if volume.shut {
             return Ok(Next::End);
         }
