@@ -22,7 +22,8 @@ use std::{
 const VM: &str = "scribe";
 const PATIENCE: Duration = Duration::from_secs(90);
 fn volume(lab: &Driver) -> Result<Volume> {
-    lab.ask(|client| async move { client.volume("scribe.data").await }).map(|view| view.volume)
+    let view = lab.ask(|client| async move { client.volume("scribe.data").await })?;
+    view.volume.context("it is mirrored")
 }
 
 /// The hosts of its replicas: that of its VM first.

@@ -4,6 +4,7 @@
 use super::{
     driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
     fake_disks::LocalDisks,
+    fake_hot_disks::PluggedDisks,
     fake_migration::{Copies, Moves},
     fake_mirrors::MirroredDisks,
     fake_views::FakeDisks,
@@ -47,6 +48,8 @@ pub struct World {
     pub(super) moves: Moves,
     /// Disks that only one host has.
     pub local_disks: LocalDisks,
+    /// Disks that come, go and grow.
+    pub plugged: PluggedDisks,
     /// What disks hold.
     pub disks: FakeDisks,
     /// Disks that several hosts have.
@@ -155,6 +158,7 @@ impl World {
         self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.forget_lacking(host, vm);
         self.mirrors.ended(host, vm);
+        self.plugged.ended(host, vm);
         if let Some(epoch) = epoch {
             self.tell(host, VmEvent::Exited { vm: vm.to_owned(), epoch, how });
         }
@@ -240,6 +244,7 @@ impl FakeVmDriver {
         let paths = launch.disks.iter().filter_map(|disk| disk.path.to_str());
         self.world.local_disks.opened(&self.host, &launch.vm, paths);
         self.open_mirrors(launch)?;
+        self.world.plugged.started(&self.host, launch);
         self.clock.pass().await;
         Ok(())
     }
