@@ -15,13 +15,14 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 8] = [
+const VARIANTS: [&str; 9] = [
     "nbd",
     "tls-creds-psk",
     "null-co",
     "blkdebug",
     "block-node",
     "file",
+    "quorum",
     "copy-before-write",
     "snapshot-access",
 ];

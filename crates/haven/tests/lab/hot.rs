@@ -2,7 +2,7 @@
 //! be written is there afterwards.
 
 use crate::{
-    keeper::largest,
+    keeper::{begin_anew, largest},
     lab::{HOSTS, Lab},
     witness::Witness,
 };
@@ -46,9 +46,13 @@ fn manifest(pool: &str, driver: &str) -> String {
     )
 }
 
-/// What its guest said last of the disks that it sees.
+/// What its guest said last of the disks that it sees. One that was moved goes on in the log of its new host.
 fn sees(lab: &Lab) -> String {
-    let said = lab.all_said_by(VM);
+    let here = lab.host_of(VM).ok().map(|host| {
+        let log = lab.dir.join(format!("hosts/{host}/upper/var/log/haven/vms/{VM}.console.log"));
+        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+    });
+    let said = here.filter(|said| said.contains("SEES")).unwrap_or_else(|| lab.all_said_by(VM));
     let last = said.rsplit_once("SEES").map_or("", |(_, rest)| rest);
     last.split(';').next().unwrap_or_default().to_owned()
 }
@@ -98,6 +102,7 @@ pub fn come_go_and_grow(lab: &mut Lab, witness: &Witness) -> Result<()> {
 
 fn with(lab: &mut Lab, pool: &str, driver: &str) -> Result<()> {
     println!("  in a pool of the driver {driver}:");
+    begin_anew(lab, VM)?;
     lab.apply(&manifest(pool, driver), &["--wait", "--timeout", "120"])?;
     lab.wait("the guest sees its disk", PATIENCE, |_| sees(lab).contains("data=131072"))?;
     let boots = lab.boots_of(VM);
@@ -117,6 +122,9 @@ fn with(lab: &mut Lab, pool: &str, driver: &str) -> Result<()> {
     lab.haven(&["volume", "detach", LOGS, "--no-wait"])?;
     lab.signal(&owner, "haven daemon", Signal::SIGKILL)?;
     lab.wait("its guest sees it no more", PATIENCE, |_| !sees(lab).contains("logs"))?;
+    lab.wait("the next daemon is there", PATIENCE, |_| {
+        !lab.pids(&owner, "haven daemon").is_empty()
+    })?;
     lab.online(&owner)?;
     lab.haven(&["volume", "attach", LOGS, "--no-wait"])?;
     lab.signal(&owner, "haven daemon", Signal::SIGKILL)?;

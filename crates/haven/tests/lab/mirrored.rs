@@ -2,7 +2,7 @@
 
 use crate::{
     faults::RECONNECTED,
-    keeper::{KEEPS, largest},
+    keeper::{KEEPS, begin_anew, largest},
     lab::{HOSTS, Lab},
     witness::Witness,
 };
@@ -69,19 +69,6 @@ fn has_all(lab: &Lab, boots: usize, host: &str) -> Result<()> {
     writes_on(lab)
 }
 
-/// Forgets what earlier guests of its name said: their numbers are no measure of what this one writes.
-fn begin_anew(lab: &Lab) -> Result<()> {
-    for host in HOSTS {
-        let folder = lab.dir.join(format!("hosts/{host}/upper/var/log/haven/vms"));
-        for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            if file.file_name().to_string_lossy().starts_with(&format!("{VM}.")) {
-                std::fs::remove_file(file.path())?;
-            }
-        }
-    }
-    Ok(())
-}
-
 fn boots(lab: &Lab) -> usize {
     lab.said_by(VM, "KEEPER-HAS")
 }
@@ -123,7 +110,7 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
 /// One that may be kept starts elsewhere while its old copy still runs, which can write nothing from then on.
 pub fn kept(lab: &mut Lab, witness: &Witness) -> Result<()> {
     witness.moves(true);
-    begin_anew(lab)?;
+    begin_anew(lab, VM)?;
     lab.change_cluster(|spec| {
         spec.fencing =
             vec![ProofKind::PoweredOff, ProofKind::LeaseExpired, ProofKind::StorageFenced];

@@ -171,12 +171,8 @@ async fn a_mirrored_disk_is_opened_by_a_run_of_its_own_and_closed_whole() {
     fixture.object(Kind::Host, "host1", json!({"address": "10.0.0.1"})).await;
     fixture.object(Kind::Host, "host2", json!({"address": "10.0.0.2"})).await;
     fixture.put(&keys::lease(&name("host2")), &json!({"session": 1, "count": 1})).await;
-    let volume = Volume::new(
-        "u-web".into(),
-        name("twins"),
-        Bytes::gib(1),
-        [name("host1"), name("host2")],
-    );
+    let volume =
+        Volume::new("u-web".into(), name("twins"), Bytes::gib(1), [name("host1"), name("host2")]);
     let volume = Volume { run: 3, ..volume };
     fixture.put(&keys::volume(&twin()), &serde_json::to_value(volume).unwrap()).await;
     for host in ["host1", "host2"] {

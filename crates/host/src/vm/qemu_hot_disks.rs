@@ -100,8 +100,21 @@ impl QemuDriver {
         let names = names.filter_map(|node| node["node-name"].as_str());
         let mut its: Vec<&str> = names.filter(|node| is_of(node, place)).collect();
         its.sort_by_key(|node| order(node));
+        let until = tokio::time::Instant::now() + LETS_GO;
         for node in its {
-            self.tell(vm, &commands::REMOVE_NODE, json!({ "node-name": node })).await?;
+            loop {
+                let gone = json!({ "node-name": node });
+                match self.tell(vm, &commands::REMOVE_NODE, gone).await {
+                    // A device that is gone already may keep its disk for a moment.
+                    Err(VmError::Qmp { source: QmpError::Refused { .. }, .. })
+                        if tokio::time::Instant::now() < until =>
+                    {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    Err(error) => return Err(error),
+                    Ok(_) => break,
+                }
+            }
         }
         // Only one with replicas has a key.
         self.try_tell(vm, &commands::REMOVE_OBJECT, json!({ "id": format!("k{place}") })).await
