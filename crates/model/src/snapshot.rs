@@ -514,16 +514,15 @@ impl Snapshot {
         }
     }
 
-    /// A VM that is being made from a backup and has not run yet: it needs that backup.
+    /// A VM with a disk that is yet to be made from a backup: it needs that.
     #[must_use]
     pub fn made_from(&self, target: &Name, vm: &Name, id: &str) -> Option<&Name> {
         let from = |of: &VmSpec| {
             let mut backups = of.disks.iter().filter_map(|disk| disk.backup.as_ref());
             backups.any(|from| from.target == *target && from.vm == *vm && from.id == id)
         };
-        let has_run = |name: &Name| self.told_of(name).is_some_and(|of| of.started_ms.is_some());
         let mut needing = self.vms.iter().filter(|(_, of)| from(&of.spec) && !of.meta.deleting);
-        needing.find(|(name, _)| !has_run(name)).map(|(name, _)| name)
+        needing.next().map(|(name, _)| name)
     }
 
     /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew; what its host
@@ -572,8 +571,13 @@ impl Snapshot {
     /// How a disk of a VM stands towards its guest.
     #[must_use]
     pub fn disk_state(&self, vm: &Name, disk: &DiskSpec) -> DiskState {
-        let runs = self.told_of(vm).is_some_and(|told| told.phase == VmPhase::Running);
+        let running = self.told_of(vm).filter(|told| told.phase == VmPhase::Running);
+        let runs = running.is_some();
+        // It may be at what was wanted before.
+        let unseen = running.zip(self.vms.get(vm));
+        let unseen = unseen.is_some_and(|(told, object)| told.generation < object.meta.generation);
         match self.changed(vm).iter().any(|part| part == DISKS) {
+            _ if unseen => DiskState::Changing,
             true if self.disks_change(vm) => DiskState::Changing,
             true => DiskState::NextStart,
             false if disk.detached => DiskState::Detached,

@@ -98,6 +98,7 @@ fn says(world: &mut World, vm: &str, host: &str, phase: MigrationPhase) {
         progress,
         machine,
         ports: false,
+        disks: None,
         heard: None,
         message,
     };
@@ -297,6 +298,7 @@ fn only_the_word_of_this_attempt_and_session_counts() {
             progress,
             machine,
             ports: false,
+            disks: None,
             heard: None,
             message,
         };

@@ -54,6 +54,7 @@ fn says(world: &mut World, host: &str, attempt: i64, phase: MigrationPhase, mess
         progress: None,
         machine: None,
         ports: false,
+        disks: None,
         heard: None,
         message: message.into(),
     };

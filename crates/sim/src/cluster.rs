@@ -572,7 +572,23 @@ impl Cluster {
         }
     }
 
-    /// Everything is mended: the network, the power, the store.
+    /// A person gives guests back what was taken from them: what nobody has open is not brought up to date.
+    async fn attach_all(&self) {
+        let vms: Vec<Name> = self.shared.judge.read(|facts| {
+            let vms = facts.snapshot.vms.iter();
+            let lacks = vms.filter(|(_, vm)| vm.spec.disks.iter().any(|disk| disk.detached));
+            lacks.map(|(name, _)| name.clone()).collect()
+        });
+        for vm in vms {
+            let attach = |object: &mut serde_json::Value| {
+                let disks = object.pointer_mut("/spec/disks").and_then(|d| d.as_array_mut());
+                disks.into_iter().flatten().for_each(|disk| disk["detached"] = false.into());
+            };
+            self.change(&format!("{}{vm}", keys::objects(haven_model::object::Kind::Vm)), attach).await;
+        }
+    }
+
+    /// Everything is mended: the network, the power, the store, and what people did.
     pub async fn mend(&self) {
         self.shared.judge.note("everything is mended");
         self.shared.net.heal();
@@ -581,6 +597,7 @@ impl Cluster {
         for name in self.names() {
             self.undrain(&name, false).await;
         }
+        self.attach_all().await;
         for name in self.names() {
             let host = self.host(&name);
             let mut host = host.lock().await;

@@ -172,7 +172,7 @@ impl Fault {
             Fault::Detach(name) | Fault::Attach(name) => {
                 let detached = matches!(self, Fault::Detach(_));
                 let last = |object: &mut serde_json::Value| {
-                    let disks = object["spec"]["disks"].as_array_mut();
+                    let disks = object.pointer_mut("/spec/disks").and_then(|d| d.as_array_mut());
                     if let Some(disk) = disks.and_then(|disks| disks.last_mut()) {
                         disk["detached"] = detached.into();
                     }

@@ -428,6 +428,8 @@ fn restored(
             let hint = "take another backup of it";
             return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, hint));
         };
+        // What it held is only there once its guest has it.
+        disk.detached = false;
         disk.size = of.size;
         disk.image = None;
         disk.backup = Some(BackupRef {

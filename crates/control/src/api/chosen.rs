@@ -38,10 +38,12 @@ pub(super) fn ports(spec: &mut VmSpec, old: Option<&VmSpec>, snapshot: &Snapshot
     if speaks_less(snapshot, PLUGS).is_some() {
         return;
     }
+    // The first port is only for a disk that is there from the beginning: the seed is then behind them all, and stays there.
+    let first = u8::from(old.is_some());
     let mut taken: BTreeSet<u8> = spec.disks.iter().filter_map(|disk| disk.slot).collect();
     let new = |disk: &&mut DiskSpec| disk.slot.is_none() && before(disk).is_none();
     for disk in spec.disks.iter_mut().filter(new) {
-        disk.slot = (0..SLOTS).find(|slot| !taken.contains(slot));
+        disk.slot = (first..SLOTS).find(|slot| !taken.contains(slot));
         taken.extend(disk.slot);
     }
 }

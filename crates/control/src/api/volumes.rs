@@ -9,7 +9,7 @@ use super::{
 };
 use axum::{Extension, Json, body::Bytes as Body, extract::State, http::StatusCode};
 use haven_model::{
-    Bytes, Name, Object, ObjectRef, Snapshot, Versioned, VmPhase,
+    Bytes, Name, Object, ObjectRef, Snapshot, Versioned, VmPhase, VmStatus,
     api::{CheckAsked, ReplicaLine, VolumeView},
     host::{MIRRORS_MOVE, PLUGS},
     keys,
@@ -175,15 +175,18 @@ fn may_be_removed(snapshot: &Snapshot, of: &VolumeRef, disk: &DiskSpec) -> ApiRe
         return Err(conflict(detail, "wait until all hosts are up and upgraded"));
     }
     let told = snapshot.told_of(&of.vm);
-    if let Some(told) =
-        told.filter(|told| !matches!(told.phase, VmPhase::Running | VmPhase::Stopped))
-    {
+    let generation = snapshot.vms.get(&of.vm).map_or(0, |vm| vm.meta.generation);
+    let knows = |told: &VmStatus| {
+        let rests = matches!(told.phase, VmPhase::Running | VmPhase::Stopped);
+        rests && told.generation >= generation
+    };
+    if snapshot.placements.contains_key(&of.vm) && !told.is_some_and(knows) {
+        let phase = told.map_or("placed", |told| told.phase.as_str());
         let detail = format!(
-            "{} is {}, and may have been begun with {of}; nothing was removed",
-            of.vm,
-            told.phase.as_str()
+            "{} is {phase}, and its host has not said that it is without {of}; nothing was removed",
+            of.vm
         );
-        return Err(conflict(detail, "wait until it runs, or is stopped"));
+        return Err(conflict(detail, "wait until it runs or is stopped, and its host is there"));
     }
     let in_use = !disk.detached || snapshot.disk_state(&of.vm, disk) != DiskState::Detached;
     if in_use {

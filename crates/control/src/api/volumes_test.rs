@@ -86,12 +86,12 @@ async fn disks_get_ports_once_all_hosts_know_of_them_and_keep_them() {
     world.speak(&["host1", "host2"]).await;
     world.apply(&vm(&format!("{ROOT}{LOGS}"))).await.ok();
     // What was there before is where its guest knows it.
-    assert_eq!(slots(&world).await, named(&[("root", None), ("logs", Some(0))]));
+    assert_eq!(slots(&world).await, named(&[("root", None), ("logs", Some(1))]));
     let again = world.apply(&vm(&format!("{ROOT}{LOGS}"))).await.ok();
     assert_eq!(again[1]["outcome"], "unchanged", "{again}");
     let other = "- {name: tmp, size: 1GiB, pool: fast}\n";
     world.apply(&vm(&format!("{other}{ROOT}{LOGS}"))).await.ok();
-    assert_eq!(slots(&world).await, named(&[("tmp", Some(1)), ("root", None), ("logs", Some(0))]));
+    assert_eq!(slots(&world).await, named(&[("tmp", Some(2)), ("root", None), ("logs", Some(1))]));
     for (disks, words) in [
         (
             format!("{ROOT}{other}"),
@@ -148,6 +148,11 @@ async fn only_a_disk_that_is_detached_is_removed_and_its_name_is_not_given_again
     let starting = remove("web.logs").await;
     assert_eq!(starting.0, StatusCode::CONFLICT, "{starting:?}");
     assert!(starting.1.contains("web is starting"), "{starting:?}");
+    // Nor does it count what its host said before it knew of the disk.
+    let mut early = status("stopped");
+    early["generation"] = json!(0);
+    put(keys::vm_status(&name("web")), early).await;
+    assert_eq!(remove("web.logs").await.0, StatusCode::CONFLICT);
     put(keys::vm_status(&name("web")), status("stopped")).await;
     assert_eq!(remove("web.logs").await.0, StatusCode::NO_CONTENT);
     assert_eq!(slots(&world).await, named(&[("root", Some(0))]));

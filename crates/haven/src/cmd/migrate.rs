@@ -203,6 +203,7 @@ mod tests {
                 progress,
                 machine,
                 ports: false,
+                disks: None,
                 heard: None,
                 message,
             })

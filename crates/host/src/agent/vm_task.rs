@@ -337,6 +337,9 @@ impl VmTask {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
         self.new_epoch(wanted);
+        if self.running.is_none() || !matches!(wanted, Wanted::Run { .. }) {
+            self.hot.makes_nothing_ready().await;
+        }
         self.judge_unseen_end().await;
         let policy = snapshot.vms.get(&self.vm).map_or(RestartPolicy::Never, |vm| vm.spec.restart);
         let now = self.parts.clock.now();
@@ -779,6 +782,7 @@ impl VmTask {
                 self.exited(epoch, how).await;
             }
             Ok(VmEvent::DiskBroke { vm }) if vm == self.vm.as_str() => self.mirrors.broke = true,
+            Ok(VmEvent::DiskGone { vm }) if vm == self.vm.as_str() => self.hot.look_again(),
             // Another VM's, or a copy that has come further: woken, its turn looks at it.
             Ok(_) => {}
             Err(_) => self.resync().await,
@@ -793,6 +797,7 @@ impl VmTask {
             }
             self.running = found.map(|vm| vm.epoch);
         }
+        self.hot.look_again();
         self.parts.clock.sleep(Duration::from_millis(50)).await;
     }
 }

@@ -110,9 +110,9 @@ pub async fn run(
     let mut due = parts.clock.now();
     loop {
         let mut swept = remove(&parts, &mut removed).await;
-        if swept.is_ok() && parts.clock.now() >= due {
+        if parts.clock.now() >= due {
             due = parts.clock.now().plus(RHYTHM);
-            swept = sweep(&parts).await.map(|names| _ = left.send_replace(names));
+            swept = swept.and(sweep(&parts).await.map(|names| _ = left.send_replace(names)));
         }
         let well = swept.is_ok();
         match swept {
@@ -150,15 +150,19 @@ fn to_remove(live: &Snapshot, removed: &Removed) -> Vec<(PoolSpec, VolumeName)> 
     gone.collect()
 }
 
-/// Removes what this host has of disks that people have removed.
+/// Removes what this host has of disks that people have removed; the first that could not be, in words.
 async fn remove(parts: &AgentParts, removed: &mut Removed) -> Result<(), StorageFailure> {
     let live = Arc::clone(&parts.live.borrow());
+    let mut failed = Ok(());
     for (pool, name) in to_remove(&live, removed) {
-        parts.storage.delete_volume(&pool, &name).await?;
+        if let Err(failure) = parts.storage.delete_volume(&pool, &name).await {
+            failed = failed.and(Err(failure));
+            continue;
+        }
         tracing::info!(volume = %name, pool = pool.path, "it was removed from its VM, and nothing of it is here any more");
         removed.insert((VolumeRef { vm: name.vm, disk: name.disk }, name.vm_uid));
     }
-    Ok(())
+    failed
 }
 
 /// One sweep; the VMs whose tasks must clean up here.

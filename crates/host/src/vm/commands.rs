@@ -180,13 +180,14 @@ pub const DISK_DEVICE: &str = "virtio-blk-pci";
 pub const SHUTDOWN: Event = Event { name: "SHUTDOWN", reads: &["guest", "reason"] };
 /// A copy of a guest has come further, on either side.
 pub const MIGRATION: Event = Event { name: "MIGRATION", reads: &["status"] };
-/// All events that Haven acts upon.
 /// A replica of a disk failed.
 pub const REPLICA_FAILED: Event = Event { name: "QUORUM_REPORT_BAD", reads: &["node-name"] };
 /// A disk failed.
 pub const DISK_FAILED: Event = Event { name: "BLOCK_IO_ERROR", reads: &["action"] };
+/// A guest has let a device go.
+pub const DEVICE_GONE: Event = Event { name: "DEVICE_DELETED", reads: &["path"] };
 /// All of them.
-pub const EVENTS: &[Event] = &[SHUTDOWN, MIGRATION, REPLICA_FAILED, DISK_FAILED];
+pub const EVENTS: &[Event] = &[SHUTDOWN, MIGRATION, REPLICA_FAILED, DISK_FAILED, DEVICE_GONE];
 /// What the guest is called whose disk did not take what was written.
 pub const STOPPED_BY_DISK: &str = "io-error";
 

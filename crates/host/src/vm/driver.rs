@@ -235,6 +235,11 @@ pub enum VmEvent {
         /// Which VM.
         vm: String,
     },
+    /// Its guest has let a disk go, at whatever time.
+    DiskGone {
+        /// Which VM.
+        vm: String,
+    },
     /// One of its disks does not take what is written, or a replica of one does not.
     DiskBroke {
         /// Which VM.

@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// Which VM on which host.
@@ -98,6 +99,7 @@ impl HotDisks for FakeVmDriver {
                     size_bytes: disk.size_bytes,
                     mirrored: disk.mirror.is_some(),
                     plugged: true,
+                    ported: disk.slot.is_some(),
                 })
                 .collect(),
             named: launch.disks_as.clone(),
@@ -123,7 +125,13 @@ impl HotDisks for FakeVmDriver {
         self.change(vm, |launch| *launch = with)
     }
 
-    async fn unplug(&self, vm: &str, place: usize, named: &str) -> Result<LetGo, VmError> {
+    async fn unplug(
+        &self,
+        vm: &str,
+        place: usize,
+        named: &str,
+        _patience: Duration,
+    ) -> Result<LetGo, VmError> {
         self.state(vm).await?;
         self.answers(vm)?;
         if self.world.plugged.deaf().contains(&(self.host.clone(), vm.to_owned())) {

@@ -2,6 +2,7 @@
 
 use super::driver::{DiskLaunch, VmError};
 use async_trait::async_trait;
+use std::time::Duration;
 
 /// A disk that a process has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct HasDisk {
     pub size_bytes: u64,
     /// It has replicas on other hosts.
     pub mirrored: bool,
+    /// It is in a port, so that it can go while its guest runs.
+    pub ported: bool,
     /// Its guest sees it. One of which that is not so was being plugged in or out when a daemon ended.
     pub plugged: bool,
 }
@@ -52,8 +55,15 @@ pub trait HotDisks: Send + Sync {
     /// # Errors
     /// Its guest does not see it then, unless [`HotDisks::has`] says so.
     async fn plug(&self, vm: &str, disk: &DiskLaunch, named: &str) -> Result<(), VmError>;
-    /// Asks the guest to let a disk go and closes it once it has.
-    async fn unplug(&self, vm: &str, place: usize, named: &str) -> Result<LetGo, VmError>;
+    /// Asks the guest to let a disk go and closes it once it has, for which it is waited so long. One that was asked may let it go at
+    /// any later time: that is an event ([`super::driver::VmEvent::DiskGone`]).
+    async fn unplug(
+        &self,
+        vm: &str,
+        place: usize,
+        named: &str,
+        patience: Duration,
+    ) -> Result<LetGo, VmError>;
     /// Makes a disk larger that has no replicas, and tells its guest.
     async fn grow(&self, vm: &str, place: usize, size: u64, named: &str) -> Result<(), VmError>;
 }

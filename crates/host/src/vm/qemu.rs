@@ -66,8 +66,6 @@ struct Live {
     disks_in: Option<PathBuf>,
     /// The nodes of replicas that failed.
     failed: BTreeSet<String>,
-    /// Its process stays when its guest powers off.
-    pauses: bool,
     /// Its guest has powered off, and all that it wrote is on all replicas.
     whole: bool,
     /// Held while a view of its disks is opened or closed.
@@ -81,7 +79,7 @@ impl Live {
         let (way_in, disks_in) = (None, None);
         let failed = BTreeSet::new();
         let (killed, powered_off) = (false, false);
-        let (pauses, whole, views) = (false, false, Arc::default());
+        let (whole, views) = (false, Arc::default());
         Self {
             process,
             epoch,
@@ -92,7 +90,6 @@ impl Live {
             way_in,
             disks_in,
             failed,
-            pauses,
             whole,
             views,
         }
@@ -354,9 +351,6 @@ impl QemuDriver {
         let qmp = Qmp::connect(&self.directory(vm).join(run_dir::QMP_SOCKET), patience)
             .await
             .map_err(|source| VmError::Qmp { vm: vm.into(), source })?;
-        let record = record::read(&self.directory(vm)).ok().flatten();
-        let mirrored = record.is_some_and(|record| record.launch.is_mirrored());
-        self.entry(vm, |entry| entry.pauses |= mirrored);
         let listener = Listener {
             live: Arc::clone(&self.live),
             events: self.events.clone(),
@@ -368,13 +362,6 @@ impl QemuDriver {
         self.entry(vm, |entry| entry.listener = Some(listener));
         *held = Some(Arc::clone(&qmp));
         Ok(qmp)
-    }
-
-    /// Its process stays when its guest powers off, from now on: with mirrored disks it is asked first how they are.
-    pub(super) async fn pauses_at_its_end(&self, vm: &str) -> Result<(), VmError> {
-        self.tell(vm, &commands::SET_ACTION, json!({ "shutdown": "pause" })).await?;
-        self.entry(vm, |entry| entry.pauses = true);
-        Ok(())
     }
 
     pub(super) async fn ask(
@@ -506,13 +493,13 @@ struct Listener {
     events: broadcast::Sender<VmEvent>,
     vm: String,
     pid: i32,
-    /// To end a process that does not by itself when its guest does.
+    /// To end a process that does not by itself when its guest does: one that has, or had, mirrored disks.
     qmp: Weak<Qmp>,
 }
 
 impl Listener {
     async fn listen(self, mut said: broadcast::Receiver<Value>) {
-        if let Some(qmp) = self.qmp.upgrade().filter(|_| self.pauses()) {
+        if let Some(qmp) = self.qmp.upgrade() {
             let status = qmp.call(&commands::STATUS, json!({}), DEADLINE).await;
             let off = status
                 .is_ok_and(|status| commands::guest_state(&status) == Some(GuestState::Ended));
@@ -536,10 +523,6 @@ impl Listener {
         }
     }
 
-    fn pauses(&self) -> bool {
-        lock(&self.live).get(&self.vm).is_some_and(|entry| entry.pauses)
-    }
-
     fn note(&self, note: impl FnOnce(&mut Live)) {
         let mut live = lock(&self.live);
         live.get_mut(&self.vm).filter(|entry| entry.process.pid() == self.pid).map(note);
@@ -551,6 +534,8 @@ impl Listener {
         // Nobody listening is fine.
         if is(commands::MIGRATION) {
             let _ = self.events.send(VmEvent::Copied { vm: self.vm.clone() });
+        } else if is(commands::DEVICE_GONE) {
+            let _ = self.events.send(VmEvent::DiskGone { vm: self.vm.clone() });
         } else if commands::powers_off(event) {
             self.note(|entry| entry.powered_off = true);
         } else if is(commands::REPLICA_FAILED) || is(commands::DISK_FAILED) {
@@ -568,7 +553,7 @@ impl Listener {
 
     /// The guest has powered off and its process waits: ends it, and notes whether all that it wrote is on all replicas.
     async fn end(&self, said: &mut broadcast::Receiver<Value>) {
-        let Some(qmp) = self.qmp.upgrade().filter(|_| self.pauses()) else { return };
+        let Some(qmp) = self.qmp.upgrade() else { return };
         // It answers once all that was under way has come to its end, and then all has been said of that.
         let answered = qmp.call(&commands::STATUS, json!({}), DEADLINE).await;
         let mut well =

@@ -19,7 +19,7 @@ use super::{
     qemu::QemuDriver,
     qemu_disks::device,
     qemu_mirrors,
-    qmp::QmpError,
+    qmp::{DEADLINE, QmpError},
     record,
 };
 use crate::storage::mirrored::daemon::USER;
@@ -27,11 +27,12 @@ use async_trait::async_trait;
 use haven_model::vm::SLOTS;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, time::Duration};
+use tokio::sync::broadcast;
 
 /// The addresses of ports: eight at each.
 const AT: u8 = 0x1d;
-/// How long a guest is waited for that was asked to let a disk go. One that runs does so within 0.1 s.
-const LETS_GO: Duration = Duration::from_secs(2);
+/// How long what is closed may be in use by a device that is gone.
+const CLOSES: Duration = Duration::from_secs(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -41,10 +42,11 @@ pub(super) fn port(slot: u8) -> String {
 }
 
 /// The port of the seed: behind those of disks, so that it is the last in the order in which a guest finds them, and no disk has
-/// another name for its sake. One whose disks were there before there were ports keeps its seed where it was.
+/// another name for its sake. A machine that began without a disk in the first port keeps its seed where it was, and so all of its
+/// network cards.
 pub(super) fn seed_port(launch: &VmLaunch) -> Option<String> {
-    let all = launch.disks.iter().all(|disk| disk.slot.is_some());
-    (launch.ports && all).then(|| port(SLOTS))
+    let first = launch.disks.iter().any(|disk| disk.slot == Some(0));
+    (launch.ports && first).then(|| port(SLOTS))
 }
 
 /// The arguments for all ports.
@@ -100,7 +102,7 @@ impl QemuDriver {
         let names = names.filter_map(|node| node["node-name"].as_str());
         let mut its: Vec<&str> = names.filter(|node| is_of(node, place)).collect();
         its.sort_by_key(|node| order(node));
-        let until = tokio::time::Instant::now() + LETS_GO;
+        let until = tokio::time::Instant::now() + CLOSES;
         for node in its {
             loop {
                 let gone = json!({ "node-name": node });
@@ -129,7 +131,7 @@ impl QemuDriver {
             "username": USER, "dir": mirror.keys,
         });
         // A guest that has powered off is asked whether all replicas have all that it wrote.
-        self.pauses_at_its_end(vm).await?;
+        self.tell(vm, &commands::SET_ACTION, json!({ "shutdown": "pause" })).await?;
         self.tell(vm, &commands::ADD_OBJECT, key).await?;
         for at in &mirror.others {
             qemu_mirrors::meet(at).await?;
@@ -152,6 +154,23 @@ impl QemuDriver {
     }
 }
 
+/// Whether nothing of what was said is that a replica of the disk failed.
+fn none_failed(said: &mut broadcast::Receiver<Value>, place: usize) -> bool {
+    let failed = commands::REPLICA_FAILED.name();
+    loop {
+        match said.try_recv() {
+            Ok(event) => {
+                let node = event["data"]["node-name"].as_str().unwrap_or_default();
+                if event["event"] == failed && is_of(node, place) {
+                    return false;
+                }
+            }
+            Err(broadcast::error::TryRecvError::Lagged(_)) => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
 #[async_trait]
 impl HotDisks for QemuDriver {
     async fn has(&self, vm: &str) -> Result<Has, VmError> {
@@ -163,6 +182,7 @@ impl HotDisks for QemuDriver {
             size_bytes: disk.size_bytes,
             mirrored: disk.mirror.is_some(),
             plugged: devices.contains(&device(place)),
+            ported: disk.slot.is_some(),
         });
         Ok(Has { ports: launch.ports, disks: disks.collect(), named: launch.disks_as.clone() })
     }
@@ -185,8 +205,10 @@ impl HotDisks for QemuDriver {
         }
         self.close(vm, place).await?;
         if let Err(error) = self.open(vm, place, disk).await {
-            // What keeps a file or a connection open is in the way of the next attempt.
-            self.close(vm, place).await?;
+            // What keeps a file or a connection open is in the way of the next attempt, which closes it too.
+            if let Err(left) = self.close(vm, place).await {
+                tracing::warn!(vm, place, why = %left, "what was opened of a disk cannot be closed");
+            }
             return Err(error);
         }
         let before = launch.disks_as.clone();
@@ -215,8 +237,14 @@ impl HotDisks for QemuDriver {
         }
     }
 
-    async fn unplug(&self, vm: &str, place: usize, named: &str) -> Result<LetGo, VmError> {
-        let until = tokio::time::Instant::now() + LETS_GO;
+    async fn unplug(
+        &self,
+        vm: &str,
+        place: usize,
+        named: &str,
+        patience: Duration,
+    ) -> Result<LetGo, VmError> {
+        let until = tokio::time::Instant::now() + patience;
         let id = device(place);
         if self.devices(vm).await?.contains(&id) {
             // One that was asked already refuses to be asked again, for a while.
@@ -228,12 +256,13 @@ impl HotDisks for QemuDriver {
             }
             tokio::time::sleep(LOOK).await;
         }
+        let mut said = self.qmp(vm, DEADLINE).await?.events();
         self.end_copies(vm, place).await?;
         self.close(vm, place).await?;
         // What closing them came to has been said once this is answered.
         self.tell(vm, &commands::STATUS, json!({})).await?;
         let failed = self.failed_nodes(vm, |_| {});
-        let whole = !failed.iter().any(|node| is_of(node, place));
+        let whole = !failed.iter().any(|node| is_of(node, place)) && none_failed(&mut said, place);
         self.failed_nodes(vm, |failed| failed.retain(|node| !is_of(node, place)));
         self.note(vm, |launch| {
             named.clone_into(&mut launch.disks_as);

@@ -404,6 +404,10 @@ impl Mirrors for QemuDriver {
     ) -> Result<DiskMirror, VmError> {
         let disk = self.disk_of(vm, place)?;
         let all = self.even(vm, place, disk.mirror.copies).await?;
+        if all.is_empty() {
+            // It is being closed, and which of its replicas are well is not to be told any more.
+            return Err(VmError::NotHere(format!("the disk at {place} of {vm}")));
+        }
         let jobs = self.tell(vm, &commands::JOBS, json!({})).await?;
         let failed = self.failed_nodes(vm, |_| {});
         let hosts: BTreeMap<String, &Name> = hosts.iter().map(|host| (hash(host), host)).collect();

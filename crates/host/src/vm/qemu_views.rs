@@ -181,7 +181,11 @@ impl Asked {
             let of = nodes(place);
             for node in [&of.view, &of.filter, &of.kept] {
                 if *node == of.filter {
-                    self.set(place, &of.disk).await?;
+                    match self.set(place, &of.disk).await {
+                        // Its guest has let the device go meanwhile.
+                        Err(VmError::Qmp { source: QmpError::Refused { .. }, .. }) => {}
+                        other => other?,
+                    }
                 }
                 if there(node) {
                     self.tell(&commands::REMOVE_NODE, json!({ "node-name": node })).await?;

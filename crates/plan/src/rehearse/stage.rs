@@ -391,6 +391,7 @@ impl<'a> Stage<'a> {
             progress,
             machine,
             ports: false,
+            disks: None,
             heard: None,
             message,
         };

@@ -10,6 +10,7 @@ use haven_model::{
     host::BACKUPS,
     object::Object,
     units::Millis,
+    vm::{DiskSpec, DiskState},
 };
 use std::collections::BTreeSet;
 
@@ -33,20 +34,26 @@ fn rest(work: &Work<'_>, spec: &BackupSpec, last: Option<&BackupRun>) -> Option<
     pause.0.checked_sub(passed).filter(|rest| *rest > 0)
 }
 
-/// A VM that has run has its disks, and needs the backup no more that they were made from: neither does anybody remove it in
+/// A disk that its guest has seen is made, and needs the backup no more that it was made from: neither does anybody remove that in
 /// vain, nor is a disk made from it a second time.
 fn forget_origins(work: &mut Work<'_>) {
     let snapshot = work.snapshot;
     let mut made = Vec::new();
     for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
-        let has_run = || snapshot.told_of(name).is_some_and(|told| told.phase == VmPhase::Running);
-        if vm.spec.disks.iter().any(|disk| disk.backup.is_some()) && has_run() {
+        let is_made = |disk: &DiskSpec| {
+            disk.backup.is_some() && snapshot.disk_state(name, disk) == DiskState::Attached
+        };
+        if vm.spec.disks.iter().any(is_made) {
             made.push((name, vm));
         }
     }
     for (name, vm) in made {
         let mut now = (*vm.value).clone();
-        now.spec.disks.iter_mut().for_each(|disk| disk.backup = None);
+        for disk in &mut now.spec.disks {
+            if snapshot.disk_state(name, disk) == DiskState::Attached {
+                disk.backup = None;
+            }
+        }
         now.meta.generation += 1;
         let reason = format!("{name} runs, so its disks are made from their backup");
         let (object, expected_revision) = (Box::new(Object::Vm(now)), vm.revision);

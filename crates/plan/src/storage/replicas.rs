@@ -61,8 +61,10 @@ pub fn lacks<'a>(
     vm: &'a Stored<VmSpec>,
     host: &Name,
 ) -> Option<&'a DiskSpec> {
+    // One that is detached is no part of what runs: where it lacks something it is not attached.
     mirrored(snapshot, &vm.spec)
         .map(|(disk, _)| disk)
+        .filter(|disk| !disk.detached)
         .find(|disk| record(snapshot, vm, disk).is_some_and(|volume| !volume.counts(host)))
 }
 

@@ -132,7 +132,7 @@ fn way(snapshot: &Snapshot, vm: &Name, object: &Stored<VmSpec>, host: &Name) -> 
 
 /// Whether a VM that runs has other disks than it is to have at its next start.
 fn disks_changed(snapshot: &Snapshot, vm: &Name) -> bool {
-    snapshot.pending(vm).iter().any(|part| part == "disks")
+    snapshot.pending_machine(vm).iter().any(|part| part == "disks")
 }
 
 /// Whether a VM on a host that is drained is a member of a service and cannot move: another one takes its place.

@@ -527,8 +527,16 @@ fn words(backup: &Backup) -> String {
         Moment::Running => "its disks as a power cut would have left them",
         Moment::Stopped => "the VM did not run",
     };
+    let named = backup.object["spec"]["disks"].as_array().into_iter().flatten();
+    let named = named.filter_map(|disk| disk["name"].as_str());
+    let has = |name: &&str| backup.disks.iter().all(|disk| disk.name.as_str() != *name);
+    let without: Vec<String> = named.filter(has).map(|name| format!("`{name}`")).collect();
+    let without = match without.as_slice() {
+        [] => String::new(),
+        names => format!("; without {}, of which nothing is there yet", names.join(" and ")),
+    };
     format!(
-        "{} in use, {} read, {} new in the target, in {:.1} s; {how}",
+        "{} in use, {} read, {} new in the target, in {:.1} s; {how}{without}",
         sum(|disk| disk.used.0),
         sum(|disk| disk.read.0),
         sum(|disk| disk.stored.0),

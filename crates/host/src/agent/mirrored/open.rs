@@ -231,7 +231,7 @@ impl Opening<'_> {
     fn not_here(&self, volume: &Volume) -> StartFailure {
         let hosts: Vec<&str> = volume.counted().map(Name::as_str).collect();
         StartFailure(format!(
-            "the replica of the disk `{}` on {} may lack what its guest was told to be written; {} has all of it",
+            "the replica of the disk `{}` on {} may lack what its guest was told to be written; {} has all of it (`haven vm migrate` takes the VM there)",
             self.of.disk,
             self.parts.me,
             hosts.join(" and ")

@@ -12,7 +12,6 @@ use super::{VmTask, disks::AGAIN};
 use crate::{
     agent::{
         chain,
-        mirrored::open::Begun,
         vm_start::{Preparation, StartFailure},
     },
     vm::{
@@ -32,6 +31,8 @@ use tokio::{sync::watch, task::JoinHandle};
 const READIES: Duration = Duration::from_millis(50);
 /// After so long people are told what is waited for.
 const SLOW: Duration = Duration::from_secs(3);
+/// How long a guest is waited for that was asked to let a disk go; one that runs does so within 0.1 s.
+const LETS_GO: Duration = Duration::from_millis(400);
 /// When a guest that keeps a disk is asked again, and what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -45,8 +46,8 @@ pub(super) struct Hot {
     /// What the process has was looked at by this daemon.
     known: bool,
     plugging: Option<Plugging>,
-    /// Runs of mirrored disks that were begun, and with which nothing was plugged in yet.
-    begun: Begun,
+    /// The disk that its guest was asked for and has not let go. It may do so at any time, whatever is wanted by then.
+    asked: Option<String>,
     /// What people are told while something is not as it is wanted.
     pub note: String,
     /// Nothing is tried before.
@@ -71,6 +72,19 @@ impl Hot {
     /// Another process begins, with what is wanted of it now.
     pub fn begins(&mut self, ports: bool) {
         *self = Self { ports, known: true, ..Self::default() };
+    }
+
+    /// What the process has may have changed by itself.
+    pub fn look_again(&mut self) {
+        (self.known, self.not_before) = (false, None);
+    }
+
+    /// No disk is made ready any more, and nothing of that goes on when this returns: whoever is next makes the same.
+    pub async fn makes_nothing_ready(&mut self) {
+        if let Some(mut plugging) = self.plugging.take() {
+            plugging.made.abort();
+            let _ = (&mut plugging.made).await;
+        }
     }
 
     /// A disk is being made ready.
@@ -115,7 +129,9 @@ fn named_with(spec: &VmSpec, has: &Has, disk: &HasDisk) -> String {
 
 /// What comes next. What a guest shall not have goes before another one takes its port.
 fn next(spec: &VmSpec, has: &Has) -> Change {
-    if let Some(left) = has.disks.iter().find(|disk| !disk.plugged) {
+    let unnamed = |has: &HasDisk| spec.disks.iter().all(|disk| disk.name.as_str() != has.name);
+    let mut left = has.disks.iter().filter(|disk| !disk.plugged || disk.ported && unnamed(disk));
+    if let Some(left) = left.next() {
         return Change::Out(left.clone());
     }
     // Something else of them was changed as well, which waits for the next start.
@@ -144,10 +160,16 @@ impl VmTask {
         if self.started_with.is_empty() {
             return;
         }
-        if self.started_with.get(DISKS) == object.spec.hardware().get(DISKS) && self.hot.known {
-            return self.as_wanted();
+        let same = self.started_with.get(DISKS) == object.spec.hardware().get(DISKS);
+        if same && self.hot.known {
+            return self.as_wanted().await;
         }
-        if !self.may_change(snapshot) {
+        if let Some(busy) = self.busy(snapshot) {
+            self.hot.makes_nothing_ready().await;
+            self.hot.changes = self.hot.ports && !same;
+            if self.hot.changes {
+                self.hot.note = format!("its disks are changed once {busy}");
+            }
             return;
         }
         let now = self.parts.clock.now();
@@ -164,14 +186,14 @@ impl VmTask {
         (self.hot.known, self.hot.ports) = (true, has.ports);
         if has.named.is_empty() {
             // It was started by an older version.
-            return self.as_wanted();
+            return self.as_wanted().await;
         }
         // What an earlier daemon did last it may not have told.
         self.started_with.insert(DISKS.to_owned(), has.named.clone());
         let change = next(&object.spec, &has);
         self.hot.changes = change != Change::Nothing;
         match change {
-            Change::Nothing => self.as_wanted(),
+            Change::Nothing => self.as_wanted().await,
             Change::In(disk) => self.plug(snapshot, &object.spec, &has, &disk).await,
             Change::Out(disk) => {
                 let named = named_without(&object.spec, &has, &disk);
@@ -194,17 +216,19 @@ impl VmTask {
     }
 
     /// They are as they are wanted, or as they stay until the next start.
-    fn as_wanted(&mut self) {
-        (self.hot.plugging, self.hot.not_before) = (None, None);
-        self.hot.changes = false;
+    async fn as_wanted(&mut self) {
+        self.hot.makes_nothing_ready().await;
+        (self.hot.not_before, self.hot.changes) = (None, false);
         self.hot.note.clear();
     }
 
-    /// Whether its disks may change now: nobody else is at them.
-    fn may_change(&self, snapshot: &Snapshot) -> bool {
+    /// What somebody else does with its disks, so that they must not change now.
+    fn busy(&self, snapshot: &Snapshot) -> Option<&'static str> {
         let moves = snapshot.placements.get(&self.vm).is_some_and(|p| p.moving_to.is_some());
-        let busy = self.outgoing.is_some() || self.following.is_some() || self.incoming.is_some();
-        !moves && !busy && self.backup.is_none() && !self.unclosed
+        if moves || self.is_sent() || self.following.is_some() || self.incoming.is_some() {
+            return Some("its move has ended");
+        }
+        (self.backup.is_some() || self.unclosed).then_some("its backup has ended")
     }
 
     fn changed(&mut self, named: String) {
@@ -223,10 +247,12 @@ impl VmTask {
     }
 
     async fn plug(&mut self, snapshot: &Snapshot, spec: &VmSpec, has: &Has, disk: &DiskSpec) {
-        let Some(plugging) = self.hot.plugging.take().filter(|plugging| plugging.disk == *disk)
-        else {
+        let another = |plugging: &Plugging| plugging.disk != *disk;
+        if self.hot.plugging.as_ref().is_none_or(another) {
+            self.hot.makes_nothing_ready().await;
             return self.make_disk_ready(snapshot, disk);
-        };
+        }
+        let Some(mut plugging) = self.hot.plugging.take() else { return };
         if !plugging.made.is_finished() {
             if self.parts.clock.now().since(plugging.since) >= SLOW {
                 let step = plugging.step.borrow();
@@ -235,7 +261,6 @@ impl VmTask {
             self.hot.plugging = Some(plugging);
             return self.look_again(READIES);
         }
-        let mut plugging = plugging;
         let launch = match (&mut plugging.made).await {
             Ok(Ok(launch)) => launch,
             Ok(Err(failure)) => return self.not_plugged(&disk.name, &failure.0),
@@ -247,18 +272,20 @@ impl VmTask {
             place: 0,
             size_bytes: launch.size_bytes,
             mirrored: launch.mirror.is_some(),
+            ported: true,
             plugged: true,
         };
         let named = named_with(spec, has, &there);
         // From here on something may be written.
-        let begun = std::mem::take(&mut self.hot.begun);
+        let begun = self.mirrors.begun();
+        self.mirrors.starts();
         let vm = self.vm.as_str();
         let Err(error) = self.parts.vms.plug(vm, &launch, &named).await else {
             return self.changed(named);
         };
         let now = self.parts.vms.has(vm).await;
         if now.is_ok_and(|now| now.disks.iter().all(|one| one.name != launch.name)) {
-            self.hot.begun = begun;
+            self.mirrors.started_not(begun);
         }
         self.not_plugged(&disk.name, &chain(&error));
     }
@@ -273,7 +300,7 @@ impl VmTask {
         let Some(session) = self.parts.current_session() else { return };
         let (step, steps) = watch::channel(String::new());
         let (parts, vm) = (Arc::clone(&self.parts), self.vm.clone());
-        let (networks, begun) = (self.networks.clone(), Arc::clone(&self.hot.begun));
+        let (networks, begun) = (self.networks.clone(), self.mirrors.begun());
         let (snapshot, of) = (snapshot.clone(), disk.clone());
         let made = tokio::spawn(async move {
             let preparation = Preparation {
@@ -296,10 +323,15 @@ impl VmTask {
     }
 
     async fn unplug(&mut self, disk: &HasDisk, named: String) {
-        self.hot.plugging = None;
+        self.hot.makes_nothing_ready().await;
         let open = self.replicas_of(disk.place).await;
-        match self.parts.vms.unplug(self.vm.as_str(), disk.place, &named).await {
+        // It is waited for once only: its other disks need this task.
+        let first = self.hot.asked.replace(disk.name.clone()).is_none_or(|name| name != disk.name);
+        let patience = if first { LETS_GO } else { Duration::ZERO };
+        let vm = self.vm.as_str();
+        match self.parts.vms.unplug(vm, disk.place, &named, patience).await {
             Ok(LetGo::Yes { whole }) => {
+                self.hot.asked = None;
                 if let Some((of, with)) = open.filter(|_| whole) {
                     self.close_mirror(&of, &with).await;
                 }
@@ -345,6 +377,7 @@ mod tests {
             place,
             size_bytes: disk.size.0,
             mirrored: disk.name.as_str().starts_with('m'),
+            ported: disk.slot.is_some(),
             plugged: true,
         });
         has.collect()
@@ -377,6 +410,14 @@ mod tests {
         let now = spec(vec![disk("root", Some(0)), disk("data", Some(1))]);
         let mut has = started(&now);
         has.disks[1].plugged = false;
+        assert_eq!(next(&now, &has), Change::Out(has.disks[1].clone()));
+    }
+
+    #[test]
+    fn what_was_removed_goes_whatever_else_has_changed() {
+        let mut now = spec(vec![disk("root", None), disk("data", Some(1))]);
+        let has = started(&now);
+        now.disks.remove(1);
         assert_eq!(next(&now, &has), Change::Out(has.disks[1].clone()));
     }
 
@@ -428,6 +469,7 @@ mod tests {
                             place: 0,
                             size_bytes: disk.size.0,
                             mirrored: disk.name.as_str().starts_with('m'),
+                            ported: true,
                             plugged: true,
                         });
                     }

@@ -110,6 +110,11 @@ impl Mirrors {
         self.begun = Begun::default();
     }
 
+    /// None was after all.
+    pub fn started_not(&mut self, begun: Begun) {
+        self.begun = begun;
+    }
+
     /// What came to it is gone.
     pub fn ends(&mut self) {
         self.arrives = None;

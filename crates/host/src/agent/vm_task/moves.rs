@@ -23,7 +23,7 @@ use crate::{
 };
 use haven_model::{
     Handover, MigrationPhase, MigrationStatus, MovingTo, Placement, Snapshot, Versioned, VmPhase,
-    keys, migration::Progress,
+    keys, migration::Progress, vm::DISKS,
 };
 use haven_store::{
     clock::Mono,
@@ -148,8 +148,17 @@ impl VmTask {
         let session = self.parts.current_session()?.number;
         let (progress, machine, message) = (None, None, String::new());
         let heard = self.outgoing.as_ref().and_then(|copy| copy.heard);
-        let ports = false;
-        Some(MigrationStatus { attempt, session, phase, progress, machine, ports, heard, message })
+        Some(MigrationStatus {
+            attempt,
+            session,
+            phase,
+            progress,
+            machine,
+            ports: false,
+            disks: None,
+            heard,
+            message,
+        })
     }
 
     /// Says that an attempt did not work out; true when that stands, so that the owner cannot change by it any more.
@@ -225,8 +234,13 @@ impl VmTask {
                 let Some(mut status) = self.status(attempt, MigrationPhase::Preparing) else {
                     return;
                 };
+                let has = match self.parts.vms.has(self.vm.as_str()).await {
+                    Ok(has) => has,
+                    Err(error) => return self.failed("ask for the disks of", &error),
+                };
                 status.machine = Some(machine);
-                status.ports = self.hot.ports;
+                status.ports = has.ports;
+                status.disks = Some(has.named).filter(|named| !named.is_empty());
                 self.say(attempt, status).await;
             }
             Some(MigrationPhase::Preparing) => {
@@ -509,7 +523,8 @@ impl VmTask {
         }
         let Some(placement) = self.my_placement(snapshot) else { return };
         let told = snapshot.migration_told(&self.vm, &placement.host, attempt);
-        let Some((machine, ports)) = told.and_then(|of| Some((of.machine.clone()?, of.ports)))
+        let Some((machine, told)) =
+            told.and_then(|of| Some((of.machine.clone()?, of.value.clone())))
         else {
             // The owner says first what its machine is, or has failed.
             return;
@@ -520,11 +535,17 @@ impl VmTask {
             let why = format!("it was changed since it was started ({})", changed.join(", "));
             return self.give_up(attempt, &why).await;
         }
+        let wanted = snapshot.vms.get(&self.vm).and_then(|vm| vm.spec.hardware().remove(DISKS));
+        if told.disks.is_some() && told.disks != wanted {
+            // With other disks it could not take the guest, and the owner would not hear of that.
+            let why = "it has other disks than are wanted of it by now";
+            return self.give_up(attempt, why).await;
+        }
         let Some(status) = self.status(attempt, MigrationPhase::Preparing) else { return };
         if !self.say(attempt, status).await {
             return;
         }
-        match self.make_ready(snapshot, epoch, machine, ports).await {
+        match self.make_ready(snapshot, epoch, machine, told.ports).await {
             Some(Ok(())) => {
                 self.incoming = Some(attempt);
                 self.listening = false;
