@@ -584,7 +584,8 @@ impl Cluster {
                 let disks = object.pointer_mut("/spec/disks").and_then(|d| d.as_array_mut());
                 disks.into_iter().flatten().for_each(|disk| disk["detached"] = false.into());
             };
-            self.change(&format!("{}{vm}", keys::objects(haven_model::object::Kind::Vm)), attach).await;
+            self.change(&format!("{}{vm}", keys::objects(haven_model::object::Kind::Vm)), attach)
+                .await;
         }
     }
 

@@ -61,10 +61,9 @@ pub fn lacks<'a>(
     vm: &'a Stored<VmSpec>,
     host: &Name,
 ) -> Option<&'a DiskSpec> {
-    // One that is detached is no part of what runs: where it lacks something it is not attached.
+    // Also for that of one that is detached: it could not be attached there.
     mirrored(snapshot, &vm.spec)
         .map(|(disk, _)| disk)
-        .filter(|disk| !disk.detached)
         .find(|disk| record(snapshot, vm, disk).is_some_and(|volume| !volume.counts(host)))
 }
 
