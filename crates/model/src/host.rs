@@ -72,7 +72,7 @@ pub struct LostSession {
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
 /// until all hosts that it concerns say as much.
-pub const SPEAKS: u32 = SHUTS;
+pub const SPEAKS: u32 = SNAPSHOTS;
 /// From here on it restarts and upgrades its host when it is told to.
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
@@ -87,6 +87,8 @@ pub const MIRRORS_MOVE: u32 = 4;
 pub const BACKUPS: u32 = 5;
 /// From here on it leaves a mirrored disk alone that was shut to it.
 pub const SHUTS: u32 = 6;
+/// From here on it takes snapshots of VMs, and knows that a disk which holds some does not go along.
+pub const SNAPSHOTS: u32 = 7;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
