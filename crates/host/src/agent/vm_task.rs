@@ -11,6 +11,7 @@ mod hangs;
 mod health;
 mod mirrors;
 mod moves;
+mod snapshots;
 
 use super::{
     AgentParts,
@@ -358,6 +359,7 @@ impl VmTask {
             Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,
             Step::Start | Step::Stop | Step::Reset
                 if !self.stays_here(snapshot, "it is stopped or started anew").await => {}
+            Step::Start if !self.reverted(snapshot).await => {}
             Step::Start => self.start(snapshot).await,
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
@@ -372,6 +374,7 @@ impl VmTask {
             Step::LeaveEnded => {
                 let why = "it ended and its restart policy leaves it";
                 self.report(snapshot, VmPhase::Stopped, why).await;
+                self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
             }
             Step::Settled if matches!(wanted, Wanted::NotMine) => return None,
@@ -470,6 +473,7 @@ impl VmTask {
                     return;
                 }
                 self.limit_disks(snapshot).await;
+                self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
                 self.report(snapshot, VmPhase::Running, &note).await;
                 if self.may_go() {
@@ -478,6 +482,7 @@ impl VmTask {
             }
             Wanted::Stop => {
                 self.report(snapshot, VmPhase::Stopped, "").await;
+                self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
             }
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,

@@ -72,13 +72,13 @@ fn nodes(place: usize) -> Nodes {
     }
 }
 
-/// One QEMU, for views of it.
+/// One QEMU, for views of its disks and for snapshots in them.
 #[derive(Clone)]
-struct Asked {
-    vm: String,
-    qmp: Arc<Qmp>,
-    directory: PathBuf,
-    launched: record::Launched,
+pub(super) struct Asked {
+    pub(super) vm: String,
+    pub(super) qmp: Arc<Qmp>,
+    pub(super) directory: PathBuf,
+    pub(super) launched: record::Launched,
 }
 
 /// What the guest does that QEMU has stopped, and nobody else.
@@ -136,7 +136,7 @@ impl Asked {
     }
 
     /// What is noted of this process, and of no later one.
-    fn own(&self) -> String {
+    pub(super) fn own(&self) -> String {
         format!("{} {}", self.launched.pid, self.launched.start_time)
     }
 
@@ -412,7 +412,7 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
 
 impl QemuDriver {
     /// The process of a VM, for views of it.
-    async fn asked(&self, vm: &str) -> Result<Option<Asked>, VmError> {
+    pub(super) async fn asked(&self, vm: &str) -> Result<Option<Asked>, VmError> {
         let directory = self.directory(vm);
         let launched = record::read(&directory)
             .map_err(system(format!("the launch record of {vm} cannot be read")))?;
