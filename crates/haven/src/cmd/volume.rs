@@ -1,6 +1,9 @@
 //! `haven volume …`: disks of VMs, how large they are; of mirrored ones where they are, and whether their replicas are the same.
 
-use super::migrate::bar;
+use super::{
+    migrate::bar,
+    snapshot::{self, Waiting},
+};
 use crate::{
     connect::connect,
     failure::Failure,
@@ -10,7 +13,7 @@ use crate::{
 use clap::{Args, Subcommand};
 use haven_client::Client;
 use haven_model::{
-    Bytes, Object, ObjectRef,
+    Bytes, Name, Object, ObjectRef,
     api::{CHANGED, CheckAsked, VolumeView},
     object::Kind,
     vm::pending_words,
@@ -44,6 +47,28 @@ pub enum VolumeCommand {
         name: String,
         /// How large its guest shall see it, for example 100GiB
         size: Bytes,
+    },
+    /// Keep a disk as it is now, while its guest runs or not
+    #[command(
+        after_help = "Examples:\n  haven volume snapshot db.data\n  haven volume snapshot db.data before-import\n  haven vm snapshot ls db"
+    )]
+    Snapshot {
+        /// Its name: VM.DISK
+        name: String,
+        /// What the snapshot is called; after the time unless it is said
+        snapshot: Option<Name>,
+        #[command(flatten)]
+        wait: Waiting,
+    },
+    /// Make a disk of a VM that is stopped what it was in a snapshot; what was written to it since is lost
+    #[command(after_help = "Examples:\n  haven volume revert db.data before-import")]
+    Revert {
+        /// Its name: VM.DISK
+        name: String,
+        /// The snapshot
+        snapshot: Name,
+        #[command(flatten)]
+        wait: Waiting,
     },
     /// Compare the replicas of a mirrored disk, while its guest runs or not
     #[command(
@@ -80,6 +105,12 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
             out::print(&render::value(&one, how.output, |_| render::volume(&one)));
         }
         VolumeCommand::Resize { name, size } => resize(&name, size).await?,
+        VolumeCommand::Snapshot { name, snapshot, wait } => {
+            snapshot::create_of(&name, snapshot, wait).await?;
+        }
+        VolumeCommand::Revert { name, snapshot, wait } => {
+            snapshot::revert_of(&name, &snapshot, wait).await?;
+        }
         VolumeCommand::Check(check) => compare(check).await?,
     }
     Ok(())
