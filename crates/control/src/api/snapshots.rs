@@ -276,6 +276,13 @@ pub(super) async fn revert(
     }
     let placed = of.placed()?;
     at_rest(&of)?;
+    if let Some((wanted, _)) = of.all().find(|(_, of)| of.state == SnapshotState::Wanted) {
+        let detail = format!("the snapshot `{wanted}` of {vm} is not taken yet");
+        let hint = format!(
+            "`haven vm snapshot ls {vm}` tells what it waits for; it would show what the disks hold after that"
+        );
+        return Err(conflict(detail, &hint));
+    }
     if let Some(unknown) = asked.disks.iter().find(|n| there.disks.iter().all(|d| d.name != **n)) {
         let names: Vec<&str> = there.disks.iter().map(|disk| disk.name.as_str()).collect();
         let hint = format!("it is of: {}", names.join(", "));

@@ -160,6 +160,9 @@ async fn only_what_is_whole_is_reverted_to_and_only_at_rest() {
     told(&world, "stopping").await;
     says(&revert("first", json!({})).await, "db has not come to its end yet");
     told(&world, "stopped").await;
+    ask(&world, json!({"name": "next"})).await.ok();
+    says(&revert("first", json!({})).await, "the snapshot `next` of db is not taken yet");
+    becomes(&world, "next", "failed").await;
     says(&revert("first", json!({"disks": ["swap"]})).await, "`first` is not of the disk `swap`");
     let one = revert("first", json!({"disks": ["data"]})).await.ok();
     assert_eq!(

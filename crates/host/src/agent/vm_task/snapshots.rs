@@ -127,9 +127,11 @@ impl VmTask {
     /// Whether its disks are what they are to be when it starts: one that is half of before and half of now never runs. What
     /// else is to be done about its snapshots is done first as well, while nothing of it is under way.
     pub(super) async fn reverted(&mut self, snapshot: &Snapshot) -> bool {
-        let due = self.due(snapshot);
+        if self.parts.current_session().is_none() {
+            return false;
+        }
         let mut reverts = None;
-        for due in due {
+        for due in self.due(snapshot) {
             self.further(snapshot, &due).await;
             if due.record.state == SnapshotState::Reverting {
                 // Only once the live copy tells that it is done: an old one would have it done again, after the guest has run.
