@@ -201,7 +201,10 @@ pub(super) async fn take(
         ));
     }
     let now = now_ms();
-    let called = asked.name.unwrap_or_else(|| usual_name(now));
+    // Two may be asked for within a second.
+    let is_free = |name: &Name| of.all().all(|(other, _)| other != name);
+    let usual = || (0..).map(|later| usual_name(now + later * 1000)).find(is_free);
+    let called = asked.name.or_else(usual).expect("there are more seconds than snapshots");
     let there = of.all().find(|(of, _)| **of == called).map(|(_, record)| record);
     if let Some(there) = there.filter(|there| there.state != SnapshotState::Failed) {
         let detail = format!("{vm} has a snapshot `{called}` already, which is {}", there.state);

@@ -3,15 +3,16 @@
 use super::testing::{Answer, World, name};
 use axum::http::StatusCode;
 use haven_model::{
-    Placement, keys,
+    Placement,
+    backup::BackupRun,
+    keys,
     vm_snapshot::{MOST_SNAPSHOTS, VmSnapshot},
 };
 use haven_store::raw::Op;
 use serde_json::{Value, json};
 
 const ALL: &str = "/v1/vms/db/snapshots";
-const BASE: &str = "kind: Pool\nname: fast\ndriver: local\npath: /pools/fast\n---\nkind: Pool\nname: both\ndriver: mirrored\npath: /pools/both\n---\n\
-    kind: VM\nname: db\nmemory: 64MiB\ndisks: [{name: root, size: 1GiB, pool: fast}, {name: data, size: 2GiB, pool: fast}]\n";
+const BASE: &str = "kind: Pool\nname: fast\ndriver: local\npath: /pools/fast\n---\nkind: VM\nname: db\nmemory: 64MiB\ndisks: [{name: root, size: 1GiB, pool: fast}, {name: data, size: 2GiB, pool: fast}]\n";
 
 async fn world() -> Option<World> {
     let world = World::start().await?;
@@ -86,11 +87,12 @@ async fn one_is_asked_for_once_shown_and_removed() {
     let again = ask(&world, json!({"name": "before", "disks": ["data"]})).await.ok();
     assert_ne!(again["snapshot"]["id"], taken["snapshot"]["id"]);
     assert_eq!(again["snapshot"]["disks"].as_array().unwrap().len(), 1);
-    let unnamed = ask(&world, json!({})).await.ok();
-    assert_eq!(unnamed["name"].as_str().unwrap().len(), "20261130-084321".len());
+    let unnamed = [ask(&world, json!({})).await.ok(), ask(&world, json!({})).await.ok()];
+    assert_eq!(unnamed[0]["name"].as_str().unwrap().len(), "20261130-084321".len());
+    assert_ne!(unnamed[0]["name"], unnamed[1]["name"]);
     let all = world.operate("GET", ALL, "").await.ok();
     assert_eq!(all[0], world.operate("GET", ALL, "").await.ok()[0]);
-    assert_eq!(all.as_array().unwrap().len(), 2);
+    assert_eq!(all.as_array().unwrap().len(), 3);
     let gone = world.operate("DELETE", &format!("{ALL}/before"), "").await.ok();
     assert_eq!(gone["snapshot"]["state"], "going");
     let none = world.operate("DELETE", &format!("{ALL}/nothing"), "").await;
@@ -101,7 +103,7 @@ async fn one_is_asked_for_once_shown_and_removed() {
         let key = keys::vm_snapshot(&uid(&world).await, &name(&format!("s{i}")));
         write(&world, key, &serde_json::to_value(record).unwrap()).await;
     }
-    says(&ask(&world, json!({})).await, "db has 64 snapshots, and no more are kept");
+    says(&ask(&world, json!({"name": "more"})).await, "db has 64 snapshots, and no more are kept");
 }
 
 #[tokio::test]
@@ -116,15 +118,17 @@ async fn what_cannot_be_kept_is_refused_with_a_sentence() {
     .await;
     says(&ask(&world, json!({})).await, "db is being moved");
     place(&world, json!({})).await;
-    let run = json!({"id": "b", "vmUid": uid(&world).await, "to": "nas", "by": "root", "atMs": 1, "done": 0, "total": 0});
-    write(&world, keys::backup(&name("db")), &run).await;
+    let run = BackupRun::new(&uid(&world).await, name("nas"), "root".into(), 1, None);
+    let backup = keys::backup(&name("db"));
+    write(&world, backup.clone(), &serde_json::to_value(&run).unwrap()).await;
     says(&ask(&world, json!({})).await, "db is being backed up to nas");
-    let ended = json!({"atMs": 1, "well": true, "message": ""});
-    let mut over = run.clone();
-    over["outcome"] = ended;
-    write(&world, keys::backup(&name("db")), &over).await;
+    let ended = run.ended(2, true, String::new());
+    write(&world, backup, &serde_json::to_value(&ended).unwrap()).await;
     ask(&world, json!({})).await.ok();
     let mixed = "kind: VM\nname: mixed\nmemory: 64MiB\ndisks: [{name: root, size: 1GiB, pool: fast}, {name: data, size: 1GiB, pool: both}]\n";
+    world.hosts(&["host2"]).await;
+    world.speak(&["host1", "host2"]).await;
+    world.apply("kind: Pool\nname: both\ndriver: mirrored\npath: /pools/both\n").await.ok();
     world.apply(mixed).await.ok();
     let placement = serde_json::to_value(Placement::new(name("host1"), 1, 1, Vec::new())).unwrap();
     write(&world, keys::placement(&name("mixed")), &placement).await;

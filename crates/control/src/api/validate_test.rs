@@ -120,7 +120,7 @@ fn only_a_vm_that_can_be_shut_out_may_be_kept() {
         ["db cannot be kept: it has no disk by which its copy there could be shut out"]
     );
     let mut older = (*world.snapshot.host_status["host2"].value).clone();
-    older.speaks -= 1;
+    older.speaks = haven_model::host::SHUTS - 1;
     world.snapshot.host_status.insert(name("host2"), at(2, older));
     let older = told(&world, data);
     assert!(older[0].contains("host2 has not said that it knows what that is"), "{older:?}");

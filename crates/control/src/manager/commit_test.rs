@@ -168,7 +168,7 @@ fn a_vm_takes_its_snapshots_along() {
     let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
     let keys = commit.ops.iter().filter_map(|op| match op {
         Op::Delete(key) => key.strip_prefix("/haven/snapshots/"),
-        Op::Put(..) => None,
+        _ => None,
     });
     assert_eq!(keys.collect::<Vec<_>>(), ["uid-db/a", "uid-db/b"]);
 }
