@@ -146,6 +146,31 @@ impl<'a> Of<'a> {
         }
         Ok(disks)
     }
+
+    /// The disks that are to be what they were in `called`.
+    fn back(&self, called: &Name, there: &VmSnapshot, asked: &[Name]) -> ApiResult<Vec<Name>> {
+        let vm = self.vm;
+        if let Some(unknown) = asked.iter().find(|n| there.disks.iter().all(|d| d.name != **n)) {
+            let names: Vec<&str> = there.disks.iter().map(|disk| disk.name.as_str()).collect();
+            let hint = format!("it is of: {}", names.join(", "));
+            return Err(ApiError::bad(format!("`{called}` is not of the disk `{unknown}`"), hint));
+        }
+        let wanted = |name: &Name| asked.is_empty() || asked.contains(name);
+        let mut back = Vec::new();
+        for disk in there.disks.iter().filter(|disk| wanted(&disk.name)) {
+            let now = self.object.spec.disks.iter().find(|now| now.name == disk.name);
+            if now.is_none_or(|now| now.pool != disk.pool) {
+                let detail = format!(
+                    "{vm} has no disk `{}` in the pool `{}` any more, and `{called}` is of that",
+                    disk.name, disk.pool
+                );
+                let hint = format!("`haven volume revert {vm}.DISK {called}` reverts one disk");
+                return Err(conflict(detail, &hint));
+            }
+            back.push(disk.name.clone());
+        }
+        Ok(back)
+    }
 }
 
 /// Writes, and waits until the live copy shows it.
@@ -286,25 +311,7 @@ pub(super) async fn revert(
         );
         return Err(conflict(detail, &hint));
     }
-    if let Some(unknown) = asked.disks.iter().find(|n| there.disks.iter().all(|d| d.name != **n)) {
-        let names: Vec<&str> = there.disks.iter().map(|disk| disk.name.as_str()).collect();
-        let hint = format!("it is of: {}", names.join(", "));
-        return Err(ApiError::bad(format!("`{called}` is not of the disk `{unknown}`"), hint));
-    }
-    let wanted = |name: &Name| asked.disks.is_empty() || asked.disks.contains(name);
-    let mut back = Vec::new();
-    for disk in there.disks.iter().filter(|disk| wanted(&disk.name)) {
-        let now = of.object.spec.disks.iter().find(|now| now.name == disk.name);
-        if now.is_none_or(|now| now.pool != disk.pool) {
-            let detail = format!(
-                "{vm} has no disk `{}` in the pool `{}` any more, and `{called}` is of that",
-                disk.name, disk.pool
-            );
-            let hint = format!("`haven volume revert {vm}.DISK {called}` reverts one disk");
-            return Err(conflict(detail, &hint));
-        }
-        back.push(disk.name.clone());
-    }
+    let back = of.back(called, there, &asked.disks)?;
     let record = VmSnapshot {
         state: SnapshotState::Reverting,
         back,

@@ -206,6 +206,10 @@ fn interrupted(lab: &Lab) -> Result<()> {
     let host = lab.host_of(VM)?;
     for turn in 0..3 {
         let name = format!("turn-{turn}");
+        lab.wait("its host's daemon is there", PATIENCE, |lab| {
+            !lab.pids(&host, "haven daemon").is_empty()
+        })?;
+        lab.online(&host)?;
         lab.haven(&["vm", "snapshot", "create", VM, &name, "--no-wait"])?;
         std::thread::sleep(Duration::from_millis(20 * turn));
         lab.signal(&host, "haven daemon", Signal::SIGKILL)?;

@@ -12,10 +12,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// What disks keep, by VM, disk and the name of the snapshot: when it was taken, and what the disk held.
+/// By VM and disk, and the name of the snapshot: when it was taken, and what the disk held.
+type Kept = BTreeMap<(String, String), BTreeMap<String, (i64, Vec<u8>)>>;
+
+/// What disks keep.
 #[derive(Default)]
 pub struct FakeKept {
-    kept: Mutex<BTreeMap<(String, String), BTreeMap<String, (i64, Vec<u8>)>>>,
+    kept: Mutex<Kept>,
     /// Why something cannot be done with a disk: the pool is full, say.
     refuses: Mutex<BTreeMap<String, String>>,
     /// Whether file systems are frozen for it.
@@ -23,10 +26,7 @@ pub struct FakeKept {
 }
 
 impl FakeKept {
-    fn kept<T>(
-        &self,
-        change: impl FnOnce(&mut BTreeMap<(String, String), BTreeMap<String, (i64, Vec<u8>)>>) -> T,
-    ) -> T {
+    fn kept<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
         change(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

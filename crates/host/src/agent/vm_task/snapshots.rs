@@ -209,10 +209,10 @@ impl VmTask {
             // Whether the file systems were frozen nobody remembers.
             return self.there(due, &disks, Moment::Running).await;
         }
-        if disks.iter().any(|disk| disk.has(&tag)) {
-            if let Err(why) = self.remove_from(due, &disks).await {
-                return self.waits_for(due, &format!("{why}; it is tried again")).await;
-            }
+        if disks.iter().any(|disk| disk.has(&tag))
+            && let Err(why) = self.remove_from(due, &disks).await
+        {
+            return self.waits_for(due, &format!("{why}; it is tried again")).await;
         }
         let moment = match self.take_now(due, &disks).await {
             Ok(moment) => moment,
