@@ -185,7 +185,7 @@ async fn one_that_cannot_be_taken_says_why_and_leaves_nothing() {
     ask(&fixture, "full").await;
     let full = is(&fixture, "full");
     assert_eq!(full.state, SnapshotState::Failed);
-    assert!(full.message.contains("No space left on device"), "{}", full.message);
+    assert!(full.message.starts_with("the pool of one of its disks is full"), "{}", full.message);
     assert_eq!(kept(&fixture, "haven-full"), [false, false]);
     run(&fixture, false).await;
     // One disk after another: the first has it, the second does not take it.
@@ -327,4 +327,23 @@ async fn a_process_that_does_not_answer_is_asked_again() {
     run(&fixture, false).await;
     fixture.pass(5).await;
     assert!(found(&fixture, "later").is_none(), "nobody wants it any more");
+}
+
+/// A disk that was taken away, or deleted by hand, keeps nothing; what is of the others is removed all the same.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_no_more_holds_nothing_up() {
+    let fixture = world().await;
+    ask(&fixture, "first").await;
+    run(&fixture, false).await;
+    fixture.disks.here.lock().unwrap().retain(|name| name.disk.as_str() != "data");
+    turn(&fixture, "first", SnapshotState::Reverting).await;
+    fixture.pass(5).await;
+    let first = is(&fixture, "first");
+    assert!(first.message.contains("the disk `data` does not have it"), "{}", first.message);
+    turn(&fixture, "first", SnapshotState::Going).await;
+    fixture.pass(5).await;
+    assert!(found(&fixture, "first").is_none());
+    assert_eq!(kept(&fixture, "haven-first"), [false, true]);
+    let steps = fixture.disks.steps.lock().unwrap().clone();
+    assert_eq!(steps, [("root".into(), SnapshotStep::Remove)], "no disk was reverted");
 }

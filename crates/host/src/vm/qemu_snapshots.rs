@@ -77,7 +77,7 @@ impl Asked {
 impl Snapshots for QemuDriver {
     async fn keeps(&self, vm: &str) -> Result<BTreeMap<String, Keeps>, VmError> {
         let asked = self.asked(vm).await?.ok_or_else(|| VmError::NotHere(vm.into()))?;
-        let nodes = asked.patiently(&commands::NODES, json!({ "flat": true })).await?;
+        let nodes = asked.tell(&commands::NODES, json!({ "flat": true })).await?;
         let all: BTreeMap<&str, Keeps> =
             nodes.as_array().into_iter().flatten().filter_map(keeps).collect();
         let disks = asked.launched.launch.disks.iter().enumerate();

@@ -85,7 +85,7 @@ pub(super) struct Asked {
 const HELD: &str = "paused";
 
 impl Asked {
-    async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
+    pub(super) async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
         let answer = self.qmp.call(command, arguments, DEADLINE).await;
         answer.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })
     }

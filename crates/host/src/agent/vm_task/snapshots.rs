@@ -68,6 +68,16 @@ impl Disk {
     }
 }
 
+/// What QEMU says when a disk has no room for it, and what to do.
+fn full(said: String) -> String {
+    match said.contains("No space left") {
+        true => format!(
+            "the pool of one of its disks is full; free some space or enlarge it, and take it again ({said})"
+        ),
+        false => said,
+    }
+}
+
 impl VmTask {
     /// What is to be done here about its snapshots.
     fn due(&self, snapshot: &Snapshot) -> Vec<Due> {
@@ -124,28 +134,23 @@ impl VmTask {
         }
     }
 
-    /// Whether its disks are what they are to be when it starts: one that is half of before and half of now never runs. What
-    /// else is to be done about its snapshots is done first as well, while nothing of it is under way.
+    /// Whether its disks are what they are to be when it starts: one that is half of before and half of now never runs.
     pub(super) async fn reverted(&mut self, snapshot: &Snapshot) -> bool {
         if self.parts.current_session().is_none() {
             return false;
         }
-        let mut reverts = None;
-        for due in self.due(snapshot) {
-            self.further(snapshot, &due).await;
-            if due.record.state == SnapshotState::Reverting {
-                // Only once the live copy tells that it is done: an old one would have it done again, after the guest has run.
-                reverts = Some(due.name);
-            }
-        }
-        let Some(name) = reverts else { return true };
+        let reverts = |due: &Due| due.record.state == SnapshotState::Reverting;
+        let Some(due) = self.due(snapshot).into_iter().find(reverts) else { return true };
+        self.further(snapshot, &due).await;
         self.look_again(AGAIN);
+        // It starts only once the live copy tells that it is done: an old one would have it done again, after the guest has run.
         let now = Arc::clone(&self.parts.live.borrow());
-        let failed =
-            self.due(&now).into_iter().find(|of| of.name == name && !of.record.message.is_empty());
-        let why = failed.map_or(String::new(), |of| format!(": {}", of.record.message));
-        let words =
-            format!("waiting: its disks are made what they were in the snapshot `{name}`{why}");
+        let why = self.due(&now).into_iter().find(reverts).map(|due| due.record.message);
+        let why = why.filter(|why| !why.is_empty()).map_or(String::new(), |why| format!(": {why}"));
+        let words = format!(
+            "waiting: its disks are made what they were in the snapshot `{}`{why}",
+            due.name
+        );
         self.report(snapshot, VmPhase::Starting, &words).await;
         false
     }
@@ -265,7 +270,7 @@ impl VmTask {
             return match taken {
                 Ok(true) => Ok(Moment::Frozen),
                 Ok(false) => Ok(Moment::Running),
-                Err(error) => Err(chain(&error)),
+                Err(error) => Err(full(chain(&error))),
             };
         }
         for disk in disks {
