@@ -427,13 +427,19 @@ impl Client {
         self.call("DELETE", &format!("/v1/volumes/{}/check", encode(name)), Vec::new()).await
     }
 
-    /// Mirrored disks.
+    /// Removes a detached disk, with all that is on it.
+    #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
+    pub async fn remove_volume(&self, name: &str) -> Result<(), ClientError> {
+        self.call("DELETE", &format!("/v1/volumes/{}", encode(name)), Vec::new()).await
+    }
+
+    /// Disks of VMs.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn volumes(&self) -> Result<Vec<VolumeView>, ClientError> {
         self.get("/v1/volumes").await
     }
 
-    /// A mirrored disk, `vm.disk`.
+    /// A disk of a VM, `vm.disk`.
     #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
     pub async fn volume(&self, name: &str) -> Result<VolumeView, ClientError> {
         self.get(&format!("/v1/volumes/{}", encode(name))).await

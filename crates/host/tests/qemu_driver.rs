@@ -125,6 +125,8 @@ fn launch(vm: &str, user_data: &str) -> VmLaunch {
         incoming: false,
         postcopy: false,
         agent: false,
+        ports: false,
+        disks_as: String::new(),
     }
 }
 
@@ -167,6 +169,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         size_bytes: 1 << 20,
         arrives: false,
         mirror: None,
+        slot: None,
     });
     let running = begin.block_on(first.start(&launch)).unwrap();
     let proc = PathBuf::from(format!("/proc/{}", running.pid));
@@ -362,6 +365,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             size_bytes: 512,
             arrives: false,
             mirror: None,
+            slot: None,
         });
         let said = driver.start(&launch).await.unwrap_err().to_string();
         assert!(said.contains("Permission denied") && said.contains("unix user"), "{said}");
@@ -454,6 +458,7 @@ async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
             size_bytes: DISK,
             arrives: false,
             mirror: None,
+            slot: None,
         });
     }
     driver.start(&vm).await.unwrap();

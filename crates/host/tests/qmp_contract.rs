@@ -4,7 +4,9 @@
 
 mod inside;
 
-use haven_host::vm::commands::{COMMANDS, EVENTS, OUT_OF_BAND, PANIC, STATES};
+use haven_host::vm::commands::{
+    ADD_DEVICE, COMMANDS, DISK_DEVICE, DISK_PROPERTIES, EVENTS, OUT_OF_BAND, PANIC, STATES,
+};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -13,13 +15,14 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 8] = [
+const VARIANTS: [&str; 9] = [
     "nbd",
     "tls-creds-psk",
     "null-co",
     "blkdebug",
     "block-node",
     "file",
+    "quorum",
     "copy-before-write",
     "snapshot-access",
 ];
@@ -104,7 +107,10 @@ impl Schema {
     /// Everything that is wrong with a command.
     fn command(&self, command: &haven_host::vm::commands::Command) -> Result<(), String> {
         let entry = self.of_kind(command.name(), "command")?;
-        for argument in command.arguments() {
+        let of_device = |argument: &&&str| {
+            command.name() == ADD_DEVICE.name() && DISK_PROPERTIES.contains(*argument)
+        };
+        for argument in command.arguments().iter().filter(|argument| !of_device(argument)) {
             self.has(entry, "arg-type", argument)?;
         }
         for member in self.members(entry, "arg-type") {
@@ -130,6 +136,14 @@ fn what_haven_says_qemu_understands() {
         return;
     }
     let schema = Schema::of_qemu();
+    let help = Command::new("qemu-system-x86_64")
+        .args(["-device", &format!("{DISK_DEVICE},help")])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for property in DISK_PROPERTIES {
+        assert!(help.contains(&format!("  {property}=")), "{DISK_DEVICE} has no `{property}`");
+    }
     let offers = schema.greeting["QMP"]["capabilities"].as_array().unwrap();
     assert!(offers.iter().any(|offer| offer == OUT_OF_BAND));
     for command in COMMANDS {

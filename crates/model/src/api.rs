@@ -9,6 +9,7 @@ use crate::{
     name::{Name, ObjectRef},
     object::Object,
     units::Bytes,
+    vm::DiskState,
     vm_snapshot::VmSnapshot,
     volume::{Volume, VolumeCheck, VolumeRef},
 };
@@ -248,17 +249,27 @@ pub struct ReplicaLine {
     pub is: String,
 }
 
-/// A mirrored volume and how its replicas are.
+/// A disk of a VM, and of a mirrored one how its replicas are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeView {
     /// `vm.disk`.
     pub name: VolumeRef,
+    /// As its guest sees it, or is to.
+    pub size: Bytes,
+    /// The pool in which it is.
+    pub pool: Name,
+    /// How it stands towards its guest.
+    pub state: DiskState,
+    /// What keeps it from being as it is wanted, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
     /// The host of its VM.
     pub owner: Option<Name>,
-    /// Its replicas.
+    /// Its replicas, if it is mirrored.
     pub replicas: Vec<ReplicaLine>,
-    /// The record.
-    pub volume: Volume,
+    /// The record of a mirrored one, once hosts are chosen for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
     /// The last comparison of its replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<VolumeCheck>,

@@ -87,8 +87,10 @@ pub const MIRRORS_MOVE: u32 = 4;
 pub const BACKUPS: u32 = 5;
 /// From here on it leaves a mirrored disk alone that was shut to it.
 pub const SHUTS: u32 = 6;
+/// From here on its VMs have ports into which disks are plugged while their guests run.
+pub const PLUGS: u32 = 7;
 /// From here on it takes snapshots of VMs, and knows that a disk which holds some does not go along.
-pub const SNAPSHOTS: u32 = 7;
+pub const SNAPSHOTS: u32 = 8;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

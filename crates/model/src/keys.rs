@@ -24,6 +24,8 @@ pub const MAINTENANCE: &str = "/haven/maintenance";
 pub const VOLUMES: &str = "/haven/volumes/";
 /// Prefix of comparisons of replicas.
 pub const CHECKS: &str = "/haven/checks/";
+/// Prefix of disks that were removed from their VMs.
+pub const GONE: &str = "/haven/gone/";
 /// Prefix of the making of backups.
 pub const BACKUPS: &str = "/haven/backups/";
 /// Prefix of comparisons of backups with their checksums.
@@ -102,6 +104,11 @@ pub fn volume(volume: &VolumeRef) -> String {
 #[must_use]
 pub fn check(volume: &VolumeRef) -> String {
     format!("{CHECKS}{volume}")
+}
+/// A disk that was removed from its VM.
+#[must_use]
+pub fn gone(volume: &VolumeRef) -> String {
+    format!("{GONE}{volume}")
 }
 /// The last making of a backup of a VM.
 #[must_use]

@@ -197,6 +197,9 @@ pub struct MigrationStatus {
     /// The old host: the machine type of the running QEMU, so that the new one is the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// The old host: that QEMU has ports for disks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ports: bool,
     /// The old host: the revision of the `Listening` of the new one, to whose process it sends. A process that came later has
     /// nothing of what was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,9 +18,9 @@ use crate::{
     pool::{HostRooms, PoolSpec},
     service::ServiceSpec,
     tolerant,
-    vm::{AGENT, VmPhase, VmSpec, VmStatus, Wait},
+    vm::{AGENT, DISKS, DiskSpec, DiskState, VmPhase, VmSpec, VmStatus, Wait},
     vm_snapshot::VmSnapshot,
-    volume::{ReplicaIs, ReplicaStatus, Volume, VolumeCheck, VolumeRef},
+    volume::{GoneVolume, ReplicaIs, ReplicaStatus, Volume, VolumeCheck, VolumeRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
@@ -125,6 +125,8 @@ pub struct Snapshot {
     pub volumes: BTreeMap<VolumeRef, Versioned<Volume>>,
     /// Comparisons of their replicas.
     pub checks: BTreeMap<VolumeRef, Versioned<VolumeCheck>>,
+    /// Disks that were removed from their VMs.
+    pub gone: BTreeMap<VolumeRef, Versioned<GoneVolume>>,
     /// The last making of a backup of each VM.
     pub backups: Table<BackupRun>,
     /// The last comparison of the backups in each target.
@@ -294,6 +296,7 @@ impl Snapshot {
             "waits" => set(&mut self.waits, rest, raw),
             "volumes" => of_volume(&mut self.volumes, rest, raw, false),
             "checks" => of_volume(&mut self.checks, rest, raw, true),
+            "gone" => of_volume(&mut self.gone, rest, raw, false),
             "backups" => set(&mut self.backups, rest, raw),
             "verifications" => set(&mut self.verifications, rest, raw),
             "snapshots" => self.apply_vm_snapshot(rest, raw),
@@ -537,9 +540,26 @@ impl Snapshot {
         needing.find(|(name, _)| !has_run(name)).map(|(name, _)| name)
     }
 
-    /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew.
+    /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew; what its host
+    /// is about to do while it runs is none of them.
     #[must_use]
     pub fn pending(&self, vm: &Name) -> Vec<String> {
+        let mut parts = self.changed(vm);
+        if self.disks_change(vm) {
+            parts.retain(|part| part != DISKS);
+        }
+        parts
+    }
+
+    /// Whether its host gives its process the disks that are wanted, or is about to look whether it can.
+    #[must_use]
+    pub fn disks_change(&self, vm: &Name) -> bool {
+        let Some((told, object)) = self.told_of(vm).zip(self.vms.get(vm)) else { return false };
+        told.ports && (told.disks_change || told.generation < object.meta.generation)
+    }
+
+    /// The parts of a running VM's spec that its process is not like.
+    fn changed(&self, vm: &Name) -> Vec<String> {
         let running = self.told_of(vm).filter(|status| status.phase == VmPhase::Running);
         let object = self.vms.get(vm).filter(|object| object.spec.running && !object.meta.deleting);
         let Some(((status, object), placement)) = running.zip(object).zip(self.placements.get(vm))
@@ -558,9 +578,22 @@ impl Snapshot {
     /// Those of them that make another machine: a guest that runs cannot go on in it.
     #[must_use]
     pub fn pending_machine(&self, vm: &Name) -> Vec<String> {
-        let mut parts = self.pending(vm);
+        let mut parts = self.changed(vm);
         parts.retain(|part| !["image", "userData"].contains(&part.as_str()));
         parts
+    }
+
+    /// How a disk of a VM stands towards its guest.
+    #[must_use]
+    pub fn disk_state(&self, vm: &Name, disk: &DiskSpec) -> DiskState {
+        let runs = self.told_of(vm).is_some_and(|told| told.phase == VmPhase::Running);
+        match self.changed(vm).iter().any(|part| part == DISKS) {
+            true if self.disks_change(vm) => DiskState::Changing,
+            true => DiskState::NextStart,
+            false if disk.detached => DiskState::Detached,
+            false if runs => DiskState::Attached,
+            false => DiskState::Off,
+        }
     }
 
     /// The members of a service, by name.

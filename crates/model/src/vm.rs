@@ -35,7 +35,42 @@ pub struct DiskSpec {
     /// The most that its guest may use of it; all that there is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskLimits>,
+    /// The port of the machine that it is plugged into, 0 to 14; chosen by Haven when absent. One that has none, as those that were
+    /// there before there were ports, stays as long as its guest's process does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u8>,
+    /// Its guest does not see it; what is written on it stays.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detached: bool,
 }
+
+impl DiskSpec {
+    /// An empty one that its guest sees.
+    #[must_use]
+    pub fn new(name: Name, size: Bytes, pool: Name) -> Self {
+        let (image, backup, limits, slot) = (None, None, None, None);
+        Self { name, size, pool, image, backup, limits, slot, detached: false }
+    }
+}
+
+/// How a disk stands towards the guest of its VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskState {
+    /// Its guest sees it.
+    Attached,
+    /// Its guest does not see it, and will not.
+    Detached,
+    /// The VM does not run; its guest sees it when it does.
+    Off,
+    /// It becomes as it is wanted, while the VM runs.
+    Changing,
+    /// It is as it was when the VM was started; it becomes as it is wanted at the next start.
+    NextStart,
+}
+
+/// How many ports for disks a machine has.
+pub const SLOTS: u8 = 15;
 
 /// The most that a guest may use of a disk, reading and writing together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -253,7 +288,7 @@ impl VmSpec {
     pub fn hardware(&self) -> BTreeMap<String, String> {
         // What a guest may use of a disk is taken up at once; what it was made from is past.
         let bare = |disk: &DiskSpec| DiskSpec { limits: None, backup: None, ..disk.clone() };
-        let disks: Vec<DiskSpec> = self.disks.iter().map(bare).collect();
+        let disks: Vec<DiskSpec> = self.plugged().map(bare).collect();
         let parts = serde_json::json!({
             "cpus": self.cpus,
             "memory": self.memory,
@@ -268,6 +303,11 @@ impl VmSpec {
         parts.map(|(name, part)| (name.clone(), print(part))).chain(agent).collect()
     }
 
+    /// The disks that its guest sees.
+    pub fn plugged(&self) -> impl Iterator<Item = &DiskSpec> {
+        self.disks.iter().filter(|disk| !disk.detached)
+    }
+
     /// Whether its machine has the port of a guest agent.
     #[must_use]
     pub fn has_agent_port(&self) -> bool {
@@ -278,6 +318,8 @@ impl VmSpec {
 
 /// The part of [`VmSpec::hardware`] that is the port of a guest agent.
 pub const AGENT: &str = "agent";
+/// The part of [`VmSpec::hardware`] that is its disks.
+pub const DISKS: &str = "disks";
 
 /// A number for a text, the same wherever it is computed (FNV-1a).
 #[must_use]
@@ -405,6 +447,12 @@ pub struct VmStatus {
     /// [`VmSpec::hardware`] of the spec that its process was started with; empty while none runs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub started_with: BTreeMap<String, String>,
+    /// Its host is about to give its process the disks that are wanted by now; what keeps it from that is in the message.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disks_change: bool,
+    /// Its process has ports into which disks are plugged while its guest runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ports: bool,
     /// Resets carried out.
     #[serde(default)]
     pub resets: u64,

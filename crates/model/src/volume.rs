@@ -179,6 +179,21 @@ impl Volume {
     }
 }
 
+/// A disk that a person removed from its VM, with what was on it. It stands as long as the VM does: a host that was away removes what
+/// it has once it is back, and no other disk of the VM gets the name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GoneVolume {
+    /// The uid of its VM.
+    pub vm_uid: String,
+    /// The pool in which it was.
+    pub pool: Name,
+    /// Who removed it.
+    pub by: String,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+}
+
 /// What a host says of its replica of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -91,8 +91,16 @@ fn says(world: &mut World, vm: &str, host: &str, phase: MigrationPhase) {
     let placement = &world.snapshot.placements[vm];
     let attempt = placement.moved_from.as_ref().map_or(placement.revision, |from| from.attempt);
     let (progress, machine, message) = (None, None, "the wire broke".into());
-    let status =
-        MigrationStatus { attempt, session: 1, phase, progress, machine, heard: None, message };
+    let status = MigrationStatus {
+        attempt,
+        session: 1,
+        phase,
+        progress,
+        machine,
+        ports: false,
+        heard: None,
+        message,
+    };
     let table = world.snapshot.migration_status.entry(name(vm)).or_default();
     table.insert(name(host), at(attempt + 1, status));
 }
@@ -282,8 +290,16 @@ fn only_the_word_of_this_attempt_and_session_counts() {
         commit(&mut world, &plan, 100);
         let (progress, machine, message) = (None, None, String::new());
         let phase = MigrationPhase::Gone;
-        let status =
-            MigrationStatus { attempt, session, phase, progress, machine, heard: None, message };
+        let status = MigrationStatus {
+            attempt,
+            session,
+            phase,
+            progress,
+            machine,
+            ports: false,
+            heard: None,
+            message,
+        };
         let table = world.snapshot.migration_status.entry(name("db")).or_default();
         table.insert(name("host1"), at(150, status));
         let plan = planned(&world);

@@ -53,6 +53,7 @@ fn says(world: &mut World, host: &str, attempt: i64, phase: MigrationPhase, mess
         phase,
         progress: None,
         machine: None,
+        ports: false,
         heard: None,
         message: message.into(),
     };

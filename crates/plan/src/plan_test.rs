@@ -168,14 +168,7 @@ fn a_local_disk_keeps_its_vm_waiting_for_its_host() {
     let pool = PoolSpec::new(PoolDriverKind::Local, "/p");
     world.snapshot.pools.insert(name("fast"), at(1, stored("fast", pool)));
     let mut spec = vm_spec(Bytes::gib(1));
-    spec.disks.push(DiskSpec {
-        name: name("root"),
-        size: Bytes::gib(1),
-        pool: name("fast"),
-        image: None,
-        backup: None,
-        limits: None,
-    });
+    spec.disks.push(DiskSpec::new(name("root"), Bytes::gib(1), name("fast")));
     world.vm("db", spec);
     world.run("db", "host1");
     world.lost("host1", ProofKind::PoweredOff);

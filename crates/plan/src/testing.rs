@@ -143,6 +143,8 @@ impl World {
             heard: false,
             idle: false,
             started_with: BTreeMap::new(),
+            disks_change: false,
+            ports: false,
             resets: 0,
             message: String::new(),
         };

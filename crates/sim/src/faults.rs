@@ -77,6 +77,10 @@ pub enum Fault {
     StopVm(String),
     /// A person starts a VM.
     StartVm(String),
+    /// A person takes the last disk of a VM from its guest.
+    Detach(String),
+    /// A person gives it back.
+    Attach(String),
     /// A person moves a VM live, to this host or to any.
     Migrate(String, Option<String>),
     /// The same, and the guest goes over before all of its memory is there.
@@ -165,6 +169,16 @@ impl Fault {
             Fault::StartVm(name) => {
                 cluster.change(&vm(name), |o| o["spec"]["running"] = true.into()).await;
             }
+            Fault::Detach(name) | Fault::Attach(name) => {
+                let detached = matches!(self, Fault::Detach(_));
+                let last = |object: &mut serde_json::Value| {
+                    let disks = object["spec"]["disks"].as_array_mut();
+                    if let Some(disk) = disks.and_then(|disks| disks.last_mut()) {
+                        disk["detached"] = detached.into();
+                    }
+                };
+                cluster.change(&vm(name), last).await;
+            }
             Fault::DeleteVm(name) => {
                 cluster.change(&vm(name), |o| o["meta"]["deleting"] = true.into()).await;
             }
@@ -247,7 +261,7 @@ pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
     let other = format!("host{}", random.random_range(1..=hosts));
     let runs = format!("host{}", random.random_range(1..=able));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..162) {
+    match random.random_range(0..174) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -287,6 +301,8 @@ pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
         142..144 => Fault::RebootAll,
         144..152 => Fault::AtStep(vm, step(random)),
         152..159 => Fault::KillReplicas(host),
+        162..168 => Fault::Detach(vm),
+        168..174 => Fault::Attach(vm),
         159 => Fault::Garble(format!("volumes/{vm}.data")),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }

@@ -35,11 +35,11 @@ pub fn manifest(replicas: u32, vms: u32, able: u8) -> String {
         };
         // One has a disk that only its host has.
         let disk = match i {
-            2 => "disks: [{name: data, size: 1GiB, pool: scratch}]\n",
+            2 => "disks: [{name: data, size: 1GiB, pool: scratch, slot: 0}]\n",
             // Others have one that several hosts have.
-            5 => "disks: [{name: data, size: 1GiB, pool: twins}]\nisolation: keep\n",
+            5 => "disks: [{name: data, size: 1GiB, pool: twins, slot: 0}]\nisolation: keep\n",
             6 => {
-                "disks: [{name: data, size: 1GiB, pool: more}, {name: log, size: 1GiB, pool: more}]\nisolation: keep\n"
+                "disks: [{name: data, size: 1GiB, pool: more}, {name: log, size: 1GiB, pool: more, slot: 3}]\nisolation: keep\n"
             }
             _ => "",
         };

@@ -143,7 +143,7 @@ fn write(
     let mut object = manifest.object.clone();
     let reference = object.reference();
     let Some((old, revision)) = snapshot.object(&reference) else {
-        chosen::choose(&mut object, vnis);
+        chosen::choose(&mut object, vnis, snapshot);
         seal(state, &mut object, None)?;
         let after = shown(&object);
         let meta = object.meta_mut();
@@ -159,7 +159,7 @@ fn write(
         };
         return Ok(Write { applied, object, revision: 0 });
     };
-    keep(&mut object, &old);
+    keep(&mut object, &old, snapshot);
     seal(state, &mut object, Some(&old))?;
     let same = object.same_spec(&old);
     let meta = object.meta_mut();
@@ -182,11 +182,12 @@ fn write(
 }
 
 /// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, what was
-/// promoted, a network's identifier.
-pub(super) fn keep(object: &mut Object, old: &Object) {
+/// promoted, a network's identifier, the ports of disks.
+pub(super) fn keep(object: &mut Object, old: &Object, snapshot: &Snapshot) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => {
-            new.spec.resets = new.spec.resets.max(old.spec.resets)
+            new.spec.resets = new.spec.resets.max(old.spec.resets);
+            chosen::ports(&mut new.spec, Some(&old.spec), snapshot);
         }
         (Object::Service(new), Object::Service(old)) => {
             new.spec.restarts = new.spec.restarts.max(old.spec.restarts);

@@ -413,16 +413,23 @@ fn restored(
 ) -> ApiResult<Object> {
     let mut spec = kept.spec;
     for disk in &mut spec.disks {
-        let of = backup.disks.iter().find(|of| of.name == disk.name).ok_or_else(|| {
-            let detail =
-                format!("the backup {} holds nothing of the disk `{}`", backup.id, disk.name);
-            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, "take another backup of it")
-        })?;
-        disk.size = of.size;
-        disk.image = None;
+        // Chosen anew, if hosts know of ports by now.
+        disk.slot = None;
         if let Some(pool) = &asked.pool {
             disk.pool = pool.clone();
         }
+        let Some(of) = backup.disks.iter().find(|of| of.name == disk.name) else {
+            // It was never seen by a guest, so it begins here as it would have there.
+            if disk.detached {
+                continue;
+            }
+            let detail =
+                format!("the backup {} holds nothing of the disk `{}`", backup.id, disk.name);
+            let hint = "take another backup of it";
+            return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, hint));
+        };
+        disk.size = of.size;
+        disk.image = None;
         disk.backup = Some(BackupRef {
             target: asked.target.clone(),
             vm: backup.vm.clone(),

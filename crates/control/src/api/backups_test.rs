@@ -139,7 +139,7 @@ async fn a_backup_is_made_a_vm_again_under_a_free_name() {
     assert_eq!((&made[0]["object"], &made[0]["outcome"]), (&json!("vm/new"), &json!("created")));
     let shown = world.operate("GET", "/v1/objects/vm/new", "").await.ok();
     let disk = json!({
-        "name": "root", "size": "1GiB", "pool": "local",
+        "name": "root", "size": "1GiB", "pool": "local", "slot": 0,
         "backup": {"target": "nas", "vm": "old", "id": "20261130T021500Z", "disk": "root"},
     });
     assert_eq!(shown["spec"]["disks"], json!([disk]));

@@ -1,6 +1,11 @@
 //! What Haven chooses for an object that is being made, where its manifest leaves it out.
 
-use haven_model::{NetworkSpec, Object, Snapshot};
+use haven_model::{
+    NetworkSpec, Object, Snapshot, VmSpec,
+    host::PLUGS,
+    vm::{DiskSpec, SLOTS},
+};
+use haven_plan::tolerance::migration::speaks_less;
 use std::collections::BTreeSet;
 
 /// The smallest and the largest VXLAN identifier that is chosen; smaller ones are left to people.
@@ -12,10 +17,32 @@ pub(super) fn vnis(snapshot: &Snapshot) -> BTreeSet<u32> {
 }
 
 /// Chooses for a new object; `vnis` are the network identifiers in use, to which its own is added.
-pub(super) fn choose(object: &mut Object, vnis: &mut BTreeSet<u32>) {
-    if let Object::Network(network) = object {
-        let name = network.meta.name.to_string();
-        vni(&name, &mut network.spec, vnis);
+pub(super) fn choose(object: &mut Object, vnis: &mut BTreeSet<u32>, snapshot: &Snapshot) {
+    match object {
+        Object::Network(network) => {
+            let name = network.meta.name.to_string();
+            vni(&name, &mut network.spec, vnis);
+        }
+        Object::Vm(vm) => ports(&mut vm.spec, None, snapshot),
+        _ => {}
+    }
+}
+
+/// Chooses ports for the disks that are new; those that were there keep theirs, or have none.
+pub(super) fn ports(spec: &mut VmSpec, old: Option<&VmSpec>, snapshot: &Snapshot) {
+    let before = |disk: &DiskSpec| old?.disks.iter().find(|one| one.name == disk.name);
+    for disk in &mut spec.disks {
+        disk.slot = disk.slot.or(before(disk).and_then(|before| before.slot));
+    }
+    // An older host would plug them in elsewhere.
+    if speaks_less(snapshot, PLUGS).is_some() {
+        return;
+    }
+    let mut taken: BTreeSet<u8> = spec.disks.iter().filter_map(|disk| disk.slot).collect();
+    let new = |disk: &&mut DiskSpec| disk.slot.is_none() && before(disk).is_none();
+    for disk in spec.disks.iter_mut().filter(new) {
+        disk.slot = (0..SLOTS).find(|slot| !taken.contains(slot));
+        taken.extend(disk.slot);
     }
 }
 

@@ -37,6 +37,7 @@ pub mod table;
 mod targets;
 pub mod validate;
 mod validate_after;
+mod validate_disks;
 mod validate_update;
 mod volumes;
 

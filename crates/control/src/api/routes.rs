@@ -383,7 +383,7 @@ pub(super) async fn replace(
     apply::not_deleting(&old)?;
     let file = apply::replacement(&object);
     apply::check(&state, std::slice::from_ref(&file), &snapshot)?;
-    apply::keep(&mut object, &old);
+    apply::keep(&mut object, &old, &snapshot);
     apply::seal(&state, &mut object, Some(&old))?;
     let labels = std::mem::take(&mut object.meta_mut().labels);
     *object.meta_mut() = old.meta().clone();

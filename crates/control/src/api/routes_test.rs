@@ -86,9 +86,10 @@ async fn furnish(world: &World) {
         .apply(
             "kind: Service\nname: web\nreplicas: 1\ntemplate: {spec: {memory: 64MiB}}\n---\n\
              kind: Network\nname: front\nsubnet: 10.77.0.0/24\n---\n\
-             kind: Pool\nname: fast\ndriver: local\npath: /srv\n---\n\
+             kind: Pool\nname: fast\ndriver: shared\npath: /srv\n---\n\
              kind: Target\nname: nas\ndirectory: /backups\n---\n\
-             kind: VM\nname: alone\nmemory: 64MiB\nlabels: {tier: web}\nnetworks: [{network: front}]\n",
+             kind: VM\nname: alone\nmemory: 64MiB\nlabels: {tier: web}\nnetworks: [{network: front}]\n\
+             disks: [{name: data, size: 1GiB, pool: fast}]\n",
         )
         .await
         .ok();
@@ -169,6 +170,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
         [
             "promise",
             "blob",
+            "removeVolume",
             "checkVolume",
             "cancelCheck",
             "volumePieces",

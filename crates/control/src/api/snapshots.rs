@@ -14,6 +14,7 @@ use haven_model::{
     host::SNAPSHOTS,
     keys,
     object::{Kind, Stored},
+    vm::DiskSpec,
     vm_snapshot::{MOST_SNAPSHOTS, SnapshotDisk, SnapshotState, VmSnapshot, usual_name},
 };
 use haven_plan::tolerance::migration::speaks_less;
@@ -117,7 +118,12 @@ impl<'a> Of<'a> {
             return Err(ApiError::bad(format!("{vm} has no disk `{unknown}`"), hint));
         }
         let mut disks = Vec::new();
-        for disk in all.iter().filter(|disk| asked.is_empty() || asked.contains(&disk.name)) {
+        // What its guest does not see is kept when somebody names it.
+        let wanted = |disk: &&DiskSpec| match asked {
+            [] => !disk.detached,
+            some => some.contains(&disk.name),
+        };
+        for disk in all.iter().filter(wanted) {
             let pool = self.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
             match pool {
                 Some(PoolDriverKind::Local | PoolDriverKind::Shared) => {}

@@ -3,7 +3,7 @@
 use haven_model::{
     Bytes, HostSpec, MigrationOptions, Name, NetworkSpec, Object, ObjectRef, Placement,
     PoolDriverKind, PoolSpec, Snapshot, VmSpec,
-    host::{BACKUPS, MIRRORS, POSTCOPY, SHUTS},
+    host::{MIRRORS, POSTCOPY, SHUTS},
     manifest::{Manifest, Problem},
     name::NAME_MAX,
     object::{Kind, Stored},
@@ -17,17 +17,14 @@ use std::{
     fmt::Display,
 };
 
-/// The least that a disk may be limited to, bytes per second: one request of a guest may be as large.
-const LEAST_BANDWIDTH: u64 = 1 << 20;
-
 /// What a problem is about: a field's name, and what was written there.
 pub(super) type Place<'a> = (&'a str, &'a dyn Display);
 /// Takes a place, what is wrong and what is right.
 pub(super) type Say<'a> = dyn FnMut(Place<'_>, String, &str) + 'a;
 
 /// The cluster as it will be once all of `manifests` are applied.
-struct After<'a> {
-    snapshot: &'a Snapshot,
+pub(super) struct After<'a> {
+    pub(super) snapshot: &'a Snapshot,
     given: BTreeMap<ObjectRef, &'a Object>,
 }
 
@@ -139,25 +136,6 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
     problems
 }
 
-/// A guest that may write nothing at all stands still.
-fn limits(disk: &DiskSpec, say: &mut Say<'_>) {
-    let limits = disk.limits.unwrap_or_default();
-    if limits.iops == Some(0) {
-        say(
-            ("iops", &0),
-            format!("the disk `{}` would take no request at all", disk.name),
-            "leave `iops` out for no limit",
-        );
-    }
-    if let Some(bandwidth) = limits.bandwidth.filter(|bandwidth| bandwidth.0 < LEAST_BANDWIDTH) {
-        say(
-            ("bandwidth", &bandwidth),
-            format!("the disk `{}` would stand still for seconds at each request", disk.name),
-            "write at least 1MiB, or leave `bandwidth` out for no limit",
-        );
-    }
-}
-
 /// A copy that goes on alone must not be able to write anything.
 fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     if spec.isolation != Isolation::Keep {
@@ -193,42 +171,6 @@ fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
         format!("{name} cannot be kept: {why}"),
         "leave `isolation` out, so that it starts elsewhere once nothing of it can run there; or have all its disks in mirrored pools, and all hosts up and upgraded",
     );
-}
-
-/// What of a disk that is there can become another. Its guest finds the rest as it was.
-fn changed(after: &After<'_>, vm: &Name, disk: &DiskSpec, say: &mut Say<'_>) {
-    let old = after.snapshot.vms.get(vm).filter(|old| !old.meta.deleting);
-    let old = old.and_then(|old| old.spec.disks.iter().find(|old| old.name == disk.name));
-    let Some(old) = old else { return };
-    if old.pool != disk.pool {
-        return say(
-            ("pool", &disk.pool),
-            format!(
-                "the disk `{}` of {vm} lies in the pool `{}`, and would begin anew, empty",
-                disk.name, old.pool
-            ),
-            "back the VM up and make it again in the other pool: `haven backup restore … --pool`; or give the new disk another name",
-        );
-    }
-    if disk.size < old.size {
-        return say(
-            ("size", &disk.size),
-            format!("the disk `{}` of {vm} is {}, and cannot be made smaller", disk.name, old.size),
-            "what its guest wrote at the end would be lost; make a smaller disk under another name, and copy within the guest",
-        );
-    }
-    let pool = after.snapshot.pools.get(&disk.pool);
-    let mirrored = pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Mirrored);
-    let older = speaks_less(after.snapshot, BACKUPS).filter(|_| mirrored && disk.size > old.size);
-    if let Some(host) = older {
-        say(
-            ("size", &disk.size),
-            format!(
-                "{host} has not said that it can make a mirrored disk larger: it runs an older Haven, or has not come up yet"
-            ),
-            "wait until all hosts are up and upgraded",
-        );
-    }
 }
 
 /// Whether a pool's disks can be on as many hosts as is asked for.
@@ -362,25 +304,7 @@ fn vm_spec(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     for nic in &spec.networks {
         missing("network", Kind::Network, &nic.network);
     }
-    let mut disks = BTreeSet::new();
-    for disk in &spec.disks {
-        if !disks.insert(&disk.name) {
-            say(
-                ("name", &disk.name),
-                format!("the disk `{}` is given twice", disk.name),
-                "each disk has a name of its own",
-            );
-        }
-        if disk.size.0 == 0 {
-            say(
-                ("size", &""),
-                format!("the disk `{}` has no size", disk.name),
-                "write for example `size: 10GiB`",
-            );
-        }
-        limits(disk, say);
-        changed(after, name, disk, say);
-    }
+    super::validate_disks::disks(after, spec, name, say);
     super::targets::of_vm(after.snapshot, spec, say);
     addresses(after, spec, name, say);
     hang(spec, say);

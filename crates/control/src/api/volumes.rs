@@ -1,18 +1,21 @@
-//! Mirrored volumes: on which hosts they are, and which of their replicas count.
+//! Disks of VMs: how they stand towards their guests, and of mirrored ones on which hosts they are and which replicas count.
 
 use super::{
     ApiState,
     auth::{A_HOST, Caller, now_ms},
     body::{Asked, At, Given},
     error::{ApiError, ApiResult, conflict},
+    objects,
 };
 use axum::{Extension, Json, body::Bytes as Body, extract::State, http::StatusCode};
 use haven_model::{
-    Bytes, Name, Snapshot, Versioned,
+    Bytes, Name, Object, ObjectRef, Snapshot, Versioned, VmPhase,
     api::{CheckAsked, ReplicaLine, VolumeView},
-    host::MIRRORS_MOVE,
+    host::{MIRRORS_MOVE, PLUGS},
     keys,
-    volume::{ReplicaIs, ReplicaState, Volume, VolumeCheck, VolumeRef},
+    object::Kind,
+    vm::{DiskSpec, DiskState},
+    volume::{GoneVolume, ReplicaIs, ReplicaState, Volume, VolumeCheck, VolumeRef},
 };
 use haven_plan::tolerance::migration::speaks_less;
 use haven_store::raw::{Compare, Op};
@@ -27,8 +30,9 @@ const SHOWS: Duration = Duration::from_secs(5);
 
 type Api = State<ApiState>;
 
-fn view(snapshot: &Snapshot, of: &VolumeRef, volume: &Versioned<Volume>) -> VolumeView {
-    let owner = snapshot.placements.get(&of.vm).map(|placed| placed.host.clone());
+/// The replicas of a mirrored volume.
+fn replicas(snapshot: &Snapshot, of: &VolumeRef, volume: &Volume) -> Vec<ReplicaLine> {
+    let owner = snapshot.placements.get(&of.vm).map(|placed| &placed.host);
     let line = |host: &Name| {
         let counted = volume.counts(host);
         let told = snapshot.replica_told(of, host);
@@ -37,7 +41,7 @@ fn view(snapshot: &Snapshot, of: &VolumeRef, volume: &Versioned<Volume>) -> Volu
             _ => None,
         };
         let is = match (failed, counted) {
-            _ if owner.as_ref() == Some(host) => "its VM's own".to_owned(),
+            _ if owner == Some(host) => "its VM's own".to_owned(),
             (Some(why), _) => why,
             _ if !snapshot.session_open(host) => "its host is away".to_owned(),
             (None, true) => "has all that was written".to_owned(),
@@ -48,50 +52,146 @@ fn view(snapshot: &Snapshot, of: &VolumeRef, volume: &Versioned<Volume>) -> Volu
         };
         ReplicaLine { host: host.clone(), counted, is }
     };
-    VolumeView {
+    volume.replicas.keys().map(line).collect()
+}
+
+/// A disk; nothing when there is none of this name.
+fn view(snapshot: &Snapshot, of: &VolumeRef) -> Option<VolumeView> {
+    let vm = snapshot.vms.get(&of.vm);
+    let disk = vm.and_then(|vm| vm.spec.disks.iter().find(|disk| disk.name == of.disk));
+    let uid = |volume: &&Versioned<Volume>| vm.is_none_or(|vm| vm.meta.uid == volume.vm_uid);
+    let volume = snapshot.volumes.get(of).filter(uid);
+    // One may be left of a disk that its VM has no more.
+    let (size, pool) = match (disk, volume) {
+        (Some(disk), _) => (disk.size, &disk.pool),
+        (None, Some(volume)) => (volume.size, &volume.pool),
+        (None, None) => return None,
+    };
+    let state = disk.map_or(DiskState::Detached, |disk| snapshot.disk_state(&of.vm, disk));
+    let told = snapshot.told_of(&of.vm).filter(|_| state == DiskState::Changing);
+    Some(VolumeView {
         name: of.clone(),
-        owner: owner.clone(),
-        replicas: volume.replicas.keys().map(line).collect(),
-        volume: (*volume.value).clone(),
+        size,
+        pool: pool.clone(),
+        state,
+        message: told.map(|told| told.message.clone()).unwrap_or_default(),
+        owner: snapshot.placements.get(&of.vm).map(|placed| placed.host.clone()),
+        replicas: volume.map(|volume| replicas(snapshot, of, volume)).unwrap_or_default(),
+        volume: volume.map(|volume| (*volume.value).clone()),
         check: snapshot.checks.get(of).map(|check| (*check.value).clone()),
-    }
+    })
 }
 
 /// All of them.
 pub(super) async fn list(State(state): Api) -> Json<Vec<VolumeView>> {
     let snapshot = state.snapshot();
-    Json(snapshot.volumes.iter().map(|(of, volume)| view(&snapshot, of, volume)).collect())
+    let disks = snapshot.vms.iter().flat_map(|(vm, object)| {
+        let of = |disk: &DiskSpec| VolumeRef { vm: vm.clone(), disk: disk.name.clone() };
+        object.spec.disks.iter().map(of).collect::<Vec<_>>()
+    });
+    let all: BTreeSet<VolumeRef> = disks.chain(snapshot.volumes.keys().cloned()).collect();
+    Json(all.iter().filter_map(|of| view(&snapshot, of)).collect())
 }
 
 /// One of them.
 pub(super) async fn show(State(state): Api, At(name): At<String>) -> ApiResult<Json<VolumeView>> {
     let snapshot = state.snapshot();
-    let (of, volume) = known(&snapshot, &name)?;
-    Ok(Json(view(&snapshot, &of, volume)))
+    let of = parse(&name)?;
+    let missing = || ApiError::missing(&format!("volume `{name}`"));
+    view(&snapshot, &of).map(Json).ok_or_else(missing)
 }
 
-/// The volume of this name.
-fn known<'a>(snapshot: &'a Snapshot, name: &str) -> ApiResult<(VolumeRef, &'a Versioned<Volume>)> {
-    let of = VolumeRef::parse(name).ok_or_else(|| {
+fn parse(name: &str) -> ApiResult<VolumeRef> {
+    VolumeRef::parse(name).ok_or_else(|| {
         ApiError::bad(format!("`{name}` is no volume"), "write VM.DISK, as `haven volume ls` does")
-    })?;
+    })
+}
+
+/// The mirrored volume of this name.
+fn known<'a>(snapshot: &'a Snapshot, name: &str) -> ApiResult<(VolumeRef, &'a Versioned<Volume>)> {
+    let of = parse(name)?;
     if let Some(volume) = snapshot.volumes.get(&of) {
         return Ok((of, volume));
     }
-    let pools: BTreeSet<&Name> = snapshot
-        .vms
-        .get(&of.vm)
-        .into_iter()
-        .flat_map(|vm| vm.spec.disks.iter())
-        .filter(|disk| disk.name == of.disk)
-        .map(|disk| &disk.pool)
-        .collect();
-    Err(match pools.first() {
-        Some(pool) => ApiError::missing(&format!(
-            "volume `{name}` with replicas (its disk is in the pool `{pool}`, or has no hosts yet)"
+    Err(match view(snapshot, &of) {
+        Some(view) => ApiError::missing(&format!(
+            "volume `{name}` with replicas (its disk is in the pool `{}`, or has no hosts yet)",
+            view.pool
         )),
         None => ApiError::missing(&format!("volume `{name}`")),
     })
+}
+
+/// Removes a disk that is detached, with all that is on it.
+pub(super) async fn remove(
+    State(state): Api,
+    Extension(caller): Extension<Caller>,
+    At(name): At<String>,
+) -> ApiResult<StatusCode> {
+    let of = parse(&name)?;
+    for _ in 0..5 {
+        let snapshot = state.current().await?;
+        let object = ObjectRef::new(Kind::Vm, of.vm.clone());
+        let (Object::Vm(mut vm), revision) = objects::read(&state, &object).await? else {
+            return Err(ApiError::missing(&format!("volume `{name}`")));
+        };
+        let at = vm.spec.disks.iter().position(|disk| disk.name == of.disk);
+        let at = at.ok_or_else(|| ApiError::missing(&format!("volume `{name}`")))?;
+        may_be_removed(&snapshot, &of, &vm.spec.disks[at])?;
+        let gone = vm.spec.disks.remove(at);
+        vm.meta.generation += 1;
+        let record = GoneVolume {
+            vm_uid: vm.meta.uid.clone(),
+            pool: gone.pool,
+            by: caller.who.clone(),
+            at_ms: now_ms(),
+        };
+        let record = serde_json::to_vec(&record).expect("a record is plain data");
+        let vm = Object::Vm(vm);
+        let mut compare = vec![Compare::ModRevision(keys::object(&object), revision)];
+        let mut ops = vec![
+            Op::Put(keys::object(&object), vm.to_store().into()),
+            Op::Put(keys::gone(&of), record.into()),
+        ];
+        if let Some(volume) = snapshot.volumes.get(&of) {
+            compare.push(Compare::ModRevision(keys::volume(&of), volume.revision));
+            ops.push(Op::Delete(keys::volume(&of)));
+        }
+        let hosts = snapshot.replica_status.get(&of).into_iter().flat_map(|told| told.keys());
+        ops.extend(hosts.map(|host| Op::Delete(keys::replica_status(&of, host))));
+        ops.extend(snapshot.checks.get(&of).map(|_| Op::Delete(keys::check(&of))));
+        if state.store.txn(compare, ops).await?.succeeded {
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    }
+    Err(ApiError::busy(&format!("volume `{name}`")))
+}
+
+fn may_be_removed(snapshot: &Snapshot, of: &VolumeRef, disk: &DiskSpec) -> ApiResult<()> {
+    if let Some(older) = speaks_less(snapshot, PLUGS) {
+        let detail = format!(
+            "{older} has not said that it can remove a disk: it runs an older Haven, or has not come up yet"
+        );
+        return Err(conflict(detail, "wait until all hosts are up and upgraded"));
+    }
+    let told = snapshot.told_of(&of.vm);
+    if let Some(told) =
+        told.filter(|told| !matches!(told.phase, VmPhase::Running | VmPhase::Stopped))
+    {
+        let detail = format!(
+            "{} is {}, and may have been begun with {of}; nothing was removed",
+            of.vm,
+            told.phase.as_str()
+        );
+        return Err(conflict(detail, "wait until it runs, or is stopped"));
+    }
+    let in_use = !disk.detached || snapshot.disk_state(&of.vm, disk) != DiskState::Detached;
+    if in_use {
+        let detail = format!("{of} is attached to {}; nothing was removed", of.vm);
+        let hint = format!("`haven volume detach {of}` first; what is on it is lost then");
+        return Err(conflict(detail, &hint));
+    }
+    Ok(())
 }
 
 /// Writes the record of a comparison over the one that was read, and shows the volume once that is seen.
@@ -116,8 +216,9 @@ async fn put(
     let shown = live.wait_for(|live| live.revision >= outcome.revision);
     let _ = tokio::time::timeout(SHOWS, shown).await;
     let snapshot = state.snapshot();
-    let (of, volume) = known(&snapshot, name)?;
-    Ok(Json(view(&snapshot, &of, volume)))
+    let (of, _) = known(&snapshot, name)?;
+    let missing = || ApiError::missing(&format!("volume `{name}`"));
+    view(&snapshot, &of).map(Json).ok_or_else(missing)
 }
 
 /// Asks for the replicas to be compared.

@@ -55,3 +55,109 @@ async fn a_comparison_is_asked_for_once_shown_and_ended() {
     let told = world.operate("GET", "/v1/volumes/db.data/pieces?from=0&count=1", "").await;
     assert_eq!(told.status, StatusCode::FORBIDDEN);
 }
+
+fn vm(disks: &str) -> String {
+    format!(
+        "kind: Pool\nname: fast\ndriver: local\npath: /fast\n---\nkind: VM\nname: web\nmemory: 64MiB\ndisks:\n{disks}"
+    )
+}
+
+const ROOT: &str = "- {name: root, size: 1GiB, pool: fast}\n";
+const LOGS: &str = "- {name: logs, size: 2GiB, pool: fast, detached: true}\n";
+
+async fn slots(world: &World) -> Vec<(String, Option<u64>)> {
+    let shown = world.operate("GET", "/v1/objects/vm/web", "").await.ok();
+    let disks = shown["spec"]["disks"].as_array().unwrap().iter();
+    disks.map(|disk| (disk["name"].as_str().unwrap().to_owned(), disk["slot"].as_u64())).collect()
+}
+
+fn named(slots: &[(&str, Option<u64>)]) -> Vec<(String, Option<u64>)> {
+    slots.iter().map(|(name, slot)| ((*name).to_owned(), *slot)).collect()
+}
+
+#[tokio::test]
+async fn disks_get_ports_once_all_hosts_know_of_them_and_keep_them() {
+    let Some(world) = World::start().await else { return };
+    world.hosts(&["host1", "host2"]).await;
+    world.apply(&vm(ROOT)).await.ok();
+    assert_eq!(slots(&world).await, named(&[("root", None)]));
+    let early = world.apply(&vm(&format!("{ROOT}{LOGS}"))).await;
+    assert!(early.body.to_string().contains("knows of disks that come and go"), "{}", early.body);
+    world.speak(&["host1", "host2"]).await;
+    world.apply(&vm(&format!("{ROOT}{LOGS}"))).await.ok();
+    // What was there before is where its guest knows it.
+    assert_eq!(slots(&world).await, named(&[("root", None), ("logs", Some(0))]));
+    let again = world.apply(&vm(&format!("{ROOT}{LOGS}"))).await.ok();
+    assert_eq!(again[1]["outcome"], "unchanged", "{again}");
+    let other = "- {name: tmp, size: 1GiB, pool: fast}\n";
+    world.apply(&vm(&format!("{other}{ROOT}{LOGS}"))).await.ok();
+    assert_eq!(slots(&world).await, named(&[("tmp", Some(1)), ("root", None), ("logs", Some(0))]));
+    for (disks, words) in [
+        (
+            format!("{ROOT}{other}"),
+            "the disk `logs` of web is left out, and is not removed by that",
+        ),
+        (
+            format!("{ROOT}{other}{}", LOGS.replace('}', ", slot: 7}")),
+            "the disk `logs` of web keeps the port that it has",
+        ),
+        (
+            format!("{ROOT}{other}{LOGS}- {{name: a, size: 1GiB, pool: fast, slot: 15}}\n"),
+            "there is no port 15 for the disk `a`",
+        ),
+        (
+            format!(
+                "{ROOT}{other}{LOGS}- {{name: a, size: 1GiB, pool: fast, slot: 3}}\n- {{name: b, size: 1GiB, pool: fast, slot: 3}}\n"
+            ),
+            "the port 3 is given to two disks",
+        ),
+    ] {
+        let refused = world.apply(&vm(&disks)).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(refused.body.to_string().contains(words), "{words}: {}", refused.body);
+    }
+}
+
+#[tokio::test]
+async fn only_a_disk_that_is_detached_is_removed_and_its_name_is_not_given_again() {
+    let Some(world) = World::start().await else { return };
+    world.hosts(&["host1", "host2"]).await;
+    world.speak(&["host1", "host2"]).await;
+    world.apply(&vm(&format!("{ROOT}{LOGS}"))).await.ok();
+    let remove = async |name: &str| {
+        let removed = world.operate("DELETE", &format!("/v1/volumes/{name}"), "").await;
+        (removed.status, removed.body["detail"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(remove("web.nothing").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(remove("nobody.logs").await.0, StatusCode::NOT_FOUND);
+    let attached = remove("web.root").await;
+    assert_eq!(attached.0, StatusCode::CONFLICT);
+    assert_eq!(attached.1, "web.root is attached to web; nothing was removed");
+    let shown = world.operate("GET", "/v1/volumes/web.logs", "").await.ok();
+    assert_eq!((&shown["state"], &shown["size"]), (&json!("detached"), &json!("2GiB")));
+    // A process that is being started may have it.
+    let put = async |key: String, value: serde_json::Value| {
+        let op = Op::Put(key, value.to_string().into());
+        world.state.store.txn(vec![], vec![op]).await.unwrap();
+    };
+    let placement = Placement::new(name("host1"), 1, 0, Vec::new());
+    put(keys::placement(&name("web")), serde_json::to_value(placement).unwrap()).await;
+    put(keys::lease(&name("host1")), json!({"session": 1, "count": 1})).await;
+    let status = |phase: &str| json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1, "phase": phase, "sinceMs": 1});
+    put(keys::vm_status(&name("web")), status("starting")).await;
+    let starting = remove("web.logs").await;
+    assert_eq!(starting.0, StatusCode::CONFLICT, "{starting:?}");
+    assert!(starting.1.contains("web is starting"), "{starting:?}");
+    put(keys::vm_status(&name("web")), status("stopped")).await;
+    assert_eq!(remove("web.logs").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(slots(&world).await, named(&[("root", Some(0))]));
+    let of = VolumeRef { vm: name("web"), disk: name("logs") };
+    let gone = world.state.store.get(&keys::gone(&of)).await.unwrap();
+    assert!(gone.is_some_and(|gone| gone.value.windows(4).any(|text| text == b"fast")));
+    let again = world.apply(&vm(&format!("{ROOT}{LOGS}"))).await;
+    assert!(
+        again.body.to_string().contains("had a disk `logs` that was removed"),
+        "{}",
+        again.body
+    );
+}

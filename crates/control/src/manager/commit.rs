@@ -247,6 +247,8 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.extend(volumes.map(|volume| Op::Delete(keys::volume(volume))));
             let checks = snapshot.checks.keys().filter(|volume| volume.vm == object.name);
             ops.extend(checks.map(|volume| Op::Delete(keys::check(volume))));
+            let gone = snapshot.gone.keys().filter(|volume| volume.vm == object.name);
+            ops.extend(gone.map(|volume| Op::Delete(keys::gone(volume))));
             let replicas = snapshot.replica_status.iter().filter(|(of, _)| of.vm == object.name);
             for (volume, hosts) in replicas {
                 let told = hosts.keys().map(|host| keys::replica_status(volume, host));

@@ -202,6 +202,7 @@ mod tests {
                 phase,
                 progress,
                 machine,
+                ports: false,
                 heard: None,
                 message,
             })

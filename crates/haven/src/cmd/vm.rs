@@ -136,14 +136,10 @@ fn disk(text: &str) -> Result<DiskSpec, Failure> {
         return Err(wrong(String::new()));
     };
     let because = |error: ModelError| wrong(format!(": {error}"));
-    Ok(DiskSpec {
-        name: Name::new(*name).map_err(because)?,
-        size: size.parse().map_err(because)?,
-        pool: Name::new(*pool).map_err(because)?,
-        image: parts.get(3).map(|image| Name::new(*image)).transpose().map_err(because)?,
-        backup: None,
-        limits: None,
-    })
+    let name = Name::new(*name).map_err(because)?;
+    let (size, pool) = (size.parse().map_err(because)?, Name::new(*pool).map_err(because)?);
+    let image = parts.get(3).map(|image| Name::new(*image)).transpose().map_err(because)?;
+    Ok(DiskSpec { image, ..DiskSpec::new(name, size, pool) })
 }
 
 /// `NETWORK[=ADDRESS]`.

@@ -1,4 +1,7 @@
-//! `haven volume …`: disks of VMs, how large they are; of mirrored ones where they are, and whether their replicas are the same.
+//! `haven volume …`: disks of VMs, how large they are and whether their guests see them ([`disks`]); of mirrored ones where they
+//! are, and whether their replicas are the same.
+
+mod disks;
 
 use super::{
     migrate::bar,
@@ -13,11 +16,9 @@ use crate::{
 use clap::{Args, Subcommand};
 use haven_client::Client;
 use haven_model::{
-    Bytes, Name, Object, ObjectRef,
-    api::{CHANGED, CheckAsked, VolumeView},
-    object::Kind,
-    vm::pending_words,
-    volume::{VolumeCheck, VolumeRef},
+    Bytes, Name,
+    api::{CheckAsked, VolumeView},
+    volume::VolumeCheck,
 };
 use std::time::{Duration, Instant};
 
@@ -27,10 +28,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
-    /// List mirrored disks with their hosts
+    /// List the disks of VMs, with the hosts of mirrored ones
     #[command(after_help = "Examples:\n  haven volume ls\n  haven volume ls -o json")]
     Ls(How),
-    /// Show a mirrored disk and how each of its replicas is
+    /// Show a disk, and how each replica of a mirrored one is
     #[command(after_help = "Examples:\n  haven volume show db.data")]
     Show {
         /// Its name: VM.DISK
@@ -38,7 +39,26 @@ pub enum VolumeCommand {
         #[command(flatten)]
         how: How,
     },
-    /// Make a disk larger; its VM takes that up when it is started anew
+    /// Add a disk to a VM, which its guest does not see before it is attached
+    #[command(
+        after_help = "Examples:\n  haven volume create db.logs 20GiB\n  haven volume create db.logs 20GiB --pool fast && haven volume attach db.logs"
+    )]
+    Create(disks::New),
+    /// Let the guest of a VM see a disk, while it runs or not
+    #[command(after_help = "Examples:\n  haven volume attach db.logs")]
+    Attach(disks::Named),
+    /// Take a disk from the guest of a VM, while it runs or not; what is on it stays
+    #[command(
+        after_help = "A guest does not refuse a disk that it uses: unmount it there first.\n\nExamples:\n  haven volume detach db.logs"
+    )]
+    Detach(disks::Named),
+    /// Remove a disk that is detached, with all that is on it
+    #[command(after_help = "Examples:\n  haven volume detach db.logs && haven volume rm db.logs")]
+    Rm {
+        /// Its name: VM.DISK
+        name: String,
+    },
+    /// Make a disk larger; a mirrored one of a VM that runs is so at its next start
     #[command(
         after_help = "Examples:\n  haven volume resize db.data 100GiB\n  haven volume resize db.data 100GiB && haven vm reset db"
     )]
@@ -47,6 +67,9 @@ pub enum VolumeCommand {
         name: String,
         /// How large its guest shall see it, for example 100GiB
         size: Bytes,
+        /// Ask for it, and do not wait until it is so
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Keep a disk as it is now, while its guest runs or not
     #[command(
@@ -104,42 +127,20 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
             let one = connect().await?.volume(&name).await?;
             out::print(&render::value(&one, how.output, |_| render::volume(&one)));
         }
-        VolumeCommand::Resize { name, size } => resize(&name, size).await?,
         VolumeCommand::Snapshot { name, snapshot, wait } => {
             snapshot::create_of(&name, snapshot, wait).await?;
         }
         VolumeCommand::Revert { name, snapshot, wait } => {
             snapshot::revert_of(&name, &snapshot, wait).await?;
         }
+        VolumeCommand::Create(new) => disks::create(new).await?,
+        VolumeCommand::Attach(disk) => disks::attach(disk, true).await?,
+        VolumeCommand::Detach(disk) => disks::attach(disk, false).await?,
+        VolumeCommand::Rm { name } => disks::remove(&name).await?,
+        VolumeCommand::Resize { name, size, no_wait } => {
+            disks::resize(&name, size, no_wait).await?
+        }
         VolumeCommand::Check(check) => compare(check).await?,
-    }
-    Ok(())
-}
-
-async fn resize(name: &str, size: Bytes) -> Result<(), Failure> {
-    let of = VolumeRef::parse(name).ok_or_else(|| {
-        Failure::bad(format!("`{name}` is no disk of a VM"), "write VM.DISK, for example db.data")
-    })?;
-    let client = connect().await?;
-    let mut item = client.object(&ObjectRef::new(Kind::Vm, of.vm.clone())).await?;
-    let Object::Vm(vm) = &mut item.object else {
-        return Err(Failure::bad(format!("`{}` is no VM", of.vm), "`haven vm ls` lists them"));
-    };
-    let names: Vec<String> = vm.spec.disks.iter().map(|disk| disk.name.to_string()).collect();
-    let disk = vm.spec.disks.iter_mut().find(|disk| disk.name == of.disk);
-    let disk = disk.ok_or_else(|| {
-        Failure::bad(
-            format!("{} has no disk `{}`", of.vm, of.disk),
-            format!("it has: {}", names.join(", ")),
-        )
-    })?;
-    let before = std::mem::replace(&mut disk.size, size);
-    let item = client.replace(&item).await?;
-    out::line(format_args!("{name}: {before} -> {size}"));
-    out::warn(std::iter::once(item.warning.as_str()));
-    if let Some(parts) = item.columns.get(CHANGED) {
-        let parts: Vec<String> = parts.split(", ").map(str::to_owned).collect();
-        out::line(pending_words(&of.vm, &parts));
     }
     Ok(())
 }
@@ -186,7 +187,7 @@ async fn follow(client: &Client, name: &str, id: &str) -> Result<(), Failure> {
                 format!("`haven volume show {name}` tells how its replicas are"),
             ));
         }
-        bar.set_length(view.volume.size.0);
+        bar.set_length(view.size.0);
         bar.set_position(check.done.0);
         bar.set_message(figures(&view, check, begin.elapsed()));
         tokio::time::sleep(PAUSE).await;
@@ -196,7 +197,7 @@ async fn follow(client: &Client, name: &str, id: &str) -> Result<(), Failure> {
 /// How far it is, how fast it goes, and when it is expected to end.
 fn figures(view: &VolumeView, check: &VolumeCheck, passed: Duration) -> String {
     let mib = |bytes: u64| Bytes::mib(bytes >> 20);
-    let (size, done) = (view.volume.size.0, check.done.0);
+    let (size, done) = (view.size.0, check.done.0);
     let rate = (done as f64 / passed.as_secs_f64().max(0.1)) as u64;
     let so_far = format!("{} of {} compared", mib(done), mib(size));
     if rate == 0 {

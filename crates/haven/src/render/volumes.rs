@@ -1,12 +1,28 @@
-//! Mirrored disks.
+//! Disks of VMs.
 
 use super::{fields, monitor::time, table};
-use haven_model::{Bytes, api::VolumeView};
+use haven_model::{Bytes, api::VolumeView, vm::DiskState};
+
+/// How it stands towards its guest.
+fn state(view: &VolumeView) -> String {
+    let is = match view.state {
+        DiskState::Attached => "attached",
+        DiskState::Detached => "detached",
+        DiskState::Off => "not running",
+        DiskState::Changing => "changing",
+        DiskState::NextStart => "changes at the next start",
+    };
+    match view.message.as_str() {
+        "" => is.to_owned(),
+        message => format!("{is}: {message}"),
+    }
+}
 
 /// On how many hosts it is, of how many.
-fn state(view: &VolumeView) -> String {
+fn replicas(view: &VolumeView) -> String {
     let counted = view.replicas.iter().filter(|replica| replica.counted).count();
     match view.replicas.len() {
+        0 => String::new(),
         all if all == counted => format!("whole on {all}"),
         all => format!("whole on {counted} of {all}"),
     }
@@ -19,27 +35,34 @@ pub fn volumes(all: &[VolumeView]) -> String {
             if of.counted { of.host.to_string() } else { format!("({})", of.host) }
         };
         let hosts: Vec<String> = view.replicas.iter().map(host).collect();
+        let state = VolumeView { message: String::new(), ..view.clone() };
         vec![
             view.name.to_string(),
-            view.volume.size.to_string(),
-            view.volume.pool.to_string(),
-            state(view),
+            view.size.to_string(),
+            view.pool.to_string(),
+            self::state(&state),
+            replicas(view),
             hosts.join(" "),
         ]
     };
-    table(&["name", "size", "pool", "state", "hosts"], all.iter().map(row).collect())
+    let head = ["name", "size", "pool", "state", "replicas", "hosts"];
+    table(&head, all.iter().map(row).collect())
 }
 
 /// One, with each of its replicas.
 pub fn volume(view: &VolumeView) -> String {
-    let head = fields(&[
+    let owner = view.owner.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut about = vec![
         ("name", view.name.to_string()),
-        ("size", view.volume.size.to_string()),
-        ("pool", view.volume.pool.to_string()),
+        ("size", view.size.to_string()),
+        ("pool", view.pool.to_string()),
         ("state", state(view)),
-        ("its VM is on", view.owner.as_ref().map(ToString::to_string).unwrap_or_default()),
-        ("runs", view.volume.run.to_string()),
-    ]);
+        ("its VM is on", owner),
+    ];
+    let Some(volume) = &view.volume else { return fields(&about) };
+    about.push(("replicas", replicas(view)));
+    about.push(("runs", volume.run.to_string()));
+    let head = fields(&about);
     let line = |of: &haven_model::api::ReplicaLine| {
         let counts = if of.counted { "counts" } else { "does not count" };
         vec![of.host.to_string(), counts.to_owned(), of.is.clone()]
@@ -50,7 +73,7 @@ pub fn volume(view: &VolumeView) -> String {
         None => format!(
             "\nits replicas are being compared: {} of {} so far\n",
             Bytes::mib(check.done.0 >> 20),
-            view.volume.size
+            view.size
         ),
     });
     format!("{head}\n{}{}", table(&["host", "replica", ""], lines), last.unwrap_or_default())
@@ -62,6 +85,7 @@ mod tests {
     use haven_model::{
         Bytes,
         api::{ReplicaLine, VolumeView},
+        vm::DiskState,
         volume::Volume,
     };
 
@@ -76,15 +100,29 @@ mod tests {
         let hosts = [name("host1"), name("host2")];
         let view = VolumeView {
             name: "db.data".to_owned().try_into().unwrap(),
+            size: Bytes::gib(10),
+            pool: name("disks"),
+            state: DiskState::Attached,
+            message: String::new(),
             owner: Some(name("host1")),
             replicas: vec![
                 line("host1", true, "its VM's own"),
                 line("host2", false, "its host is away"),
             ],
-            volume: Volume::new("u1".into(), name("disks"), Bytes::gib(10), hosts),
+            volume: Some(Volume::new("u1".into(), name("disks"), Bytes::gib(10), hosts)),
             check: None,
         };
-        insta::assert_snapshot!(volumes(std::slice::from_ref(&view)), @r"
+        let spare = VolumeView {
+            name: "db.logs".to_owned().try_into().unwrap(),
+            pool: name("fast"),
+            state: DiskState::Changing,
+            message: "its guest has not let its disk `logs` go yet".into(),
+            replicas: Vec::new(),
+            volume: None,
+            ..view.clone()
+        };
+        insta::assert_snapshot!(volume(&spare), @"");
+        insta::assert_snapshot!(volumes(&[view.clone(), spare]), @r"
         NAME     SIZE   POOL   STATE            HOSTS
         db.data  10GiB  disks  whole on 1 of 2  host1 (host2)
         ");

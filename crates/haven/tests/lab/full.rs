@@ -27,7 +27,7 @@ fn writes_on(lab: &Lab) -> Result<()> {
 
 fn counted(lab: &Lab) -> usize {
     let view = lab.ask(|client| async move { client.volume("pressed.data").await });
-    view.map_or(0, |view| view.volume.counted().count())
+    view.ok().and_then(|view| view.volume).map_or(0, |volume| volume.counted().count())
 }
 
 /// Takes all room of the pool on a host.
@@ -72,7 +72,8 @@ fn has_all(lab: &Lab, told: u64, boots: usize) -> Result<()> {
 
 /// It moves as it stands, to where there is no room either, and goes on once there is.
 fn moves(lab: &Lab, from: &str) -> Result<()> {
-    let volume = lab.ask(|client| async move { client.volume("pressed.data").await })?.volume;
+    let view = lab.ask(|client| async move { client.volume("pressed.data").await })?;
+    let volume = view.volume.context("it is mirrored")?;
     let to =
         volume.replicas.keys().find(|host| host.as_str() != from).context("another replica")?;
     fill(lab, from)?;

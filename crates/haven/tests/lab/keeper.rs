@@ -1,6 +1,7 @@
 //! A guest that keeps records on its disk and finds them again, so that one that is lost is seen.
 
-use crate::lab::Lab;
+use crate::lab::{HOSTS, Lab};
+use anyhow::Result;
 
 /// Reads what it wrote in earlier lives, and writes a numbered record into each sector from there on, told on its
 /// console once its disk has it.
@@ -24,4 +25,18 @@ pub fn largest(lab: &Lab, vm: &str, words: &str) -> u64 {
         rest.trim().parse::<u64>().ok()
     });
     numbers.max().unwrap_or(0)
+}
+
+/// Forgets what earlier guests of a name said: their numbers are no measure of what the next one writes.
+pub fn begin_anew(lab: &Lab, vm: &str) -> Result<()> {
+    for host in HOSTS {
+        let folder = lab.dir.join(format!("hosts/{host}/upper/var/log/haven/vms"));
+        for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().starts_with(&format!("{vm}.")) {
+                // Not removed: its host would write on in the file that it knows.
+                std::fs::File::options().write(true).truncate(true).open(file.path())?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -91,7 +91,7 @@ impl Lab {
         self.all_said_by(vm).matches(words).count()
     }
 
-    /// All that a guest has said on its console, anywhere.
+    /// All that a guest has said on its console, anywhere: whole lines. What is being said has no number yet, or half of one.
     pub fn all_said_by(&self, vm: &str) -> String {
         let consoles = HOSTS.into_iter().flat_map(|host| {
             let folder = self.dir.join(format!("hosts/{host}/upper/var/log/haven/vms"));
@@ -99,7 +99,11 @@ impl Lab {
             here.filter(|file| file.file_name().to_string_lossy().starts_with(&format!("{vm}.")))
         });
         let said = consoles.filter_map(|file| std::fs::read(file.path()).ok());
-        said.map(|said| String::from_utf8_lossy(&said).into_owned()).collect()
+        let whole = |said: Vec<u8>| {
+            let end = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            String::from_utf8_lossy(&said[..end]).into_owned()
+        };
+        said.map(whole).collect()
     }
 
     /// Lets a paused host go on; the instant before its first process does.

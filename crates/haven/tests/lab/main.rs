@@ -11,6 +11,7 @@ mod faults;
 mod fencing;
 mod full;
 mod hang;
+mod hot;
 mod input;
 mod keeper;
 mod lab;
@@ -40,7 +41,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 45] = [
+const CASES: [Case; 46] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -90,6 +91,7 @@ const CASES: [Case; 45] = [
         name: "a_vm_that_may_be_kept_starts_elsewhere_before_its_host_is_proven_lost",
         run: mirrored::kept,
     },
+    Case { name: "disks_come_go_and_grow_while_their_guest_runs", run: hot::come_go_and_grow },
     Case {
         name: "a_full_pool_holds_its_writers_until_there_is_room_here_or_elsewhere",
         run: full::presses,

@@ -2,7 +2,7 @@
 
 use crate::{
     faults::RECONNECTED,
-    keeper::{KEEPS, largest},
+    keeper::{KEEPS, begin_anew, largest},
     lab::{HOSTS, Lab},
     witness::Witness,
 };
@@ -22,7 +22,8 @@ use std::{
 const VM: &str = "scribe";
 const PATIENCE: Duration = Duration::from_secs(90);
 fn volume(lab: &Driver) -> Result<Volume> {
-    lab.ask(|client| async move { client.volume("scribe.data").await }).map(|view| view.volume)
+    let view = lab.ask(|client| async move { client.volume("scribe.data").await })?;
+    view.volume.context("it is mirrored")
 }
 
 /// The hosts of its replicas: that of its VM first.
@@ -109,6 +110,7 @@ pub fn outlives(lab: &mut Lab, witness: &Witness) -> Result<()> {
 /// One that may be kept starts elsewhere while its old copy still runs, which can write nothing from then on.
 pub fn kept(lab: &mut Lab, witness: &Witness) -> Result<()> {
     witness.moves(true);
+    begin_anew(lab, VM)?;
     lab.change_cluster(|spec| {
         spec.fencing =
             vec![ProofKind::PoweredOff, ProofKind::LeaseExpired, ProofKind::StorageFenced];

@@ -59,6 +59,8 @@ mod backup_test;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod hot_disks_test;
+#[cfg(test)]
 mod lease_test;
 #[cfg(test)]
 mod mirrored_test;

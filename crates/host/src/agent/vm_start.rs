@@ -17,9 +17,10 @@ use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
 use haven_model::{
     ImageSpec, MigrationOptions, Name, NicAddress, ObjectRef, Placement, PoolDriverKind, PoolSpec,
     Snapshot, VmSpec,
+    host::PLUGS,
     image::ImageFile,
     object::{Kind, Stored},
-    vm::DiskSpec,
+    vm::{DISKS, DiskSpec},
     volume::VolumeRef,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -71,6 +72,8 @@ pub struct Incoming {
     pub epoch: u64,
     /// As which machine type.
     pub machine: String,
+    /// Whether that has ports for disks.
+    pub ports: bool,
     /// How it moves.
     pub options: MigrationOptions,
 }
@@ -114,8 +117,22 @@ impl Preparation<'_> {
             incoming: self.incoming.is_some(),
             postcopy: self.incoming.as_ref().is_some_and(|incoming| incoming.options.postcopy),
             agent: self.object.spec.has_agent_port(),
+            ports: self.has_ports(),
+            disks_as: self.object.spec.hardware().remove(DISKS).unwrap_or_default(),
             machine: self.incoming.take().map(|incoming| incoming.machine),
         })
+    }
+
+    /// Whether its machine has ports for disks. One that takes a guest is as that which the guest comes from, and a host of an older
+    /// version makes none.
+    fn has_ports(&self) -> bool {
+        match &self.incoming {
+            Some(incoming) => incoming.ports,
+            None => {
+                let slot = |disk: &DiskSpec| disk.slot.is_some();
+                self.object.spec.plugged().any(slot) || all_speak(self.snapshot, PLUGS)
+            }
+        }
     }
 
     /// What its cards should be plugged into must be known.
@@ -173,58 +190,75 @@ impl Preparation<'_> {
 
     async fn disks(&self, step: &watch::Sender<String>) -> Result<Vec<DiskLaunch>, StartFailure> {
         let mut disks = Vec::new();
-        for disk in &self.object.spec.disks {
-            let pool = pool_of(self.snapshot, disk)?;
-            if pool.driver == PoolDriverKind::Mirrored {
-                disks.push(self.mirrored(disk, step).await?);
-                continue;
-            }
-            let arrives = self.incoming.is_some() && pool.driver == PoolDriverKind::Local;
-            let image = match &disk.image {
-                // All of it comes from its owner, who may have made it from an image that is another one by now.
-                _ if arrives => None,
-                // What a backup holds is all that there was.
-                _ if disk.backup.is_some() => None,
-                None => None,
-                Some(name) => {
-                    let image = image_of(self.snapshot, name)?;
-                    let file = image.disk.clone().ok_or_else(|| {
-                        StartFailure(format!(
-                            "image `{name}` has no disk; disk `{}` cannot be made from it",
-                            disk.name
-                        ))
-                    })?;
-                    Some((file, image.format.clone().unwrap_or_else(|| "raw".into())))
-                }
-            };
-            let wanted = VolumeWanted {
-                name: VolumeName {
-                    vm: self.vm.clone(),
-                    disk: disk.name.clone(),
-                    vm_uid: self.object.meta.uid.clone(),
-                },
-                size_bytes: disk.size.0,
-                image,
-                backup: disk.backup.clone().filter(|_| !arrives),
-                progress: Default::default(),
-                owner_uid: self.placement.unix_uid(),
-            };
-            step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
-            if arrives {
-                self.make_way(&pool, &wanted.name).await?;
-            }
-            let ready = self.volume(&pool, &wanted, disk, step).await?;
-            disks.push(DiskLaunch {
-                name: disk.name.to_string(),
-                path: ready.path,
-                format: ready.format,
-                read_only: false,
-                size_bytes: disk.size.0,
-                arrives,
-                mirror: None,
-            });
+        for disk in self.object.spec.plugged() {
+            disks.push(self.disk(disk, step).await?);
         }
         Ok(disks)
+    }
+
+    /// Makes one of its disks ready.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub async fn disk(
+        &self,
+        disk: &DiskSpec,
+        step: &watch::Sender<String>,
+    ) -> Result<DiskLaunch, StartFailure> {
+        let pool = pool_of(self.snapshot, disk)?;
+        if pool.driver == PoolDriverKind::Mirrored {
+            let launch = self.mirrored(disk, step).await?;
+            return Ok(DiskLaunch { slot: disk.slot, ..launch });
+        }
+        let arrives = self.incoming.is_some() && pool.driver == PoolDriverKind::Local;
+        let wanted = VolumeWanted {
+            name: VolumeName {
+                vm: self.vm.clone(),
+                disk: disk.name.clone(),
+                vm_uid: self.object.meta.uid.clone(),
+            },
+            size_bytes: disk.size.0,
+            image: self.first_content(disk, arrives)?,
+            backup: disk.backup.clone().filter(|_| !arrives),
+            progress: Default::default(),
+            owner_uid: self.placement.unix_uid(),
+        };
+        step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
+        if arrives {
+            self.make_way(&pool, &wanted.name).await?;
+        }
+        let ready = self.volume(&pool, &wanted, disk, step).await?;
+        Ok(DiskLaunch {
+            name: disk.name.to_string(),
+            path: ready.path,
+            format: ready.format,
+            read_only: false,
+            size_bytes: disk.size.0,
+            arrives,
+            mirror: None,
+            slot: disk.slot,
+        })
+    }
+
+    /// The image that a disk is made from, and its format.
+    fn first_content(
+        &self,
+        disk: &DiskSpec,
+        arrives: bool,
+    ) -> Result<Option<(ImageFile, String)>, StartFailure> {
+        // All of it comes from its owner, who may have made it from an image that is another one by now; and what a backup holds is
+        // all that there was.
+        let Some(name) = disk.image.as_ref().filter(|_| !arrives && disk.backup.is_none()) else {
+            return Ok(None);
+        };
+        let image = image_of(self.snapshot, name)?;
+        let file = image.disk.clone().ok_or_else(|| {
+            StartFailure(format!(
+                "image `{name}` has no disk; disk `{}` cannot be made from it",
+                disk.name
+            ))
+        })?;
+        Ok(Some((file, image.format.clone().unwrap_or_else(|| "raw".into()))))
     }
 
     async fn mirrored(
@@ -320,6 +354,11 @@ impl Preparation<'_> {
             self.networks.changed().await.map_err(ended)?;
         }
     }
+}
+
+fn all_speak(snapshot: &Snapshot, what: u32) -> bool {
+    let speaks = |host: &Name| snapshot.host_status.get(host).is_some_and(|h| h.speaks >= what);
+    snapshot.hosts.keys().all(speaks)
 }
 
 fn pool_of(snapshot: &Snapshot, disk: &DiskSpec) -> Result<PoolSpec, StartFailure> {

@@ -9,6 +9,7 @@ mod disks;
 mod ends;
 mod hangs;
 mod health;
+mod hot_disks;
 mod mirrors;
 mod moves;
 mod snapshots;
@@ -113,6 +114,7 @@ struct VmTask {
     listening: bool,
     mirrors: mirrors::Mirrors,
     limited: Option<disks::Limited>,
+    hot: hot_disks::Hot,
     /// The backup that is made of it.
     backup: Option<Job>,
     /// Its disks may still be held as they were at an instant.
@@ -217,6 +219,7 @@ impl VmTask {
             listening: false,
             mirrors: mirrors::Mirrors::new(),
             limited: None,
+            hot: hot_disks::Hot::default(),
             backup: None,
             unclosed: true,
             gave_up: None,
@@ -467,14 +470,16 @@ impl VmTask {
                     self.failures = 0;
                     self.forget_hangs();
                 }
-                let note = self.note.clone();
                 self.keep_mirrors().await;
                 if self.running.is_none() {
                     return;
                 }
+                self.change_disks(snapshot).await;
                 self.limit_disks(snapshot).await;
                 self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
+                let note = [&self.note, &self.hot.note].into_iter().find(|note| !note.is_empty());
+                let note = note.cloned().unwrap_or_default();
                 self.report(snapshot, VmPhase::Running, &note).await;
                 if self.may_go() {
                     self.send_away(snapshot).await;
@@ -527,6 +532,8 @@ impl VmTask {
             heard: self.heard && self.running.is_some(),
             idle: phase == VmPhase::Failed && self.running.is_none() && !self.unsure,
             started_with: started_with.unwrap_or_default(),
+            disks_change: self.hot.changes && self.running.is_some(),
+            ports: self.hot.ports && self.running.is_some(),
             resets: self.resets,
             message: message.to_owned(),
         };
@@ -627,6 +634,7 @@ impl VmTask {
                 self.heard = false;
                 self.resets = object.spec.resets;
                 self.started_with = object.spec.hardware();
+                self.hot.begins(launch.ports);
                 self.report(snapshot, VmPhase::Running, "").await;
             }
             Err(error) => {

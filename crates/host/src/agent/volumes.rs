@@ -106,24 +106,59 @@ pub async fn run(
     left: watch::Sender<BTreeSet<Name>>,
     cancel: CancellationToken,
 ) {
+    let (mut live, mut removed) = (parts.live.clone(), Removed::new());
+    let mut due = parts.clock.now();
     loop {
-        let pause = match sweep(&parts).await {
-            Ok(names) => {
-                parts.solved("volumes");
-                left.send_replace(names);
-                RHYTHM
-            }
+        let mut swept = remove(&parts, &mut removed).await;
+        if swept.is_ok() && parts.clock.now() >= due {
+            due = parts.clock.now().plus(RHYTHM);
+            swept = sweep(&parts).await.map(|names| _ = left.send_replace(names));
+        }
+        let well = swept.is_ok();
+        match swept {
+            Ok(()) => parts.solved("volumes"),
             Err(failure) => {
                 parts.problem("volumes", &failure);
-                RETRY
+                due = parts.clock.now().plus(RETRY);
             }
-        };
+        }
+        let pause = Duration::from_nanos(due.0.saturating_sub(parts.clock.now().0));
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
+            Ok(_) = live.wait_for(|live| !to_remove(live, &removed).is_empty()), if well => {}
             () = parts.clock.sleep(pause) => {}
         }
     }
+}
+
+/// Disks that were removed from their VMs, with the uids of those, of which nothing is here any more.
+type Removed = BTreeSet<(VolumeRef, String)>;
+
+/// Those of which something may be here, and their pools. Not one that a record still names: what was read last may be of two
+/// moments.
+fn to_remove(live: &Snapshot, removed: &Removed) -> Vec<(PoolSpec, VolumeName)> {
+    let gone = live.gone.iter().filter_map(|(of, gone)| {
+        let vm = live.vms.get(&of.vm).filter(|vm| vm.meta.uid == gone.vm_uid)?;
+        let named = vm.spec.disks.iter().any(|disk| disk.name == of.disk);
+        let volume = live.volumes.get(of).is_some_and(|volume| volume.vm_uid == gone.vm_uid);
+        let here = !named && !volume && !removed.contains(&(of.clone(), gone.vm_uid.clone()));
+        let pool = live.pools.get(&gone.pool).filter(|_| here)?;
+        let (vm, disk) = (of.vm.clone(), of.disk.clone());
+        Some((pool.spec.clone(), VolumeName { vm, disk, vm_uid: gone.vm_uid.clone() }))
+    });
+    gone.collect()
+}
+
+/// Removes what this host has of disks that people have removed.
+async fn remove(parts: &AgentParts, removed: &mut Removed) -> Result<(), StorageFailure> {
+    let live = Arc::clone(&parts.live.borrow());
+    for (pool, name) in to_remove(&live, removed) {
+        parts.storage.delete_volume(&pool, &name).await?;
+        tracing::info!(volume = %name, pool = pool.path, "it was removed from its VM, and nothing of it is here any more");
+        removed.insert((VolumeRef { vm: name.vm, disk: name.disk }, name.vm_uid));
+    }
+    Ok(())
 }
 
 /// One sweep; the VMs whose tasks must clean up here.

@@ -2,7 +2,7 @@
 
 use super::{
     driver::{Accel, VmLaunch},
-    qemu_disks, qemu_mirrors,
+    qemu_disks, qemu_hot_disks, qemu_mirrors,
 };
 use serde_json::json;
 use std::os::fd::RawFd;
@@ -112,13 +112,17 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
         }
         add("-append", boot.cmdline.clone());
     }
-    for (i, disk) in launch.disks.iter().enumerate() {
-        let node = json!({
-            "driver": disk.format, "node-name": format!("d{i}"), "read-only": disk.read_only, "discard": "unmap",
-            "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
-        });
-        let (id, name, order) = (qemu_disks::device(i), &disk.name, i + 1);
-        let device = format!("virtio-blk-pci,id={id},drive=d{i},serial={name},bootindex={order}");
+    if launch.ports {
+        qemu_hot_disks::ports(add);
+    }
+    for (order, (i, disk)) in (1..).zip(launch.placed()) {
+        let node = qemu_hot_disks::node(i, disk);
+        let (id, name) = (qemu_disks::device(i), &disk.name);
+        let port = disk.slot.map(|slot| format!(",bus={}", qemu_hot_disks::port(slot)));
+        let device = format!(
+            "virtio-blk-pci,id={id},drive=d{i},serial={name},bootindex={order}{}",
+            port.unwrap_or_default()
+        );
         match &disk.mirror {
             None => {
                 add("-blockdev", node.to_string());
@@ -143,7 +147,11 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
             "file": { "driver": "file", "filename": seed },
         });
         add("-blockdev", node.to_string());
-        add("-device", "virtio-blk-pci,drive=seed,serial=seed".into());
+        let port = qemu_hot_disks::seed_port(launch).map(|port| format!(",bus={port}"));
+        add(
+            "-device",
+            format!("virtio-blk-pci,drive=seed,serial=seed{}", port.unwrap_or_default()),
+        );
     }
     for (i, (nic, tap)) in launch.nics.iter().zip(&fds.taps).enumerate() {
         add("-netdev", format!("tap,id=n{i},fd={tap}"));

@@ -87,6 +87,8 @@ commands! {
     SET_PROPERTY = "qom-set", ["path", "property", "value"], [], false;
     /// Limits a disk.
     THROTTLE = "block_set_io_throttle", ["id", "iops", "iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr"], [], false;
+    /// What becomes of the process when its guest powers off.
+    SET_ACTION = "set-action", ["shutdown"], [], false;
     /// Presses the power button.
     POWERDOWN = "system_powerdown", [], [], false;
     /// Presses the reset button.
@@ -126,11 +128,17 @@ commands! {
     /// Removes an object.
     REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.
-    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache"], [], false;
+    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache", "read-only", "children", "vote-threshold", "read-pattern"], [], false;
     /// Removes a block node.
     REMOVE_NODE = "blockdev-del", ["node-name"], [], false;
     /// Makes a disk larger.
     RESIZE = "block_resize", ["node-name", "size"], [], false;
+    /// Plugs a device in.
+    ADD_DEVICE = "device_add", ["driver", "bus", "id", "addr", "drive", "serial", "werror", "rerror"], [], false;
+    /// Asks the guest to let a device go.
+    REMOVE_DEVICE = "device_del", ["id"], [], false;
+    /// What is beneath an object of QEMU's.
+    BENEATH = "qom-list", ["path"], ["name"], false;
     /// Keeps a copy of a disk.
     MIRROR = "blockdev-mirror", ["job-id", "device", "target", "sync", "auto-dismiss"], [], false;
     /// Long work on disks.
@@ -164,6 +172,11 @@ commands! {
     /// The connections that can be ended so.
     YANKS = "query-yank", [], ["node-name"], true;
 }
+
+/// Those arguments of [`ADD_DEVICE`] that are properties of the device, a disk. The schema does not name them.
+pub const DISK_PROPERTIES: &[&str] = &["addr", "drive", "serial", "werror", "rerror"];
+/// The device of a disk.
+pub const DISK_DEVICE: &str = "virtio-blk-pci";
 
 /// The guest, or somebody outside, ends the machine.
 pub const SHUTDOWN: Event = Event { name: "SHUTDOWN", reads: &["guest", "reason"] };

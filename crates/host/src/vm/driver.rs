@@ -1,6 +1,7 @@
 //! The seam: what the agent asks of whatever runs VMs.
 
 use super::{
+    hot_disks::HotDisks,
     migration::LiveMigration,
     mirrors::{MirrorLaunch, Mirrors},
     snapshots::Snapshots,
@@ -40,6 +41,9 @@ pub struct DiskLaunch {
     /// The file is one of several replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorLaunch>,
+    /// The port that it is plugged into; none when it stays as long as its process does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u8>,
 }
 
 /// A kernel that QEMU boots directly.
@@ -104,7 +108,16 @@ pub struct VmLaunch {
     /// It has a port for a guest agent.
     #[serde(default)]
     pub agent: bool,
+    /// It has ports for disks ([`DiskLaunch::slot`]).
+    #[serde(default)]
+    pub ports: bool,
+    /// How the VM's spec names its disks, as they are now: [`haven_model::VmSpec::hardware`]'s `disks`.
+    #[serde(default)]
+    pub disks_as: String,
 }
+
+/// Where the places of disks with a port begin: behind those of all that have none.
+const PORTED: usize = 50;
 
 impl VmLaunch {
     /// Whether one of its disks has replicas on other hosts.
@@ -112,16 +125,37 @@ impl VmLaunch {
     pub fn is_mirrored(&self) -> bool {
         self.disks.iter().any(|disk| disk.mirror.is_some())
     }
+    /// The places of its disks, in their order: what all that QEMU has of a disk is called after. Another disk that comes or goes
+    /// does not change it.
+    #[must_use]
+    pub fn places(&self) -> Vec<usize> {
+        let mut fixed = 0..;
+        let place = |disk: &DiskLaunch| match disk.slot {
+            Some(slot) => Some(PORTED + usize::from(slot)),
+            None => fixed.next(),
+        };
+        self.disks.iter().filter_map(place).collect()
+    }
+    /// Its disks by their places.
+    pub fn placed(&self) -> impl Iterator<Item = (usize, &DiskLaunch)> {
+        self.places().into_iter().zip(&self.disks)
+    }
+    /// The number in [`VmLaunch::disks`] of the disk at a place.
+    #[must_use]
+    pub fn at(&self, place: usize) -> Option<usize> {
+        self.places().into_iter().position(|at| at == place)
+    }
     /// The volumes of the mirrored disks, by their places.
     #[must_use]
     pub fn mirrored_volumes(&self) -> Vec<(usize, String)> {
-        let disks = self.disks.iter().enumerate();
-        disks.filter_map(|(i, disk)| Some((i, disk.mirror.as_ref()?.volume.clone()))).collect()
+        let volume = |(place, disk): (usize, &DiskLaunch)| {
+            Some((place, disk.mirror.as_ref()?.volume.clone()))
+        };
+        self.placed().filter_map(volume).collect()
     }
     /// The disks whose contents come with the guest, by their places.
     pub fn arriving(&self) -> impl Iterator<Item = usize> {
-        let disks = self.disks.iter().enumerate().filter(|(_, disk)| disk.arrives);
-        disks.map(|(place, _)| place)
+        self.placed().filter(|(_, disk)| disk.arrives).map(|(place, _)| place)
     }
 }
 
@@ -266,7 +300,7 @@ pub enum VmError {
 
 /// Runs VMs.
 #[async_trait]
-pub trait VmDriver: LiveMigration + Mirrors + Views + Snapshots {
+pub trait VmDriver: LiveMigration + Mirrors + Views + HotDisks + Snapshots {
     /// Starts a VM; when this returns the guest runs. It must not be dropped before it has returned.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
     /// What is known to have a process, also what an earlier daemon started and what is just being started. Whether the

@@ -4,6 +4,7 @@
 use super::{
     driver::{Exit, GuestState, RunningVm, Signs, Stray, VmDriver, VmError, VmEvent, VmLaunch},
     fake_disks::LocalDisks,
+    fake_hot_disks::PluggedDisks,
     fake_migration::{Copies, Moves},
     fake_mirrors::MirroredDisks,
     fake_snapshots::FakeKept,
@@ -48,6 +49,8 @@ pub struct World {
     pub(super) moves: Moves,
     /// Disks that only one host has.
     pub local_disks: LocalDisks,
+    /// Disks that come, go and grow.
+    pub plugged: PluggedDisks,
     /// What disks hold.
     pub disks: FakeDisks,
     /// What they held, kept in themselves.
@@ -160,6 +163,7 @@ impl World {
         // What notes their changes ends with it.
         self.disks.forget(vm);
         self.mirrors.ended(host, vm);
+        self.plugged.ended(host, vm);
         if let Some(epoch) = epoch {
             self.tell(host, VmEvent::Exited { vm: vm.to_owned(), epoch, how });
         }
@@ -245,6 +249,7 @@ impl FakeVmDriver {
         let paths = launch.disks.iter().filter_map(|disk| disk.path.to_str());
         self.world.local_disks.opened(&self.host, &launch.vm, paths);
         self.open_mirrors(launch)?;
+        self.world.plugged.started(&self.host, launch);
         self.clock.pass().await;
         Ok(())
     }

@@ -69,6 +69,22 @@ impl LocalDisks {
         state.opened.insert(process, local);
     }
 
+    /// A process that runs has opened this file, too.
+    pub(super) fn plugged(&self, host: &str, vm: &str, path: Option<&str>) {
+        let Some(volume) = path.and_then(|path| path.strip_prefix(LOCAL)) else { return };
+        let process = (host.to_owned(), vm.to_owned());
+        self.state().opened.entry(process).or_default().push(volume.to_owned());
+        self.executes(host, vm);
+    }
+
+    /// It has closed this file.
+    pub(super) fn unplugged(&self, host: &str, vm: &str, path: Option<&str>) {
+        let Some(volume) = path.and_then(|path| path.strip_prefix(LOCAL)) else { return };
+        if let Some(opened) = self.state().opened.get_mut(&(host.to_owned(), vm.to_owned())) {
+            opened.retain(|one| one != volume);
+        }
+    }
+
     /// Its guest executes, and writes.
     pub(super) fn executes(&self, host: &str, vm: &str) {
         let mut state = self.state();

@@ -125,6 +125,33 @@ impl State {
         Ok(links)
     }
 
+    /// A disk that a process opens; why it cannot.
+    fn opened(
+        &mut self,
+        host: &str,
+        place: usize,
+        mirror: &MirrorLaunch,
+        incoming: bool,
+    ) -> Result<Disk, String> {
+        let mut disk = Disk {
+            place,
+            volume: mirror.volume.clone(),
+            run: mirror.run,
+            links: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            hand: None,
+            stopped: false,
+            shut: incoming,
+        };
+        if !incoming {
+            if self.replica(host, &mirror.volume).serves.is_some() {
+                return Err("Failed to get \"write\" lock".into());
+            }
+            disk.links = self.link(mirror)?;
+        }
+        Ok(disk)
+    }
+
     /// A guest finds what is there, and that must not change any more.
     fn found(&mut self, host: &str, vm: &str, volume: &str) {
         if let Some(lacks) = self.lacks(host, volume) {
@@ -414,27 +441,9 @@ impl MirroredDisks {
     fn open(&self, host: &str, launch: &VmLaunch) -> Result<(), String> {
         let mut state = self.state();
         let mut disks = Vec::new();
-        for (place, launched) in launch.disks.iter().enumerate() {
+        for (place, launched) in launch.placed() {
             let Some(mirror) = &launched.mirror else { continue };
-            let mut disk = Disk {
-                place,
-                volume: mirror.volume.clone(),
-                run: mirror.run,
-                links: BTreeMap::new(),
-                noted: BTreeMap::new(),
-                hand: None,
-                stopped: false,
-                shut: launch.incoming,
-            };
-            if launch.incoming {
-                disks.push(disk);
-                continue;
-            }
-            if state.replica(host, &mirror.volume).serves.is_some() {
-                return Err("Failed to get \"write\" lock".into());
-            }
-            disk.links = state.link(mirror)?;
-            disks.push(disk);
+            disks.push(state.opened(host, place, mirror, launch.incoming)?);
         }
         if disks.is_empty() {
             return Ok(());
@@ -448,6 +457,32 @@ impl MirroredDisks {
         let key = (host.to_owned(), launch.vm.clone());
         state.processes.insert(key, (launch.epoch, disks));
         Ok(())
+    }
+
+    /// A process opens another disk, the last of those with which it was started by now; true when its guest has written to none
+    /// until then.
+    fn plug(&self, host: &str, launch: &VmLaunch) -> Result<bool, String> {
+        let mut state = self.state();
+        let Some((place, launched)) = launch.placed().last() else { return Ok(false) };
+        let Some(mirror) = &launched.mirror else { return Ok(false) };
+        let disk = state.opened(host, place, mirror, false)?;
+        state.carried.remove(&disk.volume);
+        state.found(host, &launch.vm, &disk.volume);
+        let key = (host.to_owned(), launch.vm.clone());
+        let first = !state.processes.contains_key(&key);
+        state.processes.entry(key).or_insert((launch.epoch, Vec::new())).1.push(disk);
+        Ok(first)
+    }
+
+    /// A process closes a disk; whether all that it had open have all that was written.
+    pub(super) fn unplugged(&self, host: &str, vm: &str, place: usize) -> bool {
+        let mut state = self.state();
+        let process = state.processes.get_mut(&(host.to_owned(), vm.to_owned()));
+        let Some((_, disks)) = process else { return true };
+        let Some(at) = disks.iter().position(|disk| disk.place == place) else { return true };
+        let disk = disks.remove(at);
+        let well = disk.links.values().all(|link| !link.broken);
+        well && disk.hand.is_none() && !disk.stopped
     }
 
     /// Whether a write of a guest that could go on is under way: QEMU waits for it before its guest stops.
@@ -549,6 +584,25 @@ impl FakeVmDriver {
         }
         let opened = self.world.mirrors.open(&self.host, launch);
         opened.map_err(|said| VmError::Died { vm: launch.vm.clone(), said })?;
+        self.write_mirrors(launch);
+        Ok(())
+    }
+
+    /// Opens the last disk of a process that runs.
+    pub(super) fn plug_mirror(&self, launch: &VmLaunch) -> Result<(), VmError> {
+        let plugged = self.world.mirrors.plug(&self.host, launch);
+        let first = plugged.map_err(|said| {
+            let source = super::qmp::QmpError::Refused { command: "blockdev-add".into(), said };
+            VmError::Qmp { vm: launch.vm.clone(), source }
+        })?;
+        if first {
+            self.write_mirrors(launch);
+        }
+        Ok(())
+    }
+
+    /// Its guest writes to its mirrored disks from now on.
+    fn write_mirrors(&self, launch: &VmLaunch) {
         let writer = Writer {
             world: Arc::clone(&self.world),
             host: self.host.clone(),
@@ -557,7 +611,6 @@ impl FakeVmDriver {
             copies: Arc::clone(&self.copies),
         };
         tokio::spawn(write_on(writer));
-        Ok(())
     }
 
     /// A guest that was asked to end has ended.

@@ -27,6 +27,8 @@ pub fn launch(vm: &str) -> VmLaunch {
         incoming: false,
         postcopy: false,
         agent: false,
+        ports: false,
+        disks_as: String::new(),
     }
 }
 

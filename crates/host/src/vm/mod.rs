@@ -12,6 +12,7 @@
 //!      ├──► migration.rs, qemu_migration.rs: a guest moves while it runs
 //!      │           ├── qemu_disks.rs: disks of this host that go along
 //!      │           └── page_faults.rs: what a guest needs whose memory follows it
+//!      ├──► hot_disks.rs, qemu_hot_disks.rs: disks that come, go and grow while their guest runs
 //!      ├──► views.rs, qemu_views.rs: its disks as they were at one instant, read by nbd.rs
 //!      ├──► snapshots.rs, qemu_snapshots.rs: its disks as they were, kept in themselves
 //!      ├──► guest_agent.rs: whether the agent in the guest answers; file systems that it freezes
@@ -29,11 +30,13 @@ pub mod console;
 pub mod driver;
 pub mod fake;
 pub mod fake_disks;
+pub mod fake_hot_disks;
 pub mod fake_migration;
 pub mod fake_mirrors;
 pub mod fake_snapshots;
 pub mod fake_views;
 pub mod guest_agent;
+pub mod hot_disks;
 pub mod kvm;
 pub mod launch;
 pub mod migration;
@@ -44,6 +47,7 @@ pub mod probe;
 pub mod process;
 pub mod qemu;
 pub mod qemu_disks;
+mod qemu_hot_disks;
 pub mod qemu_migration;
 pub mod qemu_mirrors;
 mod qemu_snapshots;

@@ -31,7 +31,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::{sync::broadcast, task::JoinHandle};
@@ -66,6 +66,8 @@ struct Live {
     disks_in: Option<PathBuf>,
     /// The nodes of replicas that failed.
     failed: BTreeSet<String>,
+    /// Its process stays when its guest powers off.
+    pauses: bool,
     /// Its guest has powered off, and all that it wrote is on all replicas.
     whole: bool,
     /// Held while a view of its disks is opened or closed.
@@ -79,7 +81,7 @@ impl Live {
         let (way_in, disks_in) = (None, None);
         let failed = BTreeSet::new();
         let (killed, powered_off) = (false, false);
-        let (whole, views) = (false, Arc::default());
+        let (pauses, whole, views) = (false, false, Arc::default());
         Self {
             process,
             epoch,
@@ -90,6 +92,7 @@ impl Live {
             way_in,
             disks_in,
             failed,
+            pauses,
             whole,
             views,
         }
@@ -353,17 +356,25 @@ impl QemuDriver {
             .map_err(|source| VmError::Qmp { vm: vm.into(), source })?;
         let record = record::read(&self.directory(vm)).ok().flatten();
         let mirrored = record.is_some_and(|record| record.launch.is_mirrored());
+        self.entry(vm, |entry| entry.pauses |= mirrored);
         let listener = Listener {
             live: Arc::clone(&self.live),
             events: self.events.clone(),
             vm: vm.into(),
             pid,
-            qmp: mirrored.then(|| Arc::clone(&qmp)),
+            qmp: Arc::downgrade(&qmp),
         };
         let listener = tokio::spawn(listener.listen(qmp.events()));
         self.entry(vm, |entry| entry.listener = Some(listener));
         *held = Some(Arc::clone(&qmp));
         Ok(qmp)
+    }
+
+    /// Its process stays when its guest powers off, from now on: with mirrored disks it is asked first how they are.
+    pub(super) async fn pauses_at_its_end(&self, vm: &str) -> Result<(), VmError> {
+        self.tell(vm, &commands::SET_ACTION, json!({ "shutdown": "pause" })).await?;
+        self.entry(vm, |entry| entry.pauses = true);
+        Ok(())
     }
 
     pub(super) async fn ask(
@@ -495,13 +506,13 @@ struct Listener {
     events: broadcast::Sender<VmEvent>,
     vm: String,
     pid: i32,
-    /// For a process that does not end by itself when its guest does.
-    qmp: Option<Arc<Qmp>>,
+    /// To end a process that does not by itself when its guest does.
+    qmp: Weak<Qmp>,
 }
 
 impl Listener {
     async fn listen(self, mut said: broadcast::Receiver<Value>) {
-        if let Some(qmp) = &self.qmp {
+        if let Some(qmp) = self.qmp.upgrade().filter(|_| self.pauses()) {
             let status = qmp.call(&commands::STATUS, json!({}), DEADLINE).await;
             let off = status
                 .is_ok_and(|status| commands::guest_state(&status) == Some(GuestState::Ended));
@@ -523,6 +534,10 @@ impl Listener {
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
+    }
+
+    fn pauses(&self) -> bool {
+        lock(&self.live).get(&self.vm).is_some_and(|entry| entry.pauses)
     }
 
     fn note(&self, note: impl FnOnce(&mut Live)) {
@@ -553,7 +568,7 @@ impl Listener {
 
     /// The guest has powered off and its process waits: ends it, and notes whether all that it wrote is on all replicas.
     async fn end(&self, said: &mut broadcast::Receiver<Value>) {
-        let Some(qmp) = &self.qmp else { return };
+        let Some(qmp) = self.qmp.upgrade().filter(|_| self.pauses()) else { return };
         // It answers once all that was under way has come to its end, and then all has been said of that.
         let answered = qmp.call(&commands::STATUS, json!({}), DEADLINE).await;
         let mut well =

@@ -223,7 +223,10 @@ impl QemuDriver {
     fn disk_of(&self, vm: &str, place: usize) -> Result<Disk, VmError> {
         let read = record::read(&self.directory(vm));
         let record = read.map_err(system(format!("the launch record of {vm} cannot be read")))?;
-        let launch = record.and_then(|record| record.launch.disks.into_iter().nth(place));
+        let launch = record.and_then(|record| {
+            let at = record.launch.at(place)?;
+            record.launch.disks.into_iter().nth(at)
+        });
         let with = launch.and_then(|launch| Some((launch.mirror.clone()?, launch)));
         let (mirror, launch) = with.ok_or_else(|| VmError::NotHere(vm.into()))?;
         Ok(Disk { launch, mirror })
@@ -249,7 +252,7 @@ impl QemuDriver {
     }
 
     /// What may have been done already.
-    async fn try_tell(
+    pub(super) async fn try_tell(
         &self,
         vm: &str,
         command: &commands::Command,
@@ -302,6 +305,16 @@ impl QemuDriver {
             self.remove_node(vm, &spare.node).await?;
             self.remove_node(vm, &spare.node.replacen('a', "n", 1)).await?;
         }
+    }
+
+    /// Ends all copies to replicas of a disk.
+    pub(super) async fn end_copies(&self, vm: &str, place: usize) -> Result<(), VmError> {
+        for child in self.children(vm, place).await? {
+            if let Some((host, _, tail)) = child.of() {
+                self.end_copy(vm, &names_of(place, host, tail)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends a copy, and forgets it.
@@ -371,7 +384,7 @@ impl QemuDriver {
 }
 
 /// Sees whether a replica answers: QEMU stands still while it connects, so somebody else tries first.
-async fn meet(replica: &ReplicaAt) -> Result<(), VmError> {
+pub(super) async fn meet(replica: &ReplicaAt) -> Result<(), VmError> {
     let address = SocketAddr::new(replica.address, replica.port);
     let met = tokio::time::timeout(CONNECTS, TcpStream::connect(address)).await;
     let met = met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

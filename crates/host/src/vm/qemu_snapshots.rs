@@ -38,9 +38,8 @@ fn keeps(node: &Value) -> Option<(&str, Keeps)> {
 impl Asked {
     /// The node of a disk.
     fn node(&self, disk: &str) -> Result<String, VmError> {
-        let mut disks = self.launched.launch.disks.iter();
-        let place = disks.position(|of| of.name == disk);
-        place.map(|place| format!("d{place}")).ok_or_else(|| VmError::System {
+        let place = self.launched.launch.placed().find(|(_, of)| of.name == disk);
+        place.map(|(place, _)| format!("d{place}")).ok_or_else(|| VmError::System {
             what: format!("{} runs without its disk `{disk}`", self.vm),
             source: io::ErrorKind::NotFound.into(),
         })
@@ -80,8 +79,7 @@ impl Snapshots for QemuDriver {
         let nodes = asked.tell(&commands::NODES, json!({ "flat": true })).await?;
         let all: BTreeMap<&str, Keeps> =
             nodes.as_array().into_iter().flatten().filter_map(keeps).collect();
-        let disks = asked.launched.launch.disks.iter().enumerate();
-        let found = disks.filter_map(|(place, disk)| {
+        let found = asked.launched.launch.placed().filter_map(|(place, disk)| {
             Some((disk.name.clone(), all.get(format!("d{place}").as_str())?.clone()))
         });
         Ok(found.collect())

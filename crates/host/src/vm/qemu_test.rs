@@ -32,6 +32,8 @@ fn launch(vm: &str) -> VmLaunch {
         incoming: false,
         postcopy: false,
         agent: false,
+        ports: false,
+        disks_as: String::new(),
     }
 }
 

@@ -131,8 +131,8 @@ impl Asked {
         self.tell(&commands::REMOVE_BITMAP, json!({ "node": node, "name": name })).await.map(drop)
     }
 
-    fn disks(&self) -> usize {
-        self.launched.launch.disks.len()
+    fn places(&self) -> Vec<usize> {
+        self.launched.launch.places()
     }
 
     /// What is noted of this process, and of no later one.
@@ -164,7 +164,6 @@ impl Asked {
 
     /// Takes away whatever is there of a view. A guest that stands for its sake goes on first.
     async fn clear(&self) -> Result<(), VmError> {
-        let disks = self.disks();
         self.release().await?;
         if self.noted(run_dir::FROZEN) {
             let agent = self.directory.join(run_dir::AGENT_SOCKET);
@@ -172,9 +171,8 @@ impl Asked {
         }
         let named = self.named().await?;
         let there = |name: &str| named.iter().any(|(node, _)| node == name);
-        let places: Vec<usize> = (0..disks)
-            .filter(|place| there(&nodes(*place).filter) || there(&nodes(*place).kept))
-            .collect();
+        let mut places = self.places();
+        places.retain(|place| there(&nodes(*place).filter) || there(&nodes(*place).kept));
         if !places.is_empty() {
             // Whoever reads is cut off; it is no error that nobody did.
             let _ = self.tell(&commands::SERVE_NO_MORE, json!({})).await;
@@ -222,13 +220,14 @@ impl Asked {
         self.tell(&commands::ADD_NODE, filter).await.map(drop)
     }
 
-    /// Removes the marks of this owner but for the one that is asked for; the disks that have that.
-    async fn marks(&self, disks: usize, asked: &ViewAsked) -> Result<Vec<bool>, VmError> {
+    /// Removes the marks of this owner but for the one that is asked for; of each disk, whether it has that.
+    async fn marks(&self, asked: &ViewAsked) -> Result<Vec<(usize, bool)>, VmError> {
         let named = self.named().await?;
         let since = asked.since.as_ref().map(|since| mark(&asked.owner, since));
-        let mut marked = vec![false; disks];
-        for (place, marked) in marked.iter_mut().enumerate() {
-            let node = nodes(place).disk;
+        let mut marked: Vec<(usize, bool)> =
+            self.places().into_iter().map(|place| (place, false)).collect();
+        for (place, marked) in &mut marked {
+            let node = nodes(*place).disk;
             let maps = named.iter().filter(|(name, _)| *name == node).flat_map(|(_, maps)| maps);
             for map in maps.filter(|map| map.starts_with(&mark(&asked.owner, ""))) {
                 if Some(map) == since.as_ref() {
@@ -243,7 +242,7 @@ impl Asked {
 
     /// The instant: the guest stands until all disks have their filters and marks. One that does not run has a reason, which is
     /// not this one's to judge.
-    async fn instant(&self, asked: &ViewAsked, marked: &[bool]) -> Result<(), VmError> {
+    async fn instant(&self, asked: &ViewAsked, marked: &[(usize, bool)]) -> Result<(), VmError> {
         let stands = |what: &str| VmError::System {
             what: format!("{} {what}, so its disks cannot be seen at one instant", self.vm),
             source: io::ErrorKind::Interrupted.into(),
@@ -273,24 +272,24 @@ impl Asked {
     }
 
     /// The new marks come first and what is known since the one before is taken last, so that both say rather too much.
-    async fn put_in(&self, asked: &ViewAsked, marked: &[bool]) -> Result<(), VmError> {
+    async fn put_in(&self, asked: &ViewAsked, marked: &[(usize, bool)]) -> Result<(), VmError> {
         let add = |place: usize, name: &str, disabled: bool| {
             json!({ "type": "block-dirty-bitmap-add", "data": {
                 "node": nodes(place).disk, "name": name, "granularity": GRANULARITY, "disabled": disabled,
             }})
         };
         let new = mark(&asked.owner, &asked.mark);
-        let begin: Vec<Value> = (0..marked.len()).map(|place| add(place, &new, false)).collect();
+        let begin: Vec<Value> = marked.iter().map(|(place, _)| add(*place, &new, false)).collect();
         self.tell(&commands::TRANSACTION, json!({ "actions": begin })).await?;
-        for place in 0..marked.len() {
-            self.set(place, &nodes(place).filter).await?;
+        for (place, _) in marked {
+            self.set(*place, &nodes(*place).filter).await?;
         }
         let Some(since) = &asked.since else { return Ok(()) };
         let mut known = Vec::new();
-        for (place, _) in marked.iter().enumerate().filter(|(_, marked)| **marked) {
-            known.push(add(place, FROZEN, true));
+        for (place, _) in marked.iter().filter(|(_, marked)| *marked) {
+            known.push(add(*place, FROZEN, true));
             known.push(json!({ "type": "block-dirty-bitmap-merge", "data": {
-                "node": nodes(place).disk, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
+                "node": nodes(*place).disk, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
             }}));
         }
         match known.is_empty() {
@@ -300,7 +299,7 @@ impl Asked {
     }
 
     /// Serves the views.
-    async fn serve(&self, socket: &Path, marked: &[bool]) -> Result<(), VmError> {
+    async fn serve(&self, socket: &Path, marked: &[(usize, bool)]) -> Result<(), VmError> {
         let listener = run_dir::listen(socket)
             .map_err(system(format!("the socket {} cannot be made", socket.display())))?;
         let name = json!({ "fdname": "view" });
@@ -308,8 +307,8 @@ impl Asked {
         taken.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })?;
         let at = json!({ "addr": { "type": "fd", "data": { "str": "view" } } });
         self.tell(&commands::SERVE, at).await?;
-        for (place, marked) in marked.iter().enumerate() {
-            let of = nodes(place);
+        for (place, marked) in marked {
+            let of = nodes(*place);
             let view = json!({
                 "driver": "snapshot-access", "node-name": of.view, "file": of.filter, "discard": "unmap",
             });
@@ -370,9 +369,9 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
     let (vm, directory, record) = (asked.vm.clone(), &asked.directory, &asked.launched);
     let disks = &record.launch.disks;
     asked.clear().await?;
-    let marked = asked.marks(disks.len(), &wanted).await?;
+    let marked = asked.marks(&wanted).await?;
     let made = async {
-        for (place, disk) in disks.iter().enumerate() {
+        for (place, disk) in record.launch.placed() {
             asked.filter(place, &disk.path, record.launch.uid, disk.size_bytes).await?;
         }
         let agent = directory.join(run_dir::AGENT_SOCKET);
@@ -392,11 +391,11 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
         let socket = directory.join(run_dir::VIEW_SOCKET);
         asked.serve(&socket, &marked).await?;
         let mut views: Vec<(String, Box<dyn DiskView>)> = Vec::new();
-        for (place, (disk, marked)) in disks.iter().zip(&marked).enumerate() {
+        for (disk, (place, marked)) in disks.iter().zip(&marked) {
             let unserved = system(format!("the disks of {vm} are not served as they were"));
             let connect = async {
                 let stream = UnixStream::connect(&socket).await?;
-                Nbd::connect(stream, &nodes(place).view, marked.then_some(FROZEN)).await
+                Nbd::connect(stream, &nodes(*place).view, marked.then_some(FROZEN)).await
             };
             let nbd = connect.await.map_err(unserved)?;
             views.push((disk.name.clone(), Box::new(Served { nbd, marked: *marked })));

@@ -52,8 +52,18 @@ pub fn note_whole(directory: &Path) -> io::Result<()> {
 /// When it cannot be read or written, or there is none.
 pub fn note_mirror(directory: &Path, place: usize, mirror: &MirrorLaunch) -> io::Result<()> {
     let mut record = read(directory)?.ok_or(io::ErrorKind::NotFound)?;
-    let disk = record.launch.disks.get_mut(place).ok_or(io::ErrorKind::NotFound)?;
-    disk.mirror = Some(mirror.clone());
+    let at = record.launch.at(place).ok_or(io::ErrorKind::NotFound)?;
+    record.launch.disks[at].mirror = Some(mirror.clone());
+    put(directory, &record)
+}
+
+/// Changes which disks a process has, and how they are.
+///
+/// # Errors
+/// When it cannot be read or written, or there is none.
+pub fn note_disks(directory: &Path, change: impl FnOnce(&mut VmLaunch)) -> io::Result<()> {
+    let mut record = read(directory)?.ok_or(io::ErrorKind::NotFound)?;
+    change(&mut record.launch);
     put(directory, &record)
 }
 

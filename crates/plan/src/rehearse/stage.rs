@@ -384,8 +384,16 @@ impl<'a> Stage<'a> {
     fn word(&mut self, vm: &Name, host: &Name, attempt: i64, phase: MigrationPhase) {
         let session = self.snapshot.leases.get(host).map_or(0, |lease| lease.session);
         let (progress, machine, message) = (None, None, String::new());
-        let status =
-            MigrationStatus { attempt, session, phase, progress, machine, heard: None, message };
+        let status = MigrationStatus {
+            attempt,
+            session,
+            phase,
+            progress,
+            machine,
+            ports: false,
+            heard: None,
+            message,
+        };
         self.write(&keys::migration_status(vm, host), Some(&status));
     }
 
@@ -416,6 +424,8 @@ impl<'a> Stage<'a> {
             heard: false,
             idle: phase == VmPhase::Stopped,
             started_with: BTreeMap::new(),
+            disks_change: false,
+            ports: false,
             resets: self.snapshot.vms.get(vm).map_or(0, |vm| vm.spec.resets),
             message: message.to_owned(),
         };

@@ -5,7 +5,7 @@ use haven_model::{
     Name, PoolDriverKind, Snapshot,
     object::Stored,
     vm::VmSpec,
-    vm_snapshot::{SnapshotState, VmSnapshot},
+    vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
 };
 
 /// The first snapshot of a VM that is in a disk which only its host has, and that disk.
@@ -14,13 +14,15 @@ fn held<'a>(
     vm: &Stored<VmSpec>,
     counts: impl Fn(&VmSnapshot) -> bool,
 ) -> Option<(&'a Name, &'a Name)> {
-    let local = |pool: &Name| {
-        snapshot.pools.get(pool).is_some_and(|pool| pool.spec.driver == PoolDriverKind::Local)
+    // One that its VM has no more is lost already.
+    let local = |of: &SnapshotDisk| {
+        let has = vm.spec.disks.iter().any(|disk| disk.name == of.name && disk.pool == of.pool);
+        let pool = snapshot.pools.get(&of.pool).filter(|_| has);
+        pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Local)
     };
     let of = snapshot.vm_snapshots.get(&vm.meta.uid)?.iter();
-    of.filter(|(_, of)| counts(of)).find_map(|(name, of)| {
-        Some((name, &of.value.disks.iter().find(|disk| local(&disk.pool))?.name))
-    })
+    of.filter(|(_, of)| counts(of))
+        .find_map(|(name, of)| Some((name, &of.value.disks.iter().find(|disk| local(disk))?.name)))
 }
 
 fn words(vm: &Name, (name, disk): (&Name, &Name)) -> String {

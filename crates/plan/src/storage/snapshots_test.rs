@@ -71,6 +71,8 @@ fn a_snapshot_in_a_disk_of_one_host_keeps_its_vm_there() {
         keeps(&mut world, "data", "filer", state);
         assert_eq!(stays(&world), None, "all hosts have that one");
     }
+    keeps(&mut world, "swap", "fast", SnapshotState::There);
+    assert_eq!(stays(&world), None, "its VM has no such disk any more");
     world.snapshot.vm_snapshots.clear();
     world.snapshot.unreadable.insert("snapshots/uid-db/odd".into(), 9);
     assert!(stays(&world).unwrap().contains("the record snapshots/uid-db/odd cannot be read"));

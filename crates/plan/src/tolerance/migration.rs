@@ -11,10 +11,11 @@ use crate::{
 };
 use haven_model::{
     Action, Bytes, Handover, Migration, MigrationOptions, MigrationPhase, MigrationStatus,
-    MovedFrom, MovingTo, Name, Placement, Snapshot, Versioned, VmPhase, VmSpec,
+    MovedFrom, MovingTo, Name, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
     host::{GOES_ALONG, MIRRORS_MOVE, POSTCOPY},
     object::Stored,
     plan::MoveStep,
+    vm::{DISKS, DiskSpec},
 };
 
 /// Takes each migration one step further.
@@ -438,6 +439,11 @@ pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
 #[must_use]
 pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
     let pending = snapshot.pending_machine(&vm.meta.name);
+    if snapshot.disks_change(&vm.meta.name) && pending == [DISKS] {
+        let told = snapshot.told_of(&vm.meta.name).filter(|told| !told.message.is_empty());
+        let why = told.map(|told| format!(" ({})", told.message)).unwrap_or_default();
+        return Some(format!("its disks are being changed, and it can move after that{why}"));
+    }
     if !pending.is_empty() {
         return Some(format!(
             "it was changed since it was started ({}); `haven vm reset {}` takes that up",
@@ -455,6 +461,17 @@ pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
     }
     if let Some(why) = storage::snapshots::stays(snapshot, vm) {
         return Some(why);
+    }
+    let stays = |disk: &&DiskSpec| {
+        let pool = snapshot.pools.get(&disk.pool);
+        disk.detached && pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Local)
+    };
+    if let Some(disk) = vm.spec.disks.iter().find(stays) {
+        let (name, of) = (&disk.name, &vm.meta.name);
+        return Some(format!(
+            "its disk `{name}` is detached and lives in the pool `{}`, which is local to its host, so it would stay behind; `haven volume attach {of}.{name}`, or remove it (`haven volume rm {of}.{name}`)",
+            disk.pool
+        ));
     }
     let (disk, pool) = local_disk(snapshot, &vm.spec)?;
     let older = speaks_less(snapshot, GOES_ALONG)?;

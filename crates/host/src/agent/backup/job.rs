@@ -21,7 +21,7 @@ use haven_model::{
     backup::{Backup, BackupDisk, BackupRun, BackupSpec, Moment},
     keys,
     object::{Kind, Stored},
-    vm::VmSpec,
+    vm::{DiskSpec, VmSpec},
     volume::VolumeRef,
 };
 use haven_store::{
@@ -29,7 +29,7 @@ use haven_store::{
     raw::{Compare, Op, StoreError},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -287,7 +287,7 @@ impl Work {
         mark: &str,
     ) -> Result<(Moment, Vec<(Name, Box<dyn DiskView>)>), StorageFailure> {
         if !self.runs {
-            return Ok((Moment::Stopped, self.closed(live).await?));
+            return Ok((Moment::Stopped, self.closed(live, |_| true).await?));
         }
         let asked = ViewAsked {
             owner: self.run.to.to_string(),
@@ -298,19 +298,25 @@ impl Work {
         let view = view.map_err(|error| says(chain(&error)))?;
         let moment = if view.frozen { Moment::Frozen } else { Moment::Running };
         let named = view.disks.into_iter().map(|(name, disk)| Ok((Name::new(name)?, disk)));
-        let named = named.collect::<Result<_, haven_model::ModelError>>();
-        Ok((moment, named.map_err(|error| says(error.to_string()))?))
+        let named = named.collect::<Result<Vec<_>, haven_model::ModelError>>();
+        let mut disks = named.map_err(|error| says(error.to_string()))?;
+        // None of them comes or goes as long as this goes on.
+        let open: BTreeSet<Name> = disks.iter().map(|(name, _)| name.clone()).collect();
+        let closed = |disk: &DiskSpec| disk.detached && !open.contains(&disk.name);
+        disks.extend(self.closed(live, closed).await?);
+        Ok((moment, disks))
     }
 
-    /// The disks of a VM that does not run.
+    /// The disks that no process has open.
     async fn closed(
         &self,
         live: &Snapshot,
+        which: impl Fn(&DiskSpec) -> bool,
     ) -> Result<Vec<(Name, Box<dyn DiskView>)>, StorageFailure> {
         let mut disks: Vec<(Name, Box<dyn DiskView>)> = Vec::new();
         let placed = live.placements.get(&self.vm);
         let uid = placed.map_or(0, |placed| placed.unix_uid());
-        for disk in &self.object.spec.disks {
+        for disk in self.object.spec.disks.iter().filter(|disk| which(disk)) {
             let Some(pool) = live.pools.get(&disk.pool) else {
                 return Err(says(format!("the pool `{}` is not there", disk.pool)));
             };
@@ -329,12 +335,16 @@ impl Work {
                 )));
             }
             let path = self.parts.storage.has_volume(&pool.spec, &name, uid).await?;
-            let path = path.ok_or_else(|| {
-                says(format!(
+            let Some(path) = path else {
+                // Its guest has never seen it.
+                if disk.detached {
+                    continue;
+                }
+                return Err(says(format!(
                     "the disk `{}` is not made yet; start the VM, and its disks are there to be kept",
                     disk.name
-                ))
-            })?;
+                )));
+            };
             let served = Served::open(&path, pool::format(&pool.spec), false).await?;
             disks.push((disk.name.clone(), Box::new(served)));
         }

@@ -12,57 +12,90 @@ use super::{
 };
 use crate::agent::tunnel::Load;
 use haven_model::{
-    MigrationPhase, MovingTo, Placement, PoolDriverKind, Snapshot, migration::Progress,
-    vm::DiskLimits,
+    MigrationPhase, MovingTo, Name, Placement, PoolDriverKind, Snapshot,
+    migration::Progress,
+    vm::{DiskLimits, DiskSpec},
 };
+use std::{collections::BTreeMap, time::Duration};
 
 /// How much a guest may have written that is still to be sent when its memory begins; and four times as much when it
 /// stops, which is what a wire of 1 Gbit/s carries in 2 s. Bytes.
 const LEFT: u64 = 64 << 20;
+
+/// When it is asked again what a process has.
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
 
 /// What a process was told that its guest may use of its disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Limited {
     /// Which process: its epoch, and when it was started.
     run: (Option<u64>, Option<i64>),
-    limits: Vec<DiskLimits>,
+    limits: Vec<(Name, DiskLimits)>,
 }
 
 impl VmTask {
     /// Limits what the guest may use of its disks, as its spec says by now.
     pub(super) async fn limit_disks(&mut self, snapshot: &Snapshot) {
         let Some(object) = snapshot.vms.get(&self.vm) else { return };
-        // Its process has the disks of before: which place is whose nobody knows.
+        // Its process may not have the disks that are wanted by now.
         if self.was_changed(snapshot) {
             return;
         }
-        let limits = object.spec.disks.iter().map(|disk| disk.limits.unwrap_or_default());
-        let wanted = Limited { run: (self.running, self.started_ms), limits: limits.collect() };
+        let limit = |disk: &DiskSpec| (disk.name.clone(), disk.limits.unwrap_or_default());
+        let limits = object.spec.plugged().map(limit).collect();
+        let wanted = Limited { run: (self.running, self.started_ms), limits };
         if self.limited.as_ref() == Some(&wanted) {
             return;
         }
         let new = self.limited.as_ref().is_none_or(|told| told.run != wanted.run);
-        for (place, limits) in wanted.limits.iter().enumerate() {
+        let places = match self.places().await {
+            Ok(places) => places,
+            Err(why) => {
+                tracing::warn!(vm = %self.vm, why, "which disks its process has cannot be told");
+                return self.look_again(AGAIN);
+            }
+        };
+        for (name, limits) in &wanted.limits {
             // A process begins without any.
             if new && *limits == DiskLimits::default() && self.limited.is_some() {
                 continue;
             }
-            if let Err(error) = self.parts.vms.limit(self.vm.as_str(), place, limits).await {
+            let Some(place) = places.get(name.as_str()) else { continue };
+            if let Err(error) = self.parts.vms.limit(self.vm.as_str(), *place, limits).await {
                 let why = crate::agent::chain(&error);
-                tracing::warn!(vm = %self.vm, place, why, "its disk cannot be limited; tried again at its next start");
+                tracing::warn!(vm = %self.vm, disk = %name, why, "its disk cannot be limited; tried again at its next start");
             }
         }
         self.limited = Some(wanted);
     }
 
+    /// The places of its disks, by their names.
+    async fn places(&self) -> Result<BTreeMap<String, usize>, String> {
+        let has = self.parts.vms.has(self.vm.as_str()).await;
+        let has = has.map_err(|error| crate::agent::chain(&error))?;
+        Ok(has.disks.into_iter().map(|disk| (disk.name, disk.place)).collect())
+    }
+
     /// The places of the disks that only this host has.
-    pub(super) fn disks_of_this_host(&self, snapshot: &Snapshot) -> Vec<usize> {
-        let Some((object, _)) = &self.last else { return Vec::new() };
-        let disks = object.spec.disks.iter().enumerate().filter(|(_, disk)| {
+    pub(super) async fn disks_of_this_host(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<usize>, String> {
+        let Some((object, _)) = &self.last else { return Ok(Vec::new()) };
+        let local = |disk: &&DiskSpec| {
             let pool = snapshot.pools.get(&disk.pool);
             pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Local)
-        });
-        disks.map(|(place, _)| place).collect()
+        };
+        let names: Vec<&Name> = object.spec.plugged().filter(local).map(|d| &d.name).collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places = self.places().await?;
+        let place = |name: &&Name| {
+            let place = places.get(name.as_str()).copied();
+            place.ok_or_else(|| format!("its process does not have its disk `{name}`"))
+        };
+        names.iter().map(place).collect()
     }
 
     /// Begins to send them.

@@ -175,6 +175,31 @@ impl VmTask {
         }
     }
 
+    /// The volume at a place, and the hosts whose replicas its process has open and that have not failed.
+    pub(super) async fn replicas_of(&self, place: usize) -> Option<(VolumeRef, BTreeSet<Name>)> {
+        let (_, of) = self.mirrored().await.into_iter().find(|(at, _)| *at == place)?;
+        let live = Arc::clone(&self.parts.live.borrow());
+        let volume = live.volumes.get(&of)?;
+        let hosts = hosts_of(&live, volume);
+        let disk = self.parts.vms.mirror(self.vm.as_str(), place, &hosts).await.ok()?;
+        let well = disk.linked.into_iter().filter(|(_, linked)| !linked.broken && !disk.stopped);
+        Some((of, well.map(|(host, _)| host).collect()))
+    }
+
+    /// Its process has closed a volume, and all of `with` have what was written. If those are all that count, the next one opens
+    /// them as they are.
+    pub(super) async fn close_mirror(&mut self, of: &VolumeRef, with: &BTreeSet<Name>) {
+        let live = Arc::clone(&self.parts.live.borrow());
+        let Some(volume) = live.volumes.get(of) else { return };
+        // One that is brought up to the others does not count, and lacks what is yet to come.
+        let with = with.iter().filter(|host| volume.counts(host)).cloned().collect();
+        if let Some(record) = steps::closed(volume, &self.parts.me, &with)
+            && !self.put(&live, of, &record).await
+        {
+            tracing::warn!(vm = %self.vm, disk = %of.disk, "that its replicas are the same could not be written");
+        }
+    }
+
     /// Why its guest may not go over to another host as its mirrored disks are, if so.
     pub(super) async fn replicas_differ(&self) -> Option<String> {
         for (place, of) in self.mirrored().await {

@@ -148,7 +148,8 @@ impl VmTask {
         let session = self.parts.current_session()?.number;
         let (progress, machine, message) = (None, None, String::new());
         let heard = self.outgoing.as_ref().and_then(|copy| copy.heard);
-        Some(MigrationStatus { attempt, session, phase, progress, machine, heard, message })
+        let ports = false;
+        Some(MigrationStatus { attempt, session, phase, progress, machine, ports, heard, message })
     }
 
     /// Says that an attempt did not work out; true when that stands, so that the owner cannot change by it any more.
@@ -225,6 +226,7 @@ impl VmTask {
                     return;
                 };
                 status.machine = Some(machine);
+                status.ports = self.hot.ports;
                 self.say(attempt, status).await;
             }
             Some(MigrationPhase::Preparing) => {
@@ -263,7 +265,7 @@ impl VmTask {
             return Ok(());
         }
         let now = self.parts.clock.now();
-        let places = self.disks_of_this_host(snapshot);
+        let places = self.disks_of_this_host(snapshot).await?;
         let copy = Outgoing { heard: Some(heard), ..Outgoing::of(attempt, now) };
         if places.is_empty() {
             return self.send_memory(placement, to, copy).await;
@@ -506,9 +508,8 @@ impl VmTask {
             return;
         }
         let Some(placement) = self.my_placement(snapshot) else { return };
-        let Some(Some(machine)) = snapshot
-            .migration_told(&self.vm, &placement.host, attempt)
-            .map(|told| told.machine.clone())
+        let told = snapshot.migration_told(&self.vm, &placement.host, attempt);
+        let Some((machine, ports)) = told.and_then(|of| Some((of.machine.clone()?, of.ports)))
         else {
             // The owner says first what its machine is, or has failed.
             return;
@@ -523,7 +524,7 @@ impl VmTask {
         if !self.say(attempt, status).await {
             return;
         }
-        match self.make_ready(snapshot, epoch, machine).await {
+        match self.make_ready(snapshot, epoch, machine, ports).await {
             Some(Ok(())) => {
                 self.incoming = Some(attempt);
                 self.listening = false;
@@ -556,6 +557,7 @@ impl VmTask {
         snapshot: &Snapshot,
         epoch: u64,
         machine: String,
+        ports: bool,
     ) -> Option<Result<(), StartFailure>> {
         let session = self.parts.current_session()?;
         let kvm = self.parts.facts.borrow().as_ref().map(|facts| facts.kvm)?;
@@ -570,7 +572,7 @@ impl VmTask {
             session: session.number,
             kvm,
             networks: self.networks.clone(),
-            incoming: Some(Incoming { epoch, machine, options }),
+            incoming: Some(Incoming { epoch, machine, ports, options }),
             begun: self.mirrors.begun(),
         };
         let launch = match self.prepare(snapshot, preparation, session).await? {
@@ -580,6 +582,7 @@ impl VmTask {
         Some(match self.parts.vms.start_incoming(&launch).await {
             Ok(running) => {
                 self.running = Some(running.epoch);
+                self.hot.begins(ports);
                 self.unsure = false;
                 Ok(())
             }

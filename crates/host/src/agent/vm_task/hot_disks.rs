@@ -1,0 +1,453 @@
+//! Disks that come, go and grow while their guest runs (docs/decisions/0025-hot-disks.md).
+//!
+//! ```text
+//!   the spec names a disk that the process lacks ─► it is made ready, beside all else ─► plugged in ─► told (`startedWith`)
+//!   the spec has it detached                     ─► its guest lets it go ─► closed, told
+//!   the spec has it larger                       ─► grown, told
+//! ```
+//!
+//! What cannot be done to a process that runs stays as it is until the next start, and `haven vm ls` says so.
+
+use super::{VmTask, disks::AGAIN};
+use crate::{
+    agent::{
+        chain,
+        mirrored::open::Begun,
+        vm_start::{Preparation, StartFailure},
+    },
+    vm::{
+        driver::DiskLaunch,
+        hot_disks::{Has, HasDisk, LetGo},
+    },
+};
+use haven_model::{
+    Bytes, Name, Snapshot, VmSpec,
+    vm::{DISKS, DiskSpec},
+};
+use haven_store::clock::Mono;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// How often a disk that is made ready is looked at.
+const READIES: Duration = Duration::from_millis(50);
+/// After so long people are told what is waited for.
+const SLOW: Duration = Duration::from_secs(3);
+/// When a guest that keeps a disk is asked again, and what failed is tried again.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What a task remembers of the disks that its process has.
+#[derive(Default)]
+pub(super) struct Hot {
+    /// [`haven_model::VmStatus::ports`].
+    pub ports: bool,
+    /// [`haven_model::VmStatus::disks_change`].
+    pub changes: bool,
+    /// What the process has was looked at by this daemon.
+    known: bool,
+    plugging: Option<Plugging>,
+    /// Runs of mirrored disks that were begun, and with which nothing was plugged in yet.
+    begun: Begun,
+    /// What people are told while something is not as it is wanted.
+    pub note: String,
+    /// Nothing is tried before.
+    not_before: Option<Mono>,
+}
+
+/// A disk that is made ready.
+struct Plugging {
+    disk: DiskSpec,
+    since: Mono,
+    step: watch::Receiver<String>,
+    made: JoinHandle<Result<DiskLaunch, StartFailure>>,
+}
+
+impl Drop for Plugging {
+    fn drop(&mut self) {
+        self.made.abort();
+    }
+}
+
+impl Hot {
+    /// Another process begins, with what is wanted of it now.
+    pub fn begins(&mut self, ports: bool) {
+        *self = Self { ports, known: true, ..Self::default() };
+    }
+
+    /// A disk is being made ready.
+    pub fn is_busy(&self) -> bool {
+        self.plugging.is_some()
+    }
+}
+
+/// What is to be done next to the disks of a process.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    In(DiskSpec),
+    Out(HasDisk),
+    Larger(HasDisk, Bytes),
+}
+
+/// How a spec names the disks of a process that has these.
+fn named(spec: &VmSpec, has: &[HasDisk]) -> String {
+    let mut spec = spec.clone();
+    for disk in &mut spec.disks {
+        let size = has.iter().find(|one| one.name == disk.name.as_str()).map(|one| one.size_bytes);
+        disk.detached = size.is_none();
+        disk.size = size.map_or(disk.size, Bytes);
+    }
+    spec.hardware().remove(DISKS).unwrap_or_default()
+}
+
+/// The same after one of them has gone.
+fn named_without(spec: &VmSpec, has: &Has, gone: &HasDisk) -> String {
+    let left: Vec<HasDisk> = has.disks.iter().filter(|one| *one != gone).cloned().collect();
+    named(spec, &left)
+}
+
+/// The same after one of them was made larger, or has come.
+fn named_with(spec: &VmSpec, has: &Has, disk: &HasDisk) -> String {
+    let mut disks = has.disks.clone();
+    disks.retain(|one| one.name != disk.name);
+    disks.push(disk.clone());
+    named(spec, &disks)
+}
+
+/// What comes next. What a guest shall not have goes before another one takes its port.
+fn next(spec: &VmSpec, has: &Has) -> Change {
+    if let Some(left) = has.disks.iter().find(|disk| !disk.plugged) {
+        return Change::Out(left.clone());
+    }
+    // Something else of them was changed as well, which waits for the next start.
+    if named(spec, &has.disks) != has.named {
+        return Change::Nothing;
+    }
+    let its = |disk: &DiskSpec| has.disks.iter().find(|one| one.name == disk.name.as_str());
+    let with_port = || spec.disks.iter().filter(|disk| disk.slot.is_some() && has.ports);
+    if let Some(gone) = with_port().filter(|disk| disk.detached).find_map(its) {
+        return Change::Out(gone.clone());
+    }
+    if let Some(new) = with_port().find(|disk| !disk.detached && its(disk).is_none()) {
+        return Change::In(new.clone());
+    }
+    let larger = spec.plugged().find_map(|disk| {
+        let has = its(disk).filter(|has| !has.mirrored && has.size_bytes < disk.size.0)?;
+        Some(Change::Larger(has.clone(), disk.size))
+    });
+    larger.unwrap_or(Change::Nothing)
+}
+
+impl VmTask {
+    /// Gives the process that runs the disks that are wanted by now.
+    pub(super) async fn change_disks(&mut self, snapshot: &Snapshot) {
+        let Some(object) = snapshot.vms.get(&self.vm) else { return };
+        if self.started_with.is_empty() {
+            return;
+        }
+        if self.started_with.get(DISKS) == object.spec.hardware().get(DISKS) && self.hot.known {
+            return self.as_wanted();
+        }
+        if !self.may_change(snapshot) {
+            return;
+        }
+        let now = self.parts.clock.now();
+        if let Some(at) = self.hot.not_before.filter(|at| *at > now) {
+            return self.look_again(Duration::from_nanos(at.0 - now.0));
+        }
+        let has = match self.parts.vms.has(self.vm.as_str()).await {
+            Ok(has) => has,
+            Err(error) => {
+                let why = format!("its disks cannot be told: {}", chain(&error));
+                return self.not_changed(&why, AGAIN);
+            }
+        };
+        (self.hot.known, self.hot.ports) = (true, has.ports);
+        if has.named.is_empty() {
+            // It was started by an older version.
+            return self.as_wanted();
+        }
+        // What an earlier daemon did last it may not have told.
+        self.started_with.insert(DISKS.to_owned(), has.named.clone());
+        let change = next(&object.spec, &has);
+        self.hot.changes = change != Change::Nothing;
+        match change {
+            Change::Nothing => self.as_wanted(),
+            Change::In(disk) => self.plug(snapshot, &object.spec, &has, &disk).await,
+            Change::Out(disk) => {
+                let named = named_without(&object.spec, &has, &disk);
+                self.unplug(&disk, named).await;
+            }
+            Change::Larger(disk, size) => {
+                let larger = HasDisk { size_bytes: size.0, ..disk.clone() };
+                let named = named_with(&object.spec, &has, &larger);
+                let vm = self.vm.as_str();
+                match self.parts.vms.grow(vm, disk.place, size.0, &named).await {
+                    Ok(()) => self.changed(named),
+                    Err(error) => {
+                        let why = chain(&error);
+                        let why = format!("its disk `{}` cannot be made larger: {why}", disk.name);
+                        self.not_changed(&why, PAUSE);
+                    }
+                }
+            }
+        }
+    }
+
+    /// They are as they are wanted, or as they stay until the next start.
+    fn as_wanted(&mut self) {
+        (self.hot.plugging, self.hot.not_before) = (None, None);
+        self.hot.changes = false;
+        self.hot.note.clear();
+    }
+
+    /// Whether its disks may change now: nobody else is at them.
+    fn may_change(&self, snapshot: &Snapshot) -> bool {
+        let moves = snapshot.placements.get(&self.vm).is_some_and(|p| p.moving_to.is_some());
+        let busy = self.outgoing.is_some() || self.following.is_some() || self.incoming.is_some();
+        !moves && !busy && self.backup.is_none() && !self.unclosed
+    }
+
+    fn changed(&mut self, named: String) {
+        self.started_with.insert(DISKS.to_owned(), named);
+        self.hot.note.clear();
+        self.look_again(Duration::ZERO);
+    }
+
+    fn not_changed(&mut self, why: &str, pause: Duration) {
+        if self.hot.note != why {
+            tracing::warn!(vm = %self.vm, why, "its disks are not as they are wanted");
+        }
+        why.clone_into(&mut self.hot.note);
+        self.hot.not_before = Some(self.parts.clock.now().plus(pause));
+        self.look_again(pause);
+    }
+
+    async fn plug(&mut self, snapshot: &Snapshot, spec: &VmSpec, has: &Has, disk: &DiskSpec) {
+        let Some(plugging) = self.hot.plugging.take().filter(|plugging| plugging.disk == *disk)
+        else {
+            return self.make_disk_ready(snapshot, disk);
+        };
+        if !plugging.made.is_finished() {
+            if self.parts.clock.now().since(plugging.since) >= SLOW {
+                let step = plugging.step.borrow();
+                self.hot.note = format!("its disk `{}` is made ready: {}", disk.name, *step);
+            }
+            self.hot.plugging = Some(plugging);
+            return self.look_again(READIES);
+        }
+        let mut plugging = plugging;
+        let launch = match (&mut plugging.made).await {
+            Ok(Ok(launch)) => launch,
+            Ok(Err(failure)) => return self.not_plugged(&disk.name, &failure.0),
+            // It was given up.
+            Err(_) => return self.look_again(READIES),
+        };
+        let there = HasDisk {
+            name: launch.name.clone(),
+            place: 0,
+            size_bytes: launch.size_bytes,
+            mirrored: launch.mirror.is_some(),
+            plugged: true,
+        };
+        let named = named_with(spec, has, &there);
+        // From here on something may be written.
+        let begun = std::mem::take(&mut self.hot.begun);
+        let vm = self.vm.as_str();
+        let Err(error) = self.parts.vms.plug(vm, &launch, &named).await else {
+            return self.changed(named);
+        };
+        let now = self.parts.vms.has(vm).await;
+        if now.is_ok_and(|now| now.disks.iter().all(|one| one.name != launch.name)) {
+            self.hot.begun = begun;
+        }
+        self.not_plugged(&disk.name, &chain(&error));
+    }
+
+    fn not_plugged(&mut self, disk: &Name, why: &str) {
+        self.not_changed(&format!("its disk `{disk}` cannot be attached: {why}"), PAUSE);
+    }
+
+    /// Makes a disk ready beside all else that this task does: that may take long, and its other disks need this task.
+    fn make_disk_ready(&mut self, snapshot: &Snapshot, disk: &DiskSpec) {
+        let Some((object, placement)) = self.last.clone() else { return };
+        let Some(session) = self.parts.current_session() else { return };
+        let (step, steps) = watch::channel(String::new());
+        let (parts, vm) = (Arc::clone(&self.parts), self.vm.clone());
+        let (networks, begun) = (self.networks.clone(), Arc::clone(&self.hot.begun));
+        let (snapshot, of) = (snapshot.clone(), disk.clone());
+        let made = tokio::spawn(async move {
+            let preparation = Preparation {
+                parts,
+                vm,
+                snapshot: &snapshot,
+                object,
+                placement,
+                session: session.number,
+                kvm: false,
+                networks,
+                incoming: None,
+                begun,
+            };
+            preparation.disk(&of, &step).await
+        });
+        let since = self.parts.clock.now();
+        self.hot.plugging = Some(Plugging { disk: disk.clone(), since, step: steps, made });
+        self.look_again(READIES);
+    }
+
+    async fn unplug(&mut self, disk: &HasDisk, named: String) {
+        self.hot.plugging = None;
+        let open = self.replicas_of(disk.place).await;
+        match self.parts.vms.unplug(self.vm.as_str(), disk.place, &named).await {
+            Ok(LetGo::Yes { whole }) => {
+                if let Some((of, with)) = open.filter(|_| whole) {
+                    self.close_mirror(&of, &with).await;
+                }
+                self.changed(named);
+            }
+            Ok(LetGo::NotYet) => {
+                let why = format!(
+                    "its guest has not let its disk `{}` go yet; it is asked again until it does. One that is just starting does so once it is up, one that hangs when it is reset",
+                    disk.name
+                );
+                self.not_changed(&why, PAUSE);
+            }
+            Err(error) => {
+                let why = format!("its disk `{}` cannot be detached: {}", disk.name, chain(&error));
+                self.not_changed(&why, PAUSE);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Change, named, next};
+    use crate::vm::hot_disks::{Has, HasDisk};
+    use haven_model::{Bytes, Name, VmSpec, vm::DiskSpec};
+    use proptest::prelude::*;
+
+    fn disk(name: &str, slot: Option<u8>) -> DiskSpec {
+        let (name, pool) = (Name::new(name).unwrap(), Name::new("fast").unwrap());
+        DiskSpec { slot, ..DiskSpec::new(name, Bytes::gib(1), pool) }
+    }
+
+    fn spec(disks: Vec<DiskSpec>) -> VmSpec {
+        let mut spec: VmSpec = serde_json::from_str(r#"{"memory": "128MiB"}"#).unwrap();
+        spec.disks = disks;
+        spec
+    }
+
+    fn plugged(spec: &VmSpec) -> Vec<HasDisk> {
+        let disks = spec.plugged().enumerate();
+        let has = disks.map(|(place, disk)| HasDisk {
+            name: disk.name.to_string(),
+            place,
+            size_bytes: disk.size.0,
+            mirrored: disk.name.as_str().starts_with('m'),
+            plugged: true,
+        });
+        has.collect()
+    }
+
+    fn started(spec: &VmSpec) -> Has {
+        let disks = plugged(spec);
+        Has { ports: true, named: named(spec, &disks), disks }
+    }
+
+    #[test]
+    fn what_has_no_port_stays_as_it_is() {
+        let mut now = spec(vec![disk("root", None), disk("data", Some(0))]);
+        let has = started(&now);
+        assert_eq!(next(&now, &has), Change::Nothing);
+        now.disks[0].detached = true;
+        assert_eq!(next(&now, &has), Change::Nothing);
+        now.disks[1].detached = true;
+        assert_eq!(next(&now, &has), Change::Out(has.disks[1].clone()));
+        let old = Has { ports: false, ..has };
+        assert_eq!(next(&now, &old), Change::Nothing);
+        now.disks[1].detached = false;
+        now.disks[0].detached = false;
+        now.disks.push(disk("new", Some(1)));
+        assert_eq!(next(&now, &old), Change::Nothing);
+    }
+
+    #[test]
+    fn what_was_left_half_way_is_closed_first() {
+        let now = spec(vec![disk("root", Some(0)), disk("data", Some(1))]);
+        let mut has = started(&now);
+        has.disks[1].plugged = false;
+        assert_eq!(next(&now, &has), Change::Out(has.disks[1].clone()));
+    }
+
+    #[test]
+    fn a_change_of_another_kind_waits_for_the_next_start() {
+        let mut now = spec(vec![disk("root", Some(0))]);
+        let has = started(&now);
+        now.disks[0].image = Some(Name::new("other").unwrap());
+        now.disks.push(disk("new", Some(1)));
+        assert_eq!(next(&now, &has), Change::Nothing);
+    }
+
+    fn any_disks() -> impl Strategy<Value = Vec<DiskSpec>> {
+        let one = (prop::bool::ANY, prop::bool::ANY, 1u64..4, prop::bool::ANY);
+        prop::collection::vec(one, 0..6).prop_map(|disks| {
+            let disks = disks.into_iter().enumerate();
+            let disks = disks.map(|(i, (ported, detached, gib, mirrored))| {
+                let kind = if mirrored { "m" } else { "d" };
+                let slot = ported.then(|| u8::try_from(i).unwrap());
+                let with = disk(&format!("{kind}{i}"), slot);
+                DiskSpec { detached, size: Bytes::gib(gib), ..with }
+            });
+            disks.collect()
+        })
+    }
+
+    proptest! {
+        /// Whatever is wanted of whatever a process was started with: each step brings it nearer, it comes to an end, and then
+        /// all is as wanted but for what has no port, and mirrored disks that are to be larger.
+        #[test]
+        fn steps_come_to_an_end_with_what_is_wanted(before in any_disks(), after in any_disks()) {
+            // Disks are there before and after, so that only how they are wanted changes.
+            let mut wanted = spec(before);
+            let mut has = started(&wanted);
+            for disk in &mut wanted.disks {
+                if let Some(other) = after.iter().find(|other| other.name == disk.name) {
+                    disk.detached = other.detached;
+                    disk.size = disk.size.max(other.size);
+                }
+            }
+            for step in 0.. {
+                prop_assert!(step < 20, "it goes on for ever");
+                match next(&wanted, &has) {
+                    Change::Nothing => break,
+                    Change::In(disk) => {
+                        prop_assert!(disk.slot.is_some());
+                        has.disks.push(HasDisk {
+                            name: disk.name.to_string(),
+                            place: 0,
+                            size_bytes: disk.size.0,
+                            mirrored: disk.name.as_str().starts_with('m'),
+                            plugged: true,
+                        });
+                    }
+                    Change::Out(disk) => has.disks.retain(|one| one.name != disk.name),
+                    Change::Larger(disk, size) => {
+                        let mut its = has.disks.iter_mut().filter(|one| one.name == disk.name);
+                        its.next().unwrap().size_bytes = size.0;
+                    }
+                }
+                has.named = named(&wanted, &has.disks);
+            }
+            for disk in &wanted.disks {
+                let its = has.disks.iter().find(|one| one.name == disk.name.as_str());
+                if disk.slot.is_some() {
+                    prop_assert_eq!(its.is_none(), disk.detached);
+                }
+                if let Some(its) = its.filter(|its| !its.mirrored && !disk.detached) {
+                    prop_assert_eq!(its.size_bytes, disk.size.0);
+                }
+            }
+        }
+    }
+}
