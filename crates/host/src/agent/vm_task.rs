@@ -769,15 +769,6 @@ impl VmTask {
         }
     }
 
-    /// Whether it is wanted otherwise than its process was started.
-    fn was_changed(&self, snapshot: &Snapshot) -> bool {
-        let Some(object) = snapshot.vms.get(&self.vm) else { return false };
-        let placement = snapshot.placements.get(&self.vm);
-        let known = !self.started_with.is_empty();
-        known && self.started_with != object.spec.hardware()
-            || placement.is_some_and(|placement| !placement.fits(&object.spec))
-    }
-
     async fn event(&mut self, event: Result<VmEvent, broadcast::error::RecvError>) {
         match event {
             Ok(VmEvent::Exited { vm, epoch, how }) if vm == self.vm.as_str() => {
