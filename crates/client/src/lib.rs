@@ -5,6 +5,7 @@
 
 mod backups;
 mod events;
+mod snapshots;
 mod tls;
 mod upload;
 

@@ -17,6 +17,7 @@ use haven_host::{
         },
         qemu::{QemuConfig, QemuDriver},
         run_dir, scan,
+        snapshots::Snapshots,
         views::{DiskView, ViewAsked, Views},
     },
 };
@@ -441,10 +442,10 @@ fn of_one_instant(disks: &[Vec<u8>]) -> u64 {
     second
 }
 
-/// Starts a guest that counts on a disk of each format.
-async fn counting(driver: &QemuDriver) {
+/// Starts a guest that counts on disks of these formats.
+async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
     let mut vm = launch("web-1", COUNTS);
-    for (name, format) in [("root", "qcow2"), ("data", "raw")] {
+    for (name, format) in ["root", "data"].into_iter().zip(formats) {
         let path = format!("/tmp/{name}");
         let args = ["create", "-q", "-f", format, &path, "16M"];
         assert!(Command::new("qemu-img").args(args).status().unwrap().success());
@@ -551,7 +552,7 @@ fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
     let first = runtime();
     let driver = qemu();
     first.block_on(async {
-        counting(&driver).await;
+        counting(&driver, ["qcow2", "raw"]).await;
         let a = first_view(&driver).await;
         // Nobody closes these.
         marked_view(&driver, &a).await;
@@ -582,4 +583,108 @@ fn disks_of_a_guest_that_writes_are_seen_as_they_were_at_one_instant() {
         let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".view")), "{left:?}");
     });
+}
+
+/// What a disk held when it took a snapshot; it is at rest.
+fn kept(disk: &str, snapshot: &str) -> Vec<u8> {
+    let (from, to) = (format!("/tmp/{disk}"), format!("/tmp/{disk}.{snapshot}"));
+    let of = format!("snapshot.name={snapshot}");
+    let args = ["convert", "-f", "qcow2", "-l", &of, "-O", "raw", &from, &to];
+    assert!(Command::new("qemu-img").args(args).status().unwrap().success());
+    std::fs::read(to).unwrap()
+}
+
+/// How many of its disks keep a snapshot.
+async fn keep(driver: &QemuDriver, snapshot: &str) -> usize {
+    let keeps = driver.keeps("web-1").await.unwrap();
+    keeps.values().filter(|disk| disk.snapshots.contains_key(snapshot)).count()
+}
+
+/// Daemons that die while one is taken: both disks keep it, or none.
+fn taken_by_daemons_that_die(names: &[String]) -> Vec<String> {
+    let (mut whole, mut after_us) = (Vec::new(), 0);
+    for snapshot in ["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7"] {
+        let killed = runtime();
+        let driver = Arc::new(qemu());
+        killed.block_on(driver.list()).unwrap();
+        let (taking, disks) = (Arc::clone(&driver), names.to_vec());
+        killed.spawn(async move { taking.take_snapshot("web-1", &disks, snapshot).await });
+        std::thread::sleep(Duration::from_micros(after_us));
+        after_us += 900;
+        killed.shutdown_timeout(Duration::from_secs(5));
+        drop(driver);
+        let next = qemu();
+        runtime().block_on(async {
+            next.list().await.unwrap();
+            assert_eq!(next.state("web-1").await.unwrap(), GuestState::Running);
+            let keep = keep(&next, snapshot).await;
+            assert!(keep == 0 || keep == 2, "{keep} of its disks keep {snapshot}");
+            if keep == 2 {
+                whole.push(snapshot.to_owned());
+            }
+        });
+    }
+    println!("8 daemons were killed; {} had taken it", whole.len());
+    whole
+}
+
+#[test]
+fn snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant() {
+    if !inside::inside("snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant") {
+        return;
+    }
+    let names = ["root".to_owned(), "data".to_owned()];
+    let driver = qemu();
+    let first = runtime();
+    let mut taken: Vec<String> = (0..10).map(|i| format!("haven-{i}")).collect();
+    first.block_on(async {
+        counting(&driver, ["qcow2", "qcow2"]).await;
+        for snapshot in &taken {
+            let begin = Instant::now();
+            assert!(!driver.take_snapshot("web-1", &names, snapshot).await.unwrap());
+            println!("{snapshot} took {} ms", begin.elapsed().as_millis());
+            assert_eq!(keep(&driver, snapshot).await, 2);
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        let keeps = driver.keeps("web-1").await.unwrap();
+        assert!(keeps.values().all(|disk| disk.size == DISK && disk.snapshots.len() == 10));
+        // What one disk refuses no disk keeps.
+        let twice = driver.take_snapshot("web-1", &names, "haven-3").await.unwrap_err();
+        assert!(format!("{twice:?}").contains("already exists"), "{twice:?}");
+        driver.remove_snapshot("web-1", "data", "haven-9").await.unwrap();
+        driver.take_snapshot("web-1", &names, "haven-9").await.unwrap_err();
+        assert_eq!(keep(&driver, "haven-9").await, 1);
+        driver.remove_snapshot("web-1", "root", "haven-9").await.unwrap();
+        driver.remove_snapshot("web-1", "root", "haven-9").await.unwrap_err();
+        let unknown = ["root".to_owned(), "swap".to_owned()];
+        let unknown = driver.take_snapshot("web-1", &unknown, "haven-u").await.unwrap_err();
+        assert_eq!(unknown.to_string(), "web-1 runs without its disk `swap`");
+        // While a view of its disks is open none is taken, and the guest runs on.
+        let views = view(&driver, "a", None).await;
+        driver.take_snapshot("web-1", &names, "haven-v").await.unwrap_err();
+        assert_eq!(keep(&driver, "haven-v").await, 0);
+        drop(views);
+        driver.close_view("web-1").await.unwrap();
+        driver.take_snapshot("web-1", &names, "haven-v").await.unwrap();
+        wait_for(&driver.log("web-1"), "COUNTED 120");
+    });
+    drop(first);
+    drop(driver);
+    taken.pop();
+    taken.push("haven-v".into());
+    taken.extend(taken_by_daemons_that_die(&names));
+    let driver = qemu();
+    runtime().block_on(async {
+        driver.list().await.unwrap();
+        driver.kill("web-1").await.unwrap();
+    });
+    let mut before = 39;
+    for snapshot in &taken {
+        let had = of_one_instant(&[kept("root", snapshot), kept("data", snapshot)]);
+        println!("{snapshot}: {had} records");
+        // Those of daemons that died are taken one right after another.
+        let least = if snapshot.starts_with('x') { before } else { before + 1 };
+        assert!(had >= least, "{had} after {before}");
+        before = had;
+    }
 }

@@ -10,6 +10,7 @@ use crate::{
     object::Object,
     units::Bytes,
     vm::DiskState,
+    vm_snapshot::VmSnapshot,
     volume::{Volume, VolumeCheck, VolumeRef},
 };
 use schemars::JsonSchema;
@@ -356,6 +357,40 @@ pub struct BackupFiles {
     pub systems: Vec<BackupSystem>,
     /// What stands in the directory.
     pub files: Vec<BackupFile>,
+}
+
+/// A snapshot is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotAsked {
+    /// What it shall be called; after the time when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// Of these disks only; of all when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Name>,
+}
+
+/// A VM is to be what it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevertAsked {
+    /// These disks only; all that are in the snapshot when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Name>,
+}
+
+/// A snapshot of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotView {
+    /// Its name.
+    pub name: Name,
+    /// All that is known of it.
+    pub snapshot: VmSnapshot,
+    /// Why it does not come further, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
 }
 
 /// A comparison of backups with their checksums is asked for.

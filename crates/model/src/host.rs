@@ -72,7 +72,7 @@ pub struct LostSession {
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
 /// until all hosts that it concerns say as much.
-pub const SPEAKS: u32 = PLUGS;
+pub const SPEAKS: u32 = SNAPSHOTS;
 /// From here on it restarts and upgrades its host when it is told to.
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
@@ -89,6 +89,8 @@ pub const BACKUPS: u32 = 5;
 pub const SHUTS: u32 = 6;
 /// From here on its VMs have ports into which disks are plugged while their guests run.
 pub const PLUGS: u32 = 7;
+/// From here on it takes snapshots of VMs, and knows that a disk which holds some does not go along.
+pub const SNAPSHOTS: u32 = 8;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

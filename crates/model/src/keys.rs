@@ -30,6 +30,8 @@ pub const GONE: &str = "/haven/gone/";
 pub const BACKUPS: &str = "/haven/backups/";
 /// Prefix of comparisons of backups with their checksums.
 pub const VERIFICATIONS: &str = "/haven/verifications/";
+/// Prefix of snapshots of VMs.
+pub const SNAPSHOTS: &str = "/haven/snapshots/";
 /// Prefix of live migrations.
 pub const MIGRATIONS: &str = "/haven/migrations/";
 /// Prefix of events.
@@ -112,6 +114,11 @@ pub fn gone(volume: &VolumeRef) -> String {
 #[must_use]
 pub fn backup(vm: &Name) -> String {
     format!("{BACKUPS}{vm}")
+}
+/// A snapshot of the VM with this uid.
+#[must_use]
+pub fn vm_snapshot(vm_uid: &str, name: &Name) -> String {
+    format!("{SNAPSHOTS}{vm_uid}/{name}")
 }
 /// The last comparison of the backups in a target.
 #[must_use]

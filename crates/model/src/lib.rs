@@ -39,6 +39,7 @@ mod snapshot_test;
 pub mod tolerant;
 pub mod units;
 pub mod vm;
+pub mod vm_snapshot;
 pub mod volume;
 
 pub use backup::TargetSpec;

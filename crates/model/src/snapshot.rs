@@ -19,6 +19,7 @@ use crate::{
     service::ServiceSpec,
     tolerant,
     vm::{AGENT, DISKS, DiskSpec, DiskState, VmPhase, VmSpec, VmStatus, Wait},
+    vm_snapshot::VmSnapshot,
     volume::{GoneVolume, ReplicaIs, ReplicaStatus, Volume, VolumeCheck, VolumeRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -130,6 +131,8 @@ pub struct Snapshot {
     pub backups: Table<BackupRun>,
     /// The last comparison of the backups in each target.
     pub verifications: Table<Verification>,
+    /// Snapshots of VMs, by the uid of the VM and their names.
+    pub vm_snapshots: BTreeMap<String, Table<VmSnapshot>>,
     /// What hosts say of their replicas, by volume and host.
     pub replica_status: BTreeMap<VolumeRef, Table<ReplicaStatus>>,
     /// Since when VMs wait for what they start after.
@@ -296,6 +299,7 @@ impl Snapshot {
             "gone" => of_volume(&mut self.gone, rest, raw, false),
             "backups" => set(&mut self.backups, rest, raw),
             "verifications" => set(&mut self.verifications, rest, raw),
+            "snapshots" => self.apply_vm_snapshot(rest, raw),
             "incidents" => {
                 let Ok(number) = rest.parse() else {
                     return Applied::QUIET;
@@ -330,6 +334,16 @@ impl Snapshot {
         let applied = set(table, host, raw);
         if table.is_empty() {
             self.migration_status.remove(&vm);
+        }
+        applied
+    }
+
+    fn apply_vm_snapshot(&mut self, path: &str, raw: Raw<'_>) -> Applied {
+        let Some((uid, name)) = path.split_once('/') else { return Applied::QUIET };
+        let table = self.vm_snapshots.entry(uid.to_owned()).or_default();
+        let applied = set(table, name, raw);
+        if table.is_empty() {
+            self.vm_snapshots.remove(uid);
         }
         applied
     }

@@ -7,11 +7,13 @@ use crate::{
 use async_trait::async_trait;
 use haven_control::manager::effects;
 use haven_host::{
-    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
+    agent::storage::{
+        SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+    },
     health::{Prober, Target},
     machine::{Machine, Outcome},
     monitor::{Meter, Stalled, Used},
-    vm::{driver::RunningVm, fake::World, fake_disks::LOCAL},
+    vm::{driver::RunningVm, fake::World, fake_disks::LOCAL, snapshots::Keeps},
 };
 use haven_model::{
     Name, PoolDriverKind, PoolSpec, PowerProblem, PowerSpec, PowerState, image::ImageFile,
@@ -82,6 +84,24 @@ impl Storage for SimStorage {
         _size_bytes: u64,
     ) -> Result<(), StorageFailure> {
         Ok(())
+    }
+    // The API is not simulated, so nobody asks for a snapshot.
+    async fn keeps(
+        &self,
+        _pool: &PoolSpec,
+        _name: &VolumeName,
+    ) -> Result<Option<Keeps>, StorageFailure> {
+        self.works()?;
+        Ok(None)
+    }
+    async fn snapshot(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+        _step: SnapshotStep,
+        _snapshot: &str,
+    ) -> Result<(), StorageFailure> {
+        Err(StorageFailure { what: format!("{name} keeps no snapshots in the simulator") })
     }
     async fn volume_keys(
         &self,

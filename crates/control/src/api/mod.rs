@@ -29,8 +29,10 @@ pub mod overview;
 mod power;
 mod promises;
 mod rehearsals;
+mod route;
 pub mod routes;
 pub mod serve;
+mod snapshots;
 pub mod table;
 mod targets;
 pub mod validate;
@@ -57,6 +59,8 @@ mod promote_test;
 mod rehearsals_test;
 #[cfg(test)]
 mod routes_test;
+#[cfg(test)]
+mod snapshots_test;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

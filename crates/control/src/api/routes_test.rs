@@ -149,7 +149,8 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "join" => join.to_string(),
             "apply" => files.to_string(),
             "importImage" => "a disk".into(),
-            "migrateVm" | "checkVolume" | "runBackup" | "verifyBackups" => "{}".into(),
+            "migrateVm" | "checkVolume" | "runBackup" | "verifyBackups" | "takeSnapshot"
+            | "revertSnapshot" => "{}".into(),
             "beginMaintenance" => json!({"work": "reboot"}).to_string(),
             "replaceObject" => item.to_string(),
             "replaceCluster" => cluster.to_string(),
@@ -163,7 +164,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     // Only hosts ask for promises. No image file is kept here, no guest comes in, no VM runs whose console could be opened, there is no other host
     // that could read this one's power (`power_test.rs`), no update waits (`promote_test.rs`), and an
     // incident is open (`balance_test.rs`), and no host says what it understands (`maintenance_test.rs`, `volumes_test.rs`,
-    // `backups_test.rs`).
+    // `backups_test.rs`, `snapshots_test.rs`).
     assert_eq!(
         missed,
         [
@@ -175,6 +176,9 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "volumePieces",
             "runBackup",
             "cancelBackup",
+            "takeSnapshot",
+            "revertSnapshot",
+            "removeSnapshot",
             "removeBackup",
             "showVerification",
             "verifyBackups",

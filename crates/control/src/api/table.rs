@@ -2,7 +2,6 @@
 //! nothing else, so that none of them can know a route that the others do not.
 
 use super::{
-    ApiState,
     auth::Role,
     backups,
     backups::{Of, Place, Where},
@@ -10,86 +9,29 @@ use super::{
     drains::BringBack,
     maintenance, migrations, power, promises, rehearsals,
     rehearsals::Hosts,
+    route::{fields, of},
     routes,
     routes::{Following, ImportQuery, Latest, NewToken},
-    volumes,
+    snapshots, volumes,
     volumes::Which,
 };
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::routing::{delete, get, post, put};
 use haven_model::{
     Event, Incident,
     api::{
         Applied, ApplyRequest, BackupAsked, BackupFiles, BackupList, BackupView, Balance,
         CheckAsked, ClusterItem, DrainView, Item, JoinAnswer, JoinRequest, MaintenanceAsked,
         MaintenanceView, MigrationAsked, MigrationView, Overview, Page, Rehearsal, RestoreAsked,
-        Secret, TokenLine, VerifyAsked, Version, VolumeView,
+        RevertAsked, Secret, SnapshotAsked, SnapshotView, TokenLine, VerifyAsked, Version,
+        VolumeView,
     },
     backup::Verification,
     event::AuditEntry,
     failsafe::{PromiseAnswer, PromiseQuestion},
     power::{FenceTest, PowerReading},
 };
-use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-/// Makes the schema of a type.
-pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
-
-/// What a request carries.
-#[derive(Clone, Copy)]
-pub enum Takes {
-    /// No body.
-    Nothing,
-    /// JSON.
-    Json(SchemaOf),
-    /// The bytes of a file.
-    Bytes,
-}
-
-/// What the answer carries when all went well.
-#[derive(Clone, Copy)]
-pub enum Gives {
-    /// 204, no body.
-    Nothing,
-    /// 200, JSON.
-    Json(SchemaOf),
-    /// 200, the bytes of a file.
-    Bytes,
-    /// 200, server-sent events, each with JSON as its data.
-    Events(SchemaOf),
-    /// 101, bytes both ways.
-    Upgrade,
-}
-
-/// A route.
-pub struct Route {
-    /// GET, POST, PUT or DELETE.
-    pub method: &'static str,
-    /// Its path, with what varies in braces.
-    pub path: &'static str,
-    /// The least role that reaches it.
-    pub role: Role,
-    /// Its name for programs.
-    pub id: &'static str,
-    /// What it is for.
-    pub summary: &'static str,
-    /// Its query parameters: the fields of this type.
-    pub query: Option<SchemaOf>,
-    /// What a request carries.
-    pub takes: Takes,
-    /// What the answer carries.
-    pub gives: Gives,
-    /// What it does.
-    pub handler: fn() -> MethodRouter<ApiState>,
-}
-
-fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    generator.subschema_for::<T>()
-}
-
-/// Query parameters stand one by one in the description, so their type is no component of it.
-fn fields<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    T::json_schema(generator)
-}
+pub use super::route::{Gives, Route, SchemaOf, Takes};
 
 /// Every route.
 pub const TABLE: &[Route] = &[
@@ -455,6 +397,50 @@ pub const TABLE: &[Route] = &[
         takes: Takes::Nothing,
         gives: Gives::Json(of::<BackupView>),
         handler: || delete(backups::cancel),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/vms/{name}/snapshots",
+        role: Role::Viewer,
+        id: "listSnapshots",
+        summary: "the snapshots of a VM",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<Vec<SnapshotView>>),
+        handler: || get(snapshots::list),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/vms/{name}/snapshots",
+        role: Role::Operator,
+        id: "takeSnapshot",
+        summary: "keep all disks of a VM, or some, as they are at one instant",
+        query: None,
+        takes: Takes::Json(of::<SnapshotAsked>),
+        gives: Gives::Json(of::<SnapshotView>),
+        handler: || post(snapshots::take),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/vms/{name}/snapshots/{snapshot}/revert",
+        role: Role::Operator,
+        id: "revertSnapshot",
+        summary: "make the disks of a VM that is stopped what they were",
+        query: None,
+        takes: Takes::Json(of::<RevertAsked>),
+        gives: Gives::Json(of::<SnapshotView>),
+        handler: || post(snapshots::revert),
+    },
+    Route {
+        method: "DELETE",
+        path: "/v1/vms/{name}/snapshots/{snapshot}",
+        role: Role::Operator,
+        id: "removeSnapshot",
+        summary: "remove a snapshot",
+        query: None,
+        takes: Takes::Nothing,
+        gives: Gives::Json(of::<SnapshotView>),
+        handler: || delete(snapshots::remove),
     },
     Route {
         method: "POST",

@@ -239,6 +239,10 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.extend(
                 snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))),
             );
+            let uid = snapshot.vms.get(&object.name).map(|vm| vm.meta.uid.as_str());
+            let kept = uid.and_then(|uid| Some((uid, snapshot.vm_snapshots.get(uid)?)));
+            let kept = kept.into_iter().flat_map(|(uid, of)| of.keys().map(move |n| (uid, n)));
+            ops.extend(kept.map(|(uid, name)| Op::Delete(keys::vm_snapshot(uid, name))));
             let volumes = snapshot.volumes.keys().filter(|volume| volume.vm == object.name);
             ops.extend(volumes.map(|volume| Op::Delete(keys::volume(volume))));
             let checks = snapshot.checks.keys().filter(|volume| volume.vm == object.name);

@@ -5,6 +5,7 @@ use haven_model::{
     Action, Bytes, Placement, Planned, ProofKind,
     plan::TakenFrom,
     vm::Wait,
+    vm_snapshot::VmSnapshot,
     volume::{Volume, VolumeRef},
 };
 use haven_plan::testing::{World, at, name, vm_spec};
@@ -147,4 +148,27 @@ fn a_drain_for_work_on_hosts_is_written_only_while_that_is_wanted() {
     };
     assert!(compares("m1/host1"));
     assert!(!compares("a person's own"));
+}
+
+/// Its snapshots go with a VM, and those of one that had its name before, or has another one, stay.
+#[test]
+fn a_vm_takes_its_snapshots_along() {
+    let mut world = World::new(1, Bytes::gib(1));
+    world.vm("db", vm_spec(Bytes::mib(64)));
+    let record: VmSnapshot = serde_json::from_value(serde_json::json!({
+        "id": "s", "vm": "db", "by": "root", "atMs": 1, "disks": [], "state": "there",
+    }))
+    .unwrap();
+    for (uid, called) in [("uid-db", "a"), ("uid-db", "b"), ("uid-older", "c")] {
+        let of = world.snapshot.vm_snapshots.entry(uid.into()).or_default();
+        of.insert(name(called), at(8, record.clone()));
+    }
+    let object = World::reference("vm/db");
+    let action = Action::RemoveObject { object, expected_revision: 4 };
+    let commit = commit_of(&of_db(action), &world.snapshot, &author()).unwrap();
+    let keys = commit.ops.iter().filter_map(|op| match op {
+        Op::Delete(key) => key.strip_prefix("/haven/snapshots/"),
+        _ => None,
+    });
+    assert_eq!(keys.collect::<Vec<_>>(), ["uid-db/a", "uid-db/b"]);
 }

@@ -19,6 +19,7 @@ pub mod pool;
 pub mod rebalance;
 pub mod rehearse;
 pub mod service;
+mod snapshot;
 pub mod vm;
 pub mod volume;
 pub mod wait;

@@ -3,7 +3,9 @@
 use super::{
     Removal, create, files, list,
     migrate::{self, Move},
-    new, reference, remove, said, show, wait,
+    new, reference, remove, said, show,
+    snapshot::{self, SnapshotCommand},
+    wait,
 };
 use crate::{connect::connect, failure::Failure, out, render::How};
 use clap::{Args, Subcommand};
@@ -101,7 +103,10 @@ pub enum VmCommand {
         after_help = "Examples:\n  haven vm migrate web-1\n  haven vm migrate web-1 --to host2 --downtime 100\n  haven vm migrate web-1 --cancel"
     )]
     Migrate(Move),
-    /// Delete a VM
+    /// Its disks as they were, kept in themselves
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Delete a VM, with its disks and its snapshots
     #[command(after_help = "Examples:\n  haven vm rm web-1 --wait")]
     Rm(Removal),
     /// Open a VM's console; Ctrl-] leaves it
@@ -217,6 +222,7 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
         VmCommand::Stop { name } => act(&named(&name)?, "stop").await?,
         VmCommand::Reset { name } => act(&named(&name)?, "reset").await?,
         VmCommand::Migrate(wanted) => migrate::run(wanted).await?,
+        VmCommand::Snapshot(command) => snapshot::run(command).await?,
         VmCommand::Rm(removal) => remove(Kind::Vm, &removal).await?,
         VmCommand::Console { name } => {
             let name = named(&name)?.name;

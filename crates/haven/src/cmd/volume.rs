@@ -3,7 +3,10 @@
 
 mod disks;
 
-use super::migrate::bar;
+use super::{
+    migrate::bar,
+    snapshot::{self, Waiting},
+};
 use crate::{
     connect::connect,
     failure::Failure,
@@ -13,7 +16,7 @@ use crate::{
 use clap::{Args, Subcommand};
 use haven_client::Client;
 use haven_model::{
-    Bytes,
+    Bytes, Name,
     api::{CheckAsked, VolumeView},
     volume::VolumeCheck,
 };
@@ -68,6 +71,28 @@ pub enum VolumeCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Keep a disk as it is now, while its guest runs or not
+    #[command(
+        after_help = "Examples:\n  haven volume snapshot db.data\n  haven volume snapshot db.data before-import\n  haven vm snapshot ls db"
+    )]
+    Snapshot {
+        /// Its name: VM.DISK
+        name: String,
+        /// What the snapshot is called; after the time unless it is said
+        snapshot: Option<Name>,
+        #[command(flatten)]
+        wait: Waiting,
+    },
+    /// Make a disk of a VM that is stopped what it was in a snapshot; what was written to it since is lost
+    #[command(after_help = "Examples:\n  haven volume revert db.data before-import")]
+    Revert {
+        /// Its name: VM.DISK
+        name: String,
+        /// The snapshot
+        snapshot: Name,
+        #[command(flatten)]
+        wait: Waiting,
+    },
     /// Compare the replicas of a mirrored disk, while its guest runs or not
     #[command(
         after_help = "Examples:\n  haven volume check db.data\n  haven volume check db.data --repair"
@@ -101,6 +126,12 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::Show { name, how } => {
             let one = connect().await?.volume(&name).await?;
             out::print(&render::value(&one, how.output, |_| render::volume(&one)));
+        }
+        VolumeCommand::Snapshot { name, snapshot, wait } => {
+            snapshot::create_of(&name, snapshot, wait).await?;
+        }
+        VolumeCommand::Revert { name, snapshot, wait } => {
+            snapshot::revert_of(&name, &snapshot, wait).await?;
         }
         VolumeCommand::Create(new) => disks::create(new).await?,
         VolumeCommand::Attach(disk) => disks::attach(disk, true).await?,

@@ -7,6 +7,7 @@ mod maintenance;
 mod monitor;
 mod objects;
 mod rehearsal;
+mod vm_snapshots;
 mod volumes;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use maintenance::maintenance;
 pub use monitor::{audit, event, event_head, incident, incidents, overview, time};
 pub use objects::{items, shown};
 pub use rehearsal::rehearsal;
+pub use vm_snapshots::snapshots;
 pub use volumes::{volume, volumes};
 
 use clap::{Args, ValueEnum};

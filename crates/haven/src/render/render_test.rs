@@ -447,3 +447,31 @@ fn backups_and_how_they_stand_and_what_they_hold() {
     let files = BackupFiles { systems: Vec::new(), files };
     insta::assert_snapshot!("backup_files", backup_files(&files));
 }
+
+#[test]
+fn snapshots_and_how_they_stand() {
+    use haven_model::{api::SnapshotView, vm_snapshot::VmSnapshot};
+    let view = |called: &str, more: serde_json::Value, waiting: Option<&str>| {
+        let mut record = serde_json::json!({"id": "s", "vm": "db", "by": "root", "atMs": 1_790_000_000_123_i64,
+            "disks": [{"name": "root", "pool": "fast", "size": "20GiB"}, {"name": "data", "pool": "filer", "size": "1GiB"}]});
+        record.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+        let snapshot: VmSnapshot = serde_json::from_value(record).unwrap();
+        let waiting = waiting.map(str::to_owned);
+        SnapshotView { name: Name::new(called).unwrap(), snapshot, waiting }
+    };
+    let all = [
+        view(
+            "old",
+            serde_json::json!({"state": "there", "moment": "frozen", "ofMs": 1_790_000_001_000_i64}),
+            None,
+        ),
+        view(
+            "used",
+            serde_json::json!({"state": "there", "moment": "stopped", "revertedMs": 1_790_000_100_000_i64}),
+            None,
+        ),
+        view("full", serde_json::json!({"state": "failed", "message": "the pool is full"}), None),
+        view("next", serde_json::json!({"state": "wanted"}), Some("its host host1 is away")),
+    ];
+    insta::assert_snapshot!("snapshots", snapshots(&all));
+}

@@ -24,6 +24,7 @@ mod postcopy;
 mod reserve;
 mod rolling;
 mod service;
+mod snapshots;
 mod storage;
 mod store;
 mod uplink;
@@ -40,7 +41,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 45] = [
+const CASES: [Case; 46] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -99,6 +100,7 @@ const CASES: [Case; 45] = [
         name: "a_vm_is_backed_up_while_it_runs_and_made_again_whatever_was_interrupted",
         run: backups::kept,
     },
+    Case { name: "a_vm_is_put_back_to_a_snapshot_of_all_its_disks", run: snapshots::put_back_to },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",

@@ -234,3 +234,64 @@ async fn what_cannot_be_made_says_why() {
     assert!(outcome.message.contains("there is no target `tape`"), "{outcome:?}");
     assert!(fixture.runs("db"));
 }
+
+/// What was noted of the disks' changes is void once they are what they were: all is read, and what is kept is what they hold.
+#[tokio::test(start_paused = true)]
+async fn after_a_disk_was_reverted_the_next_one_reads_all_of_it() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    let before = content(1);
+    let key = keys::vm_snapshot("u-db", &name("before"));
+    let disk = json!({"name": "root", "pool": "fast", "size": "1GiB"});
+    let record =
+        json!({"id": "s", "vm": "db", "by": "root", "atMs": 1, "disks": [disk], "state": "wanted"});
+    fixture.put(&key, &record).await;
+    fixture.pass(5).await;
+    assert_eq!(fixture.peek(&key).unwrap()["state"], "there");
+    // The newest backup is of after the snapshot, and holds what will be no more.
+    let mut now = before.clone();
+    now[(8 << 20) + 5] = 9;
+    fixture.world.disks.put("db", vec![("root".into(), now.clone())]);
+    let newest = backed_up(&fixture, place.path(), "b1").await;
+    assert!(found(place.path(), &newest).await == now);
+    let vm = |runs: bool| json!({"running": runs, "backup": {"to": "nas", "keep": "1ms"}});
+    fixture.vm("db", "good", vm(false)).await;
+    fixture.pass(3).await;
+    let mut reverting = fixture.peek(&key).unwrap();
+    reverting["state"] = "reverting".into();
+    reverting["back"] = json!(["root"]);
+    fixture.put(&key, &reverting).await;
+    fixture.pass(5).await;
+    assert_eq!(fixture.peek(&key).unwrap()["revertedMs"], 1);
+    fixture.vm("db", "good", vm(true)).await;
+    fixture.pass(3).await;
+    assert!(fixture.runs("db"));
+    let after = backed_up(&fixture, place.path(), "b2").await;
+    assert_eq!(after.disks[0].read.0, 5 << 20, "all that is not zeros");
+    assert!(found(place.path(), &after).await == before);
+}
+
+/// Neither is kept while the other reads: a snapshot waits, and says for what.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_waits_until_the_backup_has_ended() {
+    let place = tempfile::tempdir().unwrap();
+    let fixture = world(place.path()).await;
+    fixture.world.disks.hangs.store(true, std::sync::atomic::Ordering::Release);
+    ask(&fixture, "b1").await;
+    until(&fixture, "it begins", |fixture| fixture.world.disks.is_open("db")).await;
+    let key = keys::vm_snapshot("u-db", &name("now"));
+    let disk = json!({"name": "root", "pool": "fast", "size": "1GiB"});
+    let record =
+        json!({"id": "s", "vm": "db", "by": "root", "atMs": 1, "disks": [disk], "state": "wanted"});
+    fixture.put(&key, &record).await;
+    fixture.pass(10).await;
+    let now = fixture.peek(&key).unwrap();
+    assert_eq!(
+        (&now["state"], &now["message"]),
+        (&json!("wanted"), &json!("its VM is being backed up"))
+    );
+    let stopped = run(&fixture).ended(2, false, "root ended it".into());
+    fixture.put(&keys::backup(&name("db")), &serde_json::to_value(stopped).unwrap()).await;
+    fixture.pass(10).await;
+    assert_eq!(fixture.peek(&key).unwrap()["state"], "there");
+}

@@ -3,7 +3,9 @@
 use super::{
     AgentParts, HostFacts, StoreMember,
     lease::Session,
-    storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
+    storage::{
+        SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+    },
 };
 use crate::{
     balance::fake::FakeBalance,
@@ -20,6 +22,7 @@ use crate::{
     vm::{
         driver::RunningVm,
         fake::{FakeVmDriver, World},
+        snapshots::Keeps,
     },
 };
 use async_trait::async_trait;
@@ -40,7 +43,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -66,6 +69,10 @@ pub struct Disks {
     pub keeps_room: AtomicBool,
     /// Why volumes cannot be made.
     pub refuses: Mutex<Option<String>>,
+    /// Where what they hold stands.
+    pub world: OnceLock<Arc<World>>,
+    /// Steps with snapshots in volumes that nobody has open, one after another.
+    pub steps: Mutex<Vec<(String, SnapshotStep)>>,
 }
 
 #[async_trait]
@@ -99,6 +106,50 @@ impl Storage for Disks {
         _name: &VolumeName,
         _size_bytes: u64,
     ) -> Result<(), StorageFailure> {
+        Ok(())
+    }
+    async fn keeps(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<Option<Keeps>, StorageFailure> {
+        let (vm, disk) = (name.vm.as_str(), name.disk.as_str());
+        let world = self.world.get().unwrap();
+        let here = self.here.lock().unwrap().contains(name);
+        let content = world.disks.content(vm).into_iter().find(|(of, _)| of == disk);
+        let size = content.map_or(0, |(_, content)| content.len() as u64);
+        Ok(here.then(|| world.kept.of(vm, disk, size)))
+    }
+    async fn snapshot(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+        step: SnapshotStep,
+        snapshot: &str,
+    ) -> Result<(), StorageFailure> {
+        let (vm, disk) = (name.vm.as_str(), name.disk.as_str());
+        let world = self.world.get().unwrap();
+        assert!(world.running_on("host1").iter().all(|(running, _)| running != vm));
+        if let Some(what) = world.kept.refusal(disk) {
+            return Err(StorageFailure { what });
+        }
+        self.steps.lock().unwrap().push((disk.to_owned(), step));
+        let mut now = world.disks.content(vm);
+        let (_, holds) = now.iter_mut().find(|(of, _)| of == disk).unwrap();
+        match step {
+            SnapshotStep::Take => {
+                assert!(
+                    world.kept.content(vm, disk, snapshot).is_none(),
+                    "one of that name is there"
+                );
+                world.kept.keep(vm, disk, snapshot, (7, holds.clone()));
+            }
+            SnapshotStep::Revert => {
+                *holds = world.kept.content(vm, disk, snapshot).unwrap();
+                world.disks.put(vm, now);
+            }
+            SnapshotStep::Remove => assert!(world.kept.drop_kept(vm, disk, snapshot)),
+        }
         Ok(())
     }
     async fn volume_keys(
@@ -277,6 +328,7 @@ impl Fixture {
             heard: heartbeat::channels(),
             member: watch::channel(StoreMember::default()).0,
         };
+        assert!(fixture.disks.world.set(Arc::clone(&fixture.world)).is_ok());
         fixture.object(Kind::Pool, "fast", json!({"driver": "local", "path": "/pools/fast"})).await;
         for (network, subnet) in [("good", "10.1.0.0/24"), ("bad", "10.2.0.0/24")] {
             fixture.object(Kind::Network, network, json!({"subnet": subnet})).await;

@@ -65,6 +65,8 @@ mod lease_test;
 #[cfg(test)]
 mod mirrored_test;
 #[cfg(test)]
+mod snapshots_test;
+#[cfg(test)]
 mod vm_step_test;
 #[cfg(test)]
 mod wanted_test;

@@ -1,6 +1,6 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
-use crate::storage::backup::restore::Progress;
+use crate::{storage::backup::restore::Progress, vm::snapshots::Keeps};
 use async_trait::async_trait;
 use haven_model::{Name, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
@@ -106,6 +106,17 @@ pub struct SeedNic {
     pub nameservers: Vec<std::net::Ipv4Addr>,
 }
 
+/// What is done with a snapshot in a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStep {
+    /// The volume keeps what it holds under a name that it has not.
+    Take,
+    /// It holds again what it keeps.
+    Revert,
+    /// It keeps it no more.
+    Remove,
+}
+
 /// Keeps volumes, images and seeds of this host.
 #[async_trait]
 pub trait Storage: Send + Sync {
@@ -128,6 +139,21 @@ pub trait Storage: Send + Sync {
         pool: &PoolSpec,
         name: &VolumeName,
         size_bytes: u64,
+    ) -> Result<(), StorageFailure>;
+    /// What a volume of a pool whose volumes can keep snapshots holds of them, while nobody has it open; nothing when it is not
+    /// there.
+    async fn keeps(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<Option<Keeps>, StorageFailure>;
+    /// Takes a step with a snapshot in it, while nobody has it open.
+    async fn snapshot(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        step: SnapshotStep,
+        snapshot: &str,
     ) -> Result<(), StorageFailure>;
     /// Writes the key of a mirrored volume's run where its VM's process finds it; the directory.
     async fn volume_keys(

@@ -12,6 +12,7 @@ mod health;
 mod hot_disks;
 mod mirrors;
 mod moves;
+mod snapshots;
 
 use super::{
     AgentParts,
@@ -364,6 +365,7 @@ impl VmTask {
             Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,
             Step::Start | Step::Stop | Step::Reset
                 if !self.stays_here(snapshot, "it is stopped or started anew").await => {}
+            Step::Start if !self.reverted(snapshot).await => {}
             Step::Start => self.start(snapshot).await,
             Step::Stop => self.stop(snapshot).await,
             Step::Kill => self.kill().await,
@@ -378,6 +380,7 @@ impl VmTask {
             Step::LeaveEnded => {
                 let why = "it ended and its restart policy leaves it";
                 self.report(snapshot, VmPhase::Stopped, why).await;
+                self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
             }
             Step::Settled if matches!(wanted, Wanted::NotMine) => return None,
@@ -476,6 +479,7 @@ impl VmTask {
                 }
                 self.change_disks(snapshot).await;
                 self.limit_disks(snapshot).await;
+                self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
                 let note = [&self.note, &self.hot.note].into_iter().find(|note| !note.is_empty());
                 let note = note.cloned().unwrap_or_default();
@@ -486,6 +490,7 @@ impl VmTask {
             }
             Wanted::Stop => {
                 self.report(snapshot, VmPhase::Stopped, "").await;
+                self.keep_snapshots(snapshot).await;
                 self.keep_backup(snapshot).await;
             }
             Wanted::Delete => self.report(snapshot, VmPhase::Stopped, "deleted").await,
@@ -765,15 +770,6 @@ impl VmTask {
             }
             Err(error) => self.failed("reset", &error),
         }
-    }
-
-    /// Whether it is wanted otherwise than its process was started.
-    fn was_changed(&self, snapshot: &Snapshot) -> bool {
-        let Some(object) = snapshot.vms.get(&self.vm) else { return false };
-        let placement = snapshot.placements.get(&self.vm);
-        let known = !self.started_with.is_empty();
-        known && self.started_with != object.spec.hardware()
-            || placement.is_some_and(|placement| !placement.fits(&object.spec))
     }
 
     async fn event(&mut self, event: Result<VmEvent, broadcast::error::RecvError>) {

@@ -9,11 +9,13 @@ use super::{
     mirrored::{daemon, runs},
     pool,
     qemu_img::{self, Failure},
-    says, seed,
+    says, seed, snapshots,
 };
 use crate::{
-    agent::storage::{SeedWanted, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
-    vm::run_dir,
+    agent::storage::{
+        SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+    },
+    vm::{run_dir, snapshots::Keeps},
 };
 use async_trait::async_trait;
 use haven_model::{
@@ -265,6 +267,38 @@ impl Storage for FileStorage {
             Err(Failure::Full) => Err(pool::full(pool, name, size_bytes)),
             Err(Failure::Other(failure)) => Err(failure),
         }
+    }
+
+    async fn keeps(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<Option<Keeps>, StorageFailure> {
+        let (asked, of) = (pool.clone(), name.clone());
+        let look = move || {
+            let path = file(&asked, &pool::ready(&asked)?, &of);
+            path.try_exists().map_err(unwritable(&path))
+        };
+        match self.busy.run(&key(pool, name), look).await? {
+            true => snapshots::of(&path(pool, name)).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    async fn snapshot(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        step: SnapshotStep,
+        snapshot: &str,
+    ) -> Result<(), StorageFailure> {
+        snapshots::step(&path(pool, name), step, snapshot).await.map_err(|failure| match failure {
+            Failure::Full => says(format!(
+                "the pool {} is full; free some space or enlarge it, and try again",
+                pool.path
+            )),
+            Failure::Other(failure) => failure,
+        })
     }
 
     async fn volume_keys(

@@ -20,6 +20,7 @@ pub mod pool;
 pub mod qemu_img;
 pub mod rbd;
 pub mod seed;
+pub mod snapshots;
 
 #[cfg(test)]
 mod storage_test;

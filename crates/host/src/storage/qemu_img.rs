@@ -23,7 +23,11 @@ impl From<StorageFailure> for Failure {
     }
 }
 
-async fn run(args: &[&str]) -> Result<Vec<u8>, String> {
+/// Runs it; what it printed.
+///
+/// # Errors
+/// What it said.
+pub async fn run(args: &[&str]) -> Result<Vec<u8>, String> {
     let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
     let output = output.map_err(|error| {
         format!("qemu-img cannot be started ({error}); install the package qemu-utils")

@@ -9,7 +9,7 @@ use super::{
     says, seed,
 };
 use crate::agent::storage::{
-    SeedNic, SeedWanted, Storage, StorageFailure, VolumeName, VolumeWanted,
+    SeedNic, SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeWanted,
 };
 use async_trait::async_trait;
 use haven_model::{Bytes, PoolDriverKind, PoolSpec, image::ImageFile};
@@ -252,6 +252,86 @@ async fn a_volume_grows_and_never_shrinks() {
             assert!(said.unwrap_err().what.contains("it is no disk of QEMU's"));
         }
     }
+}
+
+/// Writes to a disk that nobody has open, or reads: eight bytes at its beginning.
+fn io(path: &Path, command: &str) -> String {
+    let told = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", command])
+        .arg(path)
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+    String::from_utf8(told.stdout).unwrap()
+}
+
+fn holds(path: &Path, pattern: u8) {
+    let said = io(path, &format!("read -P {pattern} 0 64k"));
+    assert!(!said.contains("verification failed"), "{said}");
+}
+
+#[tokio::test]
+async fn a_volume_is_made_what_it_was_and_is_as_large_as_it_is_wanted() {
+    let fixture = fixture();
+    let pool = pool_at(&fixture.base.path().join("pool"), PoolDriverKind::Local);
+    let mut wanted = volume(64 << 20);
+    wanted.image = Some(with_image(&fixture.storage, 1 << 20).await);
+    let (storage, name) = (&fixture.storage, &wanted.name);
+    assert_eq!(storage.keeps(&pool, name).await.unwrap(), None);
+    let path = storage.volume(&pool, &wanted).await.unwrap().path;
+    assert!(storage.keeps(&pool, name).await.unwrap().unwrap().snapshots.is_empty());
+    let step = |step, of: &'static str| storage.snapshot(&pool, name, step, of);
+    io(&path, "write -P 7 0 64k");
+    step(SnapshotStep::Take, "haven-1").await.unwrap();
+    wanted.size_bytes = 80 << 20;
+    storage.volume(&pool, &wanted).await.unwrap();
+    io(&path, "write -P 8 0 64k");
+    io(&path, "write -P 8 70M 64k");
+    step(SnapshotStep::Take, "haven-2").await.unwrap();
+    let keeps = storage.keeps(&pool, name).await.unwrap().unwrap();
+    assert_eq!(keeps.size, 80 << 20);
+    assert_eq!(keeps.snapshots.keys().collect::<Vec<_>>(), ["haven-1", "haven-2"]);
+    assert!(keeps.snapshots.values().all(|at_ms| *at_ms > 1_600_000_000_000), "{keeps:?}");
+    // It was smaller then; it is made as large as it is wanted, and what comes to it is empty.
+    step(SnapshotStep::Revert, "haven-1").await.unwrap();
+    assert_eq!(storage.keeps(&pool, name).await.unwrap().unwrap().size, 64 << 20);
+    storage.volume(&pool, &wanted).await.unwrap();
+    assert_eq!(storage.keeps(&pool, name).await.unwrap().unwrap().size, 80 << 20);
+    holds(&path, 7);
+    assert!(!io(&path, "read -P 0 70M 64k").contains("verification failed"));
+    step(SnapshotStep::Revert, "haven-2").await.unwrap();
+    holds(&path, 8);
+    step(SnapshotStep::Remove, "haven-1").await.unwrap();
+    let said = step(SnapshotStep::Revert, "haven-1").await.unwrap_err().what;
+    assert!(said.contains("the snapshot cannot be put back in"), "{said}");
+    assert!(step(SnapshotStep::Remove, "haven-1").await.is_err());
+    holds(&path, 8);
+    let left = storage.keeps(&pool, name).await.unwrap().unwrap();
+    assert_eq!(left.snapshots.keys().collect::<Vec<_>>(), ["haven-2"]);
+    std::fs::write(&path, b"rubbish").unwrap();
+    let said = storage.keeps(&pool, name).await.unwrap_err().what;
+    assert!(said.contains("the snapshots in") && said.contains("cannot be told"), "{said}");
+}
+
+#[tokio::test]
+async fn a_full_pool_says_so_and_the_volume_stays_as_it_is() {
+    let Some(disk) = SmallDisk::new(8) else { return };
+    let fixture = fixture();
+    let pool = pool_at(disk.path(), PoolDriverKind::Local);
+    let wanted = volume(4 << 20);
+    let path = fixture.storage.volume(&pool, &wanted).await.unwrap().path;
+    io(&path, "write -P 7 0 4M");
+    let fills = vec![0; 4 << 20];
+    // As much as there is room for.
+    let _ = std::fs::write(disk.path().join("other"), fills);
+    let taken = fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1").await;
+    let said = taken.unwrap_err().what;
+    assert!(said.contains("is full; free some space or enlarge it"), "{said}");
+    holds(&path, 7);
+    let keeps = fixture.storage.keeps(&pool, &wanted.name).await.unwrap().unwrap();
+    assert!(keeps.snapshots.is_empty(), "{keeps:?}");
+    std::fs::remove_file(disk.path().join("other")).unwrap();
+    fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1").await.unwrap();
 }
 
 #[tokio::test]

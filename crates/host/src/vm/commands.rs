@@ -148,7 +148,9 @@ commands! {
     /// Exchanges a disk for its copy, which follows it.
     COMPLETE = "job-complete", ["id"], [], false;
     /// All block nodes.
-    NODES = "query-named-block-nodes", ["flat"], ["node-name", "dirty-bitmaps"], false;
+    NODES = "query-named-block-nodes", ["flat"], ["node-name", "drv", "dirty-bitmaps", "image.virtual-size", "image.snapshots"], false;
+    /// A disk keeps a snapshot no more.
+    REMOVE_SNAPSHOT = "blockdev-snapshot-delete-internal-sync", ["device", "name"], [], false;
     /// Which node stands on which.
     GRAPH = "x-debug-query-block-graph", [], ["nodes", "edges"], false;
     /// Ends it.

@@ -4,6 +4,7 @@ use super::{
     hot_disks::HotDisks,
     migration::LiveMigration,
     mirrors::{MirrorLaunch, Mirrors},
+    snapshots::Snapshots,
     views::Views,
 };
 use async_trait::async_trait;
@@ -304,7 +305,7 @@ pub enum VmError {
 
 /// Runs VMs.
 #[async_trait]
-pub trait VmDriver: LiveMigration + Mirrors + Views + HotDisks {
+pub trait VmDriver: LiveMigration + Mirrors + Views + HotDisks + Snapshots {
     /// Starts a VM; when this returns the guest runs. It must not be dropped before it has returned.
     async fn start(&self, launch: &VmLaunch) -> Result<RunningVm, VmError>;
     /// What is known to have a process, also what an earlier daemon started and what is just being started. Whether the

@@ -7,6 +7,7 @@ use super::{
     fake_hot_disks::PluggedDisks,
     fake_migration::{Copies, Moves},
     fake_mirrors::MirroredDisks,
+    fake_snapshots::FakeKept,
     fake_views::FakeDisks,
 };
 use crate::guard::{Guard, Registration};
@@ -52,6 +53,8 @@ pub struct World {
     pub plugged: PluggedDisks,
     /// What disks hold.
     pub disks: FakeDisks,
+    /// What they held, kept in themselves.
+    pub kept: FakeKept,
     /// Disks that several hosts have.
     pub mirrors: MirroredDisks,
 }
@@ -157,6 +160,8 @@ impl World {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.forget_lacking(host, vm);
+        // What notes their changes ends with it.
+        self.disks.forget(vm);
         self.mirrors.ended(host, vm);
         self.plugged.ended(host, vm);
         if let Some(epoch) = epoch {

@@ -47,6 +47,12 @@ impl FakeDisks {
         self.of(vm, |held| held.disks = disks);
     }
 
+    /// What the disks of a VM hold.
+    #[must_use]
+    pub fn content(&self, vm: &str) -> Vec<(String, Vec<u8>)> {
+        self.of(vm, |held| held.disks.clone())
+    }
+
     /// Its process is another one, which knows of no marks.
     pub fn forget(&self, vm: &str) {
         self.of(vm, |held| held.marks.clear());

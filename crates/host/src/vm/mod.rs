@@ -14,6 +14,7 @@
 //!      │           └── page_faults.rs: what a guest needs whose memory follows it
 //!      ├──► hot_disks.rs, qemu_hot_disks.rs: disks that come, go and grow while their guest runs
 //!      ├──► views.rs, qemu_views.rs: its disks as they were at one instant, read by nbd.rs
+//!      ├──► snapshots.rs, qemu_snapshots.rs: its disks as they were, kept in themselves
 //!      ├──► guest_agent.rs: whether the agent in the guest answers; file systems that it freezes
 //!      ├──► scope.rs: a control group of its own, from systemd
 //!      └──► console.rs: bounded logs               probe.rs ──► kvm.rs: does KVM run a guest here
@@ -32,6 +33,7 @@ pub mod fake_disks;
 pub mod fake_hot_disks;
 pub mod fake_migration;
 pub mod fake_mirrors;
+pub mod fake_snapshots;
 pub mod fake_views;
 pub mod guest_agent;
 pub mod hot_disks;
@@ -48,12 +50,14 @@ pub mod qemu_disks;
 mod qemu_hot_disks;
 pub mod qemu_migration;
 pub mod qemu_mirrors;
+mod qemu_snapshots;
 mod qemu_views;
 pub mod qmp;
 pub mod record;
 pub mod run_dir;
 pub mod scan;
 pub mod scope;
+pub mod snapshots;
 pub mod views;
 
 #[cfg(test)]

@@ -72,20 +72,20 @@ fn nodes(place: usize) -> Nodes {
     }
 }
 
-/// One QEMU, for views of it.
+/// One QEMU, for views of its disks and for snapshots in them.
 #[derive(Clone)]
-struct Asked {
-    vm: String,
-    qmp: Arc<Qmp>,
-    directory: PathBuf,
-    launched: record::Launched,
+pub(super) struct Asked {
+    pub(super) vm: String,
+    pub(super) qmp: Arc<Qmp>,
+    pub(super) directory: PathBuf,
+    pub(super) launched: record::Launched,
 }
 
 /// What the guest does that QEMU has stopped, and nobody else.
 const HELD: &str = "paused";
 
 impl Asked {
-    async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
+    pub(super) async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
         let answer = self.qmp.call(command, arguments, DEADLINE).await;
         answer.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })
     }
@@ -136,7 +136,7 @@ impl Asked {
     }
 
     /// What is noted of this process, and of no later one.
-    fn own(&self) -> String {
+    pub(super) fn own(&self) -> String {
         format!("{} {}", self.launched.pid, self.launched.start_time)
     }
 
@@ -415,7 +415,7 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
 
 impl QemuDriver {
     /// The process of a VM, for views of it.
-    async fn asked(&self, vm: &str) -> Result<Option<Asked>, VmError> {
+    pub(super) async fn asked(&self, vm: &str) -> Result<Option<Asked>, VmError> {
         let directory = self.directory(vm);
         let launched = record::read(&directory)
             .map_err(system(format!("the launch record of {vm} cannot be read")))?;

@@ -6,6 +6,7 @@
 pub mod backups;
 pub mod replicas;
 pub mod shutting;
+pub mod snapshots;
 
 use crate::tolerance::admission::size;
 use haven_model::{Bytes, Name, PoolDriverKind, PoolSpec, Snapshot, pool::PoolRoom};
@@ -109,5 +110,7 @@ mod backups_test;
 mod replicas_test;
 #[cfg(test)]
 mod shutting_test;
+#[cfg(test)]
+mod snapshots_test;
 #[cfg(test)]
 mod storage_test;

@@ -215,7 +215,12 @@ fn broken(
         return Some(why);
     }
     match work.snapshot.vms.get(vm) {
-        Some(object) if object.spec.running && !object.meta.deleting => {}
+        Some(object) if object.spec.running && !object.meta.deleting => {
+            // One that was taken while this began: it would be lost.
+            if let Some(why) = storage::snapshots::lost_by_a_move(work.snapshot, object) {
+                return Some(why);
+            }
+        }
         _ => return Some("it shall not run any more".into()),
     }
     if let Some(why) = failed(source) {
@@ -430,7 +435,7 @@ pub fn speaks_less(snapshot: &Snapshot, what: u32) -> Option<&Name> {
 }
 
 /// Why a VM cannot move live as things are, if so: the other side would make another machine than the one that runs, or a
-/// disk that only its host has goes along, and not every host knows of that.
+/// disk that only its host has goes along, and not every host knows of that, or it holds snapshots, which do not.
 #[must_use]
 pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
     let pending = snapshot.pending_machine(&vm.meta.name);
@@ -453,6 +458,9 @@ pub fn immovable(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Option<String> {
             "its disk `{}` lives in the mirrored pool `{}`, and {older} has not said that it knows of guests that move with such a disk",
             disk.name, disk.pool
         ));
+    }
+    if let Some(why) = storage::snapshots::stays(snapshot, vm) {
+        return Some(why);
     }
     let stays = |disk: &&DiskSpec| {
         let pool = snapshot.pools.get(&disk.pool);

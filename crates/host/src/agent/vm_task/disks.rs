@@ -34,6 +34,15 @@ pub(super) struct Limited {
 }
 
 impl VmTask {
+    /// Whether it is wanted otherwise than its process was started.
+    pub(super) fn was_changed(&self, snapshot: &Snapshot) -> bool {
+        let Some(object) = snapshot.vms.get(&self.vm) else { return false };
+        let placement = snapshot.placements.get(&self.vm);
+        let known = !self.started_with.is_empty();
+        known && self.started_with != object.spec.hardware()
+            || placement.is_some_and(|placement| !placement.fits(&object.spec))
+    }
+
     /// Limits what the guest may use of its disks, as its spec says by now.
     pub(super) async fn limit_disks(&mut self, snapshot: &Snapshot) {
         let Some(object) = snapshot.vms.get(&self.vm) else { return };

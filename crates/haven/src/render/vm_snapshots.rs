@@ -1,0 +1,28 @@
+//! Snapshots of VMs, as a table.
+
+use super::{table, time};
+use haven_model::api::SnapshotView;
+
+/// Those of a VM.
+pub fn snapshots(all: &[SnapshotView]) -> String {
+    let row = |view: &SnapshotView| {
+        let of = &view.snapshot;
+        let disks: Vec<String> =
+            of.disks.iter().map(|disk| format!("{} ({})", disk.name, disk.size)).collect();
+        let why = view.waiting.clone().unwrap_or_else(|| of.message.clone());
+        let state = match (why.as_str(), of.reverted_ms) {
+            ("", Some(at)) if !of.is_due() => format!("{}, reverted to {}", of.state, time(at)),
+            ("", _) => of.state.to_string(),
+            (why, _) => format!("{}: {why}", of.state),
+        };
+        vec![
+            view.name.to_string(),
+            time(of.of_ms.unwrap_or(of.at_ms)),
+            of.moment.map(|moment| moment.to_string()).unwrap_or_default(),
+            disks.join(", "),
+            of.by.clone(),
+            state,
+        ]
+    };
+    table(&["snapshot", "of", "guest", "disks", "by", "state"], all.iter().map(row).collect())
+}

@@ -1,0 +1,150 @@
+//! Snapshots of VMs: their disks as they were at one instant, kept in the disks themselves (docs/decisions/0027-snapshots.md).
+
+use crate::{backup::Moment, name::Name, units::Bytes};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The most that a VM has: each makes its disks a little slower to open.
+pub const MOST_SNAPSHOTS: usize = 64;
+
+/// How a snapshot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotState {
+    /// It is to be taken.
+    Wanted,
+    /// It is whole, in all of its disks.
+    There,
+    /// It could not be taken, and nothing of it is left.
+    Failed,
+    /// Its disks are being made what they were; until that is done the VM does not start.
+    Reverting,
+    /// It is being removed.
+    Going,
+}
+
+impl fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Wanted => "wanted",
+            Self::There => "there",
+            Self::Failed => "failed",
+            Self::Reverting => "reverting",
+            Self::Going => "going",
+        })
+    }
+}
+
+/// A disk in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotDisk {
+    /// Unique within the VM.
+    pub name: Name,
+    /// Where it lives.
+    pub pool: Name,
+    /// As the guest saw it.
+    pub size: Bytes,
+}
+
+/// A snapshot of a VM, and what is to be done with it. This record is the task: the host of the VM carries it out, whichever
+/// that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VmSnapshot {
+    /// Its own: what it is called in the disks.
+    pub id: String,
+    /// Of which VM.
+    pub vm: Name,
+    /// Who asked for it.
+    pub by: String,
+    /// When, wall clock, milliseconds since 1970.
+    pub at_ms: i64,
+    /// Its disks.
+    pub disks: Vec<SnapshotDisk>,
+    /// How it stands.
+    pub state: SnapshotState,
+    /// The moment that it shows, wall clock, milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_ms: Option<i64>,
+    /// What the guest did at that moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moment: Option<Moment>,
+    /// While it is reverted to: the disks that are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub back: Vec<Name>,
+    /// When its disks were made what they are in it the last time, wall clock, milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverted_ms: Option<i64>,
+    /// Why it could not be taken, while what there is of it is being removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// What it waits for, or why something could not be done with it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl VmSnapshot {
+    /// Its name in the disks. QEMU takes a number for something else.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        format!("haven-{}", self.id)
+    }
+
+    /// Whether its VM's host has something to do about it.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        use SnapshotState::{Going, Reverting, Wanted};
+        matches!(self.state, Wanted | Reverting | Going)
+    }
+
+    /// What it shows, in words.
+    #[must_use]
+    pub fn shows(&self) -> &'static str {
+        match self.moment {
+            None => "",
+            Some(Moment::Frozen) => "with the file systems of its guest frozen",
+            Some(Moment::Running) => "as a power cut would have left it",
+            Some(Moment::Stopped) => "of the VM at rest",
+        }
+    }
+}
+
+/// The name of a snapshot that nobody names: when it is asked for.
+#[must_use]
+pub fn usual_name(at_ms: i64) -> Name {
+    let time = jiff::Timestamp::from_millisecond(at_ms).unwrap_or_default();
+    Name::new(time.strftime("%Y%m%d-%H%M%S").to_string()).expect("digits and a dash are a name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{VmSnapshot, usual_name};
+    use crate::{keys, name::Name, snapshot::Snapshot};
+    use serde_json::json;
+
+    #[test]
+    fn one_that_a_newer_version_wrote_is_read_and_found_by_the_vms_uid() {
+        let record = json!({"id": "a1", "vm": "db", "by": "root", "atMs": 5, "state": "wanted", "mood": "good",
+            "disks": [{"name": "root", "pool": "fast", "size": "1GiB", "weight": 3}]});
+        let key = keys::vm_snapshot("u-1", &Name::new("before").unwrap());
+        assert_eq!(key, "/haven/snapshots/u-1/before");
+        let mut snapshot = Snapshot::default();
+        snapshot.apply(&key, Some((record.to_string().as_bytes(), 7)));
+        let of: &VmSnapshot = &snapshot.vm_snapshots["u-1"]["before"];
+        assert_eq!((of.tag(), of.is_due(), of.disks.len()), ("haven-a1".into(), true, 1));
+        let odd = json!({"id": "a1", "vm": "db", "state": "frozen in time"}).to_string();
+        snapshot.apply(&key, Some((odd.as_bytes(), 8)));
+        assert!(snapshot.vm_snapshots.is_empty());
+        assert_eq!(snapshot.unreadable_under("snapshots/u-1/"), Some("snapshots/u-1/before"));
+        snapshot.apply(&key, None);
+        assert_eq!(snapshot.unreadable_under("snapshots/u-1/"), None);
+    }
+
+    #[test]
+    fn the_usual_name_is_the_time() {
+        assert_eq!(usual_name(1_790_000_000_123).as_str(), "20260921-141320");
+        assert_eq!(usual_name(i64::MIN).as_str(), usual_name(0).as_str());
+    }
+}
