@@ -121,17 +121,25 @@ mod tests {
             volume: None,
             ..view.clone()
         };
-        insta::assert_snapshot!(volume(&spare), @"");
+        insta::assert_snapshot!(volume(&spare), @r"
+        name          db.logs
+        size          10GiB
+        pool          fast
+        state         changing: its guest has not let its disk `logs` go yet
+        its VM is on  host1
+        ");
         insta::assert_snapshot!(volumes(&[view.clone(), spare]), @r"
-        NAME     SIZE   POOL   STATE            HOSTS
-        db.data  10GiB  disks  whole on 1 of 2  host1 (host2)
+        NAME     SIZE   POOL   STATE     REPLICAS         HOSTS
+        db.data  10GiB  disks  attached  whole on 1 of 2  host1 (host2)
+        db.logs  10GiB  fast   changing
         ");
         insta::assert_snapshot!(volume(&view), @r"
         name          db.data
         size          10GiB
         pool          disks
-        state         whole on 1 of 2
+        state         attached
         its VM is on  host1
+        replicas      whole on 1 of 2
         runs          0
 
         HOST   REPLICA

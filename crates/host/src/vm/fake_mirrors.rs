@@ -459,8 +459,7 @@ impl MirroredDisks {
         Ok(())
     }
 
-    /// A process opens another disk, the last of those with which it was started by now; true when its guest has written to none
-    /// until then.
+    /// A process opens another disk, the last of those that it has by now; true when its guest wrote to none until then.
     fn plug(&self, host: &str, launch: &VmLaunch) -> Result<bool, String> {
         let mut state = self.state();
         let Some((place, launched)) = launch.placed().last() else { return Ok(false) };
