@@ -146,6 +146,15 @@ fn a_vm_that_has_run_forgets_the_backup_that_it_was_made_from() {
     let Object::Vm(now) = now.remove(0) else { panic!("a VM") };
     assert_eq!(now.spec.disks[0].backup, None);
     assert_eq!(now.spec.hardware(), spec.hardware(), "nothing of the machine has changed");
+    // One that its guest has not seen is yet to be made from it.
+    let mut later = world.snapshot.vms["new"].clone();
+    let mut object = (*later.value).clone();
+    object.spec.disks[0].detached = true;
+    later.value = std::sync::Arc::new(object);
+    world.snapshot.vms.insert(name("new"), later);
+    assert!(forgets(&world).is_empty());
+    assert_eq!(world.snapshot.made_from(&name("nas"), &name("old"), "b1"), Some(&name("new")));
+    world.vm("new", now.spec);
     assert_eq!(world.snapshot.made_from(&name("nas"), &name("old"), "b1"), None);
 }
 
