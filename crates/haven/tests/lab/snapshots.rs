@@ -31,10 +31,11 @@ i=$(count /dev/vda)
 echo "HAS $i AND $(count /dev/vdb) IN $(cat /sys/class/block/vda/size)" > /dev/console
 while :; do
   i=$((i + 1))
+  has=yes
   for disk in /dev/vda /dev/vdb; do
-    printf '%08d' $i | dd of=$disk bs=512 seek=$i conv=fsync,notrunc 2> /dev/null
+    printf '%08d' $i | dd of=$disk bs=512 seek=$i conv=fsync,notrunc 2> /dev/null || has=
   done
-  echo "WROTE $i" > /dev/console
+  [ -z "$has" ] || echo "WROTE $i" > /dev/console
   sleep 0.05
 done
 "#;
