@@ -56,9 +56,18 @@ impl<'a> Of<'a> {
             _ if !record.is_due() => None,
             None => Some(format!("{} has no host", self.vm)),
             Some(host) if !self.now.session_open(host) => Some(format!("its host {host} is away")),
+            Some(_) if record.message.is_empty() && self.is_being_started() => Some(format!(
+                "{} is being started; it is done once it runs, or is stopped",
+                self.vm
+            )),
             Some(_) => Some(record.message.clone()).filter(|why| !why.is_empty()),
         };
         SnapshotView { name: name.clone(), snapshot: record.clone(), waiting }
+    }
+
+    fn is_being_started(&self) -> bool {
+        let told = self.now.told_of(self.vm);
+        self.object.spec.running && told.is_some_and(|told| told.phase != VmPhase::Running)
     }
 
     /// Where the VM is, when something can be done with its disks.
@@ -123,7 +132,13 @@ impl<'a> Of<'a> {
             [] => !disk.detached,
             some => some.contains(&disk.name),
         };
+        let runs = self.now.told_of(vm).is_some_and(|told| told.phase != VmPhase::Stopped);
         for disk in all.iter().filter(wanted) {
+            if disk.detached && runs {
+                let detail = format!("the disk `{}` of {vm} is detached", disk.name);
+                let hint = format!("`haven volume attach {vm}.{}`, or stop the VM", disk.name);
+                return Err(conflict(detail, &hint));
+            }
             let pool = self.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
             match pool {
                 Some(PoolDriverKind::Local | PoolDriverKind::Shared) => {}
@@ -278,8 +293,13 @@ fn at_rest(of: &Of<'_>) -> ApiResult<()> {
         let detail = format!("{vm} shall run; only while it does not its disks are reverted");
         return Err(conflict(detail, &stop));
     }
-    match of.now.told_of(vm).map(|told| told.phase) {
-        Some(VmPhase::Stopped) => Ok(()),
+    match of.now.told_of(vm) {
+        // What its host said before it knew of all that was asked of it may be of the end before this one.
+        Some(told)
+            if told.phase == VmPhase::Stopped && told.generation >= of.object.meta.generation =>
+        {
+            Ok(())
+        }
         Some(_) => {
             let detail = format!("{vm} has not come to its end yet");
             Err(conflict(detail, &format!("`haven vm show {vm}` tells when it is stopped")))
@@ -326,6 +346,9 @@ pub(super) async fn revert(
     };
     let mut over = of.unchanged(placed);
     over.push(Compare::ModRevision(of.key(called), there.revision));
+    // A start that has begun meanwhile has told so.
+    let told = of.now.vm_status.get(vm).map(|told| told.revision);
+    over.extend(told.map(|revision| Compare::ModRevision(keys::vm_status(vm), revision)));
     let mut ops = vec![put_op(of.key(called), &record)];
     // What did not come to its end gives way: nobody is left with disks of which some are of before.
     for (other, before) in of.all().filter(|(_, of)| of.state == SnapshotState::Reverting) {

@@ -140,8 +140,9 @@ pub(super) async fn remove(
         may_be_removed(&snapshot, &of, &vm.spec.disks[at])?;
         let gone = vm.spec.disks.remove(at);
         vm.meta.generation += 1;
+        let gone_uid = vm.meta.uid.clone();
         let record = GoneVolume {
-            vm_uid: vm.meta.uid.clone(),
+            vm_uid: gone_uid.clone(),
             pool: gone.pool,
             by: caller.who.clone(),
             at_ms: now_ms(),
@@ -160,6 +161,14 @@ pub(super) async fn remove(
         let hosts = snapshot.replica_status.get(&of).into_iter().flat_map(|told| told.keys());
         ops.extend(hosts.map(|host| Op::Delete(keys::replica_status(&of, host))));
         ops.extend(snapshot.checks.get(&of).map(|_| Op::Delete(keys::check(&of))));
+        // A snapshot of this disk alone is gone with it.
+        for (name, kept) in snapshot.vm_snapshots.get(&gone_uid).into_iter().flatten() {
+            if kept.disks.iter().all(|disk| disk.name == of.disk) {
+                let key = keys::vm_snapshot(&gone_uid, name);
+                compare.push(Compare::ModRevision(key.clone(), kept.revision));
+                ops.push(Op::Delete(key));
+            }
+        }
         if state.store.txn(compare, ops).await?.succeeded {
             return Ok(StatusCode::NO_CONTENT);
         }

@@ -9,13 +9,16 @@ use crate::{
 use clap::{Args, Subcommand};
 use haven_client::Client;
 use haven_model::{
-    Name,
+    Name, Object, ObjectRef,
     api::{RevertAsked, SnapshotAsked, SnapshotView},
+    object::Kind,
     vm_snapshot::{SnapshotState, VmSnapshot},
     volume::VolumeRef,
 };
 use std::time::{Duration, Instant};
 
+/// How long a VM that was told to stop is waited for.
+const STOPS: Duration = Duration::from_secs(60);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -145,6 +148,7 @@ async fn create(vm: &str, asked: SnapshotAsked, wait: Waiting) -> Result<(), Fai
 
 async fn revert(vm: &str, name: &Name, asked: RevertAsked, wait: Waiting) -> Result<(), Failure> {
     let client = connect().await?;
+    comes_to_its_end(&client, vm).await?;
     let asked = client.revert(vm, name.as_str(), &asked).await?;
     let before = asked.snapshot.reverted_ms;
     match end(&client, vm, &asked, wait).await? {
@@ -167,6 +171,20 @@ async fn revert(vm: &str, name: &Name, asked: RevertAsked, wait: Waiting) -> Res
             Ok(())
         }
     }
+}
+
+/// Waits for a VM that was told to stop.
+async fn comes_to_its_end(client: &Client, vm: &str) -> Result<(), Failure> {
+    let (of, begin) = (ObjectRef::new(Kind::Vm, Name::new(vm)?), Instant::now());
+    while begin.elapsed() < STOPS {
+        let item = client.object(&of).await?;
+        let stops = matches!(&item.object, Object::Vm(vm) if !vm.spec.running);
+        if !stops || item.state == "stopped" {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 fn later(vm: &str, name: &Name, what: &str) -> String {

@@ -22,19 +22,22 @@ while :; do
   for disk in /sys/class/block/vd*; do
     name=$(cat $disk/serial 2> /dev/null)
     now="$now $name=$(cat $disk/size 2> /dev/null)"
-    [ "$name" = logs ] && logs=/dev/${disk##*/}
+    [ "$name" = logs ] && dev=$(cat $disk/dev)
   done
   [ "$now" = "$seen" ] || echo "SEES$now;" > /dev/console
   case "$seen" in *logs=*) ;; *) i= ;; esac
   seen="$now"
   case "$now" in *logs=*)
+    # A node of its own: `dd` would make a file where that of a disk that has just gone was.
     [ -n "$i" ] || {
-      i=$(dd if=$logs bs=512 skip=1 count=4000 2> /dev/null | busybox tr -d '\000' | busybox fold -w 8 |
+      rm -f /logs
+      busybox mknod /logs b ${dev%:*} ${dev#*:}
+      i=$(dd if=/logs bs=512 skip=1 count=4000 2> /dev/null | busybox tr -d '\000' | busybox fold -w 8 |
         busybox awk '$1 + 0 != NR { exit } { n = NR } END { print n + 0 }')
       echo "LOGS-HAS $i" > /dev/console
     }
     i=$((i + 1))
-    printf '%08d' $i | dd of=$logs bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "LOGS-WROTE $i" > /dev/console
+    printf '%08d' $i | dd of=/logs bs=512 seek=$i conv=fsync,notrunc 2> /dev/null && echo "LOGS-WROTE $i" > /dev/console
   esac
   sleep 0.05
 done
@@ -78,6 +81,32 @@ fn files(lab: &Lab, pool: &str) -> Vec<String> {
     all.filter(|name| name.starts_with(LOGS)).collect()
 }
 
+/// Which records each host's file of the disk lacks.
+fn tell_of_replicas(lab: &Lab, wrote: u64) {
+    println!(
+        "  what the guest said: {:?}",
+        lab.all_said_by(VM)
+            .lines()
+            .filter(|line| line.contains("LOGS-HAS") || line.contains("SEES"))
+            .collect::<Vec<_>>()
+    );
+    for host in HOSTS {
+        let folder = lab.dir.join(format!("hosts/{host}/upper/var/lib/haven/twins"));
+        for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if !file.file_name().to_string_lossy().starts_with(LOGS) {
+                continue;
+            }
+            let held = std::fs::read(file.path()).unwrap_or_default();
+            let has = |n: &u64| {
+                let at = usize::try_from(*n).unwrap_or(0) * 512;
+                held.get(at..at + 8).is_some_and(|text| text == format!("{n:08}").as_bytes())
+            };
+            let lacks: Vec<u64> = (1..=wrote).filter(|n| !has(n)).collect();
+            println!("  {host} {:?} ({} bytes) lacks {lacks:?}", file.file_name(), held.len());
+        }
+    }
+}
+
 /// After it was taken from its guest and given back, all is there.
 fn goes_and_comes_back(lab: &Lab) -> Result<()> {
     let times = lab.said_by(VM, "LOGS-HAS");
@@ -88,6 +117,9 @@ fn goes_and_comes_back(lab: &Lab) -> Result<()> {
     lab.wait("its guest sees it again", PATIENCE, |_| lab.said_by(VM, "LOGS-HAS") > times)?;
     let has = largest(lab, VM, "LOGS-HAS");
     println!("  told as written before it was detached: {wrote}, found afterwards: {has}");
+    if has < wrote {
+        tell_of_replicas(lab, wrote);
+    }
     ensure!(has >= wrote, "{} records are lost", wrote - has);
     writes_on(lab)
 }

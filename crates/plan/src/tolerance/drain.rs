@@ -315,7 +315,10 @@ fn leave<'a>(
         Err(why) => return work.wait(vm_ref(vm), why),
     };
     // One that does not come over although its host tries: its disk there may be dead, and another replica has all.
-    let tired = !restart && failed >= LIVE_TRIES && replicas::is_mirrored(snapshot, &object.spec);
+    // With one that only its host has it would begin anew elsewhere, empty.
+    let bound = bound_by(snapshot, object).is_some();
+    let mirrored = replicas::is_mirrored(snapshot, &object.spec) && !bound;
+    let tired = !restart && failed >= LIVE_TRIES && mirrored;
     let restart = restart || tired;
     let fits = |other: &Name| restart || unfit(snapshot, host, other).is_none();
     let (to, why) = match room(work, object, host, &fits) {

@@ -16,7 +16,9 @@ impl VmTask {
     pub(super) async fn keep_backup(&mut self, snapshot: &Snapshot) {
         self.close_views().await;
         let moves = snapshot.placements.get(&self.vm).is_some_and(|p| p.moving_to.is_some());
-        let due = job::due(&self.parts, snapshot, &self.vm).filter(|_| !moves);
+        // Disks of which some are of a snapshot and some of now are no backup.
+        let rests = !moves && !self.is_reverting(snapshot);
+        let due = job::due(&self.parts, snapshot, &self.vm).filter(|_| rests);
         let wanted = due.as_ref().map(|due| due.run.id.as_str());
         if self.backup.as_ref().is_some_and(|job| job.is_over() || Some(job.id()) != wanted) {
             self.drop_backup().await;

@@ -115,23 +115,44 @@ impl VmTask {
             self.close_views().await;
         }
         for due in all {
+            if due.record.state == SnapshotState::Reverting && self.running.is_some() {
+                self.not_reverted(&due).await;
+                continue;
+            }
             let read = self.backup.is_some() || self.running.is_some() && self.unclosed;
             let waits = match () {
                 () if moves => Some("its VM is being moved"),
                 () if read => Some("its VM is being backed up"),
-                () if due.record.state == SnapshotState::Reverting && self.running.is_some() => {
-                    Some("its VM runs; it must be stopped first")
+                () if self.running.is_some() && (self.hot.is_busy() || self.hot.changes) => {
+                    Some("its disks are being changed")
                 }
                 () => None,
             };
-            let done = match waits {
-                Some(why) => self.waits_for(&due, why).await,
-                None => self.further(snapshot, &due).await,
-            };
-            if !done {
+            if let Some(why) = waits {
+                self.waits_for(&due, why).await;
                 self.look_again(AGAIN);
+                continue;
             }
+            // One step in a turn: its disks and its guest need this task, too.
+            let done = self.further(snapshot, &due).await;
+            return self.look_again(if done { Duration::ZERO } else { AGAIN });
         }
+    }
+
+    /// The VM was started after all: what it has written since is not taken from it at whatever end it comes to.
+    async fn not_reverted(&mut self, due: &Due) {
+        let message = "the VM was started meanwhile, so nothing was changed".to_owned();
+        let event = format!("its snapshot `{}` is not reverted to: {message}", due.name);
+        let (state, back) = (SnapshotState::There, Vec::new());
+        let there = VmSnapshot { state, back, message, ..due.record.clone() };
+        if !self.put_snapshot(due, Some(&there), Some((Severity::Warning, event))).await {
+            self.look_again(AGAIN);
+        }
+    }
+
+    /// Whether some of its disks may be of a snapshot and some of now.
+    pub(super) fn is_reverting(&self, snapshot: &Snapshot) -> bool {
+        self.due(snapshot).iter().any(|due| due.record.state == SnapshotState::Reverting)
     }
 
     /// Whether its disks are what they are to be when it starts: one that is half of before and half of now never runs.
@@ -140,6 +161,15 @@ impl VmTask {
             return false;
         }
         let reverts = |due: &Due| due.record.state == SnapshotState::Reverting;
+        let uid = snapshot.vms.get(&self.vm).map(|vm| vm.meta.uid.clone()).unwrap_or_default();
+        if let Some(key) = snapshot.unreadable_under(&format!("snapshots/{uid}/")) {
+            let words = format!(
+                "waiting: the record {key} of one of its snapshots, which its disks may be made to, cannot be read by this host's version of Haven; update this host"
+            );
+            self.report(snapshot, VmPhase::Starting, &words).await;
+            self.look_again(AGAIN);
+            return false;
+        }
         let Some(due) = self.due(snapshot).into_iter().find(reverts) else { return true };
         self.further(snapshot, &due).await;
         self.look_again(AGAIN);
@@ -181,6 +211,13 @@ impl VmTask {
             if let Some(keeps) = open.remove(name.as_str()) {
                 disks.push(Disk { name: name.clone(), at: At::Process, keeps });
                 continue;
+            }
+            let named = due.object.spec.disks.iter().any(|disk| disk.name == *name);
+            if self.running.is_some() && named {
+                // A file may hang, and the VM's other disks need this task.
+                return Err(format!(
+                    "the disk `{name}` is not attached; that is done once it is, or once the VM is stopped"
+                ));
             }
             // One that is no more keeps nothing.
             let Some(pool) = snapshot.pools.get(pool) else { continue };
