@@ -36,8 +36,15 @@ async fn place(world: &World, more: Value) {
 
 /// Its host says what it does.
 async fn told(world: &World, phase: &str) {
+    let vm = world.operate("GET", "/v1/objects/vm/db", "").await.ok();
+    let generation = vm["meta"]["generation"].as_u64().unwrap();
+    told_of(world, phase, generation).await;
+}
+
+/// The same, of what was asked of it at that time.
+async fn told_of(world: &World, phase: &str, generation: u64) {
     write(world, keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
-    let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 1, "phase": phase, "since_ms": 1,
+    let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": generation, "phase": phase, "since_ms": 1,
         "sinceMs": 1, "restarts": 0, "resets": 0, "message": ""});
     write(world, keys::vm_status(&name("db")), &status).await;
 }
@@ -162,6 +169,9 @@ async fn only_what_is_whole_is_reverted_to_and_only_at_rest() {
     world.operate("POST", "/v1/vms/db/stop", "").await.ok();
     says(&revert("first", json!({})).await, "it is not known whether db has come to its end");
     told(&world, "stopping").await;
+    says(&revert("first", json!({})).await, "db has not come to its end yet");
+    // An end before it was started and told to stop once more.
+    told_of(&world, "stopped", 0).await;
     says(&revert("first", json!({})).await, "db has not come to its end yet");
     told(&world, "stopped").await;
     ask(&world, json!({"name": "next"})).await.ok();

@@ -179,6 +179,26 @@ async fn one_disk_is_kept_and_reverted_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_revert_that_a_start_came_before_is_ended_and_takes_nothing_later() {
+    let fixture = world().await;
+    ask(&fixture, "first").await;
+    write(&fixture, 2);
+    let reverting = VmSnapshot {
+        state: SnapshotState::Reverting,
+        back: vec![name("root"), name("data")],
+        ..is(&fixture, "first")
+    };
+    put(&fixture, "first", &reverting).await;
+    fixture.pass(5).await;
+    let first = is(&fixture, "first");
+    assert_eq!(first.state, SnapshotState::There);
+    assert!(first.message.contains("was started meanwhile"), "{}", first.message);
+    run(&fixture, false).await;
+    fixture.pass(5).await;
+    assert_eq!(holds(&fixture), [2, 2], "what it wrote is not taken from it at its end");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_cannot_be_taken_says_why_and_leaves_nothing() {
     let fixture = world().await;
     fixture.world.kept.refuse("data", Some("No space left on device"));

@@ -133,9 +133,11 @@ impl VmTask {
                 self.look_again(AGAIN);
                 continue;
             }
-            // One step in a turn: its disks and its guest need this task, too.
-            let done = self.further(snapshot, &due).await;
-            return self.look_again(if done { Duration::ZERO } else { AGAIN });
+            // One step in a turn: its disks and its guest need this task, too. What it came to wakes the next.
+            if !self.further(snapshot, &due).await {
+                self.look_again(AGAIN);
+            }
+            return;
         }
     }
 
