@@ -7,6 +7,7 @@ use crate::{
 };
 use haven_model::{
     Action, Bytes, PoolDriverKind, PoolSpec, ProofKind, VmPhase, VmSpec,
+    vm::DiskSpec,
     volume::{ReplicaState, Volume, VolumeRef},
 };
 use serde_json::json;
@@ -131,15 +132,17 @@ fn a_disk_on_fewer_hosts_than_it_should_be_is_a_risk() {
 
 /// Where a VM on host1 goes when that is drained; whether by a restart.
 fn drained(on: &[(&str, ReplicaState)]) -> Result<(String, bool), String> {
-    drained_after(None, on)
+    drained_after(None, on, |_| {})
 }
 
 /// The same after so many failures of that drain.
 fn drained_after(
     failed: Option<u32>,
     on: &[(&str, ReplicaState)],
+    more: impl FnOnce(&mut World),
 ) -> Result<(String, bool), String> {
     let mut world = world(3, on);
+    more(&mut world);
     world.run("db", "host1");
     world.report("db", VmPhase::Running, Some(true));
     let drain = haven_model::Drain {
@@ -181,8 +184,19 @@ fn a_vm_with_a_mirrored_disk_moves_live_to_where_all_of_its_disk_is_and_nowhere_
     );
     // One whose host cannot send it, because its disk there is dead, is started anew where all of it is.
     let both = [("host1", Counted), ("host3", Counted)];
-    assert_eq!(drained_after(Some(1), &both), Ok(("host3".into(), false)));
-    assert_eq!(drained_after(Some(2), &both), Ok(("host3".into(), true)));
+    assert_eq!(drained_after(Some(1), &both, |_| {}), Ok(("host3".into(), false)));
+    assert_eq!(drained_after(Some(2), &both, |_| {}), Ok(("host3".into(), true)));
+    // Not one that has a disk which only its host has, too: that would begin anew there, empty.
+    let with_a_local_one = |world: &mut World| {
+        let pool = PoolSpec::new(PoolDriverKind::Local, "/p");
+        world.snapshot.pools.insert(name("fast"), at(1, stored("fast", pool)));
+        let mut spec = world.snapshot.vms["db"].spec.clone();
+        spec.disks.push(DiskSpec::new(name("tmp"), Bytes::gib(1), name("fast")));
+        let mut db = (*world.snapshot.vms["db"].value).clone();
+        db.spec = spec;
+        world.snapshot.vms.insert(name("db"), at(4, db));
+    };
+    assert_eq!(drained_after(Some(2), &both, with_a_local_one), Ok(("host3".into(), false)));
     // What was copied so far would be lost.
     let why = drained(&[("host1", Counted), ("host2", Counted), ("host3", Returning)]).unwrap_err();
     assert!(
