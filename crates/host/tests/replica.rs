@@ -5,10 +5,14 @@
 
 mod inside;
 
-use haven_host::storage::mirrored::{
-    daemon::{StorageDaemons, USER},
-    driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served, export},
-    runs,
+use haven_host::{
+    agent::storage::VolumeName,
+    storage::mirrored::{
+        daemon::{StorageDaemons, USER},
+        driver::{Base, ReplicaDriver, ReplicaError, ReplicaWanted, Served, export},
+        kept::{KeptCopies, KeptFiles, KeptOf},
+        runs,
+    },
 };
 use haven_store::seal::Plain;
 use nix::sys::signal::{Signal, kill};
@@ -61,6 +65,7 @@ impl Replica {
             size_bytes: SIZE,
             key: key(run),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            base: None,
         }
     }
 
@@ -222,6 +227,53 @@ fn a_replica_grows_with_its_run() {
         daemons.serve(&replica.wanted(6)).await.unwrap();
         assert_eq!(length(), 3 * SIZE);
         daemons.end(VOLUME).await.unwrap();
+    });
+}
+
+#[test]
+fn a_replica_is_made_what_it_was_once_whoever_had_it_open() {
+    if !inside::inside("a_replica_is_made_what_it_was_once_whoever_had_it_open") {
+        return;
+    }
+    let replica = Replica::new();
+    let keys = tempfile::tempdir().unwrap();
+    let kept = KeptOf {
+        replica: replica.path.clone(),
+        volume: VolumeName::parse(VOLUME).unwrap(),
+        snapshot: "a1".into(),
+    };
+    let back = Base { run: 4, kept: kept.clone() };
+    let wanted = |run| ReplicaWanted { base: Some(back.clone()), ..replica.wanted(run) };
+    run(async {
+        let daemons = replica.daemons();
+        let first = daemons.serve(&replica.wanted(3)).await.unwrap();
+        let mut before = Writer::connect(keys.path(), &first, 3, 3);
+        assert!(before.write(0, 0x11).contains("wrote"));
+        KeptFiles.keep(&kept, 1).await.unwrap();
+        assert!(before.write(0, 0x12).contains("wrote") && replica.holds(0, 0x12));
+        // A run before that one leaves it as it is.
+        assert_eq!(daemons.serve(&wanted(3)).await.unwrap(), first);
+        assert!(replica.holds(0, 0x12));
+        let second = daemons.serve(&wanted(5)).await.unwrap();
+        assert!(replica.holds(0, 0x11));
+        assert_ne!((&second.file, &second.instance), (&first.file, &first.instance));
+        assert!(!before.write(0, 0x13).contains("wrote"), "it is another run's");
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&replica.path).unwrap());
+        assert_eq!(owner, OWNER);
+        // Once, whoever asks for it again: another daemon, another run, its own host.
+        let mut after = Writer::connect(keys.path(), &second, 5, 5);
+        assert!(after.write(0, 0x14).contains("wrote"));
+        assert_eq!(daemons.serve(&wanted(5)).await.unwrap(), second);
+        replica.daemons().serve(&wanted(6)).await.unwrap();
+        daemons.own(VOLUME, &replica.path, 7, Some(&back)).await.unwrap();
+        assert!(replica.holds(0, 0x14));
+        // Another snapshot is another one; without its copy nobody opens it.
+        let gone = KeptOf { snapshot: "b2".into(), ..kept.clone() };
+        let gone = Base { run: 8, kept: gone };
+        let why = daemons.own(VOLUME, &replica.path, 8, Some(&gone)).await.unwrap_err();
+        assert!(matches!(why, ReplicaError::NotBack { .. }), "{why:?}");
+        assert_eq!(runs::lowest(&replica.path).unwrap(), 7);
+        assert!(replica.holds(0, 0x14));
     });
 }
 

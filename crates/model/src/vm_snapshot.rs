@@ -46,6 +46,9 @@ pub struct SnapshotDisk {
     pub pool: Name,
     /// As the guest saw it.
     pub size: Bytes,
+    /// Of a mirrored disk: the hosts that have a whole copy of it as it was. Others with a replica of it fetch one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<Name>,
 }
 
 /// A snapshot of a VM, and what is to be done with it. This record is the task: the host of the VM carries it out, whichever
@@ -86,10 +89,22 @@ pub struct VmSnapshot {
 }
 
 impl VmSnapshot {
+    /// The hosts that have a copy of a mirrored disk as it was.
+    #[must_use]
+    pub fn copies(&self, disk: &Name) -> &[Name] {
+        self.disks.iter().find(|of| of.name == *disk).map_or(&[], |of| &of.copies)
+    }
+
     /// Its name in the disks. QEMU takes a number for something else.
     #[must_use]
     pub fn tag(&self) -> String {
-        format!("haven-{}", self.id)
+        Self::tag_of(&self.id)
+    }
+
+    /// The name in the disks of the snapshot with this id.
+    #[must_use]
+    pub fn tag_of(id: &str) -> String {
+        format!("haven-{id}")
     }
 
     /// Whether its VM's host has something to do about it.

@@ -106,6 +106,20 @@ pub struct Volume {
     /// The run is nobody's: it was begun so that all before it are shut out. Whoever is the owner begins another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shut: bool,
+    /// The snapshot that it was made to hold again the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub based: Option<Based>,
+}
+
+/// What a volume holds from a run on, whatever it held before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Based {
+    /// The id of the snapshot.
+    pub snapshot: String,
+    /// From which run on. A replica that counts and was open in no run from there on has its copy of the snapshot put in its place
+    /// before anybody opens it.
+    pub run: u64,
 }
 
 impl Volume {
@@ -128,7 +142,15 @@ impl Volume {
             run: 0,
             clean: true,
             shut: false,
+            based: None,
         }
+    }
+
+    /// What this host puts in the place of its replica before that is open in this run, if it was not open since.
+    #[must_use]
+    pub fn based(&self, host: &Name) -> Option<&Based> {
+        // One that does not count is copied to.
+        self.based.as_ref().filter(|_| self.counts(host))
     }
 
     /// The hosts whose replicas count.

@@ -24,7 +24,7 @@ use haven_host::{
     },
     heartbeat::{self, HeartbeatConfig},
     network::fake::{FakeAddress, FakeNetwork},
-    storage::mirrored::fake::{FakePieces, FakeReplicas},
+    storage::mirrored::fake::{FakeKeptCopies, FakePieces, FakeReplicas},
     vm::{driver::VmDriver, fake::FakeVmDriver, fake_migration::Copies},
 };
 use haven_model::{Name, Snapshot, Timers, keys};
@@ -388,6 +388,11 @@ impl SimHost {
                     let net = Arc::clone(net);
                     Arc::new(move || net.driver_fails())
                 },
+            }),
+            kept: Arc::new(FakeKeptCopies {
+                host: self.name.to_string(),
+                world: Arc::clone(&shared.world),
+                clock: clock.clone(),
             }),
             pieces: Arc::new(FakePieces { world: Arc::clone(&shared.world), clock: clock.clone() }),
             tunnel: Arc::new(agent::tunnel::NoTunnel),

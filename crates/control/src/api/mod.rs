@@ -112,6 +112,14 @@ pub trait LocalHost: Send + Sync {
     ) -> Result<Box<dyn serve::Duplex>, String>;
     /// The hashes of so many pieces of this host's replica of a mirrored disk, one after another, from number `from` on.
     async fn pieces(&self, volume: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String>;
+    /// The next part of this host's copy of a mirrored disk as it was in a snapshot, from `from` on.
+    async fn kept(
+        &self,
+        volume: &VolumeRef,
+        vm_uid: &str,
+        snapshot: &str,
+        from: u64,
+    ) -> Result<Vec<u8>, String>;
     /// The whole answer of another host's API to a GET.
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
     /// Makes a target of what is there, when it is empty.

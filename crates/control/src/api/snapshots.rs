@@ -11,7 +11,7 @@ use axum::{Extension, Json, extract::State};
 use haven_model::{
     Name, ObjectRef, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
     api::{RevertAsked, SnapshotAsked, SnapshotView},
-    host::SNAPSHOTS,
+    host::{KEPT_COPIES, SNAPSHOTS},
     keys,
     object::{Kind, Stored},
     vm::DiskSpec,
@@ -143,14 +143,13 @@ impl<'a> Of<'a> {
             match pool {
                 Some(PoolDriverKind::Local | PoolDriverKind::Shared) => {}
                 Some(PoolDriverKind::Mirrored) => {
-                    let detail = format!(
-                        "the disk `{}` of {vm} lives in the mirrored pool `{}`, whose disks keep no snapshots yet",
-                        disk.name, disk.pool
-                    );
-                    let hint = format!(
-                        "`haven backup run {vm}` keeps it; `haven volume snapshot {vm}.DISK` keeps one disk of another pool"
-                    );
-                    return Err(conflict(detail, &hint));
+                    if let Some(host) = speaks_less(self.now, KEPT_COPIES) {
+                        let detail = format!(
+                            "the disk `{}` of {vm} lives in the mirrored pool `{}`, and {host} has not said that it knows snapshots of such disks",
+                            disk.name, disk.pool
+                        );
+                        return Err(conflict(detail, "upgrade it (`haven host upgrade`)"));
+                    }
                 }
                 None => return Err(ApiError::missing(&format!("pool `{}`", disk.pool))),
             }
@@ -158,6 +157,7 @@ impl<'a> Of<'a> {
                 name: disk.name.clone(),
                 pool: disk.pool.clone(),
                 size: disk.size,
+                copies: Vec::new(),
             });
         }
         if disks.is_empty() {
@@ -188,9 +188,53 @@ impl<'a> Of<'a> {
                 let hint = format!("`haven volume revert {vm}.DISK {called}` reverts one disk");
                 return Err(conflict(detail, &hint));
             }
+            self.has_copy(called, disk)?;
             back.push(disk.name.clone());
         }
         Ok(back)
+    }
+}
+
+impl Of<'_> {
+    /// Whether the host of the VM has what a mirrored disk is to hold again.
+    fn has_copy(&self, called: &Name, disk: &SnapshotDisk) -> ApiResult<()> {
+        let (vm, name) = (self.vm, &disk.name);
+        let pool = self.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
+        if pool != Some(PoolDriverKind::Mirrored) {
+            return Ok(());
+        }
+        // One that does not know of it would go on with what its replica holds.
+        if let Some(host) = speaks_less(self.now, KEPT_COPIES) {
+            let detail = format!("{host} has not said that it knows snapshots of mirrored disks");
+            return Err(conflict(detail, "upgrade it (`haven host upgrade`)"));
+        }
+        let host = self.now.placements.get(vm).map(|placed| &placed.host);
+        if host.is_some_and(|host| disk.copies.contains(host)) {
+            return Ok(());
+        }
+        let host = host.map_or_else(String::new, ToString::to_string);
+        let copies: Vec<&str> = disk.copies.iter().map(Name::as_str).collect();
+        match copies.as_slice() {
+            [] => {
+                let detail = format!(
+                    "no host has a copy of the disk `{name}` of {vm} any more as it was in `{called}`"
+                );
+                Err(conflict(
+                    detail,
+                    "`haven vm snapshot ls` lists others; a backup can be restored under another name",
+                ))
+            }
+            copies => {
+                let detail = format!(
+                    "{host} has no copy yet of the disk `{name}` of {vm} as it was in `{called}`; {} has one",
+                    copies.join(" and ")
+                );
+                let hint = format!(
+                    "{host} fetches one; `haven vm snapshot ls {vm}` tells which hosts have it"
+                );
+                Err(conflict(detail, &hint))
+            }
+        }
     }
 }
 

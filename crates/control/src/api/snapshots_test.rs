@@ -141,11 +141,13 @@ async fn what_cannot_be_kept_is_refused_with_a_sentence() {
     write(&world, keys::placement(&name("mixed")), &placement).await;
     let mixed =
         async |body: &str| world.operate("POST", "/v1/vms/mixed/snapshots", body.to_owned()).await;
-    says(
-        &mixed("{}").await,
-        "the disk `data` of mixed lives in the mirrored pool `both`, whose disks keep no snapshots yet",
-    );
+    // A host that does not know of it would open what its replica held before.
+    world.speak_up_to(&["host2"], haven_model::host::SNAPSHOTS).await;
+    let older = "the disk `data` of mixed lives in the mirrored pool `both`, and host2 has not said that it knows snapshots of such disks";
+    says(&mixed("{}").await, older);
     mixed("{\"disks\": [\"root\"]}").await.ok();
+    world.speak(&["host2"]).await;
+    mixed("{}").await.ok();
     world.apply("kind: VM\nname: bare\nmemory: 64MiB\n").await.ok();
     let placement = serde_json::to_value(Placement::new(name("host1"), 1, 2, Vec::new())).unwrap();
     write(&world, keys::placement(&name("bare")), &placement).await;
@@ -153,6 +155,41 @@ async fn what_cannot_be_kept_is_refused_with_a_sentence() {
     let reader = world.token(super::auth::Role::Viewer);
     let read = world.ask(reader, "POST", ALL, "{}".to_owned()).await;
     assert_eq!(read.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_mirrored_disk_is_reverted_where_its_host_has_a_copy() {
+    let Some(world) = world().await else { return };
+    world.speak(&["host1"]).await;
+    world.hosts(&["host2"]).await;
+    world.speak(&["host2"]).await;
+    world.apply("kind: Pool\nname: both\ndriver: mirrored\npath: /pools/both\n").await.ok();
+    let twin = "kind: VM\nname: twin\nrunning: false\nmemory: 64MiB\ndisks: [{name: data, size: 1GiB, pool: both}]\n";
+    world.apply(twin).await.ok();
+    let placement = serde_json::to_value(Placement::new(name("host1"), 1, 1, Vec::new())).unwrap();
+    write(&world, keys::placement(&name("twin")), &placement).await;
+    let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 9, "phase": "stopped", "sinceMs": 1, "restarts": 0, "message": ""});
+    write(&world, keys::vm_status(&name("twin")), &status).await;
+    let all = "/v1/vms/twin/snapshots";
+    let taken = world.operate("POST", all, "{\"name\": \"one\"}".to_owned()).await.ok();
+    let vm = world.operate("GET", "/v1/objects/vm/twin", "").await.ok();
+    let uid = vm["uid"].as_str().or(vm["meta"]["uid"].as_str()).unwrap();
+    let revert = async |copies: Value| {
+        let mut record = taken["snapshot"].clone();
+        (record["state"], record["disks"][0]["copies"]) = (json!("there"), copies);
+        write(&world, keys::vm_snapshot(uid, &name("one")), &record).await;
+        world.operate("POST", &format!("{all}/one/revert"), "{}".to_owned()).await
+    };
+    says(&revert(json!([])).await, "no host has a copy of the disk `data` of twin any more");
+    let elsewhere =
+        "host1 has no copy yet of the disk `data` of twin as it was in `one`; host2 has one";
+    says(&revert(json!(["host2"])).await, elsewhere);
+    world.speak_up_to(&["host2"], haven_model::host::SNAPSHOTS).await;
+    let older = "host2 has not said that it knows snapshots of mirrored disks";
+    says(&revert(json!(["host1"])).await, older);
+    world.speak(&["host2"]).await;
+    let back = revert(json!(["host1"])).await.ok();
+    assert_eq!(back["snapshot"]["state"], "reverting");
 }
 
 #[tokio::test]

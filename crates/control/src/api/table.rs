@@ -13,7 +13,7 @@ use super::{
     routes,
     routes::{Following, ImportQuery, Latest, NewToken},
     snapshots, volumes,
-    volumes::Which,
+    volumes::{Which, WhichKept},
 };
 use axum::routing::{delete, get, post, put};
 use haven_model::{
@@ -353,6 +353,17 @@ pub const TABLE: &[Route] = &[
         takes: Takes::Nothing,
         gives: Gives::Bytes,
         handler: || get(volumes::pieces),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/volumes/{name}/kept",
+        role: Role::Admin,
+        id: "volumeKept",
+        summary: "a part of a host's copy of a mirrored disk as it was in a snapshot (for hosts)",
+        query: Some(fields::<WhichKept>),
+        takes: Takes::Nothing,
+        gives: Gives::Bytes,
+        handler: || get(volumes::kept),
     },
     Route {
         method: "GET",

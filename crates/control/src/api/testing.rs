@@ -168,6 +168,9 @@ impl LocalHost for Nothing {
     async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
     }
+    async fn kept(&self, _: &VolumeRef, _: &str, _: &str, _: u64) -> Result<Vec<u8>, String> {
+        Ok(vec![0; 16])
+    }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {
         Ok(())
     }
@@ -393,9 +396,14 @@ impl World {
 
     /// They say that they understand all that this version does.
     pub async fn speak(&self, names: &[&str]) {
+        self.speak_up_to(names, haven_model::host::SPEAKS).await;
+    }
+
+    /// They say that they understand so much.
+    pub async fn speak_up_to(&self, names: &[&str], speaks: u32) {
         for host in names {
             let status = serde_json::json!({
-                "session": 1, "speaks": haven_model::host::SPEAKS, "cpus": 8, "memory": "16GiB",
+                "session": 1, "speaks": speaks, "cpus": 8, "memory": "16GiB",
             });
             let put = Op::Put(keys::host_status(&name(host)), status.to_string().into());
             self.state.store.txn(vec![], vec![put]).await.unwrap();

@@ -298,6 +298,42 @@ pub(super) struct Which {
     count: u64,
 }
 
+/// Which part of which copy.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct WhichKept {
+    /// The uid of its VM.
+    uid: String,
+    /// The id of the snapshot.
+    snapshot: String,
+    /// Bytes before it.
+    from: u64,
+}
+
+fn is_a_host(caller: &Caller, hint: &'static str) -> ApiResult<()> {
+    match caller.who == A_HOST {
+        true => Ok(()),
+        false => {
+            let detail = format!("{} is no host of the cluster", caller.who);
+            Err(ApiError::new(StatusCode::FORBIDDEN, detail, hint))
+        }
+    }
+}
+
+/// Gives another host a part of a copy that is here.
+pub(super) async fn kept(
+    State(state): Api,
+    Extension(caller): Extension<Caller>,
+    At(name): At<String>,
+    Asked(which): Asked<WhichKept>,
+) -> ApiResult<Body> {
+    is_a_host(&caller, "`haven vm snapshot ls` tells which hosts have a copy")?;
+    let snapshot = state.snapshot();
+    let (of, _) = known(&snapshot, &name)?;
+    let told = state.local.kept(&of, &which.uid, &which.snapshot, which.from).await;
+    told.map(Body::from)
+        .map_err(|why| conflict(why, "`haven vm snapshot ls` tells which hosts have a copy"))
+}
+
 /// Tells another host what pieces of the replica here hold.
 pub(super) async fn pieces(
     State(state): Api,
@@ -305,14 +341,7 @@ pub(super) async fn pieces(
     At(name): At<String>,
     Asked(which): Asked<Which>,
 ) -> ApiResult<Body> {
-    if caller.who != A_HOST {
-        let detail = format!("{} is no host of the cluster", caller.who);
-        return Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            detail,
-            "`haven volume check` compares replicas",
-        ));
-    }
+    is_a_host(&caller, "`haven volume check` compares replicas")?;
     let snapshot = state.snapshot();
     let (of, _) = known(&snapshot, &name)?;
     let told = state.local.pieces(&of, which.from, which.count.min(MOST_PIECES)).await;

@@ -11,7 +11,10 @@ use haven_client::Client;
 use haven_control::api::{LocalHost, serve::Duplex};
 use haven_host::{
     agent::tunnel::Load,
-    agent::{failsafe::Promisers, storage::StorageFailure},
+    agent::{
+        failsafe::Promisers,
+        storage::{StorageFailure, VolumeName},
+    },
     storage::{
         backup::{
             files::{self, At},
@@ -275,6 +278,19 @@ impl LocalHost for Local {
     async fn pieces(&self, of: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String> {
         let hashes = self.pieces.here(of, from, count).await;
         hashes.map(|hashes| hashes.concat()).map_err(|failure| failure.what)
+    }
+
+    async fn kept(
+        &self,
+        volume: &VolumeRef,
+        vm_uid: &str,
+        snapshot: &str,
+        from: u64,
+    ) -> Result<Vec<u8>, String> {
+        let VolumeRef { vm, disk } = volume.clone();
+        let volume = VolumeName { vm, disk, vm_uid: vm_uid.to_owned() };
+        let part = self.pieces.kept_here(&volume, snapshot, from).await;
+        part.map(|part| part.to_bytes()).map_err(|failure| failure.what)
     }
 
     async fn mark_target(&self, target: &Name) -> Result<(), String> {

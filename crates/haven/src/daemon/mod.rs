@@ -37,8 +37,10 @@ use haven_host::{
     monitor::proc::ProcMeter,
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
     storage::{
-        backup::target::Targets, files::FileStorage, images::ImageStore,
-        mirrored::daemon::StorageDaemons,
+        backup::target::Targets,
+        files::FileStorage,
+        images::ImageStore,
+        mirrored::{daemon::StorageDaemons, kept::KeptFiles},
     },
     vm::{
         driver::VmDriver,
@@ -356,6 +358,7 @@ impl Daemon {
                 "qemu-storage-daemon".into(),
                 self.paths.run.join("replicas"),
             )),
+            kept: Arc::new(KeptFiles),
             pieces: Arc::new(pieces::ReplicaPieces {
                 me: self.host.name.clone(),
                 live: pieces_live,

@@ -3,10 +3,16 @@
 use super::local::Peers;
 use async_trait::async_trait;
 use haven_host::{
-    agent::{mirrored::name, storage::StorageFailure},
+    agent::{
+        mirrored::name,
+        storage::{StorageFailure, VolumeName},
+    },
     storage::{
         files,
-        mirrored::pieces::{self, Hash, Pieces},
+        mirrored::{
+            kept::{self, KeptOf, Part},
+            pieces::{self, Hash, Pieces},
+        },
     },
 };
 use haven_model::{Name, Snapshot, volume::VolumeRef};
@@ -65,6 +71,40 @@ impl ReplicaPieces {
     }
 }
 
+impl ReplicaPieces {
+    /// The next part of this host's copy of a replica, as it was in a snapshot.
+    ///
+    /// # Errors
+    /// In words, when it is not here or its disk does not answer.
+    pub async fn kept_here(
+        &self,
+        volume: &VolumeName,
+        snapshot: &str,
+        from: u64,
+    ) -> Result<Part, StorageFailure> {
+        let me = &self.me;
+        let of = VolumeRef { vm: volume.vm.clone(), disk: volume.disk.clone() };
+        let replica = {
+            let live = self.live.borrow();
+            let record = live.volumes.get(&of).filter(|record| record.vm_uid == volume.vm_uid);
+            let pool = record.and_then(|record| live.pools.get(&record.pool));
+            let pool =
+                pool.ok_or_else(|| says(format!("{of} and its pool are not known to {me}")))?;
+            files::path(&pool.spec, volume)
+        };
+        let kept = KeptOf { replica, volume: volume.clone(), snapshot: snapshot.to_owned() };
+        let read = tokio::task::spawn_blocking(move || kept::read(&kept, from));
+        match tokio::time::timeout(PATIENCE, read).await {
+            Ok(Ok(Ok(part))) => Ok(part),
+            Ok(Ok(Err(error))) => {
+                Err(says(format!("the copy of {of} on {me} cannot be read ({error})")))
+            }
+            Ok(Err(error)) => Err(says(format!("the copy of {of} on {me} was not read ({error})"))),
+            Err(_) => Err(says(format!("the disk of the copy of {of} on {me} does not answer"))),
+        }
+    }
+}
+
 #[async_trait]
 impl Pieces for ReplicaPieces {
     async fn hashes(
@@ -87,5 +127,25 @@ impl Pieces for ReplicaPieces {
             [] => Ok(hashes.to_vec()),
             _ => Err(says(format!("{host} broke off in the middle of its answer"))),
         }
+    }
+
+    async fn kept(
+        &self,
+        host: &Name,
+        volume: &VolumeName,
+        snapshot: &str,
+        from: u64,
+    ) -> Result<Part, StorageFailure> {
+        if *host == self.me {
+            return self.kept_here(volume, snapshot, from).await;
+        }
+        let VolumeName { vm, disk, vm_uid } = volume;
+        let path =
+            format!("/v1/volumes/{vm}.{disk}/kept?uid={vm_uid}&snapshot={snapshot}&from={from}");
+        let asked = tokio::time::timeout(PATIENCE, self.peers.get(host, &path)).await;
+        let told = asked.unwrap_or_else(|_| Err("it does not answer".into()));
+        let told = told.map_err(|why| says(format!("{host} does not give its copy: {why}")))?;
+        let cut = || says(format!("{host} broke off in the middle of its answer"));
+        Part::from_bytes(&told).ok_or_else(cut)
     }
 }

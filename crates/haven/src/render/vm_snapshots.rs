@@ -1,14 +1,23 @@
 //! Snapshots of VMs, as a table.
 
 use super::{table, time};
-use haven_model::api::SnapshotView;
+use haven_model::{api::SnapshotView, vm_snapshot::SnapshotDisk};
+
+/// Which hosts have a copy of a mirrored disk.
+fn on(disk: &SnapshotDisk) -> String {
+    let hosts: Vec<&str> = disk.copies.iter().map(|host| host.as_str()).collect();
+    if hosts.is_empty() { String::new() } else { format!(" on {}", hosts.join(", ")) }
+}
 
 /// Those of a VM.
 pub fn snapshots(all: &[SnapshotView]) -> String {
     let row = |view: &SnapshotView| {
         let of = &view.snapshot;
-        let disks: Vec<String> =
-            of.disks.iter().map(|disk| format!("{} ({})", disk.name, disk.size)).collect();
+        let disks: Vec<String> = of
+            .disks
+            .iter()
+            .map(|disk| format!("{} ({}{})", disk.name, disk.size, on(disk)))
+            .collect();
         let why = view.waiting.clone().unwrap_or_else(|| of.message.clone());
         let state = match (why.as_str(), of.reverted_ms) {
             ("", Some(at)) if !of.is_due() => format!("{}, reverted to {}", of.state, time(at)),

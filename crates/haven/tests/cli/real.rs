@@ -58,6 +58,9 @@ impl LocalHost for OnlyImages {
     async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
     }
+    async fn kept(&self, _: &VolumeRef, _: &str, _: &str, _: u64) -> Result<Vec<u8>, String> {
+        Ok(vec![0; 16])
+    }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {
         Ok(())
     }

@@ -39,23 +39,9 @@ fn writes_on(lab: &Lab, vm: &str) -> Result<()> {
     lab.wait("it writes on", PATIENCE, |_| wrote(lab, vm) > then + 5)
 }
 
-fn is(lab: &Driver, state: &str) -> bool {
-    let named = ObjectRef::new(Kind::Vm, Name::new(VM).expect("it is a name"));
-    let item = lab.ask(|client| {
-        let named = named.clone();
-        async move { client.object(&named).await }
-    });
-    item.is_ok_and(|item| item.state == state)
-}
-
-fn stopped(lab: &Lab) -> Result<()> {
-    lab.haven(&["vm", "stop", VM])?;
-    lab.wait("it is stopped", PATIENCE, |lab| is(lab, "stopped"))
-}
-
 fn started(lab: &Lab) -> Result<()> {
     lab.haven(&["vm", "start", VM])?;
-    lab.wait("it runs", PATIENCE, |lab| is(lab, "ready"))
+    lab.becomes(VM, "ready")
 }
 
 /// The backups of the VM, older ones first.
@@ -161,7 +147,7 @@ fn while_it_runs(lab: &Lab) -> Result<()> {
 fn interrupted(lab: &Lab) -> Result<()> {
     let before = held(lab)?.len();
     // So much is to be read anew that there is time for all this: a guest that starts anew has no marks.
-    stopped(lab)?;
+    lab.stopped(VM)?;
     started(lab)?;
     writes_on(lab, VM)?;
     lab.haven(&["backup", "run", VM, "--no-wait"])?;
@@ -200,7 +186,7 @@ fn ended_well(lab: &Lab, what: &str) -> Result<()> {
 
 /// One of a VM that does not run; a flipped bit is found, refused, and made good by the next backup.
 fn damaged(lab: &Lab) -> Result<()> {
-    stopped(lab)?;
+    lab.stopped(VM)?;
     let told = wrote(lab, VM);
     let stopped = backed_up(lab)?;
     ensure!(stopped.moment == Moment::Stopped, "{stopped:?}");

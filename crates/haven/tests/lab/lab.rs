@@ -3,6 +3,7 @@
 use crate::witness::Witness;
 use anyhow::Result;
 use haven_lab::drive::Driver;
+use haven_model::{Name, ObjectRef, object::Kind};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -104,6 +105,22 @@ impl Lab {
             String::from_utf8_lossy(&said[..end]).into_owned()
         };
         said.map(whole).collect()
+    }
+
+    /// Stops a VM; returns once it is.
+    pub fn stopped(&self, vm: &str) -> Result<()> {
+        self.haven(&["vm", "stop", vm])?;
+        self.becomes(vm, "stopped")
+    }
+
+    /// Waits until a VM stands so.
+    pub fn becomes(&self, vm: &str, state: &str) -> Result<()> {
+        let named = ObjectRef::new(Kind::Vm, Name::new(vm)?);
+        self.wait(&format!("{vm} is {state}"), Duration::from_secs(90), |lab| {
+            let named = named.clone();
+            let item = lab.ask(|client| async move { client.object(&named).await });
+            item.is_ok_and(|item| item.state == state)
+        })
     }
 
     /// Lets a paused host go on; the instant before its first process does.

@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use haven_lab::drive::Driver;
-use haven_model::{Name, ObjectRef, backup::Moment, object::Kind, vm_snapshot::VmSnapshot};
+use haven_model::{backup::Moment, vm_snapshot::VmSnapshot};
 use nix::sys::signal::Signal;
 use std::{
     path::PathBuf,
@@ -22,7 +22,7 @@ const POOL: &str = "/srv/shared/snapshots";
 const TARGET: &str = "/srv/shared/snapshots-backups";
 
 /// Writes each record to its first disk, then to its second, and tells it once both have it.
-const WRITES: &str = r#"#!/bin/busybox sh
+pub const WRITES: &str = r#"#!/bin/busybox sh
 count() {
   dd if=$1 bs=512 skip=1 count=4000 2> /dev/null | busybox tr -d '\000' | busybox fold -w 8 |
     busybox awk '$1 + 0 != NR { exit } { n = NR } END { print n + 0 }'
@@ -40,28 +40,28 @@ while :; do
 done
 "#;
 
-fn exec(lab: &Lab, host: &str, script: &str) -> Result<String> {
+pub fn exec(lab: &Lab, host: &str, script: &str) -> Result<String> {
     lab.haven(&["lab", "exec", host, "--", "sh", "-c", script])
 }
 
-fn fails(lab: &Lab, args: &[&str], says: &str) -> Result<()> {
+pub fn fails(lab: &Lab, args: &[&str], says: &str) -> Result<()> {
     let said = lab.haven(args).err().with_context(|| format!("{args:?} is refused"))?;
     let said = format!("{said:#}");
     ensure!(said.contains(says), "{args:?} does not say `{says}`, but: {said}");
     Ok(())
 }
 
-fn wrote(lab: &Lab, vm: &str) -> u64 {
+pub fn wrote(lab: &Lab, vm: &str) -> u64 {
     largest(lab, vm, "WROTE")
 }
 
-fn writes_on(lab: &Lab, by: u64) -> Result<()> {
-    let then = wrote(lab, VM);
-    lab.wait("it writes on", PATIENCE, |_| wrote(lab, VM) > then + by)
+pub fn writes_on(lab: &Lab, vm: &str, by: u64) -> Result<()> {
+    let then = wrote(lab, vm);
+    lab.wait("it writes on", PATIENCE, |_| wrote(lab, vm) > then + by)
 }
 
 /// What a guest found on its disks, each time that it booted: on the first, on the second, and how large the first was.
-fn found(lab: &Lab, vm: &str) -> Vec<(u64, u64, u64)> {
+pub fn found(lab: &Lab, vm: &str) -> Vec<(u64, u64, u64)> {
     let said = lab.all_said_by(vm);
     let lines = said.lines().filter_map(|line| {
         let (_, rest) = line.split_once("HAS ")?;
@@ -74,26 +74,17 @@ fn found(lab: &Lab, vm: &str) -> Vec<(u64, u64, u64)> {
     all
 }
 
-fn is(lab: &Driver, state: &str) -> bool {
-    let named = ObjectRef::new(Kind::Vm, Name::new(VM).expect("it is a name"));
-    let item = lab.ask(|client| {
-        let named = named.clone();
-        async move { client.object(&named).await }
-    });
-    item.is_ok_and(|item| item.state == state)
-}
-
-fn stopped(lab: &Lab) -> Result<()> {
-    lab.haven(&["vm", "stop", VM])?;
-    lab.wait("it is stopped", PATIENCE, |lab| is(lab, "stopped"))
-}
-
 /// Starts it: what it finds.
-fn started(lab: &Lab) -> Result<(u64, u64, u64)> {
-    let before = found(lab, VM);
-    lab.haven(&["vm", "start", VM])?;
-    lab.wait("it reads its disks", PATIENCE, |_| found(lab, VM).len() > before.len())?;
-    let mut now = found(lab, VM);
+pub fn started(lab: &Lab, vm: &str) -> Result<(u64, u64, u64)> {
+    let before = found(lab, vm);
+    lab.haven(&["vm", "start", vm])?;
+    next_found(lab, vm, before)
+}
+
+/// What it finds when it boots the next time.
+pub fn next_found(lab: &Lab, vm: &str, before: Vec<(u64, u64, u64)>) -> Result<(u64, u64, u64)> {
+    lab.wait("it reads its disks", PATIENCE, |_| found(lab, vm).len() > before.len())?;
+    let mut now = found(lab, vm);
     for old in before {
         let at = now.iter().position(|of| *of == old).context("what it had found stands there")?;
         now.remove(at);
@@ -101,22 +92,22 @@ fn started(lab: &Lab) -> Result<(u64, u64, u64)> {
     now.pop().context("it told what it found")
 }
 
-fn one(lab: &Driver, name: &str) -> Result<VmSnapshot> {
-    let all = lab.ask(|client| async move { client.snapshots(VM).await })?;
+pub fn one(lab: &Driver, vm: &str, name: &str) -> Result<VmSnapshot> {
+    let all = lab.ask(|client| async move { client.snapshots(vm).await })?;
     let one = all.into_iter().find(|of| of.name.as_str() == name);
     Ok(one.with_context(|| format!("there is a snapshot {name}"))?.snapshot)
 }
 
 /// Takes one while the guest writes: at least so much is in it, and at most.
-fn taken(lab: &Lab, args: &[&str]) -> Result<(u64, u64)> {
-    let (least, begin) = (wrote(lab, VM), Instant::now());
+pub fn taken(lab: &Lab, vm: &str, args: &[&str]) -> Result<(u64, u64)> {
+    let (least, begin) = (wrote(lab, vm), Instant::now());
     let said = lab.haven(args)?;
-    let most = wrote(lab, VM) + 1;
+    let most = wrote(lab, vm) + 1;
     println!("  {} ({:.2} s)", said.trim(), begin.elapsed().as_secs_f64());
     Ok((least, most))
 }
 
-fn put_back(lab: &Lab, args: &[&str]) -> Result<()> {
+pub fn put_back(lab: &Lab, args: &[&str]) -> Result<()> {
     let begin = Instant::now();
     let said = lab.haven(args)?;
     println!("  {} ({:.2} s)", said.trim(), begin.elapsed().as_secs_f64());
@@ -156,21 +147,25 @@ fn prepare(lab: &Lab) -> Result<()> {
 /// Kept while it runs, written on, put back: it finds that moment on both of its disks, and its larger disk is as large.
 fn while_it_runs(lab: &Lab) -> Result<()> {
     let boots = lab.boots_of(VM);
-    let (least, most) = taken(lab, &["vm", "snapshot", "create", VM, "before"])?;
+    let (least, most) = taken(lab, VM, &["vm", "snapshot", "create", VM, "before"])?;
     fails(lab, &["vm", "snapshot", "create", VM, "before"], "has a snapshot `before` already")?;
-    ensure!(one(lab, "before")?.moment == Some(Moment::Running), "{:?}", one(lab, "before")?);
-    writes_on(lab, 20)?;
+    ensure!(
+        one(lab, VM, "before")?.moment == Some(Moment::Running),
+        "{:?}",
+        one(lab, VM, "before")?
+    );
+    writes_on(lab, VM, 20)?;
     fails(lab, &["vm", "snapshot", "revert", VM, "before"], "shall run")?;
     ensure!(lab.boots_of(VM) == boots, "it was started anew");
     lab.haven(&["volume", "resize", "put-back.data", "96MiB"])?;
-    stopped(lab)?;
+    lab.stopped(VM)?;
     put_back(lab, &["vm", "snapshot", "revert", VM, "before"])?;
-    let (first, second, sectors) = started(lab)?;
+    let (first, second, sectors) = started(lab, VM)?;
     println!("  written when it was taken: {least} to {most}; found: {first} and {second}");
     ensure!((least..=most).contains(&first), "the first disk is of another moment");
     ensure!(first == second || first == second + 1, "the disks are of two moments");
     ensure!(sectors == 96 << 11, "its disk has {sectors} sectors");
-    writes_on(lab, 20)
+    writes_on(lab, VM, 20)
 }
 
 /// A disk that only its host has, and that holds a snapshot, keeps its guest there; one that all hosts have does not.
@@ -186,20 +181,20 @@ fn moved(lab: &Lab) -> Result<()> {
     lab.haven(&["vm", "snapshot", "rm", VM, "before"])?;
     let left = in_files(lab)?;
     ensure!(left.len() == 2 && left.iter().all(|(_, count)| *count == 0), "{left:?}");
-    let (least, most) = taken(lab, &["volume", "snapshot", "put-back.data", "one"])?;
-    writes_on(lab, 10)?;
+    let (least, most) = taken(lab, VM, &["volume", "snapshot", "put-back.data", "one"])?;
+    writes_on(lab, VM, 10)?;
     lab.haven(&["vm", "migrate", VM, "--to", other(&host)])?;
-    writes_on(lab, 10)?;
-    stopped(lab)?;
+    writes_on(lab, VM, 10)?;
+    lab.stopped(VM)?;
     let told = wrote(lab, VM);
     put_back(lab, &["volume", "revert", "put-back.data", "one"])?;
-    let (first, second, _) = started(lab)?;
+    let (first, second, _) = started(lab, VM)?;
     println!(
         "  one disk, on another host: found {first} ({least} to {most}) and {second} ({told})"
     );
     ensure!((least..=most).contains(&first), "the disk is of another moment");
     ensure!(second >= told, "the other disk was put back as well");
-    writes_on(lab, 10)
+    writes_on(lab, VM, 10)
 }
 
 /// Its host's daemon is killed as soon as it is asked for: it becomes whole by the next one.
@@ -215,12 +210,12 @@ fn interrupted(lab: &Lab) -> Result<()> {
         std::thread::sleep(Duration::from_millis(20 * turn));
         lab.signal(&host, "haven daemon", Signal::SIGKILL)?;
         lab.wait("the next daemon has it whole", PATIENCE, |lab| {
-            one(lab, &name).is_ok_and(|of| !of.is_due())
+            one(lab, VM, &name).is_ok_and(|of| !of.is_due())
         })?;
-        let of = one(lab, &name)?;
+        let of = one(lab, VM, &name)?;
         ensure!(of.state == haven_model::vm_snapshot::SnapshotState::There, "{of:?}");
     }
-    writes_on(lab, 10)?;
+    writes_on(lab, VM, 10)?;
     ensure!(in_files(lab)?.iter().all(|(_, count)| *count >= 3), "{:?}", in_files(lab)?);
     for turn in 0..3 {
         lab.haven(&["vm", "snapshot", "rm", VM, &format!("turn-{turn}")])?;
@@ -234,19 +229,19 @@ fn at_rest(lab: &Lab) -> Result<()> {
     let _ = lab.haven(&["backup", "target", "create", "nas", "--directory", TARGET]);
     exec(lab, "host1", &format!("mkdir -p {TARGET}"))?;
     lab.haven(&["backup", "target", "mark", "nas"])?;
-    stopped(lab)?;
+    lab.stopped(VM)?;
     lab.haven(&["vm", "snapshot", "create", VM, "rest"])?;
-    ensure!(one(lab, "rest")?.moment == Some(Moment::Stopped), "{:?}", one(lab, "rest")?);
-    let (is, _, _) = started(lab)?;
-    writes_on(lab, 20)?;
+    ensure!(one(lab, VM, "rest")?.moment == Some(Moment::Stopped), "{:?}", one(lab, VM, "rest")?);
+    let (is, _, _) = started(lab, VM)?;
+    writes_on(lab, VM, 20)?;
     lab.haven(&["backup", "run", VM])?;
-    writes_on(lab, 20)?;
-    stopped(lab)?;
+    writes_on(lab, VM, 20)?;
+    lab.stopped(VM)?;
     put_back(lab, &["vm", "snapshot", "revert", VM, "rest"])?;
-    let (first, _, _) = started(lab)?;
+    let (first, _, _) = started(lab, VM)?;
     println!("  at rest: it had {is}, and found {first}");
     ensure!(first == is, "it is of another moment");
-    stopped(lab)?;
+    lab.stopped(VM)?;
     put_back(lab, &["vm", "snapshot", "revert", VM, "rest"])?;
     lab.haven(&["backup", "run", VM])?;
     lab.haven(&["backup", "restore", VM, "--as", "again", "--timeout", "120"])?;

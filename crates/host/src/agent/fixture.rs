@@ -18,7 +18,7 @@ use crate::{
         driver::{LeftAlone, NetworkDriver, NetworkError, NetworkWanted},
         fake::{FakeAddress, FakeUplinks, Segment},
     },
-    storage::mirrored::fake::{FakePieces, FakeReplicas},
+    storage::mirrored::fake::{FakeKeptCopies, FakePieces, FakeReplicas},
     vm::{
         driver::RunningVm,
         fake::{FakeVmDriver, World},
@@ -437,6 +437,11 @@ impl Fixture {
                 world: Arc::clone(&self.world),
                 clock: self.clock.clone(),
                 fails: Arc::new(|| false),
+            }),
+            kept: Arc::new(FakeKeptCopies {
+                host: "host1".into(),
+                world: Arc::clone(&self.world),
+                clock: self.clock.clone(),
             }),
             pieces: Arc::new(FakePieces {
                 world: Arc::clone(&self.world),

@@ -7,7 +7,8 @@ use super::{
 use haven_model::{
     Bytes, VmPhase, keys,
     object::Kind,
-    volume::{ReplicaState, Volume, VolumeCheck, VolumeRef},
+    vm_snapshot::{SnapshotState, VmSnapshot},
+    volume::{Based, ReplicaState, Volume, VolumeCheck, VolumeRef},
 };
 use serde_json::json;
 
@@ -203,4 +204,116 @@ async fn replicas_are_compared_while_the_guest_writes_and_one_that_rotted_is_cop
     fixture.pass(20).await;
     let (well, why) = outcome(&fixture);
     assert!(!well && why.contains("nothing to compare"), "{why}");
+}
+
+async fn shall_run(fixture: &Fixture, running: bool) {
+    let disks = json!([
+        {"name": "data", "pool": "twins", "size": "1GiB"}, {"name": "root", "pool": "fast", "size": "1GiB"}
+    ]);
+    let spec = json!({"memory": "64MiB", "networks": [{"network": "good"}], "disks": disks, "running": running});
+    fixture.object(Kind::Vm, "db", spec).await;
+}
+
+/// A snapshot of its mirrored disk.
+fn snapshot_record(state: &str) -> serde_json::Value {
+    json!({"id": "a1", "vm": "db", "by": "root", "atMs": 1, "state": state,
+        "disks": [{"name": "data", "pool": "twins", "size": "1GiB"}]})
+}
+
+fn snapshot_told(fixture: &Fixture) -> VmSnapshot {
+    let key = keys::vm_snapshot("u-db", &name("before"));
+    serde_json::from_value(fixture.peek(&key).unwrap()).unwrap()
+}
+
+/// What its replica on a host holds.
+fn blocks(fixture: &Fixture, host: &str) -> Vec<[u8; 32]> {
+    fixture.world.mirrors.hashes(host, "db.data").unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirrored_disk_is_copied_while_its_guest_runs_and_holds_that_again() {
+    let mut fixture = world(0, true).await;
+    serves(&fixture, 0).await;
+    fixture.start();
+    fixture.pass(3).await;
+    serves(&fixture, 1).await;
+    fixture.pass(3).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    let key = keys::vm_snapshot("u-db", &name("before"));
+    fixture.put(&key, &snapshot_record("wanted")).await;
+    fixture.pass(5).await;
+    let there = snapshot_told(&fixture);
+    assert_eq!(there.state, SnapshotState::There, "{there:?}");
+    assert_eq!(there.copies(&name("data")), [name("host1")]);
+    let kept = fixture.world.mirrors.kept("host1", VOLUME, "a1").unwrap();
+    // Its guest writes all the time.
+    fixture.pass(2).await;
+    shall_run(&fixture, false).await;
+    fixture.pass(15).await;
+    assert!(!fixture.runs("db"));
+    let before = (record(&fixture), blocks(&fixture, "host1"));
+    let mut back = serde_json::to_value(&there).unwrap();
+    (back["state"], back["back"]) = (json!("reverting"), json!(["data"]));
+    fixture.put(&key, &back).await;
+    fixture.pass(5).await;
+    let (now, told) = (record(&fixture), snapshot_told(&fixture));
+    assert_eq!(told.state, SnapshotState::There, "{told:?}");
+    assert!(told.reverted_ms.is_some() && told.message.is_empty());
+    // host2 has no copy, so its replica counts no more.
+    assert_eq!(now.based.as_ref().map(|of| (of.snapshot.as_str(), of.run)), Some(("a1", now.run)));
+    assert!(now.run > before.0.run && now.shut && now.clean);
+    assert_eq!(now.counted().collect::<Vec<_>>(), [&name("host1")]);
+    let holds = blocks(&fixture, "host1");
+    assert_ne!(holds, before.1);
+    let as_kept = kept.chunks(8).zip(&holds).all(|(id, block)| block[..8] == *id);
+    assert!(as_kept, "{kept:?} {holds:?}");
+    shall_run(&fixture, true).await;
+    fixture.pass(10).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    assert!(fixture.world.mirrors.lost().is_empty(), "{:?}", fixture.world.mirrors.lost());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_fetches_a_copy_and_removes_what_no_snapshot_names() {
+    let mut fixture = world(3, true).await;
+    has(&fixture, 3);
+    fixture.world.mirrors.put_kept("host2", VOLUME, "a1", 7, vec![1; 32]);
+    fixture.world.mirrors.put_kept("host1", VOLUME, "old", 7, vec![2; 32]);
+    let mut there = snapshot_record("there");
+    there["disks"][0]["copies"] = json!(["host2"]);
+    let key = keys::vm_snapshot("u-db", &name("before"));
+    fixture.put(&key, &there).await;
+    fixture.start();
+    fixture.pass(5).await;
+    let told = snapshot_told(&fixture);
+    assert_eq!(told.copies(&name("data")), [name("host2"), name("host1")]);
+    assert_eq!(fixture.world.mirrors.kept("host1", VOLUME, "a1").unwrap(), [1; 32]);
+    assert_eq!(fixture.world.mirrors.kept("host1", VOLUME, "old"), None);
+    // One that somebody removed by hand is told as gone, and fetched again.
+    fixture.world.mirrors.forget_kept("host1", VOLUME, "a1");
+    fixture.pass(130).await;
+    assert_eq!(snapshot_told(&fixture).copies(&name("data")).len(), 2);
+    assert!(fixture.world.mirrors.kept("host1", VOLUME, "a1").is_some());
+    fixture.delete(&key).await;
+    fixture.pass(5).await;
+    assert!(fixture.world.mirrors.all_kept("host1").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_to_be_what_it_was_is_put_back_by_whoever_opens_it() {
+    let mut fixture = world(9, true).await;
+    let based = Based { snapshot: "a1".into(), run: 9 };
+    let back = Volume { shut: true, based: Some(based), ..record(&fixture) };
+    fixture.put(&keys::volume(&data()), &serde_json::to_value(back).unwrap()).await;
+    // It was away in run 8, and lacks nothing for that.
+    has(&fixture, 7);
+    fixture.start();
+    fixture.pass(15).await;
+    let status = fixture.status("db").unwrap();
+    assert!(status.message.contains("cannot be made what it was in its snapshot"), "{status:?}");
+    let kept: Vec<u8> = [0_u64; 4].iter().flat_map(|id| id.to_be_bytes()).collect();
+    fixture.world.mirrors.put_kept("host1", VOLUME, "a1", 7, kept);
+    fixture.pass(60).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    assert!(fixture.world.mirrors.lost().is_empty(), "{:?}", fixture.world.mirrors.lost());
 }

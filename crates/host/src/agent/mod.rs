@@ -78,7 +78,7 @@ use crate::{
     machine::Machine,
     monitor::Meter,
     network::{address::AddressDriver, driver::NetworkDriver, uplink::UplinkDriver},
-    storage::mirrored::{driver::ReplicaDriver, pieces::Pieces},
+    storage::mirrored::{driver::ReplicaDriver, kept::KeptCopies, pieces::Pieces},
     vm::driver::VmDriver,
 };
 use haven_model::{Event, Name, ObjectRef, Severity, Snapshot, keys};
@@ -146,6 +146,8 @@ pub struct AgentParts {
     pub storage: Arc<dyn Storage>,
     /// Serves replicas of this host.
     pub replicas: Arc<dyn ReplicaDriver>,
+    /// Keeps copies of them as they were.
+    pub kept: Arc<dyn KeptCopies>,
     /// Tells what pieces of replicas hold.
     pub pieces: Arc<dyn Pieces>,
     /// Leads to other hosts' processes that take guests.
@@ -271,6 +273,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         volumes::run(Arc::clone(&parts), left, cancel.clone()),
         mirrored::serve::run(Arc::clone(&parts), cancel.clone()),
         mirrored::check::run(Arc::clone(&parts), cancel.clone()),
+        mirrored::copies::run(Arc::clone(&parts), cancel.clone()),
         backup::verify::run(Arc::clone(&parts), cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),

@@ -54,6 +54,7 @@ fn asked(id: &str, of: &[&str]) -> VmSnapshot {
         name: name(disk),
         pool: pool(disk),
         size: haven_model::Bytes(0),
+        copies: Vec::new(),
     };
     VmSnapshot {
         id: id.into(),

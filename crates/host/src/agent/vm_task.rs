@@ -5,6 +5,7 @@
 
 mod backups;
 mod clean;
+mod copying;
 mod disks;
 mod ends;
 mod hangs;
@@ -53,15 +54,6 @@ const SLOWEST: Duration = Duration::from_secs(300);
 const TOLD_AGAIN: Duration = Duration::from_millis(50);
 /// How old the transaction before a start may be.
 const FRESH: Duration = Duration::from_secs(1);
-
-/// Whether a start that began for `then` is still wanted.
-fn same(then: Wanted, now: Wanted) -> bool {
-    match (then, now) {
-        (Wanted::Run { epoch: then, .. }, Wanted::Run { epoch: now, .. }) => then == now,
-        (Wanted::Receive { .. }, Wanted::Receive { .. }) => then == now,
-        _ => false,
-    }
-}
 
 struct VmTask {
     parts: Arc<AgentParts>,
@@ -117,6 +109,8 @@ struct VmTask {
     hot: hot_disks::Hot,
     /// The backup that is made of it.
     backup: Option<Job>,
+    /// The copies that are made of its mirrored disks.
+    copying: Option<copying::Copying>,
     /// Its disks may still be held as they were at an instant.
     unclosed: bool,
     /// An attempt that failed here.
@@ -221,6 +215,7 @@ impl VmTask {
             limited: None,
             hot: hot_disks::Hot::default(),
             backup: None,
+            copying: None,
             unclosed: true,
             gave_up: None,
             said_gone: None,
@@ -360,6 +355,7 @@ impl VmTask {
         self.again = None;
         if !matches!(step, Step::Settled | Step::Wait | Step::LeaveEnded) {
             self.drop_backup().await;
+            self.drop_copies().await;
         }
         match step {
             Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,
@@ -673,7 +669,7 @@ impl VmTask {
         let (me, vm, clock) = (self.parts.me.clone(), self.vm.clone(), self.parts.clock.clone());
         let changed = async {
             tokio::select! {
-                _ = live.wait_for(|live| !same(wanted, wanted::vm(live, &me, &vm))) => {}
+                _ = live.wait_for(|live| !wanted::same(wanted, wanted::vm(live, &me, &vm))) => {}
                 _ = sessions.wait_for(|now| *now != Some(session)) => {}
             }
         };

@@ -326,3 +326,13 @@ fn addresses_where(
         })
         .collect()
 }
+
+/// Whether a start that began for `then` is still wanted.
+#[must_use]
+pub fn same(then: Wanted, now: Wanted) -> bool {
+    match (then, now) {
+        (Wanted::Run { epoch: then, .. }, Wanted::Run { epoch: now, .. }) => then == now,
+        (Wanted::Receive { .. }, Wanted::Receive { .. }) => then == now,
+        _ => false,
+    }
+}

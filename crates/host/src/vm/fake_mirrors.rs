@@ -2,6 +2,8 @@
 //! have them open, and the writes of their guests one by one. A judge outside hears when a guest was told that something was
 //! written and it is not there.
 
+mod replicas;
+
 use super::{
     driver::{VmError, VmEvent, VmLaunch},
     fake::{FakeVmDriver, World},
@@ -92,6 +94,10 @@ struct State {
     acknowledged: u64,
     careless: Option<Careless>,
     lost: Vec<String>,
+    /// By host, volume and snapshot.
+    kept: BTreeMap<(String, String, String), replicas::Copy>,
+    /// By volume, the run from which on it holds a copy.
+    undone: BTreeMap<String, u64>,
 }
 
 /// The mirrored disks of all hosts.
@@ -323,36 +329,6 @@ impl MirroredDisks {
     #[must_use]
     pub fn fewest_counted(&self) -> Option<usize> {
         self.state().fewest
-    }
-
-    /// Makes a replica, if it is not there.
-    pub fn make(&self, host: &str, volume: &str) {
-        let mut state = self.state();
-        state.ids += 1;
-        let file = state.ids;
-        let key = (host.to_owned(), volume.to_owned());
-        state.replicas.entry(key).or_insert_with(|| Replica { file, ..Replica::default() });
-    }
-
-    /// Which one it is.
-    pub(crate) fn file(&self, host: &str, volume: &str) -> u64 {
-        self.state().replica(host, volume).file
-    }
-
-    /// The lowest run that it may be served to.
-    pub(crate) fn lowest(&self, host: &str, volume: &str) -> u64 {
-        self.state().replica(host, volume).lowest
-    }
-
-    /// Whether a host has one.
-    #[must_use]
-    pub fn is_there(&self, host: &str, volume: &str) -> bool {
-        self.state().replicas.contains_key(&(host.to_owned(), volume.to_owned()))
-    }
-
-    /// It is removed.
-    pub fn remove(&self, host: &str, volume: &str) {
-        self.state().replicas.remove(&(host.to_owned(), volume.to_owned()));
     }
 
     /// What each block of a replica holds; the volume by the beginning of its name.

@@ -3,6 +3,7 @@
 use super::{
     driver::VmError,
     fake::FakeVmDriver,
+    snapshots::Snapshots,
     views::{DiskView, Extent, View, ViewAsked, Views},
 };
 use async_trait::async_trait;
@@ -120,10 +121,18 @@ impl DiskView for Copy {
 impl Views for FakeVmDriver {
     async fn open_view(&self, vm: &str, asked: &ViewAsked) -> Result<View, VmError> {
         let hangs = &self.world.disks.hangs;
+        let mirrored = self.world.mirrors.seen_by(&self.host, vm);
+        if let Some(keep) = &asked.keep {
+            self.take_snapshot(vm, &keep.disks, &keep.snapshot).await?;
+        }
+        let frozen = self.world.kept.frozen();
         let disks = self.world.disks.of(vm, |held| {
-            let since = asked.since.clone().map(|since| (asked.owner.clone(), since));
+            let marks = asked.marks.as_ref();
+            let since = marks.and_then(|of| Some((of.owner.clone(), of.since.clone()?)));
             let before = since.and_then(|since| held.marks.get(&since).cloned());
-            held.marks.insert((asked.owner.clone(), asked.mark.clone()), held.disks.clone());
+            if let Some(of) = marks {
+                held.marks.insert((of.owner.clone(), of.mark.clone()), held.disks.clone());
+            }
             held.open = true;
             held.opened += 1;
             let disk = |(name, content): &(String, Vec<u8>)| -> (String, Box<dyn DiskView>) {
@@ -132,9 +141,12 @@ impl Views for FakeVmDriver {
                 let hangs = Arc::clone(hangs);
                 (name.clone(), Box::new(Copy { hangs, content: content.clone(), before }))
             };
-            held.disks.iter().map(disk).collect()
+            let wanted = |(name, _): &&(String, Vec<u8>)| {
+                asked.disks.is_empty() || asked.disks.contains(name)
+            };
+            held.disks.iter().chain(&mirrored).filter(wanted).map(disk).collect()
         });
-        Ok(View { frozen: false, disks })
+        Ok(View { frozen, disks })
     }
 
     async fn close_view(&self, vm: &str) -> Result<(), VmError> {

@@ -50,11 +50,19 @@ impl Asked {
         answer.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })
     }
 
-    /// All that is done for a snapshot, in one go: whoever waits for it may be gone.
-    async fn take(&self, disks: &[String], snapshot: &str) -> Result<bool, VmError> {
+    /// Has disks keep a snapshot in themselves, all or none.
+    pub(super) async fn keep_in(&self, disks: &[String], snapshot: &str) -> Result<(), VmError> {
         let nodes = disks.iter().map(|disk| self.node(disk)).collect::<Result<Vec<_>, _>>()?;
         let take = |node: &String| json!({ "type": "blockdev-snapshot-internal-sync", "data": { "device": node, "name": snapshot } });
         let actions: Vec<Value> = nodes.iter().map(take).collect();
+        if actions.is_empty() {
+            return Ok(());
+        }
+        self.patiently(&commands::TRANSACTION, json!({ "actions": actions })).await.map(drop)
+    }
+
+    /// All that is done for a snapshot, in one go: whoever waits for it may be gone.
+    async fn take(&self, disks: &[String], snapshot: &str) -> Result<bool, VmError> {
         let note = self.directory.join(run_dir::FROZEN);
         let frozen = match self.launched.launch.agent {
             true => {
@@ -62,8 +70,7 @@ impl Asked {
             }
             false => None,
         };
-        let taken =
-            self.patiently(&commands::TRANSACTION, json!({ "actions": actions })).await.map(drop);
+        let taken = self.keep_in(disks, snapshot).await;
         let is_frozen = frozen.is_some();
         if let Some(frozen) = frozen {
             frozen.end().await;

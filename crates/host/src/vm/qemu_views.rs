@@ -7,7 +7,7 @@
 //!                   └─ bs0  the view ─► NBD, at a socket that only root reaches
 //! ```
 //!
-//! The guest's processors stand while the filters of all its disks are put in (3 ms for two disks), so that all of them show
+//! The guest's processors stand while the filters of all disks that are asked for are put in (3 ms for two disks), so that all of them show
 //! one instant. What changed between two views is noted in bitmaps of `d0`, one for each mark. They end with the process, and
 //! do not go along to another host.
 //!
@@ -20,7 +20,7 @@
 
 use super::{
     commands::{self, Command},
-    driver::{GuestState, VmError},
+    driver::{DiskLaunch, GuestState, VmError},
     guest_agent::Freeze,
     launch::system,
     nbd::Nbd,
@@ -224,12 +224,23 @@ impl Asked {
         self.tell(&commands::ADD_NODE, filter).await.map(drop)
     }
 
+    /// The disks that are asked for.
+    fn of<'a>(
+        &'a self,
+        asked: &'a ViewAsked,
+    ) -> impl Iterator<Item = (usize, &'a DiskLaunch)> + 'a {
+        let all = asked.disks.is_empty();
+        let placed = self.launched.launch.placed();
+        placed.filter(move |(_, disk)| all || asked.disks.contains(&disk.name))
+    }
+
     /// Removes the marks of this owner but for the one that is asked for; of each disk, whether it has that.
-    async fn marks(&self, asked: &ViewAsked) -> Result<Vec<(usize, bool)>, VmError> {
+    async fn marks(&self, view: &ViewAsked) -> Result<Vec<(usize, bool)>, VmError> {
+        let mut marked: Vec<(usize, bool)> =
+            self.of(view).map(|(place, _)| (place, false)).collect();
+        let Some(asked) = &view.marks else { return Ok(marked) };
         let named = self.named().await?;
         let since = asked.since.as_ref().map(|since| mark(&asked.owner, since));
-        let mut marked: Vec<(usize, bool)> =
-            self.places().into_iter().map(|place| (place, false)).collect();
         for (place, marked) in &mut marked {
             let node = nodes(*place).disk;
             let maps = named.iter().filter(|(name, _)| *name == node).flat_map(|(_, maps)| maps);
@@ -276,7 +287,16 @@ impl Asked {
     }
 
     /// The new marks come first and what is known since the one before is taken last, so that both say rather too much.
-    async fn put_in(&self, asked: &ViewAsked, marked: &[(usize, bool)]) -> Result<(), VmError> {
+    async fn put_in(&self, view: &ViewAsked, marked: &[(usize, bool)]) -> Result<(), VmError> {
+        if let Some(keep) = &view.keep {
+            self.keep_in(&keep.disks, &keep.snapshot).await?;
+        }
+        let Some(asked) = &view.marks else {
+            for (place, _) in marked {
+                self.set(*place, &nodes(*place).filter).await?;
+            }
+            return Ok(());
+        };
         let add = |place: usize, name: &str, disabled: bool| {
             json!({ "type": "block-dirty-bitmap-add", "data": {
                 "node": nodes(place).disk, "name": name, "granularity": GRANULARITY, "disabled": disabled,
@@ -371,11 +391,10 @@ impl DiskView for Served {
 /// All that is done for a view, in one go: whoever waits for it may be gone.
 async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
     let (vm, directory, record) = (asked.vm.clone(), &asked.directory, &asked.launched);
-    let disks = &record.launch.disks;
     asked.clear().await?;
     let marked = asked.marks(&wanted).await?;
     let made = async {
-        for (place, disk) in record.launch.placed() {
+        for (place, disk) in asked.of(&wanted) {
             asked.filter(place, &disk.path, record.launch.uid, disk.size_bytes).await?;
         }
         let agent = directory.join(run_dir::AGENT_SOCKET);
@@ -395,7 +414,7 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
         let socket = directory.join(run_dir::VIEW_SOCKET);
         asked.serve(&socket, &marked).await?;
         let mut views: Vec<(String, Box<dyn DiskView>)> = Vec::new();
-        for (disk, (place, marked)) in disks.iter().zip(&marked) {
+        for ((_, disk), (place, marked)) in asked.of(&wanted).zip(&marked) {
             let unserved = system(format!("the disks of {vm} are not served as they were"));
             let connect = async {
                 let stream = UnixStream::connect(&socket).await?;

@@ -33,6 +33,17 @@ pub trait DiskView: Send {
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ViewAsked {
+    /// The disks; all of them when there is none.
+    pub disks: Vec<String>,
+    /// What is noted of their changes.
+    pub marks: Option<Marks>,
+    /// What other disks keep in themselves at the same instant.
+    pub keep: Option<Keep>,
+}
+
+/// Marks in disks, from which on it is noted what changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
     /// For whom: marks of others are left alone.
     pub owner: String,
     /// The mark that is set at the instant of the view.
@@ -41,18 +52,27 @@ pub struct ViewAsked {
     pub since: Option<String>,
 }
 
-/// All disks of a VM at one instant.
+/// A snapshot that disks keep in themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Its name there.
+    pub snapshot: String,
+    /// Which disks.
+    pub disks: Vec<String>,
+}
+
+/// Disks of a VM at one instant.
 pub struct View {
     /// The guest's agent had its file systems frozen.
     pub frozen: bool,
-    /// Its disks, with their names.
+    /// The disks, with their names.
     pub disks: Vec<(String, Box<dyn DiskView>)>,
 }
 
 /// Shows disks of running guests as they were.
 #[async_trait]
 pub trait Views: Send + Sync {
-    /// Opens a view of all disks of a guest that runs, in place of the one that may be open. What the guest overwrites is
+    /// Opens a view of disks of a guest that runs, in place of the one that may be open. What the guest overwrites is
     /// kept beside its disks as long as it is open; when there is no room for that, the view breaks and not the guest.
     async fn open_view(&self, vm: &str, asked: &ViewAsked) -> Result<View, VmError>;
     /// Closes it; fine when none is open. Marks stay.

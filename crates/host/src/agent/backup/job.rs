@@ -2,7 +2,7 @@
 
 use crate::{
     agent::{
-        AgentParts, chain,
+        AgentParts, chain, mirrored,
         storage::{StorageFailure, VolumeName},
     },
     storage::{
@@ -13,7 +13,7 @@ use crate::{
         },
         in_words, pool, says,
     },
-    vm::views::{DiskView, Extent, ViewAsked},
+    vm::views::{DiskView, Extent, Marks, ViewAsked},
 };
 use futures::{FutureExt, StreamExt, stream::FuturesOrdered};
 use haven_model::{
@@ -289,11 +289,12 @@ impl Work {
         if !self.runs {
             return Ok((Moment::Stopped, self.closed(live, |_| true).await?));
         }
-        let asked = ViewAsked {
+        let marks = Marks {
             owner: self.run.to.to_string(),
             mark: mark.to_owned(),
             since: base.map(|base| base.mark.clone()).filter(|mark| !mark.is_empty()),
         };
+        let asked = ViewAsked { disks: Vec::new(), marks: Some(marks), keep: None };
         let view = self.parts.vms.open_view(self.vm.as_str(), &asked).await;
         let view = view.map_err(|error| says(chain(&error)))?;
         let moment = if view.frozen { Moment::Frozen } else { Moment::Running };
@@ -345,6 +346,14 @@ impl Work {
                     disk.name
                 )));
             };
+            // What was made what it was in a snapshot is so once somebody opens it.
+            if let Some(volume) = live.volumes.get(&of)
+                && let Some(base) = mirrored::base(&self.parts.me, volume, &name, &path)
+            {
+                let of = name.to_string();
+                let shut = self.parts.replicas.own(&of, &path, volume.run, Some(&base));
+                shut.await.map_err(|error| says(chain(&error)))?;
+            }
             let served = Served::open(&path, pool::format(&pool.spec), false).await?;
             disks.push((disk.name.clone(), Box::new(served)));
         }

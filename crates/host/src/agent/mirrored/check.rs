@@ -180,6 +180,11 @@ impl<'a> Check<'a> {
             }
             let live = Arc::clone(&self.parts.live.borrow());
             let volume = live.volumes.get(&self.of).ok_or(Over)?;
+            // Each host makes its replica what it was before it is opened, and not all have.
+            if volume.based.as_ref().is_some_and(|based| based.run == volume.run) {
+                let why = "it was made what it was in a snapshot, and its VM has not run since; start that first";
+                return Ok(Window::Fails(why.into()));
+            }
             let others: Vec<Name> =
                 volume.counted().filter(|host| **host != self.parts.me).cloned().collect();
             if others.is_empty() || !volume.counts(&self.parts.me) {

@@ -1,16 +1,19 @@
 //! Mirrored volumes on this host: opened by the owner of their VM ([`open`]), served to it by the others ([`serve`]), compared
-//! when somebody asks for it ([`check`]). What an owner does while its VM runs is its task's (`vm_task/mirrors.rs`).
+//! when somebody asks for it ([`check`]), kept as they were ([`copies`]). What an owner does while its VM runs is its task's (`vm_task/mirrors.rs`).
 
 pub mod check;
+pub mod copies;
 pub mod open;
 pub mod serve;
 
 use super::{AgentParts, storage::VolumeName};
+use crate::storage::mirrored::{driver::Base, kept::KeptOf};
 use haven_model::{
     Name, PoolSpec, Snapshot, keys,
     volume::{ReplicaIs, Volume, VolumeRef},
 };
 use haven_store::raw::{Compare, Op, StoreError};
+use std::path::Path;
 
 /// What a volume's file, its process and its key are named after.
 #[must_use]
@@ -21,6 +24,14 @@ pub fn name(of: &VolumeRef, volume: &Volume) -> VolumeName {
 /// Its pool.
 pub(super) fn pool(snapshot: &Snapshot, volume: &Volume) -> Option<PoolSpec> {
     snapshot.pools.get(&volume.pool).map(|pool| pool.spec.clone())
+}
+
+/// What this host puts in the place of its replica before that is opened, if it was not open since.
+pub(super) fn base(me: &Name, volume: &Volume, name: &VolumeName, replica: &Path) -> Option<Base> {
+    let based = volume.based(me)?;
+    let (replica, volume) = (replica.to_owned(), name.clone());
+    let kept = KeptOf { replica, volume, snapshot: based.snapshot.clone() };
+    Some(Base { run: based.run, kept })
 }
 
 /// What the owner's writing of a volume's record rests on: the record that was read, the placement that makes this host the
@@ -44,26 +55,36 @@ impl Owner {
         of: &VolumeRef,
         record: &Volume,
     ) -> Result<Option<i64>, StoreError> {
-        let Some(read) = live.volumes.get(of).map(|volume| volume.revision) else {
-            return Ok(None);
-        };
+        let Some((compare, put)) = self.over(parts, live, of, record) else { return Ok(None) };
+        let outcome = parts.store.txn(compare, vec![put]).await?;
+        Ok(outcome.succeeded.then_some(outcome.revision))
+    }
+
+    /// What is compared when it is written, and the writing; nothing when it is not this host's to write.
+    #[must_use]
+    pub fn over(
+        &self,
+        parts: &AgentParts,
+        live: &Snapshot,
+        of: &VolumeRef,
+        record: &Volume,
+    ) -> Option<(Vec<Compare>, Op)> {
+        let read = live.volumes.get(of)?;
         // Of one that was shut its owner can only begin another run.
-        if live.volumes.get(of).is_some_and(|read| read.shut && record.run <= read.run) {
-            return Ok(None);
+        if read.shut && record.run <= read.run {
+            return None;
         }
         let placed = live.placements.get(&of.vm);
-        let Some(placed) = placed.filter(|p| p.host == parts.me && p.epoch == self.epoch) else {
-            return Ok(None);
-        };
+        let placed = placed.filter(|p| p.host == parts.me && p.epoch == self.epoch)?;
         let open = parts.current_session().is_some_and(|now| now.number == self.session);
         // Who closes a session says so there.
         let lost = live.lost.get(&parts.me);
         if !open || lost.is_some_and(|lost| lost.session >= self.session) {
-            return Ok(None);
+            return None;
         }
         let key = keys::lost(&parts.me);
         let compare = vec![
-            Compare::ModRevision(keys::volume(of), read),
+            Compare::ModRevision(keys::volume(of), read.revision),
             Compare::ModRevision(keys::placement(&of.vm), placed.revision),
             match lost {
                 Some(lost) => Compare::ModRevision(key, lost.revision),
@@ -71,9 +92,7 @@ impl Owner {
             },
         ];
         let value = serde_json::to_vec(record).expect("a record is plain data");
-        let put = Op::Put(keys::volume(of), value.into());
-        let outcome = parts.store.txn(compare, vec![put]).await?;
-        Ok(outcome.succeeded.then_some(outcome.revision))
+        Some((compare, Op::Put(keys::volume(of), value.into())))
     }
 }
 

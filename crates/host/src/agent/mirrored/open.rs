@@ -5,7 +5,7 @@
 //!                                                     ─► its own is shut to all others ─► the process
 //! ```
 
-use super::{Owner, name, pool, served};
+use super::{Owner, base, name, pool, served};
 use crate::{
     agent::{AgentParts, storage::VolumeWanted, vm_start::StartFailure},
     storage::mirrored::steps::{self, Open, Other},
@@ -255,11 +255,11 @@ impl Opening<'_> {
     ) -> Result<PathBuf, StartFailure> {
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
         let path = self.file(&pool, volume).await?;
-        let name = name(&self.of, volume).to_string();
-        super::serve::old(self.parts, &name, &path, volume.written_in())
-            .await
-            .map_err(|error| fails(&error))?;
-        let owned = self.parts.replicas.own(&name, &path, run).await;
+        let name = name(&self.of, volume);
+        let base = base(&self.parts.me, volume, &name, &path);
+        let name = name.to_string();
+        super::serve::old(self.parts, volume, &name, &path).await.map_err(|error| fails(&error))?;
+        let owned = self.parts.replicas.own(&name, &path, run, base.as_ref()).await;
         owned.map(|()| path).map_err(|error| fails(&error))
     }
 

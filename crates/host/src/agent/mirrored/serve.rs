@@ -1,6 +1,6 @@
 //! Replicas of this host whose VMs run elsewhere are served to them: one task for each.
 
-use super::{name, open::wanted, pool};
+use super::{base, name, open::wanted, pool};
 use crate::{
     agent::{AgentParts, chain, own_record::OwnRecord, storage::StorageFailure},
     storage::mirrored::{
@@ -257,15 +257,16 @@ async fn serve(
     };
     let Some(path) = path else { return Ok(None) };
     if volume.counts(&parts.me) {
-        old(parts, &wanted.name.to_string(), &path, volume.written_in()).await?;
+        old(parts, volume, &wanted.name.to_string(), &path).await?;
     }
     let secrets = parts.secrets.as_ref();
     let secrets =
         secrets.ok_or_else(|| says("this host cannot derive the cluster's key".into()))?;
+    let base = base(&parts.me, volume, &wanted.name, &path);
     let (volume, size_bytes) = (wanted.name.to_string(), wanted.size_bytes);
     let key = secrets.volume_key(&volume, run).map_err(|error| says(chain(&error)))?;
-    let wanted =
-        ReplicaWanted { volume, path, owner_uid, run, size_bytes, key, address: address.into() };
+    let address = address.into();
+    let wanted = ReplicaWanted { volume, path, owner_uid, run, size_bytes, key, address, base };
     let served = parts.replicas.serve(&wanted).await;
     served.map(Some).map_err(|error| says(chain(&error)))
 }
@@ -273,12 +274,15 @@ async fn serve(
 /// Refuses a file that was not there in the last runs: what was written in them is not in it.
 pub(super) async fn old(
     parts: &AgentParts,
-    volume: &str,
+    volume: &Volume,
+    name: &str,
     path: &Path,
-    run: u64,
 ) -> Result<(), StorageFailure> {
-    let lowest = parts.replicas.lowest(volume, path).await;
-    let lowest = lowest.map_err(|error| StorageFailure {
+    let run = volume.written_in();
+    let lowest = parts.replicas.lowest(name, path).await;
+    // What is put in its place before it is opened was written by nobody before that run.
+    let based = volume.based(&parts.me).map_or(0, |based| based.run);
+    let lowest = lowest.map(|lowest| lowest.max(based)).map_err(|error| StorageFailure {
         what: format!("it cannot be told how old {} is ({error}); check its disk", path.display()),
     })?;
     if lowest + 1 >= run {

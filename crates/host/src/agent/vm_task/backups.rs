@@ -24,7 +24,7 @@ impl VmTask {
             self.drop_backup().await;
         }
         let Some((due, object)) = due.zip(snapshot.vms.get(&self.vm)) else { return };
-        let disks_rest = !self.unclosed && !self.hot.is_busy();
+        let disks_rest = !self.unclosed && !self.hot.is_busy() && self.copying.is_none();
         if self.backup.is_none() && (self.running.is_none() || disks_rest) {
             let runs = self.running.is_some();
             self.backup = Some(Job::begin(&self.parts, object.value.clone(), due, runs));
@@ -61,6 +61,7 @@ impl VmTask {
 
     /// Whether its guest may be sent to another host: QEMU does not let one go whose disks are held.
     pub(super) fn may_go(&self) -> bool {
-        !self.unclosed && self.backup.is_none() && !self.hot.is_busy() || self.is_sent()
+        let rests = !self.unclosed && self.backup.is_none() && self.copying.is_none();
+        rests && !self.hot.is_busy() || self.is_sent()
     }
 }

@@ -228,6 +228,9 @@ impl VmTask {
         if moves || self.is_sent() || self.following.is_some() || self.incoming.is_some() {
             return Some("its move has ended");
         }
+        if self.copying.is_some() {
+            return Some("they are kept as they are, for a snapshot");
+        }
         (self.backup.is_some() || self.unclosed).then_some("its backup has ended")
     }
 

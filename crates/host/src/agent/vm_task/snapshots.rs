@@ -7,44 +7,56 @@
 //!                              └─ it cannot be taken: what there is of it is removed ─────────────► failed
 //! ```
 //!
+//! A mirrored disk keeps nothing in itself: its snapshot is a copy beside the replica of the VM's host, made beside this task
+//! (`copying.rs`), and other hosts fetch it (`mirrored/copies.rs`). It is gone back to by a word in the volume's record, by which
+//! each host that has a copy puts that in the place of its replica.
+//!
 //! The record is the task. What the disks have is looked at before anything is done, so whatever was interrupted, the next turn,
 //! the next daemon or the next host goes on from there. Each word about it compares the placement.
 
-use super::VmTask;
+use super::{VmTask, copying::Copied};
 use crate::{
     agent::{
         backup::job::Job,
         chain,
-        storage::{SnapshotStep, VolumeName},
+        mirrored::{self, Owner},
+        storage::{SnapshotStep, StorageFailure, VolumeName},
     },
-    vm::snapshots::Keeps,
+    storage::mirrored::{kept::Kept, steps},
+    vm::{snapshots::Keeps, views::Keep},
 };
 use haven_model::{
-    Bytes, Name, ObjectRef, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase, VmSpec,
+    Bytes, Name, ObjectRef, PoolDriverKind, PoolSpec, Severity, Snapshot, Versioned, VmPhase,
+    VmSpec,
     backup::Moment,
     keys,
     object::{Kind, Stored},
     vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
+    volume::{Volume, VolumeRef},
 };
 use haven_store::raw::{Compare, Op};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// When it is looked at again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The same while its disks are copied.
+const COPIES: Duration = Duration::from_millis(300);
 /// So long a disk may take to tell what it keeps.
 const LOOK: Duration = Duration::from_secs(60);
 /// So long a step on a disk that nobody has open may take; then its VM's other needs come first, and it is begun anew.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// A snapshot about which something is to be done.
-struct Due {
+pub(super) struct Due {
     name: Name,
-    record: VmSnapshot,
+    pub(super) record: VmSnapshot,
     /// The revision of the record.
     revision: i64,
     /// The revision of the placement under which it is this host's.
     placed: i64,
-    object: Arc<Stored<VmSpec>>,
+    /// The epoch of that.
+    epoch: u64,
+    pub(super) object: Arc<Stored<VmSpec>>,
 }
 
 /// Where a disk is.
@@ -53,6 +65,8 @@ enum At {
     Process,
     /// Nobody has.
     File(Box<PoolSpec>, VolumeName),
+    /// It is mirrored: what it keeps are copies beside the replica of this host, whoever has that open.
+    Replica(Copied),
 }
 
 /// A disk of a snapshot, and what it keeps.
@@ -93,6 +107,7 @@ impl VmTask {
             record: (*record.value).clone(),
             revision: record.revision,
             placed: placed.revision,
+            epoch: placed.epoch,
             object: Arc::clone(&object.value),
         });
         let mut due: Vec<Due> = due.collect();
@@ -108,6 +123,13 @@ impl VmTask {
             .get(&self.vm)
             .is_some_and(|of| of.moving_to.is_some() || of.moved_from.is_some());
         let all = self.due(snapshot);
+        let is_wanted = |id: &str| {
+            let wanted = |due: &&Due| due.record.state == SnapshotState::Wanted;
+            !moves && all.iter().filter(wanted).any(|due| due.record.id == id)
+        };
+        if self.copying.as_ref().is_some_and(|copying| !is_wanted(&copying.id)) {
+            self.drop_copies().await;
+        }
         if !all.is_empty() {
             if self.backup.as_ref().is_some_and(Job::is_over) {
                 self.drop_backup().await;
@@ -189,6 +211,14 @@ impl VmTask {
 
     /// One step with one snapshot. False when it is to be looked at again.
     async fn further(&mut self, snapshot: &Snapshot, due: &Due) -> bool {
+        if let Some(copying) = self.copying.as_ref().filter(|of| of.id == due.record.id) {
+            let Some(at) = copying.is_at() else {
+                let moment = self.copied().await;
+                return self.taken(due, moment).await;
+            };
+            self.look_again(COPIES);
+            return self.waits_for(due, &at).await;
+        }
         let disks = match self.disks_of(snapshot, due).await {
             Ok(disks) => disks,
             Err(why) => return self.waits_for(due, &format!("{why}; it is tried again")).await,
@@ -214,6 +244,12 @@ impl VmTask {
                 disks.push(Disk { name: name.clone(), at: At::Process, keeps });
                 continue;
             }
+            let mirrored = snapshot.pools.get(pool);
+            let mirrored = mirrored.filter(|of| of.spec.driver == PoolDriverKind::Mirrored);
+            if let Some(pool) = mirrored {
+                disks.extend(self.replica(snapshot, due, name, &pool.spec).await?);
+                continue;
+            }
             let named = due.object.spec.disks.iter().any(|disk| disk.name == *name);
             if self.running.is_some() && named {
                 // A file may hang, and the VM's other disks need this task.
@@ -223,9 +259,6 @@ impl VmTask {
             }
             // One that is no more keeps nothing.
             let Some(pool) = snapshot.pools.get(pool) else { continue };
-            if pool.spec.driver == PoolDriverKind::Mirrored {
-                continue;
-            }
             let (vm, disk) = (self.vm.clone(), name.clone());
             let volume = VolumeName { vm, disk, vm_uid: due.object.meta.uid.clone() };
             let kept = tokio::select! {
@@ -243,6 +276,48 @@ impl VmTask {
         Ok(disks)
     }
 
+    /// A mirrored disk whose replica is here, and the copies of it.
+    async fn replica(
+        &self,
+        snapshot: &Snapshot,
+        due: &Due,
+        name: &Name,
+        pool: &PoolSpec,
+    ) -> Result<Option<Disk>, String> {
+        let of = VolumeRef { vm: self.vm.clone(), disk: name.clone() };
+        let uid = due.object.meta.uid.as_str();
+        let record = snapshot.volumes.get(&of).filter(|record| record.vm_uid == uid);
+        let here = |record: &&Versioned<Volume>| {
+            record.run > 0 && record.replicas.contains_key(&self.parts.me)
+        };
+        let Some(record) = record.filter(here) else { return Ok(None) };
+        let volume = mirrored::name(&of, record);
+        let placed = snapshot.placements.get(&self.vm);
+        let uid = placed.map_or(0, |placed| placed.unix_uid());
+        let look = async {
+            let replica = self.parts.storage.has_volume(pool, &volume, uid).await?;
+            let Some(replica) = replica else { return Ok(None) };
+            let kept = self.parts.kept.of(&volume, &replica).await?;
+            Ok(Some((replica, kept)))
+        };
+        // Its VM's other disks need this task.
+        let patience = if self.running.is_some() { AGAIN } else { LOOK };
+        let found = tokio::select! {
+            biased;
+            found = look => found.map_err(|failure: StorageFailure| failure.what)?,
+            () = self.parts.clock.sleep(patience) => {
+                return Err(format!("the disk `{name}` does not answer"));
+            }
+        };
+        let Some((replica, kept)) = found else { return Ok(None) };
+        let size = kept.get(&due.record.id).map_or(record.size.0, |kept| kept.size);
+        let tag = |(id, kept): (&String, &Kept)| (VmSnapshot::tag_of(id), kept.at_ms);
+        let keeps = Keeps { size, snapshots: kept.iter().map(tag).collect() };
+        let base = mirrored::base(&self.parts.me, record, &volume, &replica);
+        let at = At::Replica(Copied { of, replica, volume, run: record.run, base });
+        Ok(Some(Disk { name: name.clone(), at, keeps }))
+    }
+
     /// Takes it, unless the disks have it already.
     async fn take(&mut self, due: &Due, disks: Vec<Disk>) -> bool {
         let tag = due.record.tag();
@@ -258,7 +333,41 @@ impl VmTask {
         {
             return self.waits_for(due, &format!("{why}; it is tried again")).await;
         }
-        let moment = match self.take_now(due, &disks).await {
+        if disks.iter().any(|disk| matches!(disk.at, At::Replica(_))) {
+            return self.take_with_copies(due, &disks).await;
+        }
+        let moment = self.take_now(due, &disks).await;
+        self.taken(due, moment).await
+    }
+
+    /// Takes it of a VM some of whose disks are mirrored: it is begun here.
+    async fn take_with_copies(&mut self, due: &Due, disks: &[Disk]) -> bool {
+        let copied = disks.iter().filter_map(|disk| match &disk.at {
+            At::Replica(copied) => Some(copied.clone()),
+            At::Process | At::File(..) => None,
+        });
+        let copied: Vec<Copied> = copied.collect();
+        let others = || disks.iter().filter(|disk| !matches!(disk.at, At::Replica(_)));
+        let mut keep = None;
+        if self.running.is_some() {
+            let disks = others().map(|disk| disk.name.to_string()).collect();
+            keep = Some(Keep { snapshot: due.record.tag(), disks });
+        } else {
+            for disk in others() {
+                if let Err(why) = self.step_on(due, disk, SnapshotStep::Take).await {
+                    return self.taken(due, Err(why)).await;
+                }
+            }
+        }
+        self.copy(due, copied, keep);
+        self.look_again(COPIES);
+        false
+    }
+
+    /// It was taken, or could not be.
+    async fn taken(&mut self, due: &Due, moment: Result<Moment, String>) -> bool {
+        let tag = due.record.tag();
+        let moment = match moment {
             Ok(moment) => moment,
             Err(why) => {
                 // What there is of it now is another thing than what there was before.
@@ -322,10 +431,18 @@ impl VmTask {
     /// A step on a disk that nobody has open, as long as the VM is this host's and nobody takes the task back.
     async fn step_on(&self, due: &Due, disk: &Disk, step: SnapshotStep) -> Result<(), String> {
         let tag = due.record.tag();
-        let At::File(pool, volume) = &disk.at else {
-            let removed =
-                self.parts.vms.remove_snapshot(self.vm.as_str(), disk.name.as_str(), &tag).await;
-            return removed.map_err(|error| chain(&error));
+        let (pool, volume) = match &disk.at {
+            At::File(pool, volume) => (pool, volume),
+            At::Process => {
+                let (vm, name) = (self.vm.as_str(), disk.name.as_str());
+                let removed = self.parts.vms.remove_snapshot(vm, name, &tag).await;
+                return removed.map_err(|error| chain(&error));
+            }
+            // What else is done with copies is not done in one step.
+            At::Replica(copied) => {
+                let removed = self.parts.kept.forget(&copied.kept(&due.record.id)).await;
+                return removed.map_err(|failure| failure.what);
+            }
         };
         let (mut live, mut sessions) = (self.parts.live.clone(), self.parts.session.clone());
         let (placement, uid) = (due.placed, due.object.meta.uid.as_str());
@@ -350,7 +467,9 @@ impl VmTask {
     /// Removes it from those that have it.
     async fn remove_from(&self, due: &Due, disks: &[Disk]) -> Result<(), String> {
         let tag = due.record.tag();
-        for disk in disks.iter().filter(|disk| disk.has(&tag)) {
+        // Of a copy there may be half.
+        let has = |disk: &&Disk| disk.has(&tag) || matches!(disk.at, At::Replica(_));
+        for disk in disks.iter().filter(has) {
             self.step_on(due, disk, SnapshotStep::Remove).await?;
         }
         Ok(())
@@ -368,6 +487,9 @@ impl VmTask {
         for of in &mut record.disks {
             if let Some(disk) = disks.iter().find(|disk| disk.name == of.name) {
                 of.size = Bytes(disk.keeps.size);
+                if matches!(disk.at, At::Replica(_)) {
+                    of.copies = vec![self.parts.me.clone()];
+                }
             }
         }
         let event = format!("its snapshot `{}` was taken, {}", due.name, record.shows());
@@ -409,19 +531,53 @@ impl VmTask {
             return self.put_snapshot(due, Some(&there), Some((Severity::Error, event))).await;
         }
         for disk in back.iter().filter_map(find) {
-            if let Err(why) = self.step_on(due, disk, SnapshotStep::Revert).await {
-                return self
-                    .waits_for(
-                        due,
-                        &format!("{why}; it is tried again, and until then the VM does not start"),
-                    )
-                    .await;
+            let done = match &disk.at {
+                At::Replica(copied) => self.revert_replica(due, copied).await,
+                At::Process | At::File(..) => self.step_on(due, disk, SnapshotStep::Revert).await,
+            };
+            if let Err(why) = done {
+                let why = format!("{why}; it is tried again, and until then the VM does not start");
+                return self.waits_for(due, &why).await;
             }
         }
         let event = format!("its disks are what they were in the snapshot `{}`", due.name);
         let reverted_ms = Some((self.parts.wall_ms)());
         let there = VmSnapshot { reverted_ms, message: String::new(), ..there };
         self.put_snapshot(due, Some(&there), Some((Severity::Info, event))).await
+    }
+
+    /// Makes a mirrored disk hold what it held: its record says so, and then the copy of this host is put in the place of its
+    /// replica. Other hosts that have one do the same before they serve theirs.
+    async fn revert_replica(&self, due: &Due, copied: &Copied) -> Result<(), String> {
+        let (id, me) = (due.record.id.as_str(), &self.parts.me);
+        let live = Arc::clone(&self.parts.live.borrow());
+        let lost = || format!("the record of {} cannot be written here any more", copied.of);
+        let mut volume = (*live.volumes.get(&copied.of).ok_or_else(lost)?.value).clone();
+        if !steps::is_reverted(&volume, id) {
+            let copies = due.record.copies(&copied.of.disk);
+            // Whose record is not written yet has the copy nevertheless.
+            let mut copies = copies.to_vec();
+            copies.push(me.clone());
+            let next = steps::reverted(&volume, me, id, &copies);
+            volume = next.ok_or_else(|| format!("{} was never opened", copied.of))?;
+            let session = self.parts.current_session().ok_or_else(lost)?.number;
+            let owner = Owner { epoch: due.epoch, session };
+            let written = owner.write(&self.parts, &live, &copied.of, &volume).await;
+            let revision = written.map_err(|error| chain(&error))?.ok_or_else(lost)?;
+            let mut live = self.parts.live.clone();
+            let shown = live.wait_for(|live| live.revision >= revision).await;
+            shown.map_err(|_| "this host's daemon ends".to_owned())?;
+        }
+        let base = mirrored::base(me, &volume, &copied.volume, &copied.replica);
+        let (name, run) = (copied.volume.to_string(), volume.run);
+        let put = self.parts.replicas.own(&name, &copied.replica, run, base.as_ref());
+        tokio::select! {
+            biased;
+            put = put => put.map_err(|error| chain(&error)),
+            () = self.parts.clock.sleep(LONGEST) => {
+                Err(format!("the disk `{}` takes too long", copied.of.disk))
+            }
+        }
     }
 
     async fn remove(&mut self, due: &Due, disks: Vec<Disk>) -> bool {

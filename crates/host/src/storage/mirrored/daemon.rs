@@ -5,8 +5,8 @@
 //! started anew. The process stays, and with it what it knows of the replica.
 
 use super::{
-    driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served, export},
-    runs,
+    driver::{Base, ReplicaDriver, ReplicaError, ReplicaWanted, Served, export},
+    kept, runs,
 };
 use crate::vm::{
     commands::{self, Command},
@@ -232,8 +232,12 @@ impl StorageDaemons {
         volume: &str,
         path: &Path,
         run: u64,
+        base: Option<&Base>,
     ) -> Result<tokio::sync::OwnedMutexGuard<Option<Running>>, ReplicaError> {
-        let held = self.slot(volume).lock_owned().await;
+        let mut held = self.slot(volume).lock_owned().await;
+        if let Some(base) = base {
+            held = self.based(held, volume, path, run, base).await?;
+        }
         let (path, beside) = (path.to_owned(), runs::beside(path));
         // It keeps the volume to itself until the disk has answered, also when nobody waits for it any more.
         let risen = tokio::task::spawn_blocking(move || {
@@ -247,6 +251,31 @@ impl StorageDaemons {
             beside.display()
         )))?;
         if may { Ok(held) } else { Err(ReplicaError::Over { volume: volume.into(), run, lowest }) }
+    }
+
+    /// Puts in its place what it is to hold, unless it was open since: then the lowest run tells so.
+    async fn based(
+        &self,
+        mut held: tokio::sync::OwnedMutexGuard<Option<Running>>,
+        volume: &str,
+        path: &Path,
+        run: u64,
+        base: &Base,
+    ) -> Result<tokio::sync::OwnedMutexGuard<Option<Running>>, ReplicaError> {
+        let (asked, beside) = (path.to_owned(), runs::beside(path));
+        let look = tokio::task::spawn_blocking(move || (runs::lowest(&asked), held));
+        let interrupted = |_| system("this host's daemon ends")(io::ErrorKind::Interrupted.into());
+        let lowest;
+        (lowest, held) = look.await.map_err(interrupted)?;
+        let lowest = lowest.map_err(system(format!("{} cannot be read", beside.display())))?;
+        if lowest >= base.run || run < base.run {
+            return Ok(held);
+        }
+        self.ended_of(&mut held, volume).await?;
+        let put = kept::put_back(&base.kept).await;
+        put.map_err(|failure| ReplicaError::NotBack { volume: volume.into(), failure })?;
+        tracing::info!(volume, snapshot = base.kept.snapshot, "its replica is what it was");
+        Ok(held)
     }
 
     /// Ends what serves a volume, if anything does.
@@ -443,7 +472,8 @@ async fn ended(process: &Process, whose: &str) -> Result<(), ReplicaError> {
 impl ReplicaDriver for StorageDaemons {
     async fn serve(&self, wanted: &ReplicaWanted) -> Result<Served, ReplicaError> {
         let run = wanted.run;
-        let mut held = self.raised(&wanted.volume, &wanted.path, run).await?;
+        let base = wanted.base.as_ref();
+        let mut held = self.raised(&wanted.volume, &wanted.path, run, base).await?;
         let file = identity(&wanted.path);
         let file =
             file.map_err(system(format!("{} cannot be looked at", wanted.path.display())))?;
@@ -480,8 +510,14 @@ impl ReplicaDriver for StorageDaemons {
         }
     }
 
-    async fn own(&self, volume: &str, path: &Path, run: u64) -> Result<(), ReplicaError> {
-        let mut held = self.raised(volume, path, run).await?;
+    async fn own(
+        &self,
+        volume: &str,
+        path: &Path,
+        run: u64,
+        base: Option<&Base>,
+    ) -> Result<(), ReplicaError> {
+        let mut held = self.raised(volume, path, run, base).await?;
         self.ended_of(&mut held, volume).await
     }
 

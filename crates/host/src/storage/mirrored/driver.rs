@@ -1,6 +1,7 @@
 //! The seam: what is asked of whatever serves replicas.
 
-use crate::vm::qmp::QmpError;
+use super::kept::KeptOf;
+use crate::{agent::storage::StorageFailure, vm::qmp::QmpError};
 use async_trait::async_trait;
 use haven_store::seal::Plain;
 use std::{
@@ -27,6 +28,17 @@ pub struct ReplicaWanted {
     pub key: Plain,
     /// This host's address in the cluster's network.
     pub address: IpAddr,
+    /// What it holds from a run on.
+    pub base: Option<Base>,
+}
+
+/// What a replica holds from a run on, whatever it held before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// One that may still be served to an earlier run than this one has the copy put in its place first.
+    pub run: u64,
+    /// The copy.
+    pub kept: KeptOf,
 }
 
 /// A replica that is served.
@@ -76,6 +88,14 @@ pub enum ReplicaError {
         /// Its last words.
         said: String,
     },
+    /// What it is to hold again cannot be put in its place.
+    #[error("the replica of {volume} cannot be made what it was in its snapshot: {failure}")]
+    NotBack {
+        /// Which volume.
+        volume: String,
+        /// Why not.
+        failure: StorageFailure,
+    },
     /// The process refused, or did not answer.
     #[error("the storage daemon of {volume} does not do what it is told")]
     Qmp {
@@ -110,7 +130,13 @@ pub trait ReplicaDriver: Send + Sync {
     ///
     /// # Errors
     /// As [`ReplicaDriver::serve`].
-    async fn own(&self, volume: &str, path: &Path, run: u64) -> Result<(), ReplicaError>;
+    async fn own(
+        &self,
+        volume: &str,
+        path: &Path,
+        run: u64,
+        base: Option<&Base>,
+    ) -> Result<(), ReplicaError>;
     /// The lowest run that a replica may be served to: it was open in that run or in the one before.
     ///
     /// # Errors

@@ -1,17 +1,23 @@
 //! Replicas that are records, for the simulator and for tests: [`crate::vm::fake_mirrors`] has them.
 
 use super::{
-    driver::{ReplicaDriver, ReplicaError, ReplicaWanted, Served},
+    driver::{Base, ReplicaDriver, ReplicaError, ReplicaWanted, Served},
+    kept::{Kept, KeptCopies, KeptOf, Part, Source},
     pieces::{Hash, Pieces},
 };
 use crate::{
-    agent::storage::StorageFailure,
+    agent::storage::{StorageFailure, VolumeName},
     vm::fake::{Fails, World},
 };
 use async_trait::async_trait;
-use haven_model::{Name, volume::VolumeRef};
+use haven_model::{Name, PoolSpec, volume::VolumeRef};
 use haven_store::clock::Clock;
-use std::{collections::BTreeSet, io, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
 /// Serves the replicas of one host.
 pub struct FakeReplicas {
@@ -29,6 +35,13 @@ impl FakeReplicas {
     fn file(&self, volume: &str) -> String {
         self.world.mirrors.file(&self.host, volume).to_string()
     }
+
+    fn put_back(&self, base: Option<&Base>, run: u64) -> Result<(), ReplicaError> {
+        let Some(base) = base.filter(|base| run >= base.run) else { return Ok(()) };
+        let (volume, snapshot) = (base.kept.volume.to_string(), base.kept.snapshot.as_str());
+        let put = self.world.mirrors.put_back(&self.host, &volume, snapshot, base.run);
+        put.map_err(|what| ReplicaError::NotBack { volume, failure: StorageFailure { what } })
+    }
 }
 
 #[async_trait]
@@ -39,14 +52,22 @@ impl ReplicaDriver for FakeReplicas {
         if (self.fails)() {
             return Err(ReplicaError::Died { volume, said: "simulated".into() });
         }
+        self.put_back(wanted.base.as_ref(), run)?;
         match self.world.mirrors.serve(&self.host, &volume, run) {
             Ok(instance) => Ok(Served { run, port: 1, instance, file: self.file(&wanted.volume) }),
             Err(Some(lowest)) => Err(ReplicaError::Over { volume, run, lowest }),
             Err(None) => Err(ReplicaError::Died { volume, said: "the file is locked".into() }),
         }
     }
-    async fn own(&self, volume: &str, _path: &Path, run: u64) -> Result<(), ReplicaError> {
+    async fn own(
+        &self,
+        volume: &str,
+        _path: &Path,
+        run: u64,
+        base: Option<&Base>,
+    ) -> Result<(), ReplicaError> {
         self.clock.pass().await;
+        self.put_back(base, run)?;
         let owned = self.world.mirrors.own(&self.host, volume, run);
         owned.map_err(|lowest| ReplicaError::Over { volume: volume.into(), run, lowest })
     }
@@ -93,5 +114,79 @@ impl Pieces for FakePieces {
         let all = all.ok_or_else(what)?.into_iter();
         let at = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Ok(all.skip(at(from)).take(at(count)).collect())
+    }
+
+    async fn kept(
+        &self,
+        host: &Name,
+        volume: &VolumeName,
+        snapshot: &str,
+        from: u64,
+    ) -> Result<Part, StorageFailure> {
+        self.clock.pass().await;
+        let volume = volume.to_string();
+        let kept = self.world.mirrors.kept(host.as_str(), &volume, snapshot);
+        let what = || StorageFailure { what: format!("{host} has no copy of {volume}") };
+        let content = kept.ok_or_else(what)?;
+        let size = content.len() as u64;
+        let at = usize::try_from(from.min(size)).unwrap_or(usize::MAX);
+        Ok(Part { size, offset: from.min(size), content: content[at..].to_vec() })
+    }
+}
+
+/// Keeps copies of the replicas of one host.
+pub struct FakeKeptCopies {
+    /// This host.
+    pub host: String,
+    /// Shared by all hosts.
+    pub world: Arc<World>,
+    /// The clock of the daemon that drives it.
+    pub clock: Clock,
+}
+
+#[async_trait]
+impl KeptCopies for FakeKeptCopies {
+    async fn of(
+        &self,
+        volume: &VolumeName,
+        _replica: &Path,
+    ) -> Result<BTreeMap<String, Kept>, StorageFailure> {
+        self.clock.pass().await;
+        let all = self.world.mirrors.all_kept(&self.host).into_iter();
+        let of = all.filter(|(of, ..)| *of == volume.to_string());
+        Ok(of.map(|(_, id, at_ms, size)| (id, Kept { at_ms, size })).collect())
+    }
+    async fn keep(&self, of: &KeptOf, at_ms: i64) -> Result<(), StorageFailure> {
+        self.clock.pass().await;
+        self.world.mirrors.keep(&self.host, &of.volume.to_string(), &of.snapshot, at_ms);
+        Ok(())
+    }
+    async fn keep_from(
+        &self,
+        of: &KeptOf,
+        at_ms: i64,
+        source: &mut dyn Source,
+    ) -> Result<(), StorageFailure> {
+        let says = |error: io::Error| StorageFailure { what: error.to_string() };
+        let mut content = vec![0; usize::try_from(source.size()).unwrap_or_default()];
+        let mut at = 0;
+        while let Some((offset, part)) = source.next(at).await.map_err(says)? {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            content[from..from + part.len()].copy_from_slice(&part);
+            at = offset + part.len() as u64;
+        }
+        let volume = of.volume.to_string();
+        self.world.mirrors.put_kept(&self.host, &volume, &of.snapshot, at_ms, content);
+        Ok(())
+    }
+    async fn forget(&self, of: &KeptOf) -> Result<(), StorageFailure> {
+        self.clock.pass().await;
+        self.world.mirrors.forget_kept(&self.host, &of.volume.to_string(), &of.snapshot);
+        Ok(())
+    }
+    async fn all(&self, _pool: &PoolSpec) -> Result<Vec<(VolumeName, String)>, StorageFailure> {
+        self.clock.pass().await;
+        let all = self.world.mirrors.all_kept(&self.host).into_iter();
+        Ok(all.filter_map(|(of, id, ..)| Some((VolumeName::parse(&of)?, id))).collect())
     }
 }

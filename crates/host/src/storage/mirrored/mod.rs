@@ -11,13 +11,14 @@
 //! restarted, paused or cut off in between; and whoever has the key of one volume's run reaches that and nothing else.
 //!
 //! The side that serves is here ([`driver`]), what each side does next ([`steps`]), which random interleavings are tried
-//! against, and how replicas are compared ([`pieces`], [`compare`]); who carries it out is `agent/mirrored/` and, while a VM runs, `agent/vm_task/mirrors.rs`. What QEMU is told stands
+//! against, how replicas are compared ([`pieces`], [`compare`]), and copies of them as they were ([`kept`]); who carries it out is `agent/mirrored/` and, while a VM runs, `agent/vm_task/mirrors.rs`. What QEMU is told stands
 //! in `vm/qemu_mirrors.rs`.
 
 pub mod compare;
 pub mod daemon;
 pub mod driver;
 pub mod fake;
+pub mod kept;
 pub mod pieces;
 pub mod runs;
 pub mod steps;

@@ -1,6 +1,7 @@
 //! What the pieces of a replica hold, as hashes: two replicas are compared without sending them.
 
-use crate::agent::storage::StorageFailure;
+use super::kept::Part;
+use crate::agent::storage::{StorageFailure, VolumeName};
 use async_trait::async_trait;
 use haven_model::{Name, volume::VolumeRef};
 use nix::unistd::{Whence, lseek64};
@@ -34,6 +35,17 @@ pub trait Pieces: Send + Sync {
         from: u64,
         count: u64,
     ) -> Result<Vec<Hash>, StorageFailure>;
+    /// What a host's copy of a replica as it was holds from `from` on: its next part.
+    ///
+    /// # Errors
+    /// In words, when that host does not tell, or has no such copy.
+    async fn kept(
+        &self,
+        host: &Name,
+        volume: &VolumeName,
+        snapshot: &str,
+        from: u64,
+    ) -> Result<Part, StorageFailure>;
 }
 
 /// The hashes of so many pieces of a file, the first of which is number `from`; fewer at its end. It is read past the page
@@ -71,7 +83,7 @@ pub fn read(path: &Path, from: u64, count: u64) -> io::Result<Vec<Hash>> {
 }
 
 /// Where a file holds something from here on; nothing when it does not, or its file system does not tell.
-fn data_from(file: &File, begin: u64) -> Option<u64> {
+pub(super) fn data_from(file: &File, begin: u64) -> Option<u64> {
     let begin = i64::try_from(begin).ok()?;
     match lseek64(file, begin, Whence::SeekData) {
         Ok(data) => u64::try_from(data).ok(),

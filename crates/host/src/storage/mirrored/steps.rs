@@ -6,7 +6,7 @@
 use crate::vm::mirrors::{Catching, DiskMirror, Print};
 use haven_model::{
     Name,
-    volume::{ReplicaState, Volume},
+    volume::{Based, ReplicaState, Volume},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -128,6 +128,36 @@ pub fn closed(volume: &Volume, me: &Name, with: &BTreeSet<Name>) -> Option<Volum
     let counted: BTreeSet<&Name> = volume.counted().filter(|host| *host != me).collect();
     let same = volume.counts(me) && counted == with.iter().collect();
     (same && !volume.clean && !volume.shut).then(|| Volume { clean: true, ..volume.clone() })
+}
+
+/// The record with which a volume that nobody has open holds again what it held in a snapshot, of which these hosts have a copy.
+/// From then on those count, whatever their replicas lacked before, and no other. The run is nobody's, so that whoever opens it
+/// begins another one.
+///
+/// Nothing when this host has no such copy, or nobody has ever opened it.
+#[must_use]
+pub fn reverted(volume: &Volume, me: &Name, snapshot: &str, copies: &[Name]) -> Option<Volume> {
+    if volume.run == 0 || !volume.replicas.contains_key(me) || !copies.contains(me) {
+        return None;
+    }
+    let run = volume.run + 1;
+    let replicas = volume.replicas.keys().map(|host| {
+        let state = match copies.contains(host) {
+            true => ReplicaState::Counted,
+            false => ReplicaState::Stale,
+        };
+        (host.clone(), state)
+    });
+    let replicas = replicas.collect();
+    let based = Some(Based { snapshot: snapshot.to_owned(), run });
+    Some(Volume { run, replicas, clean: true, shut: true, based, ..volume.clone() })
+}
+
+/// Whether a volume was made to hold a snapshot and was not opened since.
+#[must_use]
+pub fn is_reverted(volume: &Volume, snapshot: &str) -> bool {
+    let based = volume.based.as_ref();
+    volume.shut && based.is_some_and(|of| of.run == volume.run && of.snapshot == snapshot)
 }
 
 /// What a host with a replica lets others do to it.

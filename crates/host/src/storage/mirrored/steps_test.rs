@@ -51,6 +51,10 @@ enum Broken {
     Flush,
     /// A run that is nobody's is taken for one that this daemon has begun.
     Nobodys,
+    /// A replica is served as it was, although the volume holds something else by now.
+    NotBack,
+    /// What a volume was made to hold is put in the place of replicas that were open since.
+    BackAgain,
 }
 
 #[derive(Default)]
@@ -65,8 +69,8 @@ struct Host {
     serves: Option<u64>,
     /// Changes when all that were connected are so no more.
     connections: u64,
-    /// What it last saw of the store: owner, epoch and run.
-    saw: (usize, u64, u64),
+    /// What it last saw of the store: owner, epoch and record.
+    saw: Option<(usize, u64, Volume)>,
     /// Under which epoch, and which run.
     begun: Option<(u64, u64)>,
 }
@@ -117,6 +121,11 @@ struct World {
     ids: u64,
     opened: u64,
     told_often: u64,
+    /// A snapshot: what it shows, and who has a copy of it.
+    kept: Option<(BTreeMap<u64, u64>, BTreeSet<usize>)>,
+    /// What the volume was made to hold the last time, the run from which on it does, and the last write before that.
+    back: Option<(BTreeMap<u64, u64>, u64, u64)>,
+    reverted: u64,
     violation: Option<String>,
 }
 
@@ -130,7 +139,7 @@ fn number(name: &Name) -> usize {
 
 impl World {
     fn new(seed: u64, broken: Broken, caches: bool) -> Self {
-        let hosts = (0..HOSTS).map(|_| Host { up: true, saw: (0, 1, 0), ..Host::default() });
+        let hosts = (0..HOSTS).map(|_| Host { up: true, ..Host::default() });
         let replicas = (0..HOSTS).map(|host| (name(host), ReplicaState::Counted)).collect();
         Self {
             random: Random(seed),
@@ -151,6 +160,9 @@ impl World {
             ids: 0,
             opened: 0,
             told_often: 0,
+            kept: None,
+            back: None,
+            reverted: 0,
             violation: None,
         }
     }
@@ -267,7 +279,9 @@ impl World {
         };
         let (done, left) = process.writes.clone().into_iter().partition::<Vec<_>, _>(whole);
         self.processes[at].writes = left;
-        for write in done {
+        // Whoever still runs after the disk was made what it was writes to what nobody will read.
+        let is_over = self.back.as_ref().is_some_and(|(_, run, _)| self.processes[at].run < *run);
+        for write in done.into_iter().filter(|_| !is_over) {
             // What is acknowledged is on all that count. An owner that was taken over may still hear that the last one
             // has it: then those that count now had it before they were shut.
             let lacks = |of: &&Name| {
@@ -318,7 +332,8 @@ impl World {
                 self.hosts[host].cached.clear();
             }
         }
-        for (block, id) in unflushed {
+        let is_over = self.back.as_ref().is_some_and(|(_, run, _)| self.processes[at].run < *run);
+        for (block, id) in unflushed.into_iter().filter(|_| !is_over) {
             let least = self.flushed.entry(block).or_default();
             *least = id.max(*least);
         }
@@ -385,13 +400,12 @@ impl World {
         let host = self.host();
         // What it knows of the store may be old.
         if self.sees_store(host) && self.random.below(2) == 0 {
-            self.hosts[host].saw = (self.owner, self.epoch, self.volume.run);
+            self.hosts[host].saw = Some((self.owner, self.epoch, self.volume.clone()));
         }
         if !self.hosts[host].up {
             return;
         }
-        let (owner, _, run) = self.hosts[host].saw;
-        let seen = Volume { run, ..self.volume.clone() };
+        let Some((owner, _, seen)) = self.hosts[host].saw.clone() else { return };
         let (may, serves) = match steps::serve(&seen, &name(host), &name(owner)) {
             Serve::To(run) => (run, Some(run)),
             Serve::Own(run) => (run, None),
@@ -403,6 +417,9 @@ impl World {
         // Its own process has the file open, and ends first.
         if serves.is_some() {
             self.end(host);
+        }
+        if serves.is_none() || self.broken != Broken::NotBack {
+            self.put_back(host, &seen);
         }
         let here = &mut self.hosts[host];
         here.lowest = may;
@@ -424,7 +441,7 @@ impl World {
     /// The owner goes one step on towards its process.
     fn open(&mut self) {
         let host = if self.random.below(2) == 0 { self.owner } else { self.host() };
-        let (owner, epoch, _) = self.hosts[host].saw;
+        let Some((owner, epoch, _)) = self.hosts[host].saw else { return };
         let here = &self.hosts[host];
         let runs = self.processes.iter().any(|p| p.alive && p.host == host);
         if owner != host || !here.up || here.serves.is_some() || runs {
@@ -463,11 +480,60 @@ impl World {
                     .map(|other| (other, self.hosts[other].connections))
                     .collect();
                 self.hosts[host].begun = None;
+                let volume = self.volume.clone();
+                self.put_back(host, &volume);
                 // Its own replica is shut to earlier runs as others' are.
                 self.hosts[host].lowest = self.volume.run;
                 self.begin(host, epoch, with);
             }
         }
+    }
+
+    /// A host puts its copy of what the volume holds from a run on in the place of its replica, unless that was open since.
+    fn put_back(&mut self, host: usize, seen: &Volume) {
+        let Some(based) = seen.based(&name(host)) else { return };
+        let since = self.hosts[host].lowest >= based.run && self.broken != Broken::BackAgain;
+        let Some((holds, run, _)) = &self.back else { return };
+        // One of before is over by now, and what it writes is not counted.
+        if since || based.run != *run {
+            return;
+        }
+        let here = &mut self.hosts[host];
+        here.disk.clone_from(holds);
+        here.cached.clear();
+    }
+
+    /// The owner keeps what its replica holds, others get a copy, or the volume is made to hold what was kept.
+    fn snapshot(&mut self) {
+        let host = self.owner;
+        let counts = self.volume.counts(&name(host)) && self.volume.run > 0;
+        if self.kept.is_none() || self.random.below(4) == 0 {
+            // A process that is not open yet has not put back what it is to hold.
+            let whole =
+                self.processes.iter().any(|p| p.alive && p.host == host && p.run == self.opened);
+            if counts && whole {
+                self.kept = Some((self.hosts[host].disk.clone(), BTreeSet::from([host])));
+            }
+            return;
+        }
+        let another = self.host();
+        let Some((holds, copies)) = &mut self.kept else { return };
+        if self.random.below(2) == 0 {
+            copies.insert(another);
+            return;
+        }
+        let (holds, copies) = (holds.clone(), copies.iter().map(|host| name(*host)));
+        let copies: Vec<Name> = copies.collect();
+        // Its VM is stopped first.
+        self.end(host);
+        let Some(next) = steps::reverted(&self.volume, &name(host), "s", &copies) else { return };
+        if !self.owns(host, self.epoch) {
+            return;
+        }
+        self.back = Some((holds.clone(), next.run, self.ids));
+        self.volume = next;
+        (self.told, self.flushed) = (holds.clone(), holds);
+        self.reverted += 1;
     }
 
     fn begin(&mut self, host: usize, epoch: u64, with: BTreeMap<usize, u64>) {
@@ -486,6 +552,19 @@ impl World {
         for other in with.keys() {
             if self.hosts[*other].disk != self.hosts[host].disk {
                 let what = format!("host{} and host{} differ in run {run}", host + 1, other + 1);
+                self.accuse(what);
+            }
+        }
+        if let Some((holds, _, last)) = &self.back {
+            let odd = self.hosts[host]
+                .disk
+                .iter()
+                .find(|(block, id)| *id <= last && holds.get(block) != Some(*id));
+            if let Some((block, id)) = odd {
+                let what = format!(
+                    "host{} begins run {run} with write {id} in block {block}, which was undone",
+                    host + 1
+                );
                 self.accuse(what);
             }
         }
@@ -627,7 +706,8 @@ impl World {
             72..80 => self.serve(),
             80..87 => self.open(),
             87 | 88 => self.close(),
-            89..92 => self.catch_up(),
+            89 => self.snapshot(),
+            90..92 => self.catch_up(),
             92 => self.power_cut(),
             93 | 94 => {
                 let host = self.host();
@@ -653,8 +733,8 @@ impl World {
     }
 }
 
-/// The first violation, and how many writes were acknowledged and processes began.
-fn run(seed: u64, broken: Broken, caches: bool) -> (Option<String>, u64, u64) {
+/// The first violation, and how many writes were acknowledged, processes began, and snapshots were gone back to.
+fn run(seed: u64, broken: Broken, caches: bool) -> (Option<String>, u64, u64, u64) {
     let mut world = World::new(seed, broken, caches);
     for _ in 0..600 {
         world.step();
@@ -662,20 +742,22 @@ fn run(seed: u64, broken: Broken, caches: bool) -> (Option<String>, u64, u64) {
             break;
         }
     }
-    (world.violation, world.told_often, world.opened)
+    (world.violation, world.told_often, world.opened, world.reverted)
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_and_no_stale_one_is_taken() {
-    let (mut writes, mut runs) = (0, 0);
+    let (mut writes, mut runs, mut back) = (0, 0, 0);
     for seed in 0..20_000 {
-        let (violation, told, opened) = run(seed, Broken::Nothing, seed % 2 == 1);
+        let (violation, told, opened, reverted) = run(seed, Broken::Nothing, seed % 2 == 1);
         assert_eq!(violation, None, "seed {seed}");
         writes += told;
         runs += opened;
+        back += reverted;
     }
-    println!("{writes} writes acknowledged, {runs} runs");
-    assert!(writes > 100_000 && runs > 20_000, "too little happened: {writes}, {runs}");
+    println!("{writes} writes acknowledged, {runs} runs, {back} times back to a snapshot");
+    let much = writes > 100_000 && runs > 20_000 && back > 1_000;
+    assert!(much, "too little happened: {writes}, {runs}, {back}");
 }
 
 #[test]
@@ -689,6 +771,8 @@ fn whatever_breaks_a_rule_is_found() {
         (Broken::Early, false),
         (Broken::Flush, true),
         (Broken::Nobodys, false),
+        (Broken::NotBack, false),
+        (Broken::BackAgain, false),
     ];
     for (broken, caches) in all {
         let first = (0..5000).find(|seed| run(*seed, broken, caches).0.is_some());

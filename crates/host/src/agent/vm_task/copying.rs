@@ -1,0 +1,186 @@
+//! The copy of mirrored disks that a snapshot of a VM is of them: made by the VM's host from its own replica, beside the task of the
+//! VM, while its guest runs or not (docs/decisions/0027-snapshots.md). Other hosts fetch theirs afterwards (`mirrored/copies.rs`).
+
+use super::{VmTask, snapshots::Due};
+use crate::{
+    agent::{AgentParts, chain, storage::VolumeName},
+    storage::mirrored::{
+        driver::Base,
+        kept::{KeptOf, Source, ViewSource},
+    },
+    vm::views::{Keep, ViewAsked},
+};
+use async_trait::async_trait;
+use haven_model::{Bytes, backup::Moment, vm_snapshot::SnapshotDisk, volume::VolumeRef};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::task::JoinHandle;
+
+/// A disk that is to be copied.
+#[derive(Clone, Debug)]
+pub(super) struct Copied {
+    /// Its volume.
+    pub of: VolumeRef,
+    /// The replica of this host.
+    pub replica: PathBuf,
+    /// What its file is named after.
+    pub volume: VolumeName,
+    /// The run that its record says.
+    pub run: u64,
+    /// What it is to hold before anybody reads it.
+    pub base: Option<Base>,
+}
+
+impl Copied {
+    /// The copy that is in a snapshot.
+    pub fn kept(&self, snapshot: &str) -> KeptOf {
+        let (replica, volume) = (self.replica.clone(), self.volume.clone());
+        KeptOf { replica, volume, snapshot: snapshot.to_owned() }
+    }
+}
+
+/// Copies that are being made; none any more once this is dropped.
+pub(super) struct Copying {
+    /// The id of their snapshot.
+    pub id: String,
+    /// Its guest runs.
+    runs: bool,
+    read: Arc<AtomicU64>,
+    /// Of all its disks, bytes.
+    total: u64,
+    task: JoinHandle<Result<Moment, String>>,
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Copying {
+    /// How far they are, in words and twentieths; nothing once they have come to an end.
+    pub fn is_at(&self) -> Option<String> {
+        let read = Bytes(self.read.load(Ordering::Relaxed));
+        let percent = read.0.saturating_mul(20) / self.total.max(1) * 5;
+        (!self.task.is_finished()).then(|| format!("its mirrored disks are copied: {percent} %"))
+    }
+}
+
+/// What is read of a disk is counted.
+struct Counted {
+    source: ViewSource,
+    read: Arc<AtomicU64>,
+    before: u64,
+}
+
+#[async_trait]
+impl Source for Counted {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+    async fn next(&mut self, from: u64) -> std::io::Result<Option<(u64, Vec<u8>)>> {
+        let next = self.source.next(from).await?;
+        let end = next.as_ref().map_or(self.source.size(), |(at, of)| at + of.len() as u64);
+        self.read.store(self.before + end, Ordering::Relaxed);
+        Ok(next)
+    }
+}
+
+/// Copies what its guest's disks hold at one instant, while that runs on.
+async fn of_a_guest(
+    parts: &AgentParts,
+    id: &str,
+    disks: &[Copied],
+    keep: Option<Keep>,
+    read: &Arc<AtomicU64>,
+) -> Result<Moment, String> {
+    let Some(vm) = disks.first().map(|disk| disk.of.vm.clone()) else {
+        return Ok(Moment::Running);
+    };
+    let names = disks.iter().map(|disk| disk.of.disk.to_string()).collect();
+    let asked = ViewAsked { disks: names, marks: None, keep };
+    let view = parts.vms.open_view(vm.as_str(), &asked).await.map_err(|error| chain(&error))?;
+    let at_ms = (parts.wall_ms)();
+    let moment = if view.frozen { Moment::Frozen } else { Moment::Running };
+    let mut left = disks.to_vec();
+    let mut before = 0;
+    for (name, view) in view.disks {
+        let Some(at) = left.iter().position(|disk| disk.of.disk.as_str() == name) else { continue };
+        let disk = left.swap_remove(at);
+        let size = view.size();
+        let source = ViewSource::new(view);
+        let mut source = Counted { source, read: Arc::clone(read), before };
+        let kept = parts.kept.keep_from(&disk.kept(id), at_ms, &mut source).await;
+        kept.map_err(|failure| failure.what)?;
+        before += size;
+    }
+    match left.first() {
+        None => Ok(moment),
+        Some(disk) => Err(format!("the disk `{}` is not attached", disk.of.disk)),
+    }
+}
+
+/// Copies replicas that no process has open.
+async fn at_rest(parts: &AgentParts, id: &str, disks: &[Copied]) -> Result<(), String> {
+    for disk in disks {
+        // Nobody writes to it, wherever whatever runs that did.
+        let (name, base) = (disk.volume.to_string(), disk.base.as_ref());
+        let shut = parts.replicas.own(&name, &disk.replica, disk.run, base).await;
+        shut.map_err(|error| chain(&error))?;
+        let kept = parts.kept.keep(&disk.kept(id), (parts.wall_ms)()).await;
+        kept.map_err(|failure| failure.what)?;
+    }
+    Ok(())
+}
+
+impl VmTask {
+    /// Begins to copy these disks for a snapshot; `keep`: what its other disks are to keep at the same instant.
+    pub(super) fn copy(&mut self, due: &Due, disks: Vec<Copied>, keep: Option<Keep>) {
+        let (parts, id) = (Arc::clone(&self.parts), due.record.id.clone());
+        let read = Arc::new(AtomicU64::new(0));
+        let (counts, runs) = (Arc::clone(&read), self.running.is_some());
+        let named = |of: &&SnapshotDisk| disks.iter().any(|disk| disk.of.disk == of.name);
+        let total = due.record.disks.iter().filter(named).map(|disk| disk.size.0).sum();
+        // One that shall run has not come to its end as it should.
+        let rests = if due.object.spec.running { Moment::Running } else { Moment::Stopped };
+        let task = tokio::spawn(async move {
+            if !runs {
+                return at_rest(&parts, &id, &disks).await.map(|()| rests);
+            }
+            let made = of_a_guest(&parts, &id, &disks, keep, &counts).await;
+            if let Some(disk) = disks.first()
+                && let Err(error) = parts.vms.close_view(disk.of.vm.as_str()).await
+            {
+                tracing::warn!(vm = %disk.of.vm, why = chain(&error), "its disks are still held as they were");
+            }
+            made
+        });
+        self.copying = Some(Copying { id: due.record.id.clone(), runs, read, total, task });
+    }
+
+    /// What copies came to that have come to an end.
+    pub(super) async fn copied(&mut self) -> Result<Moment, String> {
+        let Some(mut copying) = self.copying.take() else {
+            return Err("they were given up".into());
+        };
+        self.unclosed |= copying.runs;
+        let made = (&mut copying.task).await;
+        self.close_views().await;
+        made.unwrap_or_else(|error| Err(format!("they were given up ({error})")))
+    }
+
+    /// Ends the copies that are being made, so that nobody reads the disks any more.
+    pub(super) async fn drop_copies(&mut self) {
+        let Some(mut copying) = self.copying.take() else { return };
+        copying.task.abort();
+        // That it was given up is what was wanted.
+        let _ = (&mut copying.task).await;
+        self.unclosed |= copying.runs;
+        self.close_views().await;
+    }
+}
