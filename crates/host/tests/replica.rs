@@ -264,7 +264,9 @@ fn a_replica_is_made_what_it_was_once_whoever_had_it_open() {
         let mut after = Writer::connect(keys.path(), &second, 5, 5);
         assert!(after.write(0, 0x14).contains("wrote"));
         assert_eq!(daemons.serve(&wanted(5)).await.unwrap(), second);
-        replica.daemons().serve(&wanted(6)).await.unwrap();
+        drop(daemons);
+        let daemons = replica.daemons();
+        daemons.serve(&wanted(6)).await.unwrap();
         daemons.own(VOLUME, &replica.path, 7, Some(&back)).await.unwrap();
         assert!(replica.holds(0, 0x14));
         // Another snapshot is another one; without its copy nobody opens it.

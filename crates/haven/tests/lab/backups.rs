@@ -9,9 +9,8 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use haven_lab::drive::Driver;
 use haven_model::{
-    Bytes, Name, ObjectRef,
+    Bytes,
     backup::{Backup, BackupRun, Moment},
-    object::Kind,
 };
 use nix::sys::signal::Signal;
 use std::{

@@ -117,8 +117,10 @@ impl Lab {
     pub fn becomes(&self, vm: &str, state: &str) -> Result<()> {
         let named = ObjectRef::new(Kind::Vm, Name::new(vm)?);
         self.wait(&format!("{vm} is {state}"), Duration::from_secs(90), |lab| {
-            let named = named.clone();
-            let item = lab.ask(|client| async move { client.object(&named).await });
+            let item = lab.ask(|client| {
+                let named = named.clone();
+                async move { client.object(&named).await }
+            });
             item.is_ok_and(|item| item.state == state)
         })
     }
