@@ -170,6 +170,7 @@ async fn a_mirrored_disk_is_reverted_where_its_host_has_a_copy() {
     write(&world, keys::placement(&name("twin")), &placement).await;
     let status = json!({"host": "host1", "session": 1, "epoch": 1, "generation": 9, "phase": "stopped", "sinceMs": 1, "restarts": 0, "message": ""});
     write(&world, keys::vm_status(&name("twin")), &status).await;
+    write(&world, keys::lease(&name("host1")), &json!({"session": 1, "count": 1})).await;
     let all = "/v1/vms/twin/snapshots";
     let taken = world.operate("POST", all, "{\"name\": \"one\"}".to_owned()).await.ok();
     let vm = world.operate("GET", "/v1/objects/vm/twin", "").await.ok();
