@@ -148,7 +148,7 @@ pub struct Cluster {
     pub shared: Arc<Shared>,
     hosts: Mutex<Vec<Arc<tokio::sync::Mutex<SimHost>>>>,
     setup: Setup,
-    person: EtcdStore,
+    pub(crate) person: EtcdStore,
     /// Records that no version here can read, by key below the root, as they were before.
     garbled: Mutex<BTreeMap<String, Vec<u8>>>,
 }

@@ -81,6 +81,10 @@ pub enum Fault {
     Detach(String),
     /// A person gives it back.
     Attach(String),
+    /// A person takes a snapshot of the mirrored disks of a VM.
+    Snapshot(String),
+    /// A person stops a VM, goes back to its newest snapshot, and starts it.
+    Revert(String),
     /// A person moves a VM live, to this host or to any.
     Migrate(String, Option<String>),
     /// The same, and the guest goes over before all of its memory is there.
@@ -179,6 +183,8 @@ impl Fault {
                 };
                 cluster.change(&vm(name), last).await;
             }
+            Fault::Snapshot(name) => cluster.take_snapshot(name).await,
+            Fault::Revert(name) => cluster.revert_beside(name),
             Fault::DeleteVm(name) => {
                 cluster.change(&vm(name), |o| o["meta"]["deleting"] = true.into()).await;
             }
@@ -261,7 +267,7 @@ pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
     let other = format!("host{}", random.random_range(1..=hosts));
     let runs = format!("host{}", random.random_range(1..=able));
     let vm = format!("db-{}", random.random_range(1..=vms.max(1)));
-    match random.random_range(0..174) {
+    match random.random_range(0..186) {
         0..14 => Fault::PowerOff(host),
         14..24 => Fault::PowerOn(host),
         24..34 => Fault::Pause(host),
@@ -303,6 +309,8 @@ pub fn random(random: &mut StdRng, (hosts, able): (u8, u8), vms: u32) -> Fault {
         152..159 => Fault::KillReplicas(host),
         162..168 => Fault::Detach(vm),
         168..174 => Fault::Attach(vm),
+        174..181 => Fault::Snapshot(vm),
+        181..186 => Fault::Revert(vm),
         159 => Fault::Garble(format!("volumes/{vm}.data")),
         _ => Fault::Timers(timers(random.random_range(0..4))),
     }

@@ -31,6 +31,7 @@ pub mod promises;
 pub mod run;
 pub mod scenario;
 pub mod shrink;
+pub mod snapshots;
 pub mod steps;
 pub mod storm;
 pub mod surroundings;
