@@ -240,7 +240,7 @@ fn a_replica_is_made_what_it_was_once_whoever_had_it_open() {
     let kept = KeptOf {
         replica: replica.path.clone(),
         volume: VolumeName::parse(VOLUME).unwrap(),
-        snapshot: "a1".into(),
+        copy: "a1".into(),
     };
     let back = Base { run: 4, kept: kept.clone() };
     let wanted = |run| ReplicaWanted { base: Some(back.clone()), ..replica.wanted(run) };
@@ -270,7 +270,7 @@ fn a_replica_is_made_what_it_was_once_whoever_had_it_open() {
         daemons.own(VOLUME, &replica.path, 7, Some(&back)).await.unwrap();
         assert!(replica.holds(0, 0x14));
         // Another snapshot is another one; without its copy nobody opens it.
-        let gone = KeptOf { snapshot: "b2".into(), ..kept.clone() };
+        let gone = KeptOf { copy: "b2".into(), ..kept.clone() };
         let gone = Base { run: 8, kept: gone };
         let why = daemons.own(VOLUME, &replica.path, 8, Some(&gone)).await.unwrap_err();
         assert!(matches!(why, ReplicaError::NotBack { .. }), "{why:?}");

@@ -80,6 +80,9 @@ pub struct VmSnapshot {
     /// When its disks were made what they are in it the last time, wall clock, milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverted_ms: Option<i64>,
+    /// What the copies of its mirrored disks are called: another one for each attempt, written before that begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
     /// Why it could not be taken, while what there is of it is being removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,

@@ -106,7 +106,7 @@ pub struct Volume {
     /// The run is nobody's: it was begun so that all before it are shut out. Whoever is the owner begins another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shut: bool,
-    /// The snapshot that it was made to hold again the last time.
+    /// What it was made to hold again the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based: Option<Based>,
 }
@@ -115,10 +115,10 @@ pub struct Volume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Based {
-    /// The id of the snapshot.
-    pub snapshot: String,
-    /// From which run on. A replica that counts and was open in no run from there on has its copy of the snapshot put in its place
-    /// before anybody opens it.
+    /// What the copies are called ([`crate::vm_snapshot::VmSnapshot::copy`]).
+    pub copy: String,
+    /// From which run on. A replica that counts and was open in no run from there on has its copy put in its place before anybody
+    /// opens it.
     pub run: u64,
 }
 

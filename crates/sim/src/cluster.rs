@@ -661,6 +661,9 @@ fn counted(world: &World, (key, value, _): &crate::judge::etcd_event::Event) {
         return world.mirrors.forget_counted(&format!("{of}."));
     };
     let hosts = record.counted().map(ToString::to_string).collect();
+    if let Some(based) = &record.based {
+        world.mirrors.set_based(&format!("{of}.{}", record.vm_uid), &based.copy, based.run);
+    }
     world.mirrors.set_counted(&format!("{of}.{}", record.vm_uid), hosts);
 }
 

@@ -88,6 +88,7 @@ impl Cluster {
             moment: None,
             back: Vec::new(),
             reverted_ms: None,
+            copy: None,
             failed: None,
             message: String::new(),
         };

@@ -117,7 +117,7 @@ pub trait LocalHost: Send + Sync {
         &self,
         volume: &VolumeRef,
         vm_uid: &str,
-        snapshot: &str,
+        copy: &str,
         from: u64,
     ) -> Result<Vec<u8>, String>;
     /// The whole answer of another host's API to a GET.

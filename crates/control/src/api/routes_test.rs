@@ -120,7 +120,7 @@ fn furnished(route: &super::table::Route) -> String {
     match route.id {
         "deleteObject" => "/v1/objects/network/front".to_owned(),
         "volumePieces" => there("alone.data") + "?from=0&count=1",
-        "volumeKept" => there("alone.data") + "?uid=u&snapshot=a1&from=0",
+        "volumeKept" => there("alone.data") + "?uid=u&copy=a1&from=0",
         "backupFile" => there("nas") + "?at=root:/etc/hosts",
         "endToken" => "/v1/tokens/viewer".to_owned(),
         "rehearse" => "/v1/rehearse/fail?hosts=host1".to_owned(),

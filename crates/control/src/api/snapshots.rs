@@ -316,6 +316,7 @@ pub(super) async fn take(
         moment: None,
         back: Vec::new(),
         reverted_ms: None,
+        copy: None,
         failed: None,
         message: String::new(),
     };

@@ -303,8 +303,8 @@ pub(super) struct Which {
 pub(super) struct WhichKept {
     /// The uid of its VM.
     uid: String,
-    /// The id of the snapshot.
-    snapshot: String,
+    /// What the copy is called.
+    copy: String,
     /// Bytes before it.
     from: u64,
 }
@@ -329,7 +329,7 @@ pub(super) async fn kept(
     is_a_host(&caller, "`haven vm snapshot ls` tells which hosts have a copy")?;
     let snapshot = state.snapshot();
     let (of, _) = known(&snapshot, &name)?;
-    let told = state.local.kept(&of, &which.uid, &which.snapshot, which.from).await;
+    let told = state.local.kept(&of, &which.uid, &which.copy, which.from).await;
     told.map(Body::from)
         .map_err(|why| conflict(why, "`haven vm snapshot ls` tells which hosts have a copy"))
 }

@@ -284,12 +284,12 @@ impl LocalHost for Local {
         &self,
         volume: &VolumeRef,
         vm_uid: &str,
-        snapshot: &str,
+        copy: &str,
         from: u64,
     ) -> Result<Vec<u8>, String> {
         let VolumeRef { vm, disk } = volume.clone();
         let volume = VolumeName { vm, disk, vm_uid: vm_uid.to_owned() };
-        let part = self.pieces.kept_here(&volume, snapshot, from).await;
+        let part = self.pieces.kept_here(&volume, copy, from).await;
         part.map(|part| part.to_bytes()).map_err(|failure| failure.what)
     }
 

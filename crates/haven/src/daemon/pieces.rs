@@ -79,7 +79,7 @@ impl ReplicaPieces {
     pub async fn kept_here(
         &self,
         volume: &VolumeName,
-        snapshot: &str,
+        copy: &str,
         from: u64,
     ) -> Result<Part, StorageFailure> {
         let me = &self.me;
@@ -92,7 +92,7 @@ impl ReplicaPieces {
                 pool.ok_or_else(|| says(format!("{of} and its pool are not known to {me}")))?;
             files::path(&pool.spec, volume)
         };
-        let kept = KeptOf { replica, volume: volume.clone(), snapshot: snapshot.to_owned() };
+        let kept = KeptOf { replica, volume: volume.clone(), copy: copy.to_owned() };
         let read = tokio::task::spawn_blocking(move || kept::read(&kept, from));
         match tokio::time::timeout(PATIENCE, read).await {
             Ok(Ok(Ok(part))) => Ok(part),
@@ -133,15 +133,14 @@ impl Pieces for ReplicaPieces {
         &self,
         host: &Name,
         volume: &VolumeName,
-        snapshot: &str,
+        copy: &str,
         from: u64,
     ) -> Result<Part, StorageFailure> {
         if *host == self.me {
-            return self.kept_here(volume, snapshot, from).await;
+            return self.kept_here(volume, copy, from).await;
         }
         let VolumeName { vm, disk, vm_uid } = volume;
-        let path =
-            format!("/v1/volumes/{vm}.{disk}/kept?uid={vm_uid}&snapshot={snapshot}&from={from}");
+        let path = format!("/v1/volumes/{vm}.{disk}/kept?uid={vm_uid}&copy={copy}&from={from}");
         let asked = tokio::time::timeout(PATIENCE, self.peers.get(host, &path)).await;
         let told = asked.unwrap_or_else(|_| Err("it does not answer".into()));
         let told = told.map_err(|why| says(format!("{host} does not give its copy: {why}")))?;

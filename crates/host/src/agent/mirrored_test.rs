@@ -245,7 +245,8 @@ async fn a_mirrored_disk_is_copied_while_its_guest_runs_and_holds_that_again() {
     let there = snapshot_told(&fixture);
     assert_eq!(there.state, SnapshotState::There, "{there:?}");
     assert_eq!(there.copies(&name("data")), [name("host1")]);
-    let kept = fixture.world.mirrors.kept("host1", VOLUME, "a1").unwrap();
+    let copy = there.copy.clone().unwrap();
+    let kept = fixture.world.mirrors.kept("host1", VOLUME, &copy).unwrap();
     // Its guest writes all the time.
     fixture.pass(2).await;
     shall_run(&fixture, false).await;
@@ -260,7 +261,7 @@ async fn a_mirrored_disk_is_copied_while_its_guest_runs_and_holds_that_again() {
     assert_eq!(told.state, SnapshotState::There, "{told:?}");
     assert!(told.reverted_ms.is_some() && told.message.is_empty());
     // host2 has no copy, so its replica counts no more.
-    assert_eq!(now.based.as_ref().map(|of| (of.snapshot.as_str(), of.run)), Some(("a1", now.run)));
+    assert_eq!(now.based, Some(Based { copy, run: now.run }));
     assert!(now.run > before.0.run && now.shut && now.clean);
     assert_eq!(now.counted().collect::<Vec<_>>(), [&name("host1")]);
     let holds = blocks(&fixture, "host1");
@@ -280,7 +281,7 @@ async fn a_host_fetches_a_copy_and_removes_what_no_snapshot_names() {
     fixture.world.mirrors.put_kept("host2", VOLUME, "a1", 7, vec![1; 32]);
     fixture.world.mirrors.put_kept("host1", VOLUME, "old", 7, vec![2; 32]);
     let mut there = snapshot_record("there");
-    there["disks"][0]["copies"] = json!(["host2"]);
+    (there["copy"], there["disks"][0]["copies"]) = (json!("a1"), json!(["host2"]));
     let key = keys::vm_snapshot("u-db", &name("before"));
     fixture.put(&key, &there).await;
     fixture.start();
@@ -291,7 +292,7 @@ async fn a_host_fetches_a_copy_and_removes_what_no_snapshot_names() {
     assert_eq!(fixture.world.mirrors.kept("host1", VOLUME, "old"), None);
     // One that somebody removed by hand is told as gone, and fetched again.
     fixture.world.mirrors.forget_kept("host1", VOLUME, "a1");
-    fixture.pass(130).await;
+    fixture.pass(65).await;
     assert_eq!(snapshot_told(&fixture).copies(&name("data")).len(), 2);
     assert!(fixture.world.mirrors.kept("host1", VOLUME, "a1").is_some());
     fixture.delete(&key).await;
@@ -302,11 +303,11 @@ async fn a_host_fetches_a_copy_and_removes_what_no_snapshot_names() {
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_is_to_be_what_it_was_is_put_back_by_whoever_opens_it() {
     let mut fixture = world(9, true).await;
-    let based = Based { snapshot: "a1".into(), run: 9 };
+    let based = Based { copy: "a1".into(), run: 9 };
     let back = Volume { shut: true, based: Some(based), ..record(&fixture) };
     fixture.put(&keys::volume(&data()), &serde_json::to_value(back).unwrap()).await;
-    // It was away in run 8, and lacks nothing for that.
-    has(&fixture, 7);
+    // It was away in the runs before, and lacks nothing for that.
+    has(&fixture, 6);
     fixture.start();
     fixture.pass(15).await;
     let status = fixture.status("db").unwrap();

@@ -67,6 +67,7 @@ fn asked(id: &str, of: &[&str]) -> VmSnapshot {
         moment: None,
         back: Vec::new(),
         reverted_ms: None,
+        copy: None,
         failed: None,
         message: String::new(),
     }

@@ -111,6 +111,10 @@ struct VmTask {
     backup: Option<Job>,
     /// The copies that are made of its mirrored disks.
     copying: Option<copying::Copying>,
+    /// What the copies are called that are to be made.
+    attempt: Option<String>,
+    /// The copies that are put in the place of its replicas.
+    putting: Option<copying::Putting>,
     /// Its disks may still be held as they were at an instant.
     unclosed: bool,
     /// An attempt that failed here.
@@ -216,6 +220,8 @@ impl VmTask {
             hot: hot_disks::Hot::default(),
             backup: None,
             copying: None,
+            attempt: None,
+            putting: None,
             unclosed: true,
             gave_up: None,
             said_gone: None,
@@ -354,8 +360,7 @@ impl VmTask {
         let step = next(wanted, policy, &seen);
         self.again = None;
         if !matches!(step, Step::Settled | Step::Wait | Step::LeaveEnded) {
-            self.drop_backup().await;
-            self.drop_copies().await;
+            self.leave_disks(matches!(step, Step::Start)).await;
         }
         match step {
             Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,

@@ -96,8 +96,8 @@ struct State {
     lost: Vec<String>,
     /// By host, volume and snapshot.
     kept: BTreeMap<(String, String, String), replicas::Copy>,
-    /// By volume, the run from which on it holds a copy.
-    undone: BTreeMap<String, u64>,
+    /// By volume, what a copy was put in the place of.
+    undone: BTreeMap<String, replicas::Undone>,
 }
 
 /// The mirrored disks of all hosts.
@@ -164,6 +164,10 @@ impl State {
             self.lost.push(format!("{vm} runs on {host}: {lacks}"));
         }
         let found = self.replica(host, volume).blocks.clone();
+        if let Some(id) = self.undone_in(volume, &found) {
+            self.lost
+                .push(format!("{vm} runs on {host}: {volume} has write {id}, which was undone"));
+        }
         // Nobody was told of what is under way.
         let under_way = self.carried.get(volume).map(|hand| hand.id);
         let told = self.told.entry(volume.to_owned()).or_default();
@@ -184,10 +188,10 @@ impl State {
 
     /// What a replica lacks of what a guest was told.
     fn lacks(&self, host: &str, volume: &str) -> Option<String> {
-        let here = self.replicas.get(&(host.to_owned(), volume.to_owned()));
+        let here = self.holds(host, volume);
         let told = self.told.get(volume)?;
         told.iter().find_map(|(block, least)| {
-            let has = here.and_then(|here| here.blocks.get(block)).copied().unwrap_or(0);
+            let has = here.and_then(|blocks| blocks.get(block)).copied().unwrap_or(0);
             let what = || format!("{volume} on {host} has write {has} in block {block}, and {least} was acknowledged");
             (has < *least).then(what)
         })

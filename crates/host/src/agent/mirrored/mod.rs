@@ -30,7 +30,7 @@ pub(super) fn pool(snapshot: &Snapshot, volume: &Volume) -> Option<PoolSpec> {
 pub(super) fn base(me: &Name, volume: &Volume, name: &VolumeName, replica: &Path) -> Option<Base> {
     let based = volume.based(me)?;
     let (replica, volume) = (replica.to_owned(), name.clone());
-    let kept = KeptOf { replica, volume, snapshot: based.snapshot.clone() };
+    let kept = KeptOf { replica, volume, copy: based.copy.clone() };
     Some(Base { run: based.run, kept })
 }
 

@@ -280,7 +280,7 @@ pub(super) async fn old(
 ) -> Result<(), StorageFailure> {
     let run = volume.written_in();
     let lowest = parts.replicas.lowest(name, path).await;
-    // What is put in its place before it is opened was written by nobody before that run.
+    // What is put in its place was written by nobody before that run.
     let based = volume.based(&parts.me).map_or(0, |based| based.run);
     let lowest = lowest.map(|lowest| lowest.max(based)).map_err(|error| StorageFailure {
         what: format!("it cannot be told how old {} is ({error}); check its disk", path.display()),

@@ -31,6 +31,13 @@ impl VmTask {
         }
     }
 
+    /// Whatever is done with its disks beside its guest ends. What makes them what they were goes on when it is to start: that waits.
+    pub(super) async fn leave_disks(&mut self, starts: bool) {
+        self.drop_backup().await;
+        self.drop_copies().await;
+        self.putting = self.putting.take().filter(|_| starts);
+    }
+
     /// Ends the one that is made, so that nobody reads the disks any more.
     pub(super) async fn drop_backup(&mut self) {
         let Some(job) = self.backup.take() else { return };

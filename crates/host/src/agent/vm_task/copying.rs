@@ -12,6 +12,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use haven_model::{Bytes, backup::Moment, vm_snapshot::SnapshotDisk, volume::VolumeRef};
+use haven_store::clock::Mono;
 use std::{
     path::PathBuf,
     sync::{
@@ -37,19 +38,19 @@ pub(super) struct Copied {
 }
 
 impl Copied {
-    /// The copy that is in a snapshot.
-    pub fn kept(&self, snapshot: &str) -> KeptOf {
+    /// A copy of it.
+    pub fn kept(&self, copy: &str) -> KeptOf {
         let (replica, volume) = (self.replica.clone(), self.volume.clone());
-        KeptOf { replica, volume, snapshot: snapshot.to_owned() }
+        KeptOf { replica, volume, copy: copy.to_owned() }
     }
 }
 
 /// Copies that are being made; none any more once this is dropped.
 pub(super) struct Copying {
-    /// The id of their snapshot.
-    pub id: String,
+    /// What they are called.
+    pub copy: String,
     /// Its guest runs.
-    runs: bool,
+    pub runs: bool,
     read: Arc<AtomicU64>,
     /// Of all its disks, bytes.
     total: u64,
@@ -94,7 +95,7 @@ impl Source for Counted {
 /// Copies what its guest's disks hold at one instant, while that runs on.
 async fn of_a_guest(
     parts: &AgentParts,
-    id: &str,
+    copy: &str,
     disks: &[Copied],
     keep: Option<Keep>,
     read: &Arc<AtomicU64>,
@@ -106,6 +107,10 @@ async fn of_a_guest(
     let asked = ViewAsked { disks: names, marks: None, keep };
     let view = parts.vms.open_view(vm.as_str(), &asked).await.map_err(|error| chain(&error))?;
     let at_ms = (parts.wall_ms)();
+    let seen: Vec<String> = view.disks.iter().map(|(name, _)| name.clone()).collect();
+    if let Some(disk) = disks.iter().find(|disk| !seen.contains(&disk.of.disk.to_string())) {
+        return Err(format!("the disk `{}` is not attached", disk.of.disk));
+    }
     let moment = if view.frozen { Moment::Frozen } else { Moment::Running };
     let mut left = disks.to_vec();
     let mut before = 0;
@@ -115,24 +120,21 @@ async fn of_a_guest(
         let size = view.size();
         let source = ViewSource::new(view);
         let mut source = Counted { source, read: Arc::clone(read), before };
-        let kept = parts.kept.keep_from(&disk.kept(id), at_ms, &mut source).await;
+        let kept = parts.kept.keep_from(&disk.kept(copy), at_ms, &mut source).await;
         kept.map_err(|failure| failure.what)?;
         before += size;
     }
-    match left.first() {
-        None => Ok(moment),
-        Some(disk) => Err(format!("the disk `{}` is not attached", disk.of.disk)),
-    }
+    Ok(moment)
 }
 
 /// Copies replicas that no process has open.
-async fn at_rest(parts: &AgentParts, id: &str, disks: &[Copied]) -> Result<(), String> {
+async fn at_rest(parts: &AgentParts, copy: &str, disks: &[Copied]) -> Result<(), String> {
     for disk in disks {
         // Nobody writes to it, wherever whatever runs that did.
         let (name, base) = (disk.volume.to_string(), disk.base.as_ref());
         let shut = parts.replicas.own(&name, &disk.replica, disk.run, base).await;
         shut.map_err(|error| chain(&error))?;
-        let kept = parts.kept.keep(&disk.kept(id), (parts.wall_ms)()).await;
+        let kept = parts.kept.keep(&disk.kept(copy), (parts.wall_ms)()).await;
         kept.map_err(|failure| failure.what)?;
     }
     Ok(())
@@ -140,8 +142,8 @@ async fn at_rest(parts: &AgentParts, id: &str, disks: &[Copied]) -> Result<(), S
 
 impl VmTask {
     /// Begins to copy these disks for a snapshot; `keep`: what its other disks are to keep at the same instant.
-    pub(super) fn copy(&mut self, due: &Due, disks: Vec<Copied>, keep: Option<Keep>) {
-        let (parts, id) = (Arc::clone(&self.parts), due.record.id.clone());
+    pub(super) fn copy(&mut self, due: &Due, copy: &str, disks: Vec<Copied>, keep: Option<Keep>) {
+        let (parts, called) = (Arc::clone(&self.parts), copy.to_owned());
         let read = Arc::new(AtomicU64::new(0));
         let (counts, runs) = (Arc::clone(&read), self.running.is_some());
         let named = |of: &&SnapshotDisk| disks.iter().any(|disk| disk.of.disk == of.name);
@@ -150,9 +152,9 @@ impl VmTask {
         let rests = if due.object.spec.running { Moment::Running } else { Moment::Stopped };
         let task = tokio::spawn(async move {
             if !runs {
-                return at_rest(&parts, &id, &disks).await.map(|()| rests);
+                return at_rest(&parts, &called, &disks).await.map(|()| rests);
             }
-            let made = of_a_guest(&parts, &id, &disks, keep, &counts).await;
+            let made = of_a_guest(&parts, &called, &disks, keep, &counts).await;
             if let Some(disk) = disks.first()
                 && let Err(error) = parts.vms.close_view(disk.of.vm.as_str()).await
             {
@@ -160,7 +162,7 @@ impl VmTask {
             }
             made
         });
-        self.copying = Some(Copying { id: due.record.id.clone(), runs, read, total, task });
+        self.copying = Some(Copying { copy: copy.to_owned(), runs, read, total, task });
     }
 
     /// What copies came to that have come to an end.
@@ -182,5 +184,64 @@ impl VmTask {
         let _ = (&mut copying.task).await;
         self.unclosed |= copying.runs;
         self.close_views().await;
+    }
+}
+
+/// Copies that are put in the place of their replicas, beside the task of their VM, which does not run; no longer once this is dropped.
+pub(super) struct Putting {
+    /// What they are called.
+    pub copy: String,
+    /// Only made ready; the replicas are what they are.
+    pub prepares: bool,
+    /// Since when.
+    pub begun: Mono,
+    done: Option<Result<(), String>>,
+    task: JoinHandle<Result<(), String>>,
+}
+
+impl Drop for Putting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Putting {
+    /// Makes ready what is to be put in the place of replicas.
+    pub fn prepare(parts: &Arc<AgentParts>, copy: &str, disks: Vec<Copied>) -> Self {
+        let begun = parts.clock.now();
+        let (parts, called) = (Arc::clone(parts), copy.to_owned());
+        let task = tokio::spawn(async move {
+            for disk in &disks {
+                let ready = parts.kept.prepare(&disk.kept(&called)).await;
+                ready.map_err(|failure| failure.what)?;
+            }
+            Ok(())
+        });
+        Self { copy: copy.to_owned(), prepares: true, begun, done: None, task }
+    }
+
+    /// Puts it there, as the records of these volumes say.
+    pub fn put(parts: &Arc<AgentParts>, copy: &str, disks: Vec<Copied>) -> Self {
+        let begun = parts.clock.now();
+        let parts = Arc::clone(parts);
+        let task = tokio::spawn(async move {
+            for disk in &disks {
+                let (name, base) = (disk.volume.to_string(), disk.base.as_ref());
+                let put = parts.replicas.own(&name, &disk.replica, disk.run, base).await;
+                put.map_err(|error| chain(&error))?;
+            }
+            Ok(())
+        });
+        Self { copy: copy.to_owned(), prepares: false, begun, done: None, task }
+    }
+
+    /// What it came to; nothing while it goes on.
+    pub async fn outcome(&mut self) -> Option<Result<(), String>> {
+        if self.done.is_none() && self.task.is_finished() {
+            let done = (&mut self.task).await;
+            let given_up = |error| Err(format!("it was given up ({error})"));
+            self.done = Some(done.unwrap_or_else(given_up));
+        }
+        self.done.clone()
     }
 }

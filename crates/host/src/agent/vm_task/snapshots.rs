@@ -14,7 +14,10 @@
 //! The record is the task. What the disks have is looked at before anything is done, so whatever was interrupted, the next turn,
 //! the next daemon or the next host goes on from there. Each word about it compares the placement.
 
-use super::{VmTask, copying::Copied};
+use super::{
+    VmTask,
+    copying::{Copied, Putting},
+};
 use crate::{
     agent::{
         backup::job::Job,
@@ -22,7 +25,7 @@ use crate::{
         mirrored::{self, Owner},
         storage::{SnapshotStep, StorageFailure, VolumeName},
     },
-    storage::mirrored::{kept::Kept, steps},
+    storage::mirrored::steps,
     vm::{snapshots::Keeps, views::Keep},
 };
 use haven_model::{
@@ -32,7 +35,7 @@ use haven_model::{
     keys,
     object::{Kind, Stored},
     vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
-    volume::{Volume, VolumeRef},
+    volume::{ReplicaIs, Volume, VolumeRef},
 };
 use haven_store::raw::{Compare, Op};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -41,6 +44,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 const AGAIN: Duration = Duration::from_secs(2);
 /// The same while its disks are copied.
 const COPIES: Duration = Duration::from_millis(300);
+/// So long other hosts are waited for that make their replicas what they were.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// So long a disk may take to tell what it keeps.
 const LOOK: Duration = Duration::from_secs(60);
 /// So long a step on a disk that nobody has open may take; then its VM's other needs come first, and it is begun anew.
@@ -80,6 +85,31 @@ impl Disk {
     fn has(&self, tag: &str) -> bool {
         self.keeps.snapshots.contains_key(tag)
     }
+
+    /// The replica of a mirrored one.
+    fn replica(&self) -> Option<&Copied> {
+        match &self.at {
+            At::Replica(copied) => Some(copied),
+            At::Process | At::File(..) => None,
+        }
+    }
+}
+
+/// Why disks are not what they were.
+enum Stuck {
+    /// Nothing was changed yet.
+    Unchanged(String),
+    /// Something may have been.
+    Changed(String),
+}
+
+/// Whether some of its mirrored disks were reverted already.
+fn is_begun(snapshot: &Snapshot, due: &Due) -> bool {
+    let Some(copy) = due.record.copy.as_deref() else { return false };
+    due.record.back.iter().any(|disk| {
+        let of = VolumeRef { vm: due.record.vm.clone(), disk: disk.clone() };
+        snapshot.volumes.get(&of).is_some_and(|volume| steps::is_reverted(volume, copy))
+    })
 }
 
 /// What QEMU says when a disk has no room for it, and what to do.
@@ -111,8 +141,13 @@ impl VmTask {
             object: Arc::clone(&object.value),
         });
         let mut due: Vec<Due> = due.collect();
-        // Its disks are made what they were before any is kept as it is.
-        due.sort_by_key(|of| (of.record.state != SnapshotState::Reverting, of.record.at_ms));
+        // What goes may make the room that others need, and its disks are made what they were before any is kept as it is.
+        let order = |state| match state {
+            SnapshotState::Going => 0,
+            SnapshotState::Reverting => 1,
+            _ => 2,
+        };
+        due.sort_by_key(|of| (order(of.record.state), of.record.at_ms));
         due
     }
 
@@ -123,12 +158,16 @@ impl VmTask {
             .get(&self.vm)
             .is_some_and(|of| of.moving_to.is_some() || of.moved_from.is_some());
         let all = self.due(snapshot);
-        let is_wanted = |id: &str| {
-            let wanted = |due: &&Due| due.record.state == SnapshotState::Wanted;
-            !moves && all.iter().filter(wanted).any(|due| due.record.id == id)
+        let is = |state: SnapshotState, copy: &str| {
+            let mut so = all.iter().filter(|due| due.record.state == state);
+            so.any(|due| due.record.copy.as_deref() == Some(copy))
         };
-        if self.copying.as_ref().is_some_and(|copying| !is_wanted(&copying.id)) {
+        let wanted = |copy: &str| !moves && is(SnapshotState::Wanted, copy);
+        if self.copying.as_ref().is_some_and(|copying| !wanted(&copying.copy)) {
             self.drop_copies().await;
+        }
+        if self.putting.as_ref().is_some_and(|of| !is(SnapshotState::Reverting, &of.copy)) {
+            self.putting = None;
         }
         if !all.is_empty() {
             if self.backup.as_ref().is_some_and(Job::is_over) {
@@ -145,9 +184,9 @@ impl VmTask {
             let waits = match () {
                 () if moves => Some("its VM is being moved"),
                 () if read => Some("its VM is being backed up"),
-                () if self.running.is_some() && (self.hot.is_busy() || self.hot.changes) => {
-                    Some("its disks are being changed")
-                }
+                // They wait for copies that are being made.
+                () if self.copying.is_some() || self.running.is_none() => None,
+                () if self.hot.is_busy() || self.hot.changes => Some("its disks are being changed"),
                 () => None,
             };
             if let Some(why) = waits {
@@ -156,10 +195,13 @@ impl VmTask {
                 continue;
             }
             // One step in a turn: its disks and its guest need this task, too. What it came to wakes the next.
-            if !self.further(snapshot, &due).await {
+            let done = self.further(snapshot, &due).await;
+            if !done {
                 self.look_again(AGAIN);
             }
-            return;
+            if done || due.record.state != SnapshotState::Going {
+                return;
+            }
         }
     }
 
@@ -194,8 +236,15 @@ impl VmTask {
             self.look_again(AGAIN);
             return false;
         }
-        let Some(due) = self.due(snapshot).into_iter().find(reverts) else { return true };
-        self.further(snapshot, &due).await;
+        let all = self.due(snapshot);
+        let Some(due) = all.iter().find(|due| reverts(due)) else {
+            self.putting = None;
+            return true;
+        };
+        for going in all.iter().filter(|due| due.record.state == SnapshotState::Going) {
+            self.further(snapshot, going).await;
+        }
+        self.further(snapshot, due).await;
         self.look_again(AGAIN);
         // It starts only once the live copy tells that it is done: an old one would have it done again, after the guest has run.
         let now = Arc::clone(&self.parts.live.borrow());
@@ -211,13 +260,20 @@ impl VmTask {
 
     /// One step with one snapshot. False when it is to be looked at again.
     async fn further(&mut self, snapshot: &Snapshot, due: &Due) -> bool {
-        if let Some(copying) = self.copying.as_ref().filter(|of| of.id == due.record.id) {
-            let Some(at) = copying.is_at() else {
-                let moment = self.copied().await;
-                return self.taken(due, moment).await;
-            };
+        let copy = due.record.copy.as_deref();
+        if let Some(copying) = self.copying.as_ref().filter(|of| Some(of.copy.as_str()) == copy) {
+            let (at, ran) = (copying.is_at(), copying.runs);
             self.look_again(COPIES);
-            return self.waits_for(due, &at).await;
+            if let Some(at) = at {
+                return self.waits_for(due, &at).await;
+            }
+            let moment = self.copied().await;
+            return match moment {
+                Err(_) if ran && self.running.is_none() => {
+                    self.waits_for(due, "its guest has ended; it is taken anew").await
+                }
+                moment => self.taken(due, moment).await,
+            };
         }
         let disks = match self.disks_of(snapshot, due).await {
             Ok(disks) => disks,
@@ -225,7 +281,7 @@ impl VmTask {
         };
         match due.record.state {
             SnapshotState::Wanted => self.take(due, disks).await,
-            SnapshotState::Reverting => self.revert(due, disks).await,
+            SnapshotState::Reverting => self.revert(snapshot, due, disks).await,
             SnapshotState::Going => self.remove(due, disks).await,
             SnapshotState::There | SnapshotState::Failed => true,
         }
@@ -247,7 +303,10 @@ impl VmTask {
             let mirrored = snapshot.pools.get(pool);
             let mirrored = mirrored.filter(|of| of.spec.driver == PoolDriverKind::Mirrored);
             if let Some(pool) = mirrored {
-                disks.extend(self.replica(snapshot, due, name, &pool.spec).await?);
+                // What no record names any more is removed by `mirrored/copies.rs`, on all hosts.
+                if due.record.state != SnapshotState::Going {
+                    disks.extend(self.replica(snapshot, due, name, &pool.spec).await?);
+                }
                 continue;
             }
             let named = due.object.spec.disks.iter().any(|disk| disk.name == *name);
@@ -291,6 +350,9 @@ impl VmTask {
             record.run > 0 && record.replicas.contains_key(&self.parts.me)
         };
         let Some(record) = record.filter(here) else { return Ok(None) };
+        if due.record.state == SnapshotState::Wanted && !record.counts(&self.parts.me) {
+            return Err(format!("the replica of the disk `{name}` here lacks something"));
+        }
         let volume = mirrored::name(&of, record);
         let placed = snapshot.placements.get(&self.vm);
         let uid = placed.map_or(0, |placed| placed.unix_uid());
@@ -301,7 +363,7 @@ impl VmTask {
             Ok(Some((replica, kept)))
         };
         // Its VM's other disks need this task.
-        let patience = if self.running.is_some() { AGAIN } else { LOOK };
+        let patience = if self.running.is_some() { COPIES } else { LOOK };
         let found = tokio::select! {
             biased;
             found = look => found.map_err(|failure: StorageFailure| failure.what)?,
@@ -310,9 +372,11 @@ impl VmTask {
             }
         };
         let Some((replica, kept)) = found else { return Ok(None) };
-        let size = kept.get(&due.record.id).map_or(record.size.0, |kept| kept.size);
-        let tag = |(id, kept): (&String, &Kept)| (VmSnapshot::tag_of(id), kept.at_ms);
-        let keeps = Keeps { size, snapshots: kept.iter().map(tag).collect() };
+        // Copies of other attempts show other moments.
+        let kept = due.record.copy.as_ref().and_then(|copy| kept.get(copy));
+        let size = kept.map_or(record.size.0, |kept| kept.size);
+        let snapshots = kept.map(|kept| (due.record.tag(), kept.at_ms)).into_iter().collect();
+        let keeps = Keeps { size, snapshots };
         let base = mirrored::base(&self.parts.me, record, &volume, &replica);
         let at = At::Replica(Copied { of, replica, volume, run: record.run, base });
         Ok(Some(Disk { name: name.clone(), at, keeps }))
@@ -333,21 +397,26 @@ impl VmTask {
         {
             return self.waits_for(due, &format!("{why}; it is tried again")).await;
         }
-        if disks.iter().any(|disk| matches!(disk.at, At::Replica(_))) {
+        if disks.iter().any(|disk| disk.replica().is_some()) {
             return self.take_with_copies(due, &disks).await;
         }
         let moment = self.take_now(due, &disks).await;
         self.taken(due, moment).await
     }
 
-    /// Takes it of a VM some of whose disks are mirrored: it is begun here.
+    /// Takes it of a VM some of whose disks are mirrored: first it is written what the copies are called, so that nobody takes them
+    /// for those of another attempt, or for nobody's; then they are begun.
     async fn take_with_copies(&mut self, due: &Due, disks: &[Disk]) -> bool {
-        let copied = disks.iter().filter_map(|disk| match &disk.at {
-            At::Replica(copied) => Some(copied.clone()),
-            At::Process | At::File(..) => None,
-        });
-        let copied: Vec<Copied> = copied.collect();
-        let others = || disks.iter().filter(|disk| !matches!(disk.at, At::Replica(_)));
+        let Some(copy) = self.attempt.take().filter(|of| due.record.copy.as_ref() == Some(of))
+        else {
+            let copy = format!("{}r{}", due.record.id, due.revision);
+            let (named, message) = (Some(copy.clone()), "its mirrored disks are copied".to_owned());
+            let record = VmSnapshot { copy: named, message, ..due.record.clone() };
+            self.put_snapshot(due, Some(&record), None).await;
+            self.attempt = Some(copy);
+            return false;
+        };
+        let others = || disks.iter().filter(|disk| disk.replica().is_none());
         let mut keep = None;
         if self.running.is_some() {
             let disks = others().map(|disk| disk.name.to_string()).collect();
@@ -359,7 +428,8 @@ impl VmTask {
                 }
             }
         }
-        self.copy(due, copied, keep);
+        let copied = disks.iter().filter_map(|disk| disk.replica().cloned()).collect();
+        self.copy(due, &copy, copied, keep);
         self.look_again(COPIES);
         false
     }
@@ -438,11 +508,8 @@ impl VmTask {
                 let removed = self.parts.vms.remove_snapshot(vm, name, &tag).await;
                 return removed.map_err(|error| chain(&error));
             }
-            // What else is done with copies is not done in one step.
-            At::Replica(copied) => {
-                let removed = self.parts.kept.forget(&copied.kept(&due.record.id)).await;
-                return removed.map_err(|failure| failure.what);
-            }
+            // What is done with copies is not done in one step, and who removes them is `mirrored/copies.rs`.
+            At::Replica(_) => return Ok(()),
         };
         let (mut live, mut sessions) = (self.parts.live.clone(), self.parts.session.clone());
         let (placement, uid) = (due.placed, due.object.meta.uid.as_str());
@@ -467,9 +534,7 @@ impl VmTask {
     /// Removes it from those that have it.
     async fn remove_from(&self, due: &Due, disks: &[Disk]) -> Result<(), String> {
         let tag = due.record.tag();
-        // Of a copy there may be half.
-        let has = |disk: &&Disk| disk.has(&tag) || matches!(disk.at, At::Replica(_));
-        for disk in disks.iter().filter(has) {
+        for disk in disks.iter().filter(|disk| disk.has(&tag)) {
             self.step_on(due, disk, SnapshotStep::Remove).await?;
         }
         Ok(())
@@ -487,7 +552,7 @@ impl VmTask {
         for of in &mut record.disks {
             if let Some(disk) = disks.iter().find(|disk| disk.name == of.name) {
                 of.size = Bytes(disk.keeps.size);
-                if matches!(disk.at, At::Replica(_)) {
+                if disk.replica().is_some() {
                     of.copies = vec![self.parts.me.clone()];
                 }
             }
@@ -501,11 +566,13 @@ impl VmTask {
         let failed = match self.remove_from(due, &disks).await {
             Ok(()) => VmSnapshot {
                 state: SnapshotState::Failed,
+                copy: None,
                 message: why.clone(),
                 ..due.record.clone()
             },
             Err(left) => VmSnapshot {
                 state: SnapshotState::Going,
+                copy: None,
                 failed: Some(why.clone()),
                 message: format!(
                     "it could not be taken ({why}), and what there is of it cannot be removed yet: {left}"
@@ -518,24 +585,33 @@ impl VmTask {
     }
 
     /// Makes its disks what they were, or none of them when one does not have it.
-    async fn revert(&mut self, due: &Due, disks: Vec<Disk>) -> bool {
+    async fn revert(&mut self, snapshot: &Snapshot, due: &Due, disks: Vec<Disk>) -> bool {
         let (tag, back) = (due.record.tag(), &due.record.back);
         let there =
             VmSnapshot { state: SnapshotState::There, back: Vec::new(), ..due.record.clone() };
         let find = |name: &Name| disks.iter().find(|disk| disk.name == *name && disk.has(&tag));
         if let Some(lacks) = back.iter().find(|name| find(name).is_none()) {
-            let message =
-                format!("it could not be reverted to: the disk `{lacks}` does not have it");
-            let event = format!("its snapshot `{}`: {message}", due.name);
-            let there = VmSnapshot { message, ..there };
-            return self.put_snapshot(due, Some(&there), Some((Severity::Error, event))).await;
+            let why = format!("the disk `{lacks}` does not have it");
+            if is_begun(snapshot, due) {
+                return self.waits_for(due, &format!("{why}, and others were reverted")).await;
+            }
+            return self.not_possible(due, there, &why).await;
         }
-        for disk in back.iter().filter_map(find) {
-            let done = match &disk.at {
-                At::Replica(copied) => self.revert_replica(due, copied).await,
-                At::Process | At::File(..) => self.step_on(due, disk, SnapshotStep::Revert).await,
-            };
-            if let Err(why) = done {
+        let mirrored = back.iter().filter_map(find).filter_map(|disk| disk.replica().cloned());
+        match self.revert_replicas(snapshot, due, mirrored.collect()).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.look_again(COPIES);
+                return false;
+            }
+            Err(Stuck::Changed(why)) => {
+                let why = format!("{why}; it is tried again, and until then the VM does not start");
+                return self.waits_for(due, &why).await;
+            }
+            Err(Stuck::Unchanged(why)) => return self.not_possible(due, there, &why).await,
+        }
+        for disk in back.iter().filter_map(find).filter(|disk| disk.replica().is_none()) {
+            if let Err(why) = self.step_on(due, disk, SnapshotStep::Revert).await {
                 let why = format!("{why}; it is tried again, and until then the VM does not start");
                 return self.waits_for(due, &why).await;
             }
@@ -546,37 +622,101 @@ impl VmTask {
         self.put_snapshot(due, Some(&there), Some((Severity::Info, event))).await
     }
 
-    /// Makes a mirrored disk hold what it held: its record says so, and then the copy of this host is put in the place of its
-    /// replica. Other hosts that have one do the same before they serve theirs.
-    async fn revert_replica(&self, due: &Due, copied: &Copied) -> Result<(), String> {
-        let (id, me) = (due.record.id.as_str(), &self.parts.me);
-        let live = Arc::clone(&self.parts.live.borrow());
-        let lost = || format!("the record of {} cannot be written here any more", copied.of);
-        let mut volume = (*live.volumes.get(&copied.of).ok_or_else(lost)?.value).clone();
-        if !steps::is_reverted(&volume, id) {
-            let copies = due.record.copies(&copied.of.disk);
-            // Whose record is not written yet has the copy nevertheless.
-            let mut copies = copies.to_vec();
-            copies.push(me.clone());
-            let next = steps::reverted(&volume, me, id, &copies);
-            volume = next.ok_or_else(|| format!("{} was never opened", copied.of))?;
-            let session = self.parts.current_session().ok_or_else(lost)?.number;
-            let owner = Owner { epoch: due.epoch, session };
-            let written = owner.write(&self.parts, &live, &copied.of, &volume).await;
-            let revision = written.map_err(|error| chain(&error))?.ok_or_else(lost)?;
-            let mut live = self.parts.live.clone();
-            let shown = live.wait_for(|live| live.revision >= revision).await;
-            shown.map_err(|_| "this host's daemon ends".to_owned())?;
-        }
-        let base = mirrored::base(me, &volume, &copied.volume, &copied.replica);
-        let (name, run) = (copied.volume.to_string(), volume.run);
-        let put = self.parts.replicas.own(&name, &copied.replica, run, base.as_ref());
-        tokio::select! {
-            biased;
-            put = put => put.map_err(|error| chain(&error)),
-            () = self.parts.clock.sleep(LONGEST) => {
-                Err(format!("the disk `{}` takes too long", copied.of.disk))
+    /// Nothing was changed, and nothing is.
+    async fn not_possible(&mut self, due: &Due, there: VmSnapshot, why: &str) -> bool {
+        let message = format!("it could not be reverted to: {why}");
+        let event = format!("its snapshot `{}`: {message}", due.name);
+        let there = VmSnapshot { message, ..there };
+        self.put_snapshot(due, Some(&there), Some((Severity::Error, event))).await
+    }
+
+    /// Makes mirrored disks hold what they held. What is to be put in the place of the replicas of this host is made ready; then the
+    /// records of all of them say what they hold, at once; then it is put there, and so do the other hosts that have copies. True
+    /// once all have that can be waited for.
+    async fn revert_replicas(
+        &mut self,
+        snapshot: &Snapshot,
+        due: &Due,
+        disks: Vec<Copied>,
+    ) -> Result<bool, Stuck> {
+        let Some(copy) = due.record.copy.as_deref().filter(|_| !disks.is_empty()) else {
+            return Ok(true);
+        };
+        let says = |of: &VolumeRef| snapshot.volumes.get(of);
+        let is_so = |disk: &Copied| says(&disk.of).is_some_and(|v| steps::is_reverted(v, copy));
+        let prepares = !disks.iter().all(is_so);
+        let same = |of: &Putting| of.copy == copy && of.prepares == prepares;
+        let Some(putting) = self.putting.as_mut().filter(|of| same(of)) else {
+            self.putting = Some(match prepares {
+                true => Putting::prepare(&self.parts, copy, disks),
+                false => Putting::put(&self.parts, copy, disks),
+            });
+            return Ok(false);
+        };
+        match putting.outcome().await {
+            None => return Ok(false),
+            Some(Ok(())) if prepares => {}
+            Some(Ok(())) => {
+                let since = self.parts.clock.now().since(putting.begun);
+                return Ok(
+                    since >= PATIENCE || !disks.iter().any(|disk| self.others(snapshot, disk))
+                );
             }
+            Some(Err(why)) => {
+                self.putting = None;
+                return Err(if prepares { Stuck::Unchanged(why) } else { Stuck::Changed(why) });
+            }
+        }
+        self.write_reverted(snapshot, due, copy, &disks).await.map_err(Stuck::Changed)?;
+        Ok(false)
+    }
+
+    /// Whether another host is putting its copy in the place of its replica.
+    fn others(&self, snapshot: &Snapshot, disk: &Copied) -> bool {
+        let Some(volume) = snapshot.volumes.get(&disk.of) else { return false };
+        let silent = self.parts.heard.silent.borrow();
+        let mut others = volume.counted().filter(|host| **host != self.parts.me);
+        others.any(|host| {
+            let heard = snapshot.session_open(host) && !silent.contains(host);
+            heard
+                && match snapshot.replica_told(&disk.of, host) {
+                    Some(ReplicaIs::Served { run, .. }) => *run != volume.run,
+                    Some(ReplicaIs::Failed { .. }) => false,
+                    None => true,
+                }
+        })
+    }
+
+    /// Writes into the records of volumes that they hold what they held, into all or none.
+    async fn write_reverted(
+        &self,
+        snapshot: &Snapshot,
+        due: &Due,
+        copy: &str,
+        disks: &[Copied],
+    ) -> Result<(), String> {
+        let me = &self.parts.me;
+        let lost = |of: &VolumeRef| format!("the record of {of} cannot be written here any more");
+        let (mut over, mut ops) = (Vec::new(), Vec::new());
+        for Copied { of, .. } in disks {
+            let session = self.parts.current_session().ok_or_else(|| lost(of))?.number;
+            let owner = Owner { epoch: due.epoch, session };
+            let volume = snapshot.volumes.get(of).ok_or_else(|| lost(of))?;
+            let next = steps::reverted(volume, me, copy, due.record.copies(&of.disk));
+            let next = next.ok_or_else(|| format!("{me} has no copy of {of}"))?;
+            let written = owner.over(&self.parts, snapshot, of, &next);
+            let (compare, op) = written.ok_or_else(|| lost(of))?;
+            over.extend(compare);
+            ops.push(op);
+        }
+        over.push(Compare::ModRevision(
+            keys::vm_snapshot(&due.object.meta.uid, &due.name),
+            due.revision,
+        ));
+        let outcome = self.parts.store.txn(over, ops).await.map_err(|error| chain(&error))?;
+        match outcome.succeeded {
+            true => Ok(()),
+            false => Err("something has changed meanwhile".into()),
         }
     }
 

@@ -271,10 +271,16 @@ impl StorageDaemons {
         if lowest >= base.run || run < base.run {
             return Ok(held);
         }
+        let not_back = |failure| ReplicaError::NotBack { volume: volume.into(), failure };
+        kept::make_ready(&base.kept).await.map_err(not_back)?;
         self.ended_of(&mut held, volume).await?;
-        let put = kept::put_back(&base.kept).await;
-        put.map_err(|failure| ReplicaError::NotBack { volume: volume.into(), failure })?;
-        tracing::info!(volume, snapshot = base.kept.snapshot, "its replica is what it was");
+        let of = base.kept.clone();
+        // It keeps the volume to itself until that is done, also when nobody waits for it any more.
+        let put = tokio::task::spawn_blocking(move || (kept::put_back(&of), held));
+        let put_back;
+        (put_back, held) = put.await.map_err(interrupted)?;
+        put_back.map_err(system(format!("{} cannot be put in its place", path.display())))?;
+        tracing::info!(volume, copy = base.kept.copy, "its replica is what it was");
         Ok(held)
     }
 

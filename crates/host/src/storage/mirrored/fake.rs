@@ -38,7 +38,7 @@ impl FakeReplicas {
 
     fn put_back(&self, base: Option<&Base>, run: u64) -> Result<(), ReplicaError> {
         let Some(base) = base.filter(|base| run >= base.run) else { return Ok(()) };
-        let (volume, snapshot) = (base.kept.volume.to_string(), base.kept.snapshot.as_str());
+        let (volume, snapshot) = (base.kept.volume.to_string(), base.kept.copy.as_str());
         let put = self.world.mirrors.put_back(&self.host, &volume, snapshot, base.run);
         put.map_err(|what| ReplicaError::NotBack { volume, failure: StorageFailure { what } })
     }
@@ -130,7 +130,7 @@ impl Pieces for FakePieces {
         let content = kept.ok_or_else(what)?;
         let size = content.len() as u64;
         let at = usize::try_from(from.min(size)).unwrap_or(usize::MAX);
-        Ok(Part { size, offset: from.min(size), content: content[at..].to_vec() })
+        Ok(Part { size, takes: size, offset: from.min(size), content: content[at..].to_vec() })
     }
 }
 
@@ -158,7 +158,7 @@ impl KeptCopies for FakeKeptCopies {
     }
     async fn keep(&self, of: &KeptOf, at_ms: i64) -> Result<(), StorageFailure> {
         self.clock.pass().await;
-        self.world.mirrors.keep(&self.host, &of.volume.to_string(), &of.snapshot, at_ms);
+        self.world.mirrors.keep(&self.host, &of.volume.to_string(), &of.copy, at_ms);
         Ok(())
     }
     async fn keep_from(
@@ -176,12 +176,19 @@ impl KeptCopies for FakeKeptCopies {
             at = offset + part.len() as u64;
         }
         let volume = of.volume.to_string();
-        self.world.mirrors.put_kept(&self.host, &volume, &of.snapshot, at_ms, content);
+        self.world.mirrors.put_kept(&self.host, &volume, &of.copy, at_ms, content);
         Ok(())
+    }
+    async fn prepare(&self, of: &KeptOf) -> Result<(), StorageFailure> {
+        self.clock.pass().await;
+        let kept = self.world.mirrors.kept(&self.host, &of.volume.to_string(), &of.copy);
+        let what =
+            || StorageFailure { what: format!("{} has no copy of {}", self.host, of.volume) };
+        kept.map(drop).ok_or_else(what)
     }
     async fn forget(&self, of: &KeptOf) -> Result<(), StorageFailure> {
         self.clock.pass().await;
-        self.world.mirrors.forget_kept(&self.host, &of.volume.to_string(), &of.snapshot);
+        self.world.mirrors.forget_kept(&self.host, &of.volume.to_string(), &of.copy);
         Ok(())
     }
     async fn all(&self, _pool: &PoolSpec) -> Result<Vec<(VolumeName, String)>, StorageFailure> {

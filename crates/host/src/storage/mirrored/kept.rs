@@ -1,13 +1,14 @@
 //! Copies of replicas as they were: what a snapshot is of a mirrored disk (docs/decisions/0027-snapshots.md).
 //!
 //! ```text
-//!   db.data.<uid>.raw            the replica
-//!   db.data.<uid>.<id>.kept      what it held at the instant of the snapshot <id>: a plain sparse file
-//!   db.data.<uid>.<id>.kept.part the same while it is being copied
+//!   db.data.<uid>.raw             the replica
+//!   db.data.<uid>.<id>.kept       what it held at one instant: a plain sparse file
+//!   db.data.<uid>.<id>.kept.back  the same once more, to be put in the place of the replica by its name alone
+//!   ….<n>.part                    either, while it is made
 //! ```
 //!
-//! A copy that has its name is whole, and never changes. It is put in the place of the replica by copying it once more, so one that
-//! breaks off leaves both as they were.
+//! A copy that has its name is whole, and never changes; each attempt to make one has an id of its own, so what an earlier one left
+//! is never taken for it.
 
 use super::pieces::data_from;
 use crate::{
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 use haven_model::PoolSpec;
 use nix::sys::statvfs::statvfs;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::OpenOptions,
     io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
@@ -35,6 +36,10 @@ use tokio::process::Command;
 
 /// The ending of a copy.
 const ENDING: &str = ".kept";
+/// What is added to that of one that is to be put in the place of its replica.
+const BACK: &str = ".back";
+/// The ending of what is being made.
+const PART: &str = ".part";
 /// The most that is read in one go, bytes.
 pub const MOST: u64 = 4 << 20;
 /// So much is asked about in one go, bytes.
@@ -51,18 +56,25 @@ pub struct KeptOf {
     pub replica: PathBuf,
     /// Its volume.
     pub volume: VolumeName,
-    /// The id of the snapshot.
-    pub snapshot: String,
+    /// What it is called.
+    pub copy: String,
 }
 
 impl KeptOf {
     fn path(&self) -> PathBuf {
-        self.replica.with_file_name(format!("{}.{}{ENDING}", self.volume, self.snapshot))
+        self.replica.with_file_name(format!("{}.{}{ENDING}", self.volume, self.copy))
     }
 
-    fn part(&self) -> PathBuf {
-        self.replica.with_file_name(format!("{}.{}{ENDING}.part", self.volume, self.snapshot))
+    fn back(&self) -> PathBuf {
+        self.replica.with_file_name(format!("{}.{}{ENDING}{BACK}", self.volume, self.copy))
     }
+}
+
+/// A name for what is being made, which no other attempt has: one that was given up may go on for a moment.
+fn part(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}{PART}", uuid::Uuid::new_v4().simple()));
+    path.with_file_name(name)
 }
 
 /// A copy that is whole.
@@ -79,6 +91,8 @@ pub struct Kept {
 pub struct Part {
     /// How large the whole is, bytes.
     pub size: u64,
+    /// How much room it takes, bytes.
+    pub takes: u64,
     /// Where this part begins; all before it, from what was asked for on, is zeros.
     pub offset: u64,
     /// What it holds; nothing when all that is left is zeros.
@@ -86,19 +100,21 @@ pub struct Part {
 }
 
 impl Part {
-    /// As it is sent: both numbers with their highest byte first, then the content.
+    /// As it is sent: the numbers with their highest byte first, then the content.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        [&self.size.to_be_bytes()[..], &self.offset.to_be_bytes(), &self.content].concat()
+        let numbers = [self.size, self.takes, self.offset].map(u64::to_be_bytes).concat();
+        [numbers.as_slice(), &self.content].concat()
     }
 
     /// Reads it; nothing when it was cut short.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (size, rest) = bytes.split_first_chunk()?;
+        let (takes, rest) = rest.split_first_chunk()?;
         let (offset, content) = rest.split_first_chunk()?;
-        let (size, offset) = (u64::from_be_bytes(*size), u64::from_be_bytes(*offset));
-        Some(Self { size, offset, content: content.to_vec() })
+        let [size, takes, offset] = [size, takes, offset].map(|of| u64::from_be_bytes(*of));
+        Some(Self { size, takes, offset, content: content.to_vec() })
     }
 }
 
@@ -107,6 +123,10 @@ impl Part {
 pub trait Source: Send {
     /// How large it is, bytes.
     fn size(&self) -> u64;
+    /// How much room a copy of it takes, bytes, if that is known.
+    fn takes(&self) -> u64 {
+        0
+    }
     /// What comes next that is not zeros, from `from` on, with where it begins; nothing at the end.
     async fn next(&mut self, from: u64) -> io::Result<Option<(u64, Vec<u8>)>>;
 }
@@ -114,7 +134,7 @@ pub trait Source: Send {
 /// Keeps copies of this host's replicas.
 #[async_trait]
 pub trait KeptCopies: Send + Sync {
-    /// The whole copies of a replica, by the id of the snapshot.
+    /// The whole copies of a replica, by what they are called.
     async fn of(
         &self,
         volume: &VolumeName,
@@ -129,6 +149,8 @@ pub trait KeptCopies: Send + Sync {
         at_ms: i64,
         source: &mut dyn Source,
     ) -> Result<(), StorageFailure>;
+    /// Makes ready what is to be put in the place of the replica: a copy of this one. Fine when it is ready.
+    async fn prepare(&self, of: &KeptOf) -> Result<(), StorageFailure>;
     /// Removes a copy, whole or not; fine when there is none.
     async fn forget(&self, of: &KeptOf) -> Result<(), StorageFailure>;
     /// All copies in a pool, whole or not.
@@ -143,12 +165,27 @@ fn unwritable(path: &Path) -> impl Fn(io::Error) -> StorageFailure {
     move |error| says(format!("{path} cannot be written ({error}); check the pool's file system"))
 }
 
-/// The name of a copy, or of one that is being made.
+/// Of which volume a file is a copy, and what it is called; also of one that is being made, or put back.
 fn parse(file: &str) -> Option<(VolumeName, String)> {
-    let whole = file.strip_suffix(".part").unwrap_or(file).strip_suffix(ENDING)?;
-    let (volume, snapshot) = whole.rsplit_once('.')?;
-    let is_id = !snapshot.is_empty() && snapshot.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    Some((VolumeName::parse(volume)?, snapshot.to_owned())).filter(|_| is_id)
+    let named = match file.strip_suffix(PART) {
+        Some(part) => part.rsplit_once('.')?.0,
+        None => file,
+    };
+    let whole = named.strip_suffix(BACK).unwrap_or(named).strip_suffix(ENDING)?;
+    let (volume, copy) = whole.rsplit_once('.')?;
+    let is_id = !copy.is_empty() && copy.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    Some((VolumeName::parse(volume)?, copy.to_owned())).filter(|_| is_id)
+}
+
+/// Removes what earlier attempts to make this copy, or to make it ready, left: none of them may go on.
+fn sweep_parts(of: &KeptOf) -> io::Result<()> {
+    let directory = of.replica.parent().unwrap_or(Path::new("/"));
+    for name in names(directory)? {
+        if name.ends_with(PART) && parse(&name) == Some((of.volume.clone(), of.copy.clone())) {
+            run_dir::remove(&directory.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// The names of the files in a directory; none when there is no directory.
@@ -219,12 +256,23 @@ async fn copy(from: &Path, to: &Path) -> Result<(), StorageFailure> {
     }
 }
 
-/// Puts a copy in the place of its replica; when it returns that is on the disk. Nobody may have the replica open.
+/// Puts what was made ready in the place of its replica; when it returns that is on the disk. Nobody may have the replica open.
 ///
 /// # Errors
-/// A sentence; the replica is what it was then.
-pub async fn put_back(of: &KeptOf) -> Result<(), StorageFailure> {
-    let (kept, replica) = (of.path(), of.replica.clone());
+/// When the disk does not take it; the replica is what it was then.
+pub fn put_back(of: &KeptOf) -> io::Result<()> {
+    pool::put(&of.back(), &of.replica, std::fs::metadata(&of.replica)?.uid())
+}
+
+/// Makes the file that is put in the place of the replica. Fine when it is there.
+///
+/// # Errors
+/// A sentence: there is no such copy, or no room for another one.
+pub async fn make_ready(of: &KeptOf) -> Result<(), StorageFailure> {
+    let (kept, back) = (of.path(), of.back());
+    if back.try_exists().map_err(unwritable(&back))? {
+        return Ok(());
+    }
     let there = kept.try_exists().map_err(unwritable(&kept))?;
     if !there {
         return Err(says(format!(
@@ -232,26 +280,25 @@ pub async fn put_back(of: &KeptOf) -> Result<(), StorageFailure> {
             kept.display()
         )));
     }
-    let part = replica.with_file_name(format!("{}.part", of.volume));
+    let (part, swept) = (part(&back), of.clone());
+    apart(move || sweep_parts(&swept)).await.map_err(unwritable(&back))?;
     copy(&kept, &part).await?;
-    let put = apart({
-        let replica = replica.clone();
-        move || pool::put(&part, &replica, std::fs::metadata(&replica)?.uid())
-    });
-    put.await.map_err(unwritable(&replica))
+    let to = back.clone();
+    apart(move || name_it(&part, &to, None)).await.map_err(unwritable(&back))
 }
 
-/// Gives a copy that is made its time and its name.
-fn name_it(of: &KeptOf, at_ms: i64) -> io::Result<()> {
-    let (part, path) = (of.part(), of.path());
-    let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&part)?;
-    let since = Duration::from_millis(u64::try_from(at_ms).unwrap_or_default());
-    file.set_modified(UNIX_EPOCH + since)?;
+/// Gives a file that is made its time, if it has one, and its name.
+fn name_it(part: &Path, path: &Path, at_ms: Option<i64>) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(part)?;
+    if let Some(at_ms) = at_ms {
+        let since = Duration::from_millis(u64::try_from(at_ms).unwrap_or_default());
+        file.set_modified(UNIX_EPOCH + since)?;
+    }
     // Root's: no VM's process may change it.
     nix::unistd::fchown(&file, Some(0.into()), Some(0.into()))?;
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     file.sync_all()?;
-    std::fs::rename(&part, &path)?;
+    std::fs::rename(part, path)?;
     pool::sync(path.parent().unwrap_or(Path::new("/")))
 }
 
@@ -263,17 +310,17 @@ pub fn read(of: &KeptOf, from: u64) -> io::Result<Part> {
     let path = of.path();
     // What was asked for may be anything.
     let named = path.file_name().and_then(|name| parse(name.to_str()?));
-    if named != Some((of.volume.clone(), of.snapshot.clone())) {
+    if named != Some((of.volume.clone(), of.copy.clone())) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-    let size = file.metadata()?.len();
+    let (size, takes) = (file.metadata()?.len(), file.metadata()?.blocks() * 512);
     let Some(offset) = data_from(&file, from).filter(|offset| *offset < size) else {
-        return Ok(Part { size, offset: size, content: Vec::new() });
+        return Ok(Part { size, takes, offset: size, content: Vec::new() });
     };
     let mut content = vec![0; MOST.min(size - offset) as usize];
     file.read_exact_at(&mut content, offset)?;
-    Ok(Part { size, offset, content })
+    Ok(Part { size, takes, offset, content })
 }
 
 #[async_trait]
@@ -292,15 +339,14 @@ impl KeptCopies for KeptFiles {
         let look = apart(move || {
             let mut found = BTreeMap::new();
             for name in names(&listed)?.iter().filter(|name| name.ends_with(ENDING)) {
-                let Some((of, snapshot)) = parse(name).filter(|(of, _)| *of == volume) else {
+                let Some((volume, copy)) = parse(name).filter(|(of, _)| *of == volume) else {
                     continue;
                 };
-                let path =
-                    KeptOf { replica: replica.clone(), volume: of, snapshot: snapshot.clone() };
-                let meta = std::fs::symlink_metadata(path.path())?;
+                let of = KeptOf { replica: replica.clone(), volume, copy: copy.clone() };
+                let meta = std::fs::symlink_metadata(of.path())?;
                 let since = meta.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
                 let at_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-                found.insert(snapshot, Kept { at_ms, size: meta.len() });
+                found.insert(copy, Kept { at_ms, size: meta.len() });
             }
             Ok(found)
         });
@@ -308,10 +354,11 @@ impl KeptCopies for KeptFiles {
     }
 
     async fn keep(&self, of: &KeptOf, at_ms: i64) -> Result<(), StorageFailure> {
-        let part = of.part();
+        let path = of.path();
+        let part = part(&path);
         copy(&of.replica, &part).await?;
-        let (path, of) = (of.path(), of.clone());
-        apart(move || name_it(&of, at_ms)).await.map_err(unwritable(&path))
+        let to = path.clone();
+        apart(move || name_it(&part, &to, Some(at_ms))).await.map_err(unwritable(&path))
     }
 
     async fn keep_from(
@@ -320,23 +367,24 @@ impl KeptCopies for KeptFiles {
         at_ms: i64,
         source: &mut dyn Source,
     ) -> Result<(), StorageFailure> {
-        let part = of.part();
-        run_dir::remove(&part).map_err(unwritable(&part))?;
-        let size = source.size();
-        let (made, beside) = (part.clone(), part.clone());
+        let path = of.path();
+        let part = part(&path);
+        let (size, made, swept) = (source.size(), part.clone(), of.clone());
+        if let Some(failure) = lacks_room(&part, source.takes()).map_err(unwritable(&part))? {
+            return Err(failure);
+        }
         let file = apart(move || {
+            sweep_parts(&swept)?;
             let mut options = OpenOptions::new();
             let file = options.write(true).create_new(true).mode(0o600).open(&made)?;
             file.set_len(size).map(|()| file)
         });
-        let file = Arc::new(file.await.map_err(unwritable(&beside))?);
+        let file = Arc::new(file.await.map_err(unwritable(&part))?);
         let (mut at, mut written) = (0, LOOKS);
         loop {
-            let next = source.next(at).await.map_err(|error| {
-                says(format!(
-                    "the disk `{}` cannot be read as it was ({error}); if its pool is nearly full, there was no room for what the guest overwrote meanwhile",
-                    of.volume.disk
-                ))
+            let next = source.next(at).await;
+            let next = next.map_err(|error| {
+                says(format!("the disk `{}` cannot be copied: {error}", of.volume.disk))
             })?;
             let Some((offset, content)) = next else { break };
             if written >= LOOKS {
@@ -351,15 +399,20 @@ impl KeptCopies for KeptFiles {
             let write = apart(move || file.write_all_at(&content, offset));
             write.await.map_err(unwritable(&part))?;
         }
-        let (path, of) = (of.path(), of.clone());
-        apart(move || name_it(&of, at_ms)).await.map_err(unwritable(&path))
+        let to = path.clone();
+        apart(move || name_it(&part, &to, Some(at_ms))).await.map_err(unwritable(&path))
+    }
+
+    async fn prepare(&self, of: &KeptOf) -> Result<(), StorageFailure> {
+        make_ready(of).await
     }
 
     async fn forget(&self, of: &KeptOf) -> Result<(), StorageFailure> {
-        let (path, part) = (of.path(), of.part());
+        let (path, back, of) = (of.path(), of.back(), of.clone());
         let what = path.clone();
         let removed = apart(move || {
-            run_dir::remove(&part)?;
+            sweep_parts(&of)?;
+            run_dir::remove(&back)?;
             run_dir::remove(&path)?;
             pool::sync(path.parent().unwrap_or(Path::new("/")))
         });
@@ -372,7 +425,8 @@ impl KeptCopies for KeptFiles {
         let found = found.map_err(|error| {
             says(format!("{} cannot be read ({error}); check its disk", pool.path))
         })?;
-        Ok(found.iter().filter_map(|name| parse(name)).collect())
+        let found: BTreeSet<_> = found.iter().filter_map(|name| parse(name)).collect();
+        Ok(found.into_iter().collect())
     }
 }
 
@@ -400,6 +454,16 @@ impl Source for ViewSource {
     }
 
     async fn next(&mut self, _from: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
+        self.read_on().await.map_err(|error| {
+            io::Error::other(format!(
+                "what it held cannot be read ({error}); if its pool is nearly full, there was no room for what the guest overwrote meanwhile"
+            ))
+        })
+    }
+}
+
+impl ViewSource {
+    async fn read_on(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
         let size = self.view.size();
         while self.known_at < size {
             let Some(extent) = self.known.front_mut() else {
@@ -459,7 +523,7 @@ mod tests {
         file.set_len(SIZE).unwrap();
         file.write_all_at(&[1; 4096], 0).unwrap();
         file.write_all_at(&[2; 4096], SIZE / 2).unwrap();
-        KeptOf { replica, volume, snapshot: "a1".into() }
+        KeptOf { replica, volume, copy: "a1".into() }
     }
 
     /// A copy, as another host reads it.
@@ -484,15 +548,19 @@ mod tests {
         let held = std::fs::read(&mine.replica).unwrap();
         KeptFiles.keep(&mine, 1234).await.unwrap();
         // What is left of one that was given up is in nobody's way.
-        std::fs::write(theirs.replica.with_file_name("db.data.u1.a1.kept.part"), "half").unwrap();
+        let left = theirs.replica.with_file_name("db.data.u1.a1.kept.x7.part");
+        std::fs::write(&left, "half").unwrap();
         KeptFiles.keep_from(&theirs, 1234, &mut Over(&mine)).await.unwrap();
+        assert!(!left.exists());
         for of in [&mine, &theirs] {
             let listed = KeptFiles.of(&of.volume, &of.replica).await.unwrap();
             assert_eq!(listed["a1"], Kept { at_ms: 1234, size: SIZE });
             let path = of.replica.with_file_name("db.data.u1.a1.kept");
             assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < SIZE / 4, "it is sparse");
             std::fs::OpenOptions::new().write(true).open(&of.replica).unwrap().set_len(0).unwrap();
-            put_back(of).await.unwrap();
+            KeptFiles.prepare(of).await.unwrap();
+            assert_eq!(std::fs::metadata(&of.replica).unwrap().len(), 0, "it is not put back yet");
+            put_back(of).unwrap();
             assert!(std::fs::read(&of.replica).unwrap() == held);
             assert!(std::fs::read(&path).unwrap() == held, "it is still there");
         }
@@ -501,7 +569,7 @@ mod tests {
         KeptFiles.forget(&mine).await.unwrap();
         KeptFiles.forget(&mine).await.unwrap();
         assert!(KeptFiles.all(&pool).await.unwrap().is_empty());
-        let why = put_back(&mine).await.unwrap_err().what;
+        let why = KeptFiles.prepare(&mine).await.unwrap_err().what;
         assert!(why.contains("db.data.u1.a1.kept is not there"), "{why}");
         assert!(std::fs::read(&mine.replica).unwrap() == held, "it is what it was");
     }
@@ -511,14 +579,16 @@ mod tests {
         let of = |name: &str| parse(name).map(|(of, id)| (of.to_string(), id));
         let is = Some(("db.data.u1".to_owned(), "a1".to_owned()));
         assert_eq!(of("db.data.u1.a1.kept"), is);
-        assert_eq!(of("db.data.u1.a1.kept.part"), is);
+        assert_eq!(of("db.data.u1.a1.kept.9f.part"), is);
+        assert_eq!(of("db.data.u1.a1.kept.back"), is);
+        assert_eq!(of("db.data.u1.a1.kept.back.9f.part"), is);
         for other in
             ["db.data.u1.raw", "db.data.u1.kept", "db.data.kept", "x.kept", "db.data.u1.part"]
         {
             assert_eq!(of(other), None, "{other}");
         }
         let directory = tempfile::tempdir().unwrap();
-        let odd = KeptOf { snapshot: "../a1".into(), ..replica(directory.path()) };
+        let odd = KeptOf { copy: "../a1".into(), ..replica(directory.path()) };
         assert_eq!(read(&odd, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 

@@ -43,7 +43,7 @@ pub trait Pieces: Send + Sync {
         &self,
         host: &Name,
         volume: &VolumeName,
-        snapshot: &str,
+        copy: &str,
         from: u64,
     ) -> Result<Part, StorageFailure>;
 }

@@ -130,17 +130,18 @@ pub fn closed(volume: &Volume, me: &Name, with: &BTreeSet<Name>) -> Option<Volum
     (same && !volume.clean && !volume.shut).then(|| Volume { clean: true, ..volume.clone() })
 }
 
-/// The record with which a volume that nobody has open holds again what it held in a snapshot, of which these hosts have a copy.
-/// From then on those count, whatever their replicas lacked before, and no other. The run is nobody's, so that whoever opens it
-/// begins another one.
+/// The record with which a volume that nobody has open holds again what it was, of which these hosts have a copy. From then on
+/// those count, whatever their replicas lacked before, and no other. The run is nobody's, so that whoever opens it begins another
+/// one.
 ///
 /// Nothing when this host has no such copy, or nobody has ever opened it.
 #[must_use]
-pub fn reverted(volume: &Volume, me: &Name, snapshot: &str, copies: &[Name]) -> Option<Volume> {
+pub fn reverted(volume: &Volume, me: &Name, copy: &str, copies: &[Name]) -> Option<Volume> {
     if volume.run == 0 || !volume.replicas.contains_key(me) || !copies.contains(me) {
         return None;
     }
-    let run = volume.run + 1;
+    // A start that was given up may have shut a replica to all runs before the next one.
+    let run = volume.run + 2;
     let replicas = volume.replicas.keys().map(|host| {
         let state = match copies.contains(host) {
             true => ReplicaState::Counted,
@@ -149,15 +150,15 @@ pub fn reverted(volume: &Volume, me: &Name, snapshot: &str, copies: &[Name]) -> 
         (host.clone(), state)
     });
     let replicas = replicas.collect();
-    let based = Some(Based { snapshot: snapshot.to_owned(), run });
+    let based = Some(Based { copy: copy.to_owned(), run });
     Some(Volume { run, replicas, clean: true, shut: true, based, ..volume.clone() })
 }
 
-/// Whether a volume was made to hold a snapshot and was not opened since.
+/// Whether a volume was made to hold what this copy does and was not opened since.
 #[must_use]
-pub fn is_reverted(volume: &Volume, snapshot: &str) -> bool {
+pub fn is_reverted(volume: &Volume, copy: &str) -> bool {
     let based = volume.based.as_ref();
-    volume.shut && based.is_some_and(|of| of.run == volume.run && of.snapshot == snapshot)
+    volume.shut && based.is_some_and(|of| of.run == volume.run && of.copy == copy)
 }
 
 /// What a host with a replica lets others do to it.

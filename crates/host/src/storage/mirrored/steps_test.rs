@@ -460,7 +460,13 @@ impl World {
         match steps::open(&seen, &name(host), begun, &others) {
             Open::NotHere | Open::Wait(_) => {}
             Open::Write(next) => {
-                if self.owns(host, epoch) {
+                // Its own replica is shut first, whether or not the word gets there.
+                if next.run > self.volume.run {
+                    let volume = self.volume.clone();
+                    self.put_back(host, &volume);
+                    self.hosts[host].lowest = self.hosts[host].lowest.max(next.run);
+                }
+                if self.owns(host, epoch) && self.random.below(10) > 0 {
                     self.hosts[host].begun = Some((epoch, next.run));
                     // Somebody else may have written it meanwhile: the plan, say.
                     match self.random.below(8) {

@@ -3,6 +3,15 @@
 use super::{BLOCKS, MirroredDisks, Replica, State};
 use std::collections::BTreeMap;
 
+/// A volume was made to hold what a copy does.
+pub(super) struct Undone {
+    /// From this run on.
+    run: u64,
+    holds: BTreeMap<u64, u64>,
+    /// The last write before that.
+    last: u64,
+}
+
 /// A copy: when it was made, and what it holds, eight bytes of each block.
 pub(super) type Copy = (i64, Vec<u8>);
 
@@ -16,7 +25,45 @@ fn to_blocks(bytes: &[u8]) -> BTreeMap<u64, u64> {
     (0..).zip(ids).map(|(block, id)| (block, u64::from_be_bytes(*id))).collect()
 }
 
+impl State {
+    /// From this run on it holds this: all that was acknowledged since is undone, once.
+    fn undo(&mut self, volume: &str, run: u64, blocks: &BTreeMap<u64, u64>) {
+        if self.undone.get(volume).is_none_or(|undone| undone.run != run) {
+            let undone = Undone { run, holds: blocks.clone(), last: self.ids };
+            self.undone.insert(volume.to_owned(), undone);
+            self.told.insert(volume.to_owned(), blocks.clone());
+        }
+    }
+
+    /// What a replica holds once it is opened.
+    pub(super) fn holds(&self, host: &str, volume: &str) -> Option<&BTreeMap<u64, u64>> {
+        let here = self.replicas.get(&(host.to_owned(), volume.to_owned()))?;
+        match self.undone.get(volume) {
+            Some(undone) if here.lowest < undone.run => Some(&undone.holds),
+            _ => Some(&here.blocks),
+        }
+    }
+
+    /// A write in these blocks that was undone.
+    pub(super) fn undone_in(&self, volume: &str, blocks: &BTreeMap<u64, u64>) -> Option<u64> {
+        let undone = self.undone.get(volume)?;
+        let mut odd = blocks.iter().filter(|(block, id)| {
+            **id <= undone.last && undone.holds.get(block).copied().unwrap_or(0) != **id
+        });
+        odd.next().map(|(_, id)| *id)
+    }
+}
+
 impl MirroredDisks {
+    /// The store says that a volume holds from a run on what a copy does.
+    pub fn set_based(&self, volume: &str, copy: &str, run: u64) {
+        let mut state = self.state();
+        let mut all = state.kept.iter().filter(|((_, of, kept), _)| of == volume && kept == copy);
+        let Some(blocks) = all.next().map(|(_, (_, content))| to_blocks(content)) else { return };
+        drop(all);
+        state.undo(volume, run, &blocks);
+    }
+
     /// Makes a replica, if it is not there.
     pub fn make(&self, host: &str, volume: &str) {
         let mut state = self.state();
@@ -106,12 +153,8 @@ impl MirroredDisks {
         let kept = state.kept.get(&key).map(|(_, content)| to_blocks(content));
         let blocks = kept.ok_or_else(|| format!("{host} has no copy of {volume}"))?;
         state.ids += 1;
-        let State { ids, told, undone, .. } = &mut *state;
-        // All that was acknowledged since is undone, once.
-        if undone.insert(volume.to_owned(), run) != Some(run) {
-            told.insert(volume.to_owned(), blocks.clone());
-        }
-        let file = *ids;
+        state.undo(volume, run, &blocks);
+        let file = state.ids;
         let replica = state.replica(host, volume);
         (replica.blocks, replica.file, replica.serves) = (blocks, file, None);
         Ok(())
