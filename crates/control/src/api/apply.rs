@@ -58,6 +58,16 @@ pub(super) fn has_room(state: &ApiState) -> ApiResult<()> {
 /// # Errors
 /// 422 with everything that is wrong, or when it would use up what is kept for the loss of hosts; 409 when somebody changed one of the objects meanwhile.
 pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Applied>> {
+    apply_with(state, request, Vec::new(), Vec::new()).await
+}
+
+/// The same, and in the same transaction something more, which must hold and is written.
+pub(super) async fn apply_with(
+    state: &ApiState,
+    request: &ApplyRequest,
+    over: Vec<Compare>,
+    more: Vec<Op>,
+) -> ApiResult<Vec<Applied>> {
     let files: Vec<(String, String)> =
         request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
     let manifests = parse(&files).map_err(ApiError::manifests)?;
@@ -87,7 +97,9 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
         write.applied.warning = admitted.warning(&write.object.reference());
     }
     let changed: Vec<&Write> = writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
-    let (compares, ops) = transaction(&changed)?;
+    let (mut compares, mut ops) = transaction(&changed)?;
+    compares.extend(over);
+    ops.extend(more);
     if !request.dry_run && !changed.is_empty() && !state.store.txn(compares, ops).await?.succeeded {
         return Err(conflict(state, &changed).await?);
     }

@@ -444,6 +444,17 @@ pub const TABLE: &[Route] = &[
     },
     Route {
         method: "POST",
+        path: "/v1/vms/{name}/clone",
+        role: Role::Operator,
+        id: "cloneVm",
+        summary: "make a VM of another one, with what is on its disks",
+        query: None,
+        takes: Takes::Json(of::<CloneAsked>),
+        gives: Gives::Json(of::<Vec<Applied>>),
+        handler: || post(clones::make),
+    },
+    Route {
+        method: "POST",
         path: "/v1/targets/{name}/mark",
         role: Role::Admin,
         id: "markTarget",

@@ -11,6 +11,7 @@ use haven_model::{
     object::{Kind, Object},
     plan::{MoveStep, TakenFrom},
     service::DRAIN_LABEL,
+    vm_snapshot::VmSnapshot,
 };
 use haven_store::raw::{Compare, Op};
 use serde::Serialize;
@@ -68,6 +69,26 @@ fn close(
 fn same_replicas(snapshot: &Snapshot, vm: &Name) -> Vec<Compare> {
     let volumes = snapshot.volumes.iter().filter(|(of, _)| of.vm == *vm);
     volumes.map(|(of, volume)| Compare::ModRevision(keys::volume(of), volume.revision)).collect()
+}
+
+/// A snapshot of a VM as it stands: no move of it has begun since, and nobody has changed it.
+fn keep(
+    snapshot: &Snapshot,
+    vm: &Name,
+    name: &Name,
+    record: &VmSnapshot,
+    expected_revision: i64,
+) -> Option<(Vec<Compare>, Vec<Op>)> {
+    let object = snapshot.vms.get(vm)?;
+    let key = keys::vm_snapshot(&object.meta.uid, name);
+    let placed = snapshot.placements.get(vm).map_or(0, |placed| placed.revision);
+    let of = keys::object(&ObjectRef::new(Kind::Vm, vm.clone()));
+    let compares = vec![
+        unchanged(key.clone(), expected_revision),
+        unchanged(of, object.revision),
+        unchanged(keys::placement(vm), placed),
+    ];
+    Some((compares, vec![put(key, record)]))
 }
 
 /// A VM gets an owner, and waits for nothing any more.
@@ -179,6 +200,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         }
         Action::PutBackup { vm, run, expected_revision } => {
             one(keys::backup(vm), *expected_revision, Some(run.as_ref()))
+        }
+        Action::PutVmSnapshot { vm, name, record, expected_revision } => {
+            keep(snapshot, vm, name, record, *expected_revision)?
         }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, Some(incident.as_ref()))

@@ -67,6 +67,8 @@ fn asked(id: &str, of: &[&str]) -> VmSnapshot {
         back: Vec::new(),
         reverted_ms: None,
         failed: None,
+        scheduled: false,
+        made_for: None,
         message: String::new(),
     }
 }

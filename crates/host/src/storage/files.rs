@@ -4,8 +4,10 @@ use super::{
     aside,
     backup::{restore::Restore, target::Targets},
     busy::Busy,
+    copies,
     images::ImageStore,
     in_words,
+    masters::{self, Masters},
     mirrored::{daemon, runs},
     pool,
     qemu_img::{self, Failure},
@@ -49,6 +51,8 @@ pub struct FileStorage {
     pub targets: Targets,
     /// Steps that wait for a disk.
     busy: Busy,
+    /// Images as its pools keep them.
+    masters: Masters,
     /// The images that were here when they could last be listed.
     listed: Mutex<BTreeSet<String>>,
 }
@@ -62,7 +66,8 @@ impl FileStorage {
         peers: Arc<dyn Fetch>,
         targets: Targets,
     ) -> Self {
-        Self { images, run_dir, peers, targets, busy: Busy::default(), listed: Mutex::default() }
+        let (busy, masters, listed) = (Busy::default(), Masters::default(), Mutex::default());
+        Self { images, run_dir, peers, targets, busy, masters, listed }
     }
 
     /// Makes the content of a volume that is not there, under a name that says that it is not finished.
@@ -78,6 +83,14 @@ impl FileStorage {
         if let Some(of) = &wanted.backup {
             return self.restore(of, wanted, path, made).await;
         }
+        if let Some(of) = &wanted.copy {
+            let source = self::path(pool, &of.name);
+            copies::make(&self.busy, of, &source, path, &wanted.progress).await?;
+            return match qemu_img::size_of(path, made).await? < wanted.size_bytes {
+                true => qemu_img::make(&["resize", "-q", "-f", made, part, &size]).await,
+                false => Ok(()),
+            };
+        }
         let Some((file, format)) = &wanted.image else {
             return qemu_img::make(&["create", "-q", "-f", made, part, &size]).await;
         };
@@ -86,13 +99,14 @@ impl FileStorage {
         if holds > wanted.size_bytes {
             return Err(too_small(wanted, holds).into());
         }
-        let image = qemu_img::text(&image)?;
         if pool.driver == PoolDriverKind::Local {
+            let image = qemu_img::text(&image)?;
             let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
             return qemu_img::make(&args).await;
         }
-        // It must not lean on a file that only this host has.
-        qemu_img::make(&["convert", "-f", format, "-O", made, image, part]).await?;
+        // It must not stand on a file that only this host has.
+        let image = masters::Image { sha256: &file.sha256, path: &image, format };
+        self.masters.disk(&self.busy, image, made, path).await?;
         qemu_img::make(&["resize", "-q", "-f", made, part, &size]).await
     }
 

@@ -456,11 +456,12 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         records: vec![(key, value)],
     };
     Some(match action {
-        // What is backed up meanwhile changes nothing of what is rehearsed.
+        // What is backed up or kept meanwhile changes nothing of what is rehearsed.
         Action::ConfirmLease { .. }
         | Action::ReadPower { .. }
         | Action::PowerOff { .. }
-        | Action::PutBackup { .. } => return None,
+        | Action::PutBackup { .. }
+        | Action::PutVmSnapshot { .. } => return None,
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
             let closed = haven_model::Lease { closed: true, ..(*lease.value).clone() };
