@@ -194,12 +194,17 @@ fn write(
 }
 
 /// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, what was
-/// promoted, a network's identifier, the ports of disks.
+/// promoted, a network's identifier, the ports of disks, the disks that they are made from.
 pub(super) fn keep(object: &mut Object, old: &Object, snapshot: &Snapshot) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => {
             new.spec.resets = new.spec.resets.max(old.spec.resets);
             chosen::ports(&mut new.spec, Some(&old.spec), snapshot);
+            // It would be made empty otherwise.
+            for disk in new.spec.disks.iter_mut().filter(|disk| disk.copy_of.is_none()) {
+                let before = old.spec.disks.iter().find(|before| before.name == disk.name);
+                disk.copy_of = before.and_then(|before| before.copy_of.clone());
+            }
         }
         (Object::Service(new), Object::Service(old)) => {
             new.spec.restarts = new.spec.restarts.max(old.spec.restarts);

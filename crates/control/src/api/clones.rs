@@ -4,7 +4,7 @@ use super::{
     ApiState, apply,
     auth::{Caller, now_ms},
     body::{At, Given},
-    error::{ApiError, ApiResult, conflict},
+    error::{ApiResult, conflict},
     snapshots::{Of, put_op},
 };
 use axum::{Extension, Json, extract::State};

@@ -8,11 +8,13 @@ use haven_plan::tolerance::migration::speaks_less;
 pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mut Say<'_>) {
     if let Some(SnapshotSpec { every, keep }) = &spec.snapshot {
         if *every < SnapshotSpec::SHORTEST {
-            let message = format!("`every` is {every}, which is more often than snapshots are taken");
+            let message =
+                format!("`every` is {every}, which is more often than snapshots are taken");
             say(("every", every), message, "write at least 1m");
         }
         if !(1..=SnapshotSpec::MOST).contains(keep) {
-            let message = format!("`keep` is {keep}; 1 to {} snapshots are kept", SnapshotSpec::MOST);
+            let message =
+                format!("`keep` is {keep}; 1 to {} snapshots are kept", SnapshotSpec::MOST);
             say(("keep", keep), message, "what is to be kept longer belongs into a backup");
         }
         if of_service {

@@ -38,7 +38,9 @@ pub async fn run(wanted: CloneVm) -> Result<(), Failure> {
         out::warn(std::iter::once(one.warning.as_str()));
     }
     if stopped {
-        out::line("its disks are made when it is started; until then the snapshot of the source stays");
+        out::line(
+            "its disks are made when it is started; until then the snapshot of the source stays",
+        );
         return Ok(());
     }
     if no_wait {
