@@ -136,7 +136,11 @@ async fn what_cannot_be_cloned_is_refused_and_nothing_is_changed() {
     says(&ask(&world, copy()).await, "host1 has not said that it can make a VM of another one");
     world.speak(&["host1"]).await;
     says(&ask(&world, copy()).await, "db has no host");
-    place(&world, json!({"movingTo": {"host": "host2", "migration": "m", "options": {}, "restart": false}})).await;
+    place(
+        &world,
+        json!({"movingTo": {"host": "host2", "migration": "m", "options": {}, "restart": false}}),
+    )
+    .await;
     says(&ask(&world, copy()).await, "db is being moved");
     place(&world, json!({})).await;
     says(&ask(&world, json!({"name": "db"})).await, "there is a VM `db` already");

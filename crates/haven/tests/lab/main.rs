@@ -4,6 +4,7 @@
 mod backups;
 mod balance;
 mod clock;
+mod clones;
 mod commands;
 mod crash;
 mod disks;
@@ -101,6 +102,7 @@ const CASES: [Case; 46] = [
         run: backups::kept,
     },
     Case { name: "a_vm_is_put_back_to_a_snapshot_of_all_its_disks", run: snapshots::put_back_to },
+    Case { name: "clones_are_vms_of_their_own", run: clones::are_vms_of_their_own },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",
