@@ -6,9 +6,7 @@
 
 use async_trait::async_trait;
 use haven_host::{
-    agent::storage::{
-        CopyFrom, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeWanted,
-    },
+    agent::storage::{CopyFrom, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeWanted},
     storage::{
         backup::target::Targets,
         files::{Fetch, FileStorage},
@@ -180,7 +178,9 @@ async fn main() {
     for driver in [PoolDriverKind::Local, PoolDriverKind::Shared] {
         bench.pool(base.path(), driver, "this file system", "wanted: 300 ms").await;
     }
-    bench.pool(base.path(), PoolDriverKind::Mirrored, "this file system", "no figure: copied").await;
+    bench
+        .pool(base.path(), PoolDriverKind::Mirrored, "this file system", "no figure: copied")
+        .await;
     let Some(xfs) = Xfs::new(base.path()) else {
         return println!("skipped: needs root, mkfs.xfs and loop devices");
     };

@@ -154,6 +154,8 @@ async fn what_cannot_be_cloned_is_refused_and_nothing_is_changed() {
             "kind: Pool\nname: {pool}\ndriver: {driver}\npath: /pools/{pool}\n---\nkind: VM\nname: {pool}\nmemory: 64MiB\ndisks: [{{name: root, size: 1GiB, pool: {pool}}}]\n"
         )
     };
+    world.hosts(&["host1", "host2"]).await;
+    world.speak(&["host1", "host2"]).await;
     world.apply(&lives("twins", "mirrored")).await.ok();
     let refused = world.operate("POST", "/v1/vms/twins/clone", copy().to_string()).await;
     says(&refused, "the disk `root` of twins lives in the pool `twins`; only disks of local and");

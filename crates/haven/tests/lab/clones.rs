@@ -144,8 +144,10 @@ fn of_what_is_kept(lab: &Lab) -> Result<()> {
     lab.haven(&["vm", "stop", VM])?;
     let named = ObjectRef::new(Kind::Vm, Name::new(VM)?);
     lab.wait("it is stopped", PATIENCE, |lab| {
-        let named = named.clone();
-        let item = lab.ask(|client| async move { client.object(&named).await });
+        let item = lab.ask(|client| {
+            let named = named.clone();
+            async move { client.object(&named).await }
+        });
         item.is_ok_and(|item| item.state == "stopped")
     })?;
     let is = wrote(lab, VM);
