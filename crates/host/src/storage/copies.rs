@@ -77,27 +77,23 @@ pub async fn make(
         ))
         .into());
     }
-    let is = told(source).await?;
-    if is.snapshots.iter().all(|snapshot| snapshot.name != of.tag) {
-        return Err(gone(of).into());
-    }
     let (from, to) = (source.to_owned(), part.to_owned());
     let shared = busy.run(part, move || Ok(reflink(&from, &to))).await?;
     let shared = shared.map_err(|error| match error.kind() {
         io::ErrorKind::StorageFull => Failure::Full,
         _ => says(format!("{} cannot be read ({error})", source.display())).into(),
     })?;
-    if shared { put_back(of, part).await } else { copy(of, source, &is, part, progress).await }
-}
-
-/// Makes a file with the blocks of the source what it was in the snapshot; it keeps none itself.
-async fn put_back(of: &CopyFrom, part: &Path) -> Result<(), Failure> {
-    let text = qemu_img::text(part)?;
-    // The source may have come to another one between the two looks.
-    let is = told(part).await?;
+    // What the copy is known to hold it holds: the source may come to other snapshots at any moment.
+    let is = told(if shared { part } else { source }).await?;
     if is.snapshots.iter().all(|snapshot| snapshot.name != of.tag) {
         return Err(gone(of).into());
     }
+    if shared { put_back(of, &is, part).await } else { copy(of, source, &is, part, progress).await }
+}
+
+/// Makes a file with the blocks of the source what it was in the snapshot; it keeps none itself.
+async fn put_back(of: &CopyFrom, is: &Told, part: &Path) -> Result<(), Failure> {
+    let text = qemu_img::text(part)?;
     qemu_img::make(&["snapshot", "-q", "-a", &of.tag, text]).await?;
     for snapshot in &is.snapshots {
         qemu_img::make(&["snapshot", "-q", "-d", &snapshot.name, text]).await?;

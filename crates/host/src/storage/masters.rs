@@ -14,6 +14,7 @@
 
 use super::{
     busy::Busy,
+    pool,
     qemu_img::{self, Failure},
     says,
 };
@@ -53,6 +54,12 @@ pub struct Image<'a> {
     pub path: &'a Path,
     /// Its format, as QEMU names it.
     pub format: &'a str,
+}
+
+/// The master of an image for disks in the directory of `part`.
+fn beside(image: Image<'_>, format: &str, part: &Path) -> PathBuf {
+    let directory = part.parent().unwrap_or(Path::new("/"));
+    directory.join(DIRECTORY).join(format!("{}.{format}", image.sha256))
 }
 
 /// Makes `to` a file with the blocks of `from`, which both share until one of them is written. False when the file system
@@ -147,11 +154,28 @@ fn put(part: &Path, master: &Path) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o444))?;
     file.sync_all()?;
     std::fs::rename(part, master)?;
-    super::pool::sync(master.parent().unwrap_or(Path::new("/")))
+    pool::sync(master.parent().unwrap_or(Path::new("/")))
 }
 
 impl Masters {
-    /// Makes `part`, in the pool's directory, a disk in the pool's format that holds what the image holds.
+    /// How large a guest sees the disk of an image, bytes, as the master for disks beside `part` tells; nothing when there is
+    /// none yet.
+    ///
+    /// # Errors
+    /// When the pool's disk does not answer.
+    pub async fn size(
+        &self,
+        busy: &Busy,
+        image: Image<'_>,
+        format: &'static str,
+        part: &Path,
+    ) -> Result<Option<u64>, StorageFailure> {
+        let master = beside(image, format, part);
+        busy.run(part, move || Ok(pool::size(&master, format).ok())).await
+    }
+
+    /// Makes `part`, in the pool's directory, a disk in the pool's format that holds what the image holds; at most of
+    /// `size_bytes`, which may be more than that.
     ///
     /// # Errors
     /// [`Failure::Full`], or a sentence.
@@ -161,10 +185,9 @@ impl Masters {
         image: Image<'_>,
         format: &'static str,
         part: &Path,
+        size_bytes: u64,
     ) -> Result<(), Failure> {
-        let name = format!("{}.{format}", image.sha256);
-        let directory = part.parent().unwrap_or(Path::new("/"));
-        let master = directory.join(DIRECTORY).join(&name);
+        let master = beside(image, format, part);
         if self.is_ready(busy, image, format, &master).await? {
             let (from, to) = (master.clone(), part.to_owned());
             let shared = busy.run(part, move || Ok(reflink(&from, &to))).await?;
@@ -172,8 +195,11 @@ impl Masters {
                 return Ok(());
             }
             if format == "qcow2" {
-                let (on, part) = (format!("{DIRECTORY}/{name}"), qemu_img::text(part)?);
-                let args = ["create", "-q", "-f", format, "-b", &on, "-F", format, part];
+                // By a name that is the same wherever the pool is mounted.
+                let (on, part) =
+                    (format!("{DIRECTORY}/{}.{format}", image.sha256), qemu_img::text(part)?);
+                let size = size_bytes.to_string();
+                let args = ["create", "-q", "-f", format, "-b", &on, "-F", format, part, &size];
                 return qemu_img::make(&args).await;
             }
         }
