@@ -546,7 +546,7 @@ impl Snapshot {
     ) -> impl Iterator<Item = (&'a Name, &'a CopyRef)> {
         let living = self.vms.iter().filter(|(_, of)| !of.meta.deleting);
         let all = living.flat_map(|(name, of)| {
-            of.spec.disks.iter().filter_map(move |disk| Some((name, disk.copy_of.as_ref()?)))
+            of.spec.disks.iter().filter_map(move |disk| Some((name, disk.copy_of.as_deref()?)))
         });
         all.filter(move |(_, copy)| copy.vm_uid == vm_uid)
     }

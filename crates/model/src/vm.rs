@@ -35,7 +35,7 @@ pub struct DiskSpec {
     pub backup: Option<BackupRef>,
     /// The disk of another VM that it is made from, as a snapshot keeps it. Written by `haven vm clone`, gone once it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub copy_of: Option<CopyRef>,
+    pub copy_of: Option<Box<CopyRef>>,
     /// The most that its guest may use of it; all that there is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskLimits>,

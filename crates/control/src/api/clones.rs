@@ -136,11 +136,13 @@ fn copied(of: &Of<'_>, asked: &CloneAsked, from: Option<&VmSnapshot>) -> Object 
         backup: None,
         // Chosen anew.
         slot: None,
-        copy_of: from.map(|record| CopyRef {
-            vm: of.vm.clone(),
-            vm_uid: of.object.meta.uid.clone(),
-            disk: disk.name.clone(),
-            snapshot: record.id.clone(),
+        copy_of: from.map(|record| {
+            Box::new(CopyRef {
+                vm: of.vm.clone(),
+                vm_uid: of.object.meta.uid.clone(),
+                disk: disk.name.clone(),
+                snapshot: record.id.clone(),
+            })
         }),
         ..disk.clone()
     };

@@ -4,8 +4,8 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Drain, Event, LostSession, Meta, Name, ObjectRef, Placement, Planned, ProofKind,
-    Severity, Snapshot,
+    Action, Drain, Event, LostSession, Meta, Migration, Name, ObjectRef, Placement, Planned,
+    ProofKind, Severity, Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
@@ -118,11 +118,17 @@ fn step_of(
     placement: &Placement,
     expected_revision: i64,
     step: &MoveStep,
+    record: Option<&(Box<Migration>, i64)>,
 ) -> Option<(Vec<Compare>, Vec<Op>)> {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
     compares.extend(told(vm, placement, step)?);
     compares.extend(same_replicas(snapshot, vm));
-    Some((compares, vec![put(keys::placement(vm), placement)]))
+    let mut ops = vec![put(keys::placement(vm), placement)];
+    if let Some((migration, revision)) = record {
+        compares.push(unchanged(keys::migration(vm), *revision));
+        ops.push(put(keys::migration(vm), migration.as_ref()));
+    }
+    Some((compares, ops))
 }
 
 /// A record in place of the one that was read; or none any more.
@@ -156,13 +162,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             one(keys::wait(vm), *expected_revision, wait.as_ref())
         }
         Action::MoveVm { vm, placement, expected_revision, step, record } => {
-            let (mut compares, mut ops) =
-                step_of(snapshot, vm, placement, *expected_revision, step)?;
-            if let Some((migration, revision)) = record {
-                compares.push(unchanged(keys::migration(vm), *revision));
-                ops.push(put(keys::migration(vm), migration.as_ref()));
-            }
-            (compares, ops)
+            step_of(snapshot, vm, placement, *expected_revision, step, record.as_ref())?
         }
         Action::PutMigration { vm, migration, expected_revision } => {
             one(keys::migration(vm), *expected_revision, Some(migration.as_ref()))

@@ -181,7 +181,7 @@ impl Preparation<'_> {
                 made = &mut made => return made.map_err(|e| StartFailure::of(&e)),
                 () = self.parts.clock.sleep(RESTORES) => {
                     let backup = wanted.backup.as_ref().map(ToString::to_string);
-                    let copy = disk.copy_of.as_ref().filter(|_| wanted.copy.is_some());
+                    let copy = disk.copy_of.as_deref().filter(|_| wanted.copy.is_some());
                     if let Some(of) = backup.or_else(|| copy.map(ToString::to_string)) {
                         step.send_replace(format!(
                             "the disk `{}` is made from the {of}: {} % so far",
@@ -222,7 +222,7 @@ impl Preparation<'_> {
             disk: disk.name.clone(),
             vm_uid: self.object.meta.uid.clone(),
         };
-        let copy = match disk.copy_of.as_ref().filter(|_| !arrives) {
+        let copy = match disk.copy_of.as_deref().filter(|_| !arrives) {
             Some(of) => self.copied(disk, of, &pool, &name, step).await?,
             None => None,
         };

@@ -501,10 +501,9 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         }
         Action::RemoveObject { object, expected_revision } => {
             let mut writes = one(keys::object(object), *expected_revision, None);
-            if object.kind == Kind::Vm {
-                writes.records.push((keys::vm_status(&object.name), None));
-                writes.records.push((keys::migration(&object.name), None));
-            }
+            let more = [keys::vm_status(&object.name), keys::migration(&object.name)];
+            let of_vm = more.into_iter().filter(|_| object.kind == Kind::Vm);
+            writes.records.extend(of_vm.map(|key| (key, None)));
             writes
         }
         Action::PlaceFrontend { service, placement, expected_revision } => {
