@@ -1,7 +1,7 @@
 //! Snapshots of VMs.
 
 use crate::{Client, ClientError, encode};
-use haven_model::api::{RevertAsked, SnapshotAsked, SnapshotView};
+use haven_model::api::{Applied, CloneAsked, RevertAsked, SnapshotAsked, SnapshotView};
 
 #[expect(clippy::missing_errors_doc, reason = "all methods fail as ClientError says")]
 impl Client {
@@ -30,6 +30,16 @@ impl Client {
         let body = serde_json::to_vec(asked).expect("what is asked for is plain data");
         let path = format!("/v1/vms/{}/snapshots/{}/revert", encode(vm), encode(name));
         self.call("POST", &path, body).await
+    }
+
+    /// Makes a VM of another one.
+    pub async fn clone_vm(
+        &self,
+        vm: &str,
+        asked: &CloneAsked,
+    ) -> Result<Vec<Applied>, ClientError> {
+        let body = serde_json::to_vec(asked).expect("what is asked for is plain data");
+        self.call("POST", &format!("/v1/vms/{}/clone", encode(vm)), body).await
     }
 
     /// Asks for one to be removed.

@@ -380,6 +380,20 @@ pub struct RevertAsked {
     pub disks: Vec<Name>,
 }
 
+/// A VM is to be made of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CloneAsked {
+    /// The name of the new VM.
+    pub name: Name,
+    /// The snapshot whose disks it gets; its disks as they are now when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Name>,
+    /// It is not started.
+    #[serde(default)]
+    pub stopped: bool,
+}
+
 /// A snapshot of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

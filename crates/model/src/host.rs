@@ -72,7 +72,7 @@ pub struct LostSession {
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
 /// until all hosts that it concerns say as much.
-pub const SPEAKS: u32 = KEPT_COPIES;
+pub const SPEAKS: u32 = CLONES;
 /// From here on it restarts and upgrades its host when it is told to.
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
@@ -93,6 +93,8 @@ pub const PLUGS: u32 = 7;
 pub const SNAPSHOTS: u32 = 8;
 /// From here on it keeps copies of mirrored disks, and puts one in the place of its replica when the record says so.
 pub const KEPT_COPIES: u32 = 9;
+/// From here on it makes disks from snapshots of other VMs, and knows VMs of which snapshots are taken by themselves.
+pub const CLONES: u32 = 10;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

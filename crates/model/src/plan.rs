@@ -12,6 +12,7 @@ use crate::{
     object::Object,
     placement::{FrontendPlacement, Placement},
     vm::Wait,
+    vm_snapshot::VmSnapshot,
     volume::{Volume, VolumeRef},
 };
 use schemars::JsonSchema;
@@ -203,6 +204,17 @@ pub enum Action {
         vm: Name,
         /// The whole record.
         run: Box<BackupRun>,
+        /// The revision of the record it replaces; 0 when there is none.
+        expected_revision: i64,
+    },
+    /// Have a snapshot of a VM taken or removed.
+    PutVmSnapshot {
+        /// Of which VM.
+        vm: Name,
+        /// What the snapshot is called.
+        name: Name,
+        /// The whole record.
+        record: Box<VmSnapshot>,
         /// The revision of the record it replaces; 0 when there is none.
         expected_revision: i64,
     },

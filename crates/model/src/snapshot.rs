@@ -19,7 +19,7 @@ use crate::{
     service::ServiceSpec,
     tolerant,
     vm::{AGENT, DISKS, DiskSpec, DiskState, VmPhase, VmSpec, VmStatus, Wait},
-    vm_snapshot::VmSnapshot,
+    vm_snapshot::{CopyRef, VmSnapshot},
     volume::{GoneVolume, ReplicaIs, ReplicaStatus, Volume, VolumeCheck, VolumeRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -537,6 +537,18 @@ impl Snapshot {
         };
         let mut needing = self.vms.iter().filter(|(_, of)| from(&of.spec) && !of.meta.deleting);
         needing.next().map(|(name, _)| name)
+    }
+
+    /// A VM with a disk that is yet to be made from a disk of the VM with this uid, and in which snapshot that is kept.
+    pub fn copies_of<'a>(
+        &'a self,
+        vm_uid: &'a str,
+    ) -> impl Iterator<Item = (&'a Name, &'a CopyRef)> {
+        let living = self.vms.iter().filter(|(_, of)| !of.meta.deleting);
+        let all = living.flat_map(|(name, of)| {
+            of.spec.disks.iter().filter_map(move |disk| Some((name, disk.copy_of.as_deref()?)))
+        });
+        all.filter(move |(_, copy)| copy.vm_uid == vm_uid)
     }
 
     /// Which parts of a running VM's spec were changed since its process started. They take effect when it starts anew; what its host

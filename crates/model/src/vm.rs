@@ -5,6 +5,7 @@ use crate::{
     migration::MigrationOptions,
     name::{Name, ObjectRef},
     units::{Bytes, Millis},
+    vm_snapshot::{CopyRef, SnapshotSpec},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct DiskSpec {
     /// The disk of a backup that it is made from; empty, or from its image, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupRef>,
+    /// The disk of another VM that it is made from, as a snapshot keeps it. Written by `haven vm clone`, gone once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<Box<CopyRef>>,
     /// The most that its guest may use of it; all that there is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DiskLimits>,
@@ -48,8 +52,9 @@ impl DiskSpec {
     /// An empty one that its guest sees.
     #[must_use]
     pub fn new(name: Name, size: Bytes, pool: Name) -> Self {
-        let (image, backup, limits, slot) = (None, None, None, None);
-        Self { name, size, pool, image, backup, limits, slot, detached: false }
+        let (image, backup, copy_of) = (None, None, None);
+        let (limits, slot, detached) = (None, None, false);
+        Self { name, size, pool, image, backup, copy_of, limits, slot, detached }
     }
 }
 
@@ -276,6 +281,9 @@ pub struct VmSpec {
     /// When it is backed up by itself; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupSpec>,
+    /// When a snapshot of it is taken by itself; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotSpec>,
     /// What may become of it when its host is not heard any more.
     #[serde(default, skip_serializing_if = "Isolation::is_stop")]
     pub isolation: Isolation,
@@ -287,7 +295,12 @@ impl VmSpec {
     #[must_use]
     pub fn hardware(&self) -> BTreeMap<String, String> {
         // What a guest may use of a disk is taken up at once; what it was made from is past.
-        let bare = |disk: &DiskSpec| DiskSpec { limits: None, backup: None, ..disk.clone() };
+        let bare = |disk: &DiskSpec| DiskSpec {
+            limits: None,
+            backup: None,
+            copy_of: None,
+            ..disk.clone()
+        };
         let disks: Vec<DiskSpec> = self.plugged().map(bare).collect();
         let parts = serde_json::json!({
             "cpus": self.cpus,

@@ -1,12 +1,56 @@
 //! Snapshots of VMs: their disks as they were at one instant, kept in the disks themselves (docs/decisions/0027-snapshots.md).
 
-use crate::{backup::Moment, name::Name, units::Bytes};
+use crate::{
+    backup::Moment,
+    name::Name,
+    units::{Bytes, Millis},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The most that a VM has: each makes its disks a little slower to open.
 pub const MOST_SNAPSHOTS: usize = 64;
+
+/// Who asks for those that are taken by themselves.
+pub const BY_SCHEDULE: &str = "schedule";
+
+/// When snapshots of a VM are taken by themselves, and how long those are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSpec {
+    /// Between two, at least 1 min.
+    pub every: Millis,
+    /// So many are kept, 1 to 32: older ones are removed when there are more. What people have asked for stays.
+    pub keep: u32,
+}
+
+impl SnapshotSpec {
+    /// More often is not taken.
+    pub const SHORTEST: Millis = Millis(60_000);
+    /// More are not kept, so that there is room for those that people ask for.
+    pub const MOST: u32 = 32;
+}
+
+/// A disk in a snapshot of a VM, from which a disk of another VM is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct CopyRef {
+    /// The VM.
+    pub vm: Name,
+    /// Its uid: a later VM of its name has other disks.
+    pub vm_uid: String,
+    /// Which disk of it.
+    pub disk: Name,
+    /// The id of the snapshot.
+    pub snapshot: String,
+}
+
+impl fmt::Display for CopyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "disk `{}` of {}", self.disk, self.vm)
+    }
+}
 
 /// How a snapshot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -86,6 +130,12 @@ pub struct VmSnapshot {
     /// Why it could not be taken, while what there is of it is being removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
+    /// It was asked for by the schedule of its VM, which removes it again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scheduled: bool,
+    /// It was taken only for this VM to be made from it, and goes once that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_for: Option<Name>,
     /// What it waits for, or why something could not be done with it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -96,6 +146,28 @@ impl VmSnapshot {
     #[must_use]
     pub fn copies(&self, disk: &Name) -> &[Name] {
         self.disks.iter().find(|of| of.name == *disk).map_or(&[], |of| &of.copies)
+    }
+
+    /// One that is to be taken of these disks.
+    #[must_use]
+    pub fn wanted(id: String, vm: Name, by: String, at_ms: i64, disks: Vec<SnapshotDisk>) -> Self {
+        Self {
+            id,
+            vm,
+            by,
+            at_ms,
+            disks,
+            state: SnapshotState::Wanted,
+            of_ms: None,
+            moment: None,
+            back: Vec::new(),
+            reverted_ms: None,
+            copy: None,
+            failed: None,
+            scheduled: false,
+            made_for: None,
+            message: String::new(),
+        }
     }
 
     /// Its name in the disks. QEMU takes a number for something else.

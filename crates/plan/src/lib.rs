@@ -73,6 +73,8 @@ pub fn plan(snapshot: &Snapshot, seen: &Observations) -> Plan {
     storage::replicas::plan(&mut work);
     storage::shutting::plan(&mut work);
     storage::backups::plan(&mut work);
+    storage::copies::plan(&mut work);
+    storage::schedules::plan(&mut work);
     tolerance::recovery::plan(&mut work);
     tolerance::failing::plan(&mut work);
     tolerance::migration::plan(&mut work);

@@ -137,6 +137,10 @@ fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -
             .unreadable_under(&format!("volumes/{volume}"))
             .or_else(|| snapshot.unreadable_under("spec/pool/")),
         Action::PutBackup { vm, .. } => snapshot.unreadable_under(&format!("backups/{vm}")),
+        Action::PutVmSnapshot { vm, .. } => {
+            let uid = snapshot.vms.get(vm).map_or("", |vm| vm.meta.uid.as_str());
+            snapshot.unreadable_under(&format!("snapshots/{uid}/"))
+        }
         Action::PutIncident { .. } => snapshot.unreadable_under("incidents/"),
         // It may need what would be removed.
         Action::RemoveObject { .. } => snapshot.unreadable_under("spec/"),

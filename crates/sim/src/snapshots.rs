@@ -77,21 +77,8 @@ impl Cluster {
             ops.push(put(&uid, called, &going));
         }
         let number = self.shared.incarnation();
-        let record = VmSnapshot {
-            id: format!("s{number}"),
-            vm,
-            by: "a person".into(),
-            at_ms: (self.shared.wall())(),
-            disks,
-            state: SnapshotState::Wanted,
-            of_ms: None,
-            moment: None,
-            back: Vec::new(),
-            reverted_ms: None,
-            copy: None,
-            failed: None,
-            message: String::new(),
-        };
+        let (id, at_ms) = (format!("s{number}"), (self.shared.wall())());
+        let record = VmSnapshot::wanted(id, vm, "a person".into(), at_ms, disks);
         ops.push(put(&uid, &name(&format!("s{number}")), &record));
         let _ = self.person.txn(over, ops).await;
     }

@@ -58,6 +58,16 @@ pub(super) fn has_room(state: &ApiState) -> ApiResult<()> {
 /// # Errors
 /// 422 with everything that is wrong, or when it would use up what is kept for the loss of hosts; 409 when somebody changed one of the objects meanwhile.
 pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Applied>> {
+    apply_with(state, request, Vec::new(), Vec::new()).await
+}
+
+/// The same, and in the same transaction something more, which must hold and is written.
+pub(super) async fn apply_with(
+    state: &ApiState,
+    request: &ApplyRequest,
+    over: Vec<Compare>,
+    more: Vec<Op>,
+) -> ApiResult<Vec<Applied>> {
     let files: Vec<(String, String)> =
         request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
     let manifests = parse(&files).map_err(ApiError::manifests)?;
@@ -87,7 +97,9 @@ pub async fn apply(state: &ApiState, request: &ApplyRequest) -> ApiResult<Vec<Ap
         write.applied.warning = admitted.warning(&write.object.reference());
     }
     let changed: Vec<&Write> = writes.iter().filter(|w| w.applied.outcome != "unchanged").collect();
-    let (compares, ops) = transaction(&changed)?;
+    let (mut compares, mut ops) = transaction(&changed)?;
+    compares.extend(over);
+    ops.extend(more);
     if !request.dry_run && !changed.is_empty() && !state.store.txn(compares, ops).await?.succeeded {
         return Err(conflict(state, &changed).await?);
     }
@@ -182,12 +194,17 @@ fn write(
 }
 
 /// What a manifest does not say and commands or Haven have set stays: counters of resets and restarts, what was
-/// promoted, a network's identifier, the ports of disks.
+/// promoted, a network's identifier, the ports of disks, the disks that they are made from.
 pub(super) fn keep(object: &mut Object, old: &Object, snapshot: &Snapshot) {
     match (object, old) {
         (Object::Vm(new), Object::Vm(old)) => {
             new.spec.resets = new.spec.resets.max(old.spec.resets);
             chosen::ports(&mut new.spec, Some(&old.spec), snapshot);
+            // It would be made empty otherwise.
+            for disk in new.spec.disks.iter_mut().filter(|disk| disk.copy_of.is_none()) {
+                let before = old.spec.disks.iter().find(|before| before.name == disk.name);
+                disk.copy_of = before.and_then(|before| before.copy_of.clone());
+            }
         }
         (Object::Service(new), Object::Service(old)) => {
             new.spec.restarts = new.spec.restarts.max(old.spec.restarts);

@@ -16,6 +16,9 @@ mod balance_test;
 mod body;
 mod certificates;
 mod chosen;
+mod clones;
+#[cfg(test)]
+mod clones_test;
 mod cluster;
 mod drains;
 pub mod error;
@@ -38,6 +41,7 @@ mod targets;
 pub mod validate;
 mod validate_after;
 mod validate_disks;
+mod validate_snapshots;
 mod validate_update;
 mod volumes;
 

@@ -1,7 +1,7 @@
 //! Objects as lists show them, and single writes.
 
 use super::{
-    ApiState, admission, auth, certificates,
+    ApiState, admission, auth, certificates, clones,
     error::{ApiError, ApiResult},
 };
 use axum::http::StatusCode;
@@ -274,6 +274,9 @@ pub async fn delete(state: &ApiState, reference: &ObjectRef) -> ApiResult<Item> 
         {
             let detail = format!("{reference} is a member of {owner}, which would replace it");
             return Err(ApiError::new(StatusCode::CONFLICT, detail, member_hint(owner)));
+        }
+        if object.kind() == Kind::Vm {
+            clones::needed(&snapshot, &object.meta().uid, None, None)?;
         }
         object.meta_mut().deleting = true;
         Ok(())

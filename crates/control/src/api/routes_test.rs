@@ -181,6 +181,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "takeSnapshot",
             "revertSnapshot",
             "removeSnapshot",
+            "cloneVm",
             "removeBackup",
             "showVerification",
             "verifyBackups",

@@ -5,6 +5,7 @@ use super::{
     ApiState,
     auth::{Caller, now_ms},
     body::{At, Given},
+    clones,
     error::{ApiError, ApiResult, conflict},
 };
 use axum::{Extension, Json, extract::State};
@@ -28,24 +29,24 @@ type Api = State<ApiState>;
 type Record<'a> = &'a Versioned<VmSnapshot>;
 
 /// A VM whose snapshots are asked about, as it stands.
-struct Of<'a> {
-    now: &'a Snapshot,
-    vm: &'a Name,
-    object: &'a Versioned<Stored<VmSpec>>,
+pub(super) struct Of<'a> {
+    pub(super) now: &'a Snapshot,
+    pub(super) vm: &'a Name,
+    pub(super) object: &'a Versioned<Stored<VmSpec>>,
 }
 
 impl<'a> Of<'a> {
-    fn find(now: &'a Snapshot, name: &str) -> ApiResult<Self> {
+    pub(super) fn find(now: &'a Snapshot, name: &str) -> ApiResult<Self> {
         let found = now.vms.get_key_value(&Name::new(name)?);
         let (vm, object) = found.ok_or_else(|| ApiError::missing(&format!("VM `{name}`")))?;
         Ok(Self { now, vm, object })
     }
 
-    fn all(&self) -> impl Iterator<Item = (&'a Name, Record<'a>)> + use<'a> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'a Name, Record<'a>)> + use<'a> {
         self.now.vm_snapshots.get(&self.object.meta.uid).into_iter().flatten()
     }
 
-    fn one(&self, name: &str) -> ApiResult<(&'a Name, Record<'a>)> {
+    pub(super) fn one(&self, name: &str) -> ApiResult<(&'a Name, Record<'a>)> {
         let one = self.all().find(|(of, _)| of.as_str() == name);
         one.ok_or_else(|| ApiError::missing(&format!("snapshot `{name}` of `{}`", self.vm)))
     }
@@ -71,7 +72,7 @@ impl<'a> Of<'a> {
     }
 
     /// Where the VM is, when something can be done with its disks.
-    fn placed(&self) -> ApiResult<&'a Versioned<Placement>> {
+    pub(super) fn placed(&self) -> ApiResult<&'a Versioned<Placement>> {
         let vm = self.vm;
         if self.object.meta.deleting {
             let hint = "what is deleted takes its snapshots along";
@@ -105,7 +106,7 @@ impl<'a> Of<'a> {
     }
 
     /// What must be as it was for a record to be written: another one does not come between.
-    fn unchanged(&self, placed: &Versioned<Placement>) -> Vec<Compare> {
+    pub(super) fn unchanged(&self, placed: &Versioned<Placement>) -> Vec<Compare> {
         let object = ObjectRef::new(Kind::Vm, self.vm.clone());
         vec![
             Compare::ModRevision(keys::object(&object), self.object.revision),
@@ -113,12 +114,27 @@ impl<'a> Of<'a> {
         ]
     }
 
-    fn key(&self, name: &Name) -> String {
+    pub(super) fn key(&self, name: &Name) -> String {
         keys::vm_snapshot(&self.object.meta.uid, name)
     }
 
+    /// Whether one more can be taken.
+    pub(super) fn may_keep_one_more(&self) -> ApiResult<()> {
+        let vm = self.vm;
+        if let Some((name, _)) = self.all().find(|(_, r)| r.state == SnapshotState::Reverting) {
+            let detail = format!("the disks of {vm} are being made what they were in `{name}`");
+            let hint = format!("`haven vm snapshot ls {vm}` tells how that stands");
+            return Err(conflict(detail, &hint));
+        }
+        if self.all().count() >= MOST_SNAPSHOTS {
+            let detail = format!("{vm} has {MOST_SNAPSHOTS} snapshots, and no more are kept");
+            return Err(conflict(detail, &format!("`haven vm snapshot rm {vm} NAME` removes one")));
+        }
+        Ok(())
+    }
+
     /// The disks that a new one is of.
-    fn disks(&self, asked: &[Name]) -> ApiResult<Vec<SnapshotDisk>> {
+    pub(super) fn disks(&self, asked: &[Name]) -> ApiResult<Vec<SnapshotDisk>> {
         let vm = self.vm;
         let all = &self.object.spec.disks;
         if let Some(unknown) = asked.iter().find(|name| all.iter().all(|d| d.name != **name)) {
@@ -250,7 +266,7 @@ async fn put(state: &ApiState, over: Vec<Compare>, ops: Vec<Op>, vm: &Name) -> A
     Ok(())
 }
 
-fn put_op(key: String, record: &VmSnapshot) -> Op {
+pub(super) fn put_op(key: String, record: &VmSnapshot) -> Op {
     Op::Put(key, serde_json::to_vec(record).expect("a record is plain data").into())
 }
 
@@ -283,13 +299,6 @@ pub(super) async fn take(
     }
     let placed = of.placed()?;
     let disks = of.disks(&asked.disks)?;
-    if let Some((name, _)) = of.all().find(|(_, r)| r.state == SnapshotState::Reverting) {
-        let detail = format!("the disks of {vm} are being made what they were in `{name}`");
-        return Err(conflict(
-            detail,
-            &format!("`haven vm snapshot ls {vm}` tells how that stands"),
-        ));
-    }
     let now = now_ms();
     // Two may be asked for within a second.
     let is_free = |name: &Name| of.all().all(|(other, _)| other != name);
@@ -301,25 +310,9 @@ pub(super) async fn take(
         let hint = format!("name another one, or remove it: `haven vm snapshot rm {vm} {called}`");
         return Err(conflict(detail, &hint));
     }
-    if of.all().count() >= MOST_SNAPSHOTS {
-        let detail = format!("{vm} has {MOST_SNAPSHOTS} snapshots, and no more are kept");
-        return Err(conflict(detail, &format!("`haven vm snapshot rm {vm} NAME` removes one")));
-    }
-    let record = VmSnapshot {
-        id: uuid::Uuid::new_v4().simple().to_string(),
-        vm: vm.clone(),
-        by: caller.who,
-        at_ms: now,
-        disks,
-        state: SnapshotState::Wanted,
-        of_ms: None,
-        moment: None,
-        back: Vec::new(),
-        reverted_ms: None,
-        copy: None,
-        failed: None,
-        message: String::new(),
-    };
+    of.may_keep_one_more()?;
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let record = VmSnapshot::wanted(id, vm.clone(), caller.who, now, disks);
     let key = of.key(&called);
     let mut over = of.unchanged(placed);
     over.push(match there {
@@ -436,6 +429,7 @@ pub(super) async fn remove(
         ));
     }
     let placed = of.placed()?;
+    clones::needed(&snapshot, &of.object.meta.uid, None, Some(there))?;
     let record = VmSnapshot {
         state: SnapshotState::Going,
         failed: None,

@@ -53,7 +53,7 @@ impl After<'_> {
         format!("there are: {}", names.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))
     }
 
-    fn pool(&self, name: &Name) -> Option<PoolSpec> {
+    pub(super) fn pool(&self, name: &Name) -> Option<PoolSpec> {
         match self.given.get(&ObjectRef::new(Kind::Pool, name.clone())) {
             Some(Object::Pool(pool)) => Some(pool.spec.clone()),
             _ => self.snapshot.pools.get(name).map(|pool| pool.spec.clone()),
@@ -91,7 +91,10 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
             &mut say,
         );
         match &manifest.object {
-            Object::Vm(vm) => vm_spec(&after, &vm.spec, &vm.meta.name, &mut say),
+            Object::Vm(vm) => {
+                vm_spec(&after, &vm.spec, &vm.meta.name, &mut say);
+                super::validate_snapshots::of_vm(&after, &vm.spec, false, &mut say);
+            }
             Object::Service(service) => {
                 service_spec(&after, &service.spec, &service.meta.name, &mut say)
             }
@@ -448,6 +451,7 @@ fn service_spec(after: &After<'_>, spec: &ServiceSpec, name: &Name, say: &mut Sa
     let mut member = spec.template.spec.clone();
     member.check.clone_from(&spec.check);
     vm_spec(after, &member, name, say);
+    super::validate_snapshots::of_vm(after, &member, true, say);
     if let Err((message, hint)) = names_of_members(name, spec.replicas, &spec.update) {
         say(("name", name), message, &hint);
     }

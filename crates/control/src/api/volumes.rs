@@ -4,6 +4,7 @@ use super::{
     ApiState,
     auth::{A_HOST, Caller, now_ms},
     body::{Asked, At, Given},
+    clones,
     error::{ApiError, ApiResult, conflict},
     objects,
 };
@@ -138,6 +139,7 @@ pub(super) async fn remove(
         let at = vm.spec.disks.iter().position(|disk| disk.name == of.disk);
         let at = at.ok_or_else(|| ApiError::missing(&format!("volume `{name}`")))?;
         may_be_removed(&snapshot, &of, &vm.spec.disks[at])?;
+        clones::needed(&snapshot, &vm.meta.uid, Some(&of.disk), None)?;
         let gone = vm.spec.disks.remove(at);
         vm.meta.generation += 1;
         let gone_uid = vm.meta.uid.clone();

@@ -4,13 +4,14 @@
 //! and the record that it replaces, so that nothing that happened meanwhile is overwritten.
 
 use haven_model::{
-    Action, Drain, Event, LostSession, Meta, Name, ObjectRef, Placement, Planned, ProofKind,
-    Severity, Snapshot,
+    Action, Drain, Event, LostSession, Meta, Migration, Name, ObjectRef, Placement, Planned,
+    ProofKind, Severity, Snapshot,
     host::Lease,
     keys,
     object::{Kind, Object},
     plan::{MoveStep, TakenFrom},
     service::DRAIN_LABEL,
+    vm_snapshot::VmSnapshot,
 };
 use haven_store::raw::{Compare, Op};
 use serde::Serialize;
@@ -70,6 +71,26 @@ fn same_replicas(snapshot: &Snapshot, vm: &Name) -> Vec<Compare> {
     volumes.map(|(of, volume)| Compare::ModRevision(keys::volume(of), volume.revision)).collect()
 }
 
+/// A snapshot of a VM as it stands: no move of it has begun since, and nobody has changed it.
+fn keep(
+    snapshot: &Snapshot,
+    vm: &Name,
+    name: &Name,
+    record: &VmSnapshot,
+    expected_revision: i64,
+) -> Option<(Vec<Compare>, Vec<Op>)> {
+    let object = snapshot.vms.get(vm)?;
+    let key = keys::vm_snapshot(&object.meta.uid, name);
+    let placed = snapshot.placements.get(vm).map_or(0, |placed| placed.revision);
+    let of = keys::object(&ObjectRef::new(Kind::Vm, vm.clone()));
+    let compares = vec![
+        unchanged(key.clone(), expected_revision),
+        unchanged(of, object.revision),
+        unchanged(keys::placement(vm), placed),
+    ];
+    Some((compares, vec![put(key, record)]))
+}
+
 /// A VM gets an owner, and waits for nothing any more.
 fn place(
     snapshot: &Snapshot,
@@ -97,11 +118,17 @@ fn step_of(
     placement: &Placement,
     expected_revision: i64,
     step: &MoveStep,
+    record: Option<&(Box<Migration>, i64)>,
 ) -> Option<(Vec<Compare>, Vec<Op>)> {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
     compares.extend(told(vm, placement, step)?);
     compares.extend(same_replicas(snapshot, vm));
-    Some((compares, vec![put(keys::placement(vm), placement)]))
+    let mut ops = vec![put(keys::placement(vm), placement)];
+    if let Some((migration, revision)) = record {
+        compares.push(unchanged(keys::migration(vm), *revision));
+        ops.push(put(keys::migration(vm), migration.as_ref()));
+    }
+    Some((compares, ops))
 }
 
 /// A record in place of the one that was read; or none any more.
@@ -135,13 +162,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
             one(keys::wait(vm), *expected_revision, wait.as_ref())
         }
         Action::MoveVm { vm, placement, expected_revision, step, record } => {
-            let (mut compares, mut ops) =
-                step_of(snapshot, vm, placement, *expected_revision, step)?;
-            if let Some((migration, revision)) = record {
-                compares.push(unchanged(keys::migration(vm), *revision));
-                ops.push(put(keys::migration(vm), migration.as_ref()));
-            }
-            (compares, ops)
+            step_of(snapshot, vm, placement, *expected_revision, step, record.as_ref())?
         }
         Action::PutMigration { vm, migration, expected_revision } => {
             one(keys::migration(vm), *expected_revision, Some(migration.as_ref()))
@@ -179,6 +200,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         }
         Action::PutBackup { vm, run, expected_revision } => {
             one(keys::backup(vm), *expected_revision, Some(run.as_ref()))
+        }
+        Action::PutVmSnapshot { vm, name, record, expected_revision } => {
+            keep(snapshot, vm, name, record, *expected_revision)?
         }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, Some(incident.as_ref()))

@@ -172,3 +172,35 @@ fn a_vm_takes_its_snapshots_along() {
     });
     assert_eq!(keys.collect::<Vec<_>>(), ["uid-db/a", "uid-db/b"]);
 }
+
+/// A snapshot is asked for, or given up, only of the VM as it was read and where it was: whoever needs one writes it anew.
+#[test]
+fn a_snapshot_is_written_over_itself_its_vm_and_its_place() {
+    let mut world = World::new(1, Bytes::gib(1));
+    world.vm("db", vm_spec(Bytes::mib(64)));
+    let (at_ms, disks) = (1, Vec::new());
+    let record = VmSnapshot::wanted("s".into(), name("db"), "schedule".into(), at_ms, disks);
+    let key = "/haven/snapshots/uid-db/hourly".to_owned();
+    let commit = |world: &World, expected_revision| {
+        let (vm, called, record) = (name("db"), name("hourly"), Box::new(record.clone()));
+        let action = Action::PutVmSnapshot { vm, name: called, record, expected_revision };
+        commit_of(&of_db(action), &world.snapshot, &author())
+    };
+    let unplaced = commit(&world, 0).unwrap().compares;
+    let object = Compare::ModRevision("/haven/spec/vm/db".into(), 4);
+    assert!(unplaced.contains(&Compare::Absent(key.clone())) && unplaced.contains(&object));
+    assert!(unplaced.contains(&Compare::Absent("/haven/placement/vm/db".into())), "{unplaced:?}");
+    world.run("db", "host1");
+    let placed = commit(&world, 8).unwrap();
+    for compare in [
+        Compare::ModRevision(key.clone(), 8),
+        object,
+        Compare::ModRevision("/haven/placement/vm/db".into(), 5),
+        Compare::ModRevision("/haven/manager".into(), 40),
+    ] {
+        assert!(placed.compares.contains(&compare), "{:?}", placed.compares);
+    }
+    assert!(matches!(placed.ops.as_slice(), [Op::Put(of, _)] if *of == key), "{:?}", placed.ops);
+    world.snapshot.vms.clear();
+    assert!(commit(&world, 8).is_none(), "there is no VM any more");
+}

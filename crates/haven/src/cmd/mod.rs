@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod certificate;
+mod clone;
 pub mod cluster;
 pub mod context;
 mod drain;

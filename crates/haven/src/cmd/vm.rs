@@ -1,7 +1,9 @@
 //! `haven vm …`.
 
 use super::{
-    Removal, create, files, list,
+    Removal,
+    clone::{self, CloneVm},
+    create, files, list,
     migrate::{self, Move},
     new, reference, remove, said, show,
     snapshot::{self, SnapshotCommand},
@@ -106,6 +108,11 @@ pub enum VmCommand {
     /// Its disks as they were, kept in themselves
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Make a VM of another one, with what is on its disks; the source runs on
+    #[command(
+        after_help = "Examples:\n  haven vm clone db db-test\n  haven vm clone db db-before --snapshot before-upgrade --stopped"
+    )]
+    Clone(CloneVm),
     /// Delete a VM, with its disks and its snapshots
     #[command(after_help = "Examples:\n  haven vm rm web-1 --wait")]
     Rm(Removal),
@@ -195,6 +202,7 @@ impl NewVm {
             hang: None,
             migration: MigrationOptions::default(),
             backup: None,
+            snapshot: None,
             isolation: Default::default(),
         };
         let mut vm = new(&self.name, spec)?;
@@ -223,6 +231,7 @@ pub async fn run(command: VmCommand) -> Result<(), Failure> {
         VmCommand::Reset { name } => act(&named(&name)?, "reset").await?,
         VmCommand::Migrate(wanted) => migrate::run(wanted).await?,
         VmCommand::Snapshot(command) => snapshot::run(command).await?,
+        VmCommand::Clone(wanted) => clone::run(wanted).await?,
         VmCommand::Rm(removal) => remove(Kind::Vm, &removal).await?,
         VmCommand::Console { name } => {
             let name = named(&name)?.name;

@@ -472,6 +472,8 @@ fn snapshots_and_how_they_stand() {
         ),
         view("full", serde_json::json!({"state": "failed", "message": "the pool is full"}), None),
         view("next", serde_json::json!({"state": "wanted"}), Some("its host host1 is away")),
+        view("hourly", serde_json::json!({"state": "there", "scheduled": true}), None),
+        view("for-it", serde_json::json!({"state": "there", "madeFor": "db-test"}), None),
     ];
     insta::assert_snapshot!("snapshots", snapshots(&all));
 }

@@ -1,12 +1,24 @@
 //! Snapshots of VMs, as a table.
 
 use super::{table, time};
-use haven_model::{api::SnapshotView, vm_snapshot::SnapshotDisk};
+use haven_model::{
+    api::SnapshotView,
+    vm_snapshot::{BY_SCHEDULE, SnapshotDisk, VmSnapshot},
+};
 
 /// Which hosts have a copy of a mirrored disk.
 fn on(disk: &SnapshotDisk) -> String {
     let hosts: Vec<&str> = disk.copies.iter().map(|host| host.as_str()).collect();
     if hosts.is_empty() { String::new() } else { format!(" on {}", hosts.join(", ")) }
+}
+
+/// Who asked for it, and what for if it goes by itself.
+fn by(of: &VmSnapshot) -> String {
+    match &of.made_for {
+        _ if of.scheduled => BY_SCHEDULE.to_owned(),
+        Some(made) => format!("{}, for {made}", of.by),
+        None => of.by.clone(),
+    }
 }
 
 /// Those of a VM.
@@ -29,7 +41,7 @@ pub fn snapshots(all: &[SnapshotView]) -> String {
             time(of.of_ms.unwrap_or(of.at_ms)),
             of.moment.map(|moment| moment.to_string()).unwrap_or_default(),
             disks.join(", "),
-            of.by.clone(),
+            by(of),
             state,
         ]
     };

@@ -4,6 +4,7 @@
 mod backups;
 mod balance;
 mod clock;
+mod clones;
 mod commands;
 mod copies;
 mod crash;
@@ -42,7 +43,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 47] = [
+const CASES: [Case; 48] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -106,6 +107,7 @@ const CASES: [Case; 47] = [
         name: "a_vm_is_put_back_to_copies_of_its_mirrored_disk",
         run: copies::kept_and_put_back,
     },
+    Case { name: "clones_are_vms_of_their_own", run: clones::are_vms_of_their_own },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {
         name: "a_power_cut_in_the_middle_of_a_drain_leaves_exactly_one_copy",

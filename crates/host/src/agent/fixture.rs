@@ -4,7 +4,8 @@ use super::{
     AgentParts, HostFacts, StoreMember,
     lease::Session,
     storage::{
-        SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+        CopyFrom, SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady,
+        VolumeWanted,
     },
 };
 use crate::{
@@ -71,8 +72,25 @@ pub struct Disks {
     pub refuses: Mutex<Option<String>>,
     /// Where what they hold stands.
     pub world: OnceLock<Arc<World>>,
+    /// Disks that were made from others, one after another.
+    pub copies: Mutex<Vec<VolumeName>>,
     /// Steps with snapshots in volumes that nobody has open, one after another.
     pub steps: Mutex<Vec<(String, SnapshotStep)>>,
+}
+
+impl Disks {
+    /// A disk that holds what a snapshot in another one keeps.
+    fn copy(&self, wanted: &VolumeWanted, from: &CopyFrom) {
+        let world = self.world.get().unwrap();
+        let (of, disk) = (from.name.vm.as_str(), from.name.disk.as_str());
+        let kept = world.kept.content(of, disk, &from.tag).expect("the snapshot is there");
+        let (vm, called) = (wanted.name.vm.as_str(), wanted.name.disk.to_string());
+        let mut now = world.disks.content(vm);
+        now.retain(|(disk, _)| *disk != called);
+        now.push((called, kept));
+        world.disks.put(vm, now);
+        self.copies.lock().unwrap().push(wanted.name.clone());
+    }
 }
 
 #[async_trait]
@@ -88,7 +106,10 @@ impl Storage for Disks {
         if let Some(what) = self.refuses.lock().unwrap().clone() {
             return Err(StorageFailure { what });
         }
-        self.here.lock().unwrap().insert(wanted.name.clone());
+        let made = self.here.lock().unwrap().insert(wanted.name.clone());
+        if let Some(from) = wanted.copy.as_ref().filter(|_| made) {
+            self.copy(wanted, from);
+        }
         Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into() })
     }
     async fn has_volume(

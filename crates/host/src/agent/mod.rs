@@ -57,6 +57,8 @@ mod agent_test;
 #[cfg(test)]
 mod backup_test;
 #[cfg(test)]
+mod clones_test;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod hot_disks_test;

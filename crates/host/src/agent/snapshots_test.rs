@@ -69,6 +69,8 @@ fn asked(id: &str, of: &[&str]) -> VmSnapshot {
         reverted_ms: None,
         copy: None,
         failed: None,
+        scheduled: false,
+        made_for: None,
         message: String::new(),
     }
 }

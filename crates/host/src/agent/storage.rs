@@ -52,6 +52,15 @@ impl fmt::Display for VolumeName {
     }
 }
 
+/// A disk of another VM, as a snapshot in it keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyFrom {
+    /// The disk, which is in the same pool.
+    pub name: VolumeName,
+    /// What the snapshot is called in it.
+    pub tag: String,
+}
+
 /// A volume that a VM needs.
 #[derive(Clone, Debug)]
 pub struct VolumeWanted {
@@ -63,6 +72,8 @@ pub struct VolumeWanted {
     pub image: Option<(ImageFile, String)>,
     /// The disk of a backup that it is made from.
     pub backup: Option<BackupRef>,
+    /// The disk of another VM that it is made from.
+    pub copy: Option<CopyFrom>,
     /// How far it is made.
     pub progress: Progress,
     /// The unix user of the VM that opens it.

@@ -10,7 +10,7 @@ use super::{
         open::{Begun, Opening},
     },
     networks::Networks,
-    storage::{SeedNic, SeedWanted, VolumeName, VolumeReady, VolumeWanted},
+    storage::{CopyFrom, SeedNic, SeedWanted, VolumeName, VolumeReady, VolumeWanted},
     volumes::Known,
 };
 use crate::vm::driver::{Accel, DirectBoot, DiskLaunch, NicLaunch, VmLaunch};
@@ -21,6 +21,7 @@ use haven_model::{
     image::ImageFile,
     object::{Kind, Stored},
     vm::{DISKS, DiskSpec},
+    vm_snapshot::{CopyRef, SnapshotState},
     volume::VolumeRef,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -28,6 +29,9 @@ use tokio::sync::watch;
 
 /// How often it is told how far a disk is that is made from a backup.
 const RESTORES: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a snapshot is taken that a disk is made from, beside each change.
+const TAKEN: Duration = Duration::from_secs(10);
 
 /// Why a VM could not be started, in words.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +180,9 @@ impl Preparation<'_> {
                 biased;
                 made = &mut made => return made.map_err(|e| StartFailure::of(&e)),
                 () = self.parts.clock.sleep(RESTORES) => {
-                    if let Some(of) = &wanted.backup {
+                    let backup = wanted.backup.as_ref().map(ToString::to_string);
+                    let copy = disk.copy_of.as_deref().filter(|_| wanted.copy.is_some());
+                    if let Some(of) = backup.or_else(|| copy.map(ToString::to_string)) {
                         step.send_replace(format!(
                             "the disk `{}` is made from the {of}: {} % so far",
                             disk.name,
@@ -211,15 +217,21 @@ impl Preparation<'_> {
             return Ok(DiskLaunch { slot: disk.slot, ..launch });
         }
         let arrives = self.incoming.is_some() && pool.driver == PoolDriverKind::Local;
+        let name = VolumeName {
+            vm: self.vm.clone(),
+            disk: disk.name.clone(),
+            vm_uid: self.object.meta.uid.clone(),
+        };
+        let copy = match disk.copy_of.as_deref().filter(|_| !arrives) {
+            Some(of) => self.copied(disk, of, &pool, &name, step).await?,
+            None => None,
+        };
         let wanted = VolumeWanted {
-            name: VolumeName {
-                vm: self.vm.clone(),
-                disk: disk.name.clone(),
-                vm_uid: self.object.meta.uid.clone(),
-            },
+            name,
             size_bytes: disk.size.0,
             image: self.first_content(disk, arrives)?,
             backup: disk.backup.clone().filter(|_| !arrives),
+            copy,
             progress: Default::default(),
             owner_uid: self.placement.unix_uid(),
         };
@@ -238,6 +250,56 @@ impl Preparation<'_> {
             mirror: None,
             slot: disk.slot,
         })
+    }
+
+    /// What a disk is made from of another VM, once a snapshot keeps that; nothing when it is made already.
+    async fn copied(
+        &self,
+        disk: &DiskSpec,
+        of: &CopyRef,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        step: &watch::Sender<String>,
+    ) -> Result<Option<CopyFrom>, StartFailure> {
+        let there = self.parts.storage.has_volume(pool, name, self.placement.unix_uid()).await;
+        if there.map_err(|e| StartFailure::of(&e))?.is_some() {
+            return Ok(None);
+        }
+        let mut live = self.parts.live.clone();
+        loop {
+            let now = Arc::clone(&live.borrow_and_update());
+            let mut kept = now.vm_snapshots.get(&of.vm_uid).into_iter().flatten();
+            let kept = kept.find(|(_, record)| record.id == of.snapshot);
+            let waits = match kept {
+                Some((_, record)) if record.state == SnapshotState::There => {
+                    let (vm, vm_uid) = (of.vm.clone(), of.vm_uid.clone());
+                    let name = VolumeName { vm, disk: of.disk.clone(), vm_uid };
+                    return Ok(Some(CopyFrom { name, tag: record.tag() }));
+                }
+                Some((called, record)) if record.is_due() && record.failed.is_none() => {
+                    let why = match record.message.as_str() {
+                        "" => String::new(),
+                        why => format!(" ({why})"),
+                    };
+                    format!("the snapshot `{called}` of {} is {}{why}", of.vm, record.state)
+                }
+                kept => {
+                    let why = kept.map_or_else(
+                        || "it is not there any more".to_owned(),
+                        |(_, record)| record.failed.clone().unwrap_or(record.message.clone()),
+                    );
+                    return Err(StartFailure(format!(
+                        "the disk `{}` cannot be made from the {of}: its snapshot could not be taken, or was removed ({why}); delete this VM, and clone {} again",
+                        disk.name, of.vm
+                    )));
+                }
+            };
+            step.send_if_modified(|now| std::mem::replace(now, waits.clone()) != waits);
+            tokio::select! {
+                _ = live.changed() => {}
+                () = self.parts.clock.sleep(TAKEN) => {}
+            }
+        }
     }
 
     /// The image that a disk is made from, and its format.

@@ -4,8 +4,10 @@ use super::{
     aside,
     backup::{restore::Restore, target::Targets},
     busy::Busy,
+    copies,
     images::ImageStore,
     in_words,
+    masters::{self, Masters},
     mirrored::{daemon, runs},
     pool,
     qemu_img::{self, Failure},
@@ -49,6 +51,8 @@ pub struct FileStorage {
     pub targets: Targets,
     /// Steps that wait for a disk.
     busy: Busy,
+    /// Images as its pools keep them.
+    masters: Masters,
     /// The images that were here when they could last be listed.
     listed: Mutex<BTreeSet<String>>,
 }
@@ -62,7 +66,8 @@ impl FileStorage {
         peers: Arc<dyn Fetch>,
         targets: Targets,
     ) -> Self {
-        Self { images, run_dir, peers, targets, busy: Busy::default(), listed: Mutex::default() }
+        let (busy, masters, listed) = (Busy::default(), Masters::default(), Mutex::default());
+        Self { images, run_dir, peers, targets, busy, masters, listed }
     }
 
     /// Makes the content of a volume that is not there, under a name that says that it is not finished.
@@ -78,22 +83,60 @@ impl FileStorage {
         if let Some(of) = &wanted.backup {
             return self.restore(of, wanted, path, made).await;
         }
+        if let Some(of) = &wanted.copy {
+            let source = self::path(pool, &of.name);
+            copies::make(&self.busy, of, &source, path, &wanted.progress).await?;
+            return self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await;
+        }
         let Some((file, format)) = &wanted.image else {
             return qemu_img::make(&["create", "-q", "-f", made, part, &size]).await;
         };
         let image = self.image_file(file).await?;
-        let holds = qemu_img::size_of(&image, format).await?;
+        let of = masters::Image { sha256: &file.sha256, path: &image, format };
+        let holds = match pool.driver {
+            PoolDriverKind::Local => None,
+            _ => self.masters.size(&self.busy, of, made, path).await?,
+        };
+        let holds = match holds {
+            Some(holds) => holds,
+            None => qemu_img::size_of(&image, format).await?,
+        };
         if holds > wanted.size_bytes {
             return Err(too_small(wanted, holds).into());
         }
-        let image = qemu_img::text(&image)?;
         if pool.driver == PoolDriverKind::Local {
+            let image = qemu_img::text(&image)?;
             let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
             return qemu_img::make(&args).await;
         }
-        // It must not lean on a file that only this host has.
-        qemu_img::make(&["convert", "-f", format, "-O", made, image, part]).await?;
-        qemu_img::make(&["resize", "-q", "-f", made, part, &size]).await
+        // It must not stand on a file that only this host has.
+        self.masters.disk(&self.busy, of, made, path, wanted.size_bytes).await?;
+        self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await
+    }
+
+    /// Makes a disk that nobody has open at least so large. One that is larger stays so: the rest of it may hold what somebody
+    /// wrote.
+    async fn enlarge(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        path: &Path,
+        size_bytes: u64,
+    ) -> Result<(), Failure> {
+        let (format, asked) = (pool::format(pool), path.to_owned());
+        // A replica may be open at a storage daemon, whose locks this does not mind: it takes it up with its next run.
+        let look = move || match pool::size(&asked, format).map_err(unwritable(&asked))? {
+            size if size >= size_bytes => Ok(true),
+            _ if format == "raw" => {
+                pool::lengthen(&asked, size_bytes).map_err(unwritable(&asked)).map(|()| true)
+            }
+            _ => Ok(false),
+        };
+        if self.busy.run(&key(pool, name), look).await? {
+            return Ok(());
+        }
+        let (text, size) = (qemu_img::text(path)?, size_bytes.to_string());
+        qemu_img::make(&["resize", "-q", "-f", format, text, &size]).await
     }
 
     /// Makes it from a backup.
@@ -241,28 +284,13 @@ impl Storage for FileStorage {
         self.busy.run(&key, look).await
     }
 
-    /// One that is larger stays so: the rest of it may hold what somebody wrote.
     async fn grow(
         &self,
         pool: &PoolSpec,
         name: &VolumeName,
         size_bytes: u64,
     ) -> Result<(), StorageFailure> {
-        let (format, path) = (pool::format(pool), path(pool, name));
-        let asked = path.clone();
-        // A replica may be open at a storage daemon, whose locks this does not mind: it takes it up with its next run.
-        let look = move || match pool::size(&asked, format).map_err(unwritable(&asked))? {
-            size if size >= size_bytes => Ok(true),
-            _ if format == "raw" => {
-                pool::lengthen(&asked, size_bytes).map_err(unwritable(&asked)).map(|()| true)
-            }
-            _ => Ok(false),
-        };
-        if self.busy.run(&key(pool, name), look).await? {
-            return Ok(());
-        }
-        let (text, size) = (qemu_img::text(&path)?, size_bytes.to_string());
-        match qemu_img::make(&["resize", "-q", "-f", format, text, &size]).await {
+        match self.enlarge(pool, name, &path(pool, name), size_bytes).await {
             Ok(()) => Ok(()),
             Err(Failure::Full) => Err(pool::full(pool, name, size_bytes)),
             Err(Failure::Other(failure)) => Err(failure),

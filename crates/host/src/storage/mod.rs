@@ -13,8 +13,10 @@ use crate::agent::storage::StorageFailure;
 pub mod aside;
 pub mod backup;
 pub mod busy;
+pub mod copies;
 pub mod files;
 pub mod images;
+pub mod masters;
 pub mod mirrored;
 pub mod pool;
 pub mod qemu_img;
@@ -22,6 +24,10 @@ pub mod rbd;
 pub mod seed;
 pub mod snapshots;
 
+#[cfg(test)]
+mod copies_test;
+#[cfg(test)]
+mod masters_test;
 #[cfg(test)]
 mod storage_test;
 

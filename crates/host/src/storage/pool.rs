@@ -6,7 +6,7 @@
 //! mounted. A mark written there would make VMs start on new, empty volumes while theirs are somewhere else. The path
 //! is what names a pool here: within a cluster it is the same on every host and no two pools share one.
 
-use super::{in_words, says};
+use super::{in_words, masters, says};
 use crate::{
     agent::storage::{StorageFailure, VolumeName},
     vm::run_dir,
@@ -192,21 +192,32 @@ pub fn room(pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
     let unknown = |error: io::Error| untold(pool, &error);
     let stat = nix::sys::statvfs::statvfs(directory).map_err(|error| unknown(error.into()))?;
     let bytes = |blocks: u64| Bytes(blocks.saturating_mul(stat.fragment_size()));
-    let mut used = 0;
-    for entry in std::fs::read_dir(directory).map_err(unknown)? {
-        match entry.and_then(|entry| entry.metadata()) {
-            // What is taken, which a file that was never filled does not.
-            Ok(of) if of.is_file() => used += of.blocks() * 512,
-            Ok(_) => {}
-            // It was removed meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(unknown(error)),
-        }
-    }
+    let used = taken_in(directory).map_err(unknown)?;
+    let used = used + taken_in(&directory.join(masters::DIRECTORY)).map_err(unknown)?;
     // As `df` counts: what is kept back for root is neither.
     let taken = stat.blocks().saturating_sub(stat.blocks_free());
     let (free, total) = (bytes(stat.blocks_available()), bytes(taken + stat.blocks_available()));
     Ok(Some(PoolRoom { total, free, used: Bytes(used) }))
+}
+
+/// What the files of a directory take, bytes; nothing when it is not there.
+fn taken_in(directory: &Path) -> io::Result<u64> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut taken = 0;
+    for entry in entries {
+        match entry.and_then(|entry| entry.metadata()) {
+            // What is taken, which a file that was never filled does not.
+            Ok(of) if of.is_file() => taken += of.blocks() * 512,
+            Ok(_) => {}
+            // It was removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(taken)
 }
 
 /// Refuses what a pool could never hold. Volumes take room only as they are written, so this promises nothing about

@@ -2,8 +2,8 @@
 
 use super::says;
 use crate::agent::storage::StorageFailure;
-use std::path::Path;
-use tokio::process::Command;
+use std::{path::Path, process::Stdio};
+use tokio::{io::AsyncReadExt, process::Command};
 
 /// What the file system says when there is no room, as `qemu-img` repeats it.
 const FULL: &str = "No space left";
@@ -36,6 +36,41 @@ pub async fn run(args: &[&str]) -> Result<Vec<u8>, String> {
         return Ok(output.stdout);
     }
     Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
+}
+
+/// Runs it with `-p` to make a disk, and tells how far it is, per cent.
+///
+/// # Errors
+/// What it said.
+pub async fn make_slowly(args: &[&str], mut is_at: impl FnMut(f64)) -> Result<(), Failure> {
+    let mut command = Command::new("qemu-img");
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let unstarted = |error: std::io::Error| {
+        says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
+    };
+    let mut child = command.kill_on_drop(true).spawn().map_err(unstarted)?;
+    let mut told = child.stdout.take().expect("it was asked for");
+    let mut complaints = child.stderr.take().expect("it was asked for");
+    let follow = async {
+        let mut buffer = [0; 256];
+        while let Ok(read @ 1..) = told.read(&mut buffer).await {
+            // `    (12.34/100%)` and a return, again and again.
+            let text = String::from_utf8_lossy(&buffer[..read]);
+            let last = text.rsplit('(').find_map(|of| of.split_once('/')?.0.parse().ok());
+            last.into_iter().for_each(&mut is_at);
+        }
+    };
+    let mut said = String::new();
+    let (_, read, ended) = tokio::join!(follow, complaints.read_to_string(&mut said), child.wait());
+    read.map_err(unstarted)?;
+    match ended.map_err(unstarted)? {
+        ended if ended.success() => Ok(()),
+        _ if said.contains(FULL) => Err(Failure::Full),
+        _ => {
+            let said = said.trim().replace('\n', "; ");
+            Err(says(format!("the volume cannot be made: {said}")).into())
+        }
+    }
 }
 
 /// Runs it to make or to change a disk.

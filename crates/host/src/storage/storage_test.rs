@@ -5,6 +5,7 @@ use super::{
     backup::target::Targets,
     files::{Fetch, FileStorage},
     images::ImageStore,
+    masters::DIRECTORY,
     pool::{self, MARK},
     says, seed,
 };
@@ -202,6 +203,7 @@ fn volume(size_bytes: u64) -> VolumeWanted {
         size_bytes,
         image: None,
         backup: None,
+        copy: None,
         progress: Default::default(),
         owner_uid: me(),
     }
@@ -396,11 +398,12 @@ async fn a_volume_that_fails_half_way_leaves_nothing() {
     fixture.storage.peers = Arc::new(Slow { content, meanwhile: other.clone() });
     let said = fixture.storage.volume(&pool, &wanted).await.unwrap_err().what;
     assert!(said.contains("is full (") && said.contains("7 MiB needed for the disk"), "{said}");
-    assert_eq!(names(disk.path()), [MARK, "other"]);
+    assert_eq!(names(disk.path()), [MARK, DIRECTORY, "other"]);
+    assert_eq!(names(&disk.path().join(DIRECTORY)), [""; 0]);
     std::fs::remove_file(&other).unwrap();
     // As soon as there is room again it goes on by itself.
     fixture.storage.volume(&pool, &wanted).await.unwrap();
-    assert_eq!(names(disk.path()), [MARK, "web-1.root.u-1.qcow2"]);
+    assert_eq!(names(disk.path()), [MARK, DIRECTORY, "web-1.root.u-1.qcow2"]);
 }
 
 #[tokio::test]

@@ -314,6 +314,9 @@ fn judge<'w>(
             format!("does not have all that was written to the disk `{}`", disk.name).into()
         );
     }
+    if let Some(source) = storage::copies::elsewhere(work.snapshot, wish.vm, host) {
+        return Err(format!("is not the host of {source}, from whose disks it is made").into());
+    }
     let cost = cost(wish.spec);
     if room.memory_free() < cost.memory {
         return Err(NO_MEMORY.into());

@@ -456,11 +456,12 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         records: vec![(key, value)],
     };
     Some(match action {
-        // What is backed up meanwhile changes nothing of what is rehearsed.
+        // What is backed up or kept meanwhile changes nothing of what is rehearsed.
         Action::ConfirmLease { .. }
         | Action::ReadPower { .. }
         | Action::PowerOff { .. }
-        | Action::PutBackup { .. } => return None,
+        | Action::PutBackup { .. }
+        | Action::PutVmSnapshot { .. } => return None,
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
             let closed = haven_model::Lease { closed: true, ..(*lease.value).clone() };
@@ -500,10 +501,9 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         }
         Action::RemoveObject { object, expected_revision } => {
             let mut writes = one(keys::object(object), *expected_revision, None);
-            if object.kind == Kind::Vm {
-                writes.records.push((keys::vm_status(&object.name), None));
-                writes.records.push((keys::migration(&object.name), None));
-            }
+            let more = [keys::vm_status(&object.name), keys::migration(&object.name)];
+            let of_vm = more.into_iter().filter(|_| object.kind == Kind::Vm);
+            writes.records.extend(of_vm.map(|key| (key, None)));
             writes
         }
         Action::PlaceFrontend { service, placement, expected_revision } => {

@@ -34,14 +34,15 @@ fn rest(work: &Work<'_>, spec: &BackupSpec, last: Option<&BackupRun>) -> Option<
     pause.0.checked_sub(passed).filter(|rest| *rest > 0)
 }
 
-/// A disk that its guest has seen is made, and needs the backup no more that it was made from: neither does anybody remove that in
-/// vain, nor is a disk made from it a second time.
+/// A disk that its guest has seen is made, and needs the backup or the disk no more that it was made from: neither does anybody
+/// keep that in vain, nor is a disk made from it a second time.
 fn forget_origins(work: &mut Work<'_>) {
     let snapshot = work.snapshot;
     let mut made = Vec::new();
     for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
         let is_made = |disk: &DiskSpec| {
-            disk.backup.is_some() && snapshot.disk_state(name, disk) == DiskState::Attached
+            let origin = disk.backup.is_some() || disk.copy_of.is_some();
+            origin && snapshot.disk_state(name, disk) == DiskState::Attached
         };
         if vm.spec.disks.iter().any(is_made) {
             made.push((name, vm));
@@ -51,11 +52,12 @@ fn forget_origins(work: &mut Work<'_>) {
         let mut now = (*vm.value).clone();
         for disk in &mut now.spec.disks {
             if snapshot.disk_state(name, disk) == DiskState::Attached {
-                disk.backup = None;
+                (disk.backup, disk.copy_of) = (None, None);
             }
         }
         now.meta.generation += 1;
-        let reason = format!("{name} runs, so its disks are made from their backup");
+        let reason =
+            format!("{name} runs, so its disks are made from what they were to be made from");
         let (object, expected_revision) = (Box::new(Object::Vm(now)), vm.revision);
         work.act(vm_ref(name), reason, Action::PutObject { object, expected_revision });
     }

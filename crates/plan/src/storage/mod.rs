@@ -4,7 +4,9 @@
 //! promised, used and free is told for each host, and what is about to be full is a risk.
 
 pub mod backups;
+pub mod copies;
 pub mod replicas;
+pub mod schedules;
 pub mod shutting;
 pub mod snapshots;
 
@@ -108,6 +110,8 @@ pub fn risks(snapshot: &Snapshot) -> Vec<String> {
 mod backups_test;
 #[cfg(test)]
 mod replicas_test;
+#[cfg(test)]
+mod schedules_test;
 #[cfg(test)]
 mod shutting_test;
 #[cfg(test)]

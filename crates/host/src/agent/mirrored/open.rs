@@ -381,6 +381,7 @@ pub(super) fn wanted(of: &VolumeRef, volume: &Volume, owner_uid: u32, whole: boo
         size_bytes: volume.size.0,
         image: first.map(|first| (first.file.clone(), first.format.clone())),
         backup: volume.restored.as_deref().filter(|_| whole).cloned(),
+        copy: None,
         progress: Default::default(),
         owner_uid,
     }

@@ -24,6 +24,10 @@ const AT_ONCE: usize = 4;
 pub struct Progress(Arc<AtomicU64>);
 
 impl Progress {
+    /// It is so far, per cent.
+    pub fn is_at(&self, percent: f64) {
+        self.0.store((percent.clamp(0.0, 100.0) * 10.0) as u64, Ordering::Relaxed);
+    }
     /// Per cent.
     #[must_use]
     pub fn percent(&self) -> u64 {

@@ -1,0 +1,50 @@
+//! Whether what a VM says of snapshots, and of disks of other VMs that it is made from, can be.
+
+use super::validate::{After, Say};
+use haven_model::{PoolDriverKind, VmSpec, host::CLONES, vm_snapshot::SnapshotSpec};
+use haven_plan::tolerance::migration::speaks_less;
+
+/// Says everything that is wrong; `of_service` for the VMs that a service makes.
+pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mut Say<'_>) {
+    if let Some(SnapshotSpec { every, keep }) = &spec.snapshot {
+        if *every < SnapshotSpec::SHORTEST {
+            let message =
+                format!("`every` is {every}, which is more often than snapshots are taken");
+            say(("every", every), message, "write at least 1m");
+        }
+        if !(1..=SnapshotSpec::MOST).contains(keep) {
+            let message =
+                format!("`keep` is {keep}; 1 to {} snapshots are kept", SnapshotSpec::MOST);
+            say(("keep", keep), message, "what is to be kept longer belongs into a backup");
+        }
+        if of_service {
+            let message = "members of services have no snapshots".to_owned();
+            let hint = "leave `snapshot` out; what must be kept belongs to a VM of its own";
+            say(("snapshot", &""), message, hint);
+        }
+    }
+    for disk in &spec.disks {
+        let Some(copy) = &disk.copy_of else { continue };
+        if disk.image.is_some() || disk.backup.is_some() {
+            let message =
+                format!("the disk `{}` is made from the {copy} and from something else", disk.name);
+            say(("copyOf", &""), message, "write one of them");
+        }
+        let driver = after.pool(&disk.pool).map(|pool| pool.driver);
+        let can = |driver| matches!(driver, PoolDriverKind::Local | PoolDriverKind::Shared);
+        if driver.is_some_and(|driver| !can(driver)) {
+            let message = format!(
+                "the disk `{}` is made from the {copy} and lives in the pool `{}`; only disks of local and shared pools are so far",
+                disk.name, disk.pool
+            );
+            say(("pool", &disk.pool), message, "`haven backup restore` makes disks in any pool");
+        }
+    }
+    let uses = spec.snapshot.is_some() || spec.disks.iter().any(|disk| disk.copy_of.is_some());
+    if let Some(host) = speaks_less(after.snapshot, CLONES).filter(|_| uses) {
+        let message = format!(
+            "{host} has not said that it knows of that: it runs an older Haven, or has not come up yet"
+        );
+        say(("snapshot", &""), message, "wait until all hosts are up and upgraded");
+    }
+}

@@ -1,0 +1,62 @@
+//! VMs that are made from the disks of others: where that can be done, and what stays only until it is
+//! (docs/decisions/0028-clones.md).
+
+use crate::work::{Work, vm_ref};
+use haven_model::{
+    Action, Name, Snapshot,
+    object::Stored,
+    vm::VmSpec,
+    vm_snapshot::{CopyRef, SnapshotState, VmSnapshot},
+};
+
+/// The VM whose disks are on another host than this one, and from which a disk of `vm` is yet to be made.
+#[must_use]
+pub fn elsewhere<'a>(snapshot: &Snapshot, vm: &'a Stored<VmSpec>, host: &Name) -> Option<&'a Name> {
+    let mut copies = vm.spec.disks.iter().filter_map(|disk| disk.copy_of.as_deref());
+    let away = |copy: &&CopyRef| {
+        let of_it = snapshot.vms.get(&copy.vm).is_some_and(|vm| vm.meta.uid == copy.vm_uid);
+        // Of one that is gone nothing can be made anywhere, which its start tells.
+        let placed = snapshot.placements.get(&copy.vm).filter(|_| of_it);
+        placed.is_some_and(|placed| placed.host != *host)
+    };
+    copies.find(away).map(|copy| &copy.vm)
+}
+
+/// The VM that is yet to be made from this snapshot.
+#[must_use]
+pub fn needed_by<'a>(
+    snapshot: &'a Snapshot,
+    vm_uid: &'a str,
+    record: &VmSnapshot,
+) -> Option<&'a Name> {
+    snapshot.copies_of(vm_uid).find(|(_, copy)| copy.snapshot == record.id).map(|(vm, _)| vm)
+}
+
+/// Has snapshots removed that were taken only for a VM to be made, once it is.
+pub(crate) fn plan(work: &mut Work<'_>) {
+    let snapshot = work.snapshot;
+    for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
+        let all = snapshot.vm_snapshots.get(&vm.meta.uid).into_iter().flatten();
+        for (called, record) in all {
+            let Some(made) = &record.made_for else { continue };
+            let rests = matches!(record.state, SnapshotState::There | SnapshotState::Failed);
+            if !rests || needed_by(snapshot, &vm.meta.uid, record).is_some() {
+                continue;
+            }
+            let reason = format!("{name} keeps `{called}` no longer: {made} needs it no more");
+            let going = VmSnapshot {
+                state: SnapshotState::Going,
+                failed: None,
+                message: String::new(),
+                ..(*record.value).clone()
+            };
+            let action = Action::PutVmSnapshot {
+                vm: name.clone(),
+                name: called.clone(),
+                record: Box::new(going),
+                expected_revision: record.revision,
+            };
+            work.act(vm_ref(name), reason, action);
+        }
+    }
+}
