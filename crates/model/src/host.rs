@@ -72,7 +72,7 @@ pub struct LostSession {
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
 /// until all hosts that it concerns say as much.
-pub const SPEAKS: u32 = SNAPSHOTS;
+pub const SPEAKS: u32 = RBD;
 /// From here on it restarts and upgrades its host when it is told to.
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
@@ -91,6 +91,8 @@ pub const SHUTS: u32 = 6;
 pub const PLUGS: u32 = 7;
 /// From here on it takes snapshots of VMs, and knows that a disk which holds some does not go along.
 pub const SNAPSHOTS: u32 = 8;
+/// From here on it knows pools of Ceph clusters.
+pub const RBD: u32 = 9;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -26,6 +26,7 @@ mod migrations;
 pub mod objects;
 pub mod openapi;
 pub mod overview;
+mod pools;
 mod power;
 mod promises;
 mod rehearsals;
@@ -71,7 +72,7 @@ mod volumes_test;
 use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use haven_model::{
-    Name, ObjectRef, Observations, Snapshot,
+    Name, ObjectRef, Observations, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
@@ -114,6 +115,8 @@ pub trait LocalHost: Send + Sync {
     async fn pieces(&self, volume: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String>;
     /// The whole answer of another host's API to a GET.
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
+    /// Looks whether a pool of a Ceph cluster can be used from this host; its key is sealed.
+    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<(), String>;
     /// Makes a target of what is there, when it is empty.
     async fn mark_target(&self, target: &Name) -> Result<(), String>;
     /// The backups in a target, of one VM or of all.

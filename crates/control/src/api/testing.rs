@@ -18,7 +18,7 @@ use axum::{
     http::{StatusCode, header},
 };
 use haven_model::{
-    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, Snapshot,
+    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     image::ImageFile,
@@ -167,6 +167,12 @@ impl LocalHost for Nothing {
     }
     async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
+    }
+    async fn check_ceph(&self, _: &Name, rbd: &RbdSpec) -> Result<(), String> {
+        match rbd.pool.as_str() {
+            "nopool" => Err("Ceph has no pool nopool; correct `pool`, or make it".into()),
+            _ => Ok(()),
+        }
     }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {
         Ok(())

@@ -80,6 +80,8 @@ fn place(
 ) -> (Vec<Compare>, Vec<Op>) {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
     compares.extend(same_replicas(snapshot, vm));
+    let clients = snapshot.clients.get(vm);
+    compares.extend(clients.map(|of| Compare::ModRevision(keys::clients(vm), of.revision)));
     // A VM whose disks are shut is taken over their records, which are among those above.
     let lost = taken_from.filter(|from| from.proof != ProofKind::StorageFenced);
     if let Some(TakenFrom { host, lease_revision, .. }) = lost {
@@ -177,6 +179,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, Some(record.as_ref()))
         }
+        Action::PutClients { vm, record, expected_revision } => {
+            one(keys::clients(vm), *expected_revision, Some(record.as_ref()))
+        }
         Action::PutBackup { vm, run, expected_revision } => {
             one(keys::backup(vm), *expected_revision, Some(run.as_ref()))
         }
@@ -236,6 +241,9 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::vm_status(&object.name)));
             ops.push(Op::Delete(keys::migration(&object.name)));
             ops.push(Op::Delete(keys::wait(&object.name)));
+            ops.extend(
+                snapshot.clients.get(&object.name).map(|_| Op::Delete(keys::clients(&object.name))),
+            );
             ops.extend(
                 snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))),
             );
@@ -316,6 +324,7 @@ pub fn event_of(
         | Action::PutMigration { .. }
         | Action::PutDrain { .. }
         | Action::PutVolume { .. }
+        | Action::PutClients { .. }
         | Action::PlaceVm { .. }
         | Action::RemoveObject { .. } => Severity::Info,
         _ => return None,

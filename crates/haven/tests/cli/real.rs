@@ -58,6 +58,9 @@ impl LocalHost for OnlyImages {
     async fn pieces(&self, _: &VolumeRef, _: u64, count: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; usize::try_from(count * 32).unwrap_or(0)])
     }
+    async fn check_ceph(&self, _: &Name, _: &haven_model::RbdSpec) -> Result<(), String> {
+        Err("there is no Ceph cluster in tests of the command line".into())
+    }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {
         Ok(())
     }

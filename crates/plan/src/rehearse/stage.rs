@@ -515,6 +515,9 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, json(record))
         }
+        Action::PutClients { vm, record, expected_revision } => {
+            one(keys::clients(vm), *expected_revision, json(record))
+        }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, json(incident))
         }
