@@ -53,6 +53,8 @@ mod migrations_test;
 #[cfg(test)]
 mod openapi_test;
 #[cfg(test)]
+mod pools_test;
+#[cfg(test)]
 mod power_test;
 #[cfg(test)]
 mod promote_test;

@@ -53,7 +53,7 @@ impl After<'_> {
         format!("there are: {}", names.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))
     }
 
-    fn pool(&self, name: &Name) -> Option<PoolSpec> {
+    pub(super) fn pool(&self, name: &Name) -> Option<PoolSpec> {
         match self.given.get(&ObjectRef::new(Kind::Pool, name.clone())) {
             Some(Object::Pool(pool)) => Some(pool.spec.clone()),
             _ => self.snapshot.pools.get(name).map(|pool| pool.spec.clone()),

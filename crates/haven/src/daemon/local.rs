@@ -20,11 +20,12 @@ use haven_host::{
         },
         files::Fetch,
         images::ImageStore,
+        rbd::volumes::RbdPools,
     },
     vm::driver::VmDriver,
 };
 use haven_model::{
-    Bytes, Name, Snapshot,
+    Bytes, Name, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -134,6 +135,7 @@ pub struct Local {
     peers: Peers,
     pieces: ReplicaPieces,
     targets: Targets,
+    rbd: RbdPools,
     store: EtcdStore,
     host: HostFile,
     pki: PkiDir,
@@ -149,6 +151,7 @@ impl Local {
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
         targets: Targets,
+        rbd: RbdPools,
     ) -> anyhow::Result<Self> {
         let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
@@ -157,6 +160,7 @@ impl Local {
             pieces: ReplicaPieces { me: host.name.clone(), live, peers: peers.clone() },
             peers,
             targets,
+            rbd,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),
@@ -275,6 +279,10 @@ impl LocalHost for Local {
     async fn pieces(&self, of: &VolumeRef, from: u64, count: u64) -> Result<Vec<u8>, String> {
         let hashes = self.pieces.here(of, from, count).await;
         hashes.map(|hashes| hashes.concat()).map_err(|failure| failure.what)
+    }
+
+    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<(), String> {
+        self.rbd.check(pool, rbd).await.map_err(|failure| failure.what)
     }
 
     async fn mark_target(&self, target: &Name) -> Result<(), String> {

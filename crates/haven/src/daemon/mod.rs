@@ -38,7 +38,7 @@ use haven_host::{
     network::{address::LinuxAddress, linux::LinuxNetwork, uplink::LinuxUplinks},
     storage::{
         backup::target::Targets, files::FileStorage, images::ImageStore,
-        mirrored::daemon::StorageDaemons,
+        mirrored::daemon::StorageDaemons, pools::Pools, rbd::volumes::RbdPools,
     },
     vm::{
         driver::VmDriver,
@@ -346,12 +346,15 @@ impl Daemon {
             address: Arc::new(address),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
             secrets: self.secrets(),
-            storage: Arc::new(FileStorage::new(
-                images,
-                self.paths.run.join("vms"),
-                Arc::new(peers.clone()),
-                Targets::new(targets_live, self.secrets()),
-            )),
+            storage: Arc::new(Pools {
+                rbd: self.rbd_pools(&targets_live),
+                files: FileStorage::new(
+                    images,
+                    self.paths.run.join("vms"),
+                    Arc::new(peers.clone()),
+                    Targets::new(targets_live, self.secrets()),
+                ),
+            }),
             replicas: Arc::new(StorageDaemons::new(
                 "qemu-storage-daemon".into(),
                 self.paths.run.join("replicas"),
@@ -477,6 +480,11 @@ impl Daemon {
         }
     }
 
+    /// The pools of Ceph clusters, as this host reaches them.
+    fn rbd_pools(&self, live: &watch::Receiver<Arc<Snapshot>>) -> RbdPools {
+        RbdPools::new(live.clone(), self.secrets(), self.paths.run.join("rbd"))
+    }
+
     fn api(
         &self,
         store: &EtcdStore,
@@ -509,6 +517,7 @@ impl Daemon {
                 Arc::clone(vms),
                 live.clone(),
                 Targets::new(live.clone(), self.secrets()),
+                self.rbd_pools(live),
             )?),
             power: Arc::new(Powers::new(self.secrets())),
             secrets: self.secrets(),

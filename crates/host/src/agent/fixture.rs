@@ -56,6 +56,19 @@ pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
+/// A Ceph cluster that knows clients.
+#[derive(Default)]
+pub struct Ceph {
+    /// By which each volume is open.
+    pub open: BTreeMap<VolumeName, BTreeSet<String>>,
+    /// Those that were shut out.
+    pub shut: BTreeSet<String>,
+    /// Why nobody can be shut out.
+    pub refuses: Option<String>,
+    /// Tells one from the next.
+    next: u64,
+}
+
 /// Volumes that are names; a step may hang or fail.
 #[derive(Default)]
 pub struct Disks {
@@ -65,6 +78,8 @@ pub struct Disks {
     pub aside: Mutex<Vec<VolumeName>>,
     /// Volumes are never ready.
     pub hangs: AtomicBool,
+    /// The cluster of pools that are Ceph's.
+    pub ceph: Mutex<Ceph>,
     /// Nothing is copied that nobody waits for.
     pub keeps_room: AtomicBool,
     /// Why volumes cannot be made.
@@ -89,7 +104,7 @@ impl Storage for Disks {
             return Err(StorageFailure { what });
         }
         self.here.lock().unwrap().insert(wanted.name.clone());
-        Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into() })
+        Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into(), rbd: None })
     }
     async fn has_volume(
         &self,
@@ -179,6 +194,39 @@ impl Storage for Disks {
     ) -> Result<(), StorageFailure> {
         self.here.lock().unwrap().retain(|name| !names.contains(name));
         self.aside.lock().unwrap().extend(names.iter().cloned());
+        Ok(())
+    }
+    async fn clients(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<BTreeSet<String>, StorageFailure> {
+        Ok(self.ceph.lock().unwrap().open.get(name).cloned().unwrap_or_default())
+    }
+    async fn shut_out(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+        noted: &BTreeSet<String>,
+    ) -> Result<(), StorageFailure> {
+        let mut ceph = self.ceph.lock().unwrap();
+        if let Some(what) = ceph.refuses.clone() {
+            return Err(StorageFailure { what });
+        }
+        let open = ceph.open.remove(name).unwrap_or_default();
+        ceph.shut.extend(open.into_iter().chain(noted.iter().cloned()));
+        // The process that is started next.
+        ceph.next += 1;
+        let client = format!("10.0.0.1:0/{}", ceph.next);
+        ceph.open.insert(name.clone(), [client].into());
+        Ok(())
+    }
+    async fn shut_client(&self, _pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {
+        let mut ceph = self.ceph.lock().unwrap();
+        if let Some(what) = ceph.refuses.clone() {
+            return Err(StorageFailure { what });
+        }
+        ceph.shut.insert(client.to_owned());
         Ok(())
     }
     async fn room(&self, _pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {

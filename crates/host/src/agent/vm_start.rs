@@ -4,7 +4,7 @@
 //! any point, and it tells which step it is at.
 
 use super::{
-    AgentParts,
+    AgentParts, clients,
     mirrored::{
         Owner,
         open::{Begun, Opening},
@@ -228,6 +228,9 @@ impl Preparation<'_> {
             self.make_way(&pool, &wanted.name).await?;
         }
         let ready = self.volume(&pool, &wanted, disk, step).await?;
+        if pool.driver == PoolDriverKind::Rbd {
+            self.open_in_ceph(&pool, disk, &wanted.name, step).await?;
+        }
         Ok(DiskLaunch {
             name: disk.name.to_string(),
             path: ready.path,
@@ -236,8 +239,32 @@ impl Preparation<'_> {
             size_bytes: disk.size.0,
             arrives,
             mirror: None,
+            rbd: ready.rbd,
             slot: disk.slot,
         })
+    }
+
+    /// Shuts a disk in Ceph to all that had it open, before it is opened under this epoch. What had it open may have written
+    /// something that is still under way, whatever has become of it. A guest that moves here is the one exception: the process
+    /// before has it open, too, and only one of the two runs it.
+    async fn open_in_ceph(
+        &self,
+        pool: &PoolSpec,
+        disk: &DiskSpec,
+        name: &VolumeName,
+        step: &watch::Sender<String>,
+    ) -> Result<(), StartFailure> {
+        step.send_replace(format!("who had the disk `{}` open in Ceph is shut out", disk.name));
+        let (uid, epoch) = (&self.object.meta.uid, self.placement.epoch);
+        let begun = clients::begin(&self.parts, &self.vm, uid, epoch).await;
+        let before = begun.map_err(|error| StartFailure::of(&error))?;
+        if self.incoming.is_some() {
+            return Ok(());
+        }
+        let noted = before.open.iter().filter(|one| one.disk == disk.name && !before.is_shut());
+        let noted = noted.map(|one| one.client.clone()).collect();
+        let shut = self.parts.storage.shut_out(pool, name, &noted).await;
+        shut.map_err(|failure| StartFailure::of(&failure))
     }
 
     /// The image that a disk is made from, and its format.

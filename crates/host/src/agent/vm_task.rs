@@ -5,6 +5,7 @@
 
 mod backups;
 mod clean;
+mod clients;
 mod disks;
 mod ends;
 mod hangs;
@@ -474,6 +475,9 @@ impl VmTask {
                     self.forget_hangs();
                 }
                 self.keep_mirrors().await;
+                if self.running.is_some() {
+                    self.keep_clients(snapshot).await;
+                }
                 if self.running.is_none() {
                     return;
                 }

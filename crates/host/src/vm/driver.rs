@@ -7,6 +7,7 @@ use super::{
     snapshots::Snapshots,
     views::Views,
 };
+use crate::storage::rbd::node::RbdLaunch;
 use async_trait::async_trait;
 use haven_model::vm::DiskLimits;
 use serde::{Deserialize, Serialize};
@@ -41,9 +42,20 @@ pub struct DiskLaunch {
     /// The file is one of several replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorLaunch>,
+    /// It is an image of a Ceph cluster, and no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rbd: Option<RbdLaunch>,
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
+}
+
+impl DiskLaunch {
+    /// Whether its guest is stopped when the disk gives an error: whoever owns the VM knows what to do then.
+    #[must_use]
+    pub fn stops(&self) -> bool {
+        self.mirror.is_some() || self.rbd.is_some()
+    }
 }
 
 /// A kernel that QEMU boots directly.

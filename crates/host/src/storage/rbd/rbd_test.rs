@@ -56,9 +56,10 @@ impl Qemu {
     fn open(directory: &Path, pool: &RbdPool, image: &str) -> Self {
         let owner = std::os::unix::fs::MetadataExt::uid(&directory.metadata().unwrap());
         let files = node::write(directory, pool, owner).unwrap();
-        let node = node::node("d0", pool, image, "k0", &files);
+        let launch = node::RbdLaunch::of(pool, image, files);
+        let node = node::node("d0", &launch, "k0");
         let mut child = Command::new("qemu-io")
-            .args(["--object", &node::secret("k0", &files).to_string(), &format!("json:{node}")])
+            .args(["--object", &node::secret("k0", &launch).to_string(), &format!("json:{node}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
