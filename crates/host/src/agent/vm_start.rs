@@ -227,10 +227,10 @@ impl Preparation<'_> {
         if arrives {
             self.make_way(&pool, &wanted.name).await?;
         }
-        let ready = self.volume(&pool, &wanted, disk, step).await?;
         if pool.driver == PoolDriverKind::Rbd {
-            self.open_in_ceph(&pool, disk, &wanted.name, step).await?;
+            self.shut_in_ceph(&pool, disk, &wanted, step).await?;
         }
+        let ready = self.volume(&pool, &wanted, disk, step).await?;
         Ok(DiskLaunch {
             name: disk.name.to_string(),
             path: ready.path,
@@ -247,23 +247,26 @@ impl Preparation<'_> {
     /// Shuts a disk in Ceph to all that had it open, before it is opened under this epoch. What had it open may have written
     /// something that is still under way, whatever has become of it. A guest that moves here is the one exception: the process
     /// before has it open, too, and only one of the two runs it.
-    async fn open_in_ceph(
+    async fn shut_in_ceph(
         &self,
         pool: &PoolSpec,
         disk: &DiskSpec,
-        name: &VolumeName,
+        wanted: &VolumeWanted,
         step: &watch::Sender<String>,
     ) -> Result<(), StartFailure> {
         step.send_replace(format!("who had the disk `{}` open in Ceph is shut out", disk.name));
         let (uid, epoch) = (&self.object.meta.uid, self.placement.epoch);
         let begun = clients::begin(&self.parts, &self.vm, uid, epoch).await;
         let before = begun.map_err(|error| StartFailure::of(&error))?;
-        if self.incoming.is_some() {
+        let storage = &self.parts.storage;
+        let is_there = storage.has_volume(pool, &wanted.name, wanted.owner_uid).await;
+        let is_there = is_there.map_err(|failure| StartFailure::of(&failure))?.is_some();
+        if self.incoming.is_some() || !is_there {
             return Ok(());
         }
         let noted = before.open.iter().filter(|one| one.disk == disk.name && !before.is_shut());
         let noted = noted.map(|one| one.client.clone()).collect();
-        let shut = self.parts.storage.shut_out(pool, name, &noted).await;
+        let shut = storage.shut_out(pool, &wanted.name, &noted).await;
         shut.map_err(|failure| StartFailure::of(&failure))
     }
 

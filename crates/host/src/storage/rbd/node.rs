@@ -1,7 +1,6 @@
 //! What QEMU is told of an image, and the files that it reads.
 
 use super::{
-    clients::SHUT_OUT_SECONDS,
     pool::{RbdPool, servers},
     program::write_private,
 };
@@ -61,11 +60,11 @@ impl RbdLaunch {
 /// When the file system does not let it.
 pub fn write(directory: &Path, pool: &RbdPool, owner_uid: u32) -> io::Result<Files> {
     let files = Files { conf: directory.join("rbd.conf"), key: directory.join("rbd.key") };
-    // No limit is set on requests: one that librbd gives up may yet be carried out. Who takes over the lock of one that is gone has
-    // it refused: for as long as Haven has, and not for an hour over what Haven said.
+    // No limit is set on requests: one that librbd gives up may yet be carried out. Who takes over the lock of one that is gone
+    // does not have it refused itself: that would be for an hour, over the ten years for which it is refused already.
     let conf = format!(
         "[global]\nclient_mount_timeout = {OPENS_S}\nrados_osd_op_timeout = 0\n\
-         rbd_blocklist_expire_seconds = {SHUT_OUT_SECONDS}\nadmin_socket =\nlog_file =\nlog_to_stderr = false\n"
+         rbd_blocklist_on_break_lock = false\nadmin_socket =\nlog_file =\nlog_to_stderr = false\n"
     );
     write_private(&files.conf, &conf)?;
     write_private(&files.key, pool.key.expose())?;
