@@ -158,6 +158,7 @@ impl Storage for SimStorage {
         _: &PoolSpec,
         _: &VolumeName,
         _: &BTreeSet<String>,
+        _: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
         Ok(())
     }

@@ -27,8 +27,8 @@ use crate::{
 };
 use async_trait::async_trait;
 use haven_model::{
-    HostStatus, Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys,
-    maintenance::Work, object::Kind, placement::NicAddress, pool::PoolRoom,
+    HostStatus, Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Snapshot, VmStatus,
+    image::ImageFile, keys, maintenance::Work, object::Kind, placement::NicAddress, pool::PoolRoom,
 };
 use haven_store::{
     clock::Clock,
@@ -94,7 +94,7 @@ pub struct Disks {
 impl Storage for Disks {
     async fn volume(
         &self,
-        _pool: &PoolSpec,
+        pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
         if self.hangs.load(Ordering::Acquire) {
@@ -102,6 +102,13 @@ impl Storage for Disks {
         }
         if let Some(what) = self.refuses.lock().unwrap().clone() {
             return Err(StorageFailure { what });
+        }
+        if pool.driver == PoolDriverKind::Rbd {
+            // That of the process that is started next.
+            let mut ceph = self.ceph.lock().unwrap();
+            ceph.next += 1;
+            let client = format!("10.0.0.1:0/{}", ceph.next);
+            ceph.open.entry(wanted.name.clone()).or_default().insert(client);
         }
         self.here.lock().unwrap().insert(wanted.name.clone());
         Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into(), rbd: None })
@@ -112,7 +119,8 @@ impl Storage for Disks {
         name: &VolumeName,
         _owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure> {
-        let there = self.here.lock().unwrap().contains(name);
+        let in_ceph = self.ceph.lock().unwrap().open.contains_key(name);
+        let there = in_ceph || self.here.lock().unwrap().contains(name);
         Ok(there.then(|| name.to_string().into()))
     }
     async fn grow(
@@ -208,17 +216,15 @@ impl Storage for Disks {
         _pool: &PoolSpec,
         name: &VolumeName,
         noted: &BTreeSet<String>,
+        shut: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
         let mut ceph = self.ceph.lock().unwrap();
         if let Some(what) = ceph.refuses.clone() {
             return Err(StorageFailure { what });
         }
         let open = ceph.open.remove(name).unwrap_or_default();
+        assert!(shut.is_subset(&ceph.shut));
         ceph.shut.extend(open.into_iter().chain(noted.iter().cloned()));
-        // The process that is started next.
-        ceph.next += 1;
-        let client = format!("10.0.0.1:0/{}", ceph.next);
-        ceph.open.insert(name.clone(), [client].into());
         Ok(())
     }
     async fn shut_client(&self, _pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {

@@ -190,14 +190,17 @@ pub trait Storage: Send + Sync {
     ) -> Result<BTreeSet<String>, StorageFailure> {
         Err(not_in_ceph(&format!("{name} in {}", pool.place())))
     }
-    /// Shuts a volume of such a pool to all that have it open, and to these clients. Whoever opens it afterwards is alone.
+    /// Shuts a volume of such a pool to all that have it open, and to these clients; those in `shut` are refused already. Whoever
+    /// opens it afterwards is alone.
     async fn shut_out(
         &self,
         pool: &PoolSpec,
         name: &VolumeName,
         noted: &BTreeSet<String>,
+        shut: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
-        Err(not_in_ceph(&format!("{name} in {}, open to {noted:?},", pool.place())))
+        let open: Vec<_> = noted.union(shut).collect();
+        Err(not_in_ceph(&format!("{name} in {}, open to {open:?},", pool.place())))
     }
     /// Has Ceph refuse one client from now on: what is opened afterwards it cannot write to any more.
     async fn shut_client(&self, pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {

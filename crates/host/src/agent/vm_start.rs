@@ -23,7 +23,7 @@ use haven_model::{
     vm::{DISKS, DiskSpec},
     volume::VolumeRef,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// How often it is told how far a disk is that is made from a backup.
@@ -264,10 +264,11 @@ impl Preparation<'_> {
         if self.incoming.is_some() || !is_there {
             return Ok(());
         }
-        let noted = before.open.iter().filter(|one| one.disk == disk.name && !before.is_shut());
-        let noted = noted.map(|one| one.client.clone()).collect();
-        let shut = storage.shut_out(pool, &wanted.name, &noted).await;
-        shut.map_err(|failure| StartFailure::of(&failure))
+        let its = before.open.iter().filter(|one| one.disk == disk.name);
+        let its: BTreeSet<String> = its.map(|one| one.client.clone()).collect();
+        let shut = if before.is_shut() { its.clone() } else { BTreeSet::new() };
+        let done = storage.shut_out(pool, &wanted.name, &its, &shut).await;
+        done.map_err(|failure| StartFailure::of(&failure))
     }
 
     /// The image that a disk is made from, and its format.

@@ -369,7 +369,7 @@ impl VmTask {
             Step::Start if !self.reverted(snapshot).await => {}
             Step::Start => self.start(snapshot).await,
             Step::Stop => self.stop(snapshot).await,
-            Step::Kill => self.kill().await,
+            Step::Kill => self.close_or_kill().await,
             Step::Reset => self.reset(snapshot).await,
             Step::Receive
             | Step::Attend
@@ -475,9 +475,6 @@ impl VmTask {
                     self.forget_hangs();
                 }
                 self.keep_mirrors().await;
-                if self.running.is_some() {
-                    self.keep_clients(snapshot).await;
-                }
                 if self.running.is_none() {
                     return;
                 }
@@ -514,9 +511,7 @@ impl VmTask {
         let Some(placement) = snapshot.placements.get(&self.vm).filter(mine) else {
             return false;
         };
-        let Some(session) = self.parts.current_session() else {
-            return false;
-        };
+        let Some(session) = self.parts.current_session() else { return false };
         let object = snapshot.vms.get(&self.vm);
         let generation = object.map_or(0, |vm| vm.meta.generation);
         let checked = object.is_some_and(|vm| vm.spec.check.is_some());

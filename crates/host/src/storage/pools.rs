@@ -143,8 +143,9 @@ impl Storage for Pools {
         pool: &PoolSpec,
         name: &VolumeName,
         noted: &BTreeSet<String>,
+        shut: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
-        self.rbd.shut_out(pool, name, noted).await
+        self.rbd.shut_out(pool, name, noted, shut).await
     }
 
     async fn shut_client(&self, pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {

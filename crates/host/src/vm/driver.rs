@@ -330,6 +330,11 @@ pub trait VmDriver: LiveMigration + Mirrors + Views + HotDisks + Snapshots {
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError>;
     /// Ends it at once; returns when its process is gone. Fine when it does not run.
     async fn kill(&self, vm: &str) -> Result<(), VmError>;
+    /// Has a process whose guest has gone over to another host end by itself, if others wait for that: a client of Ceph's that is
+    /// killed holds up for 30 s whoever writes to its disk next. It may be there yet when this returns.
+    async fn close(&self, _vm: &str) -> Result<(), VmError> {
+        Ok(())
+    }
     /// Signals the end to every VM of this host, also to those that an earlier daemon started and to those that are
     /// just being started, and waits for none, so that one that hangs in the kernel does not keep the others running.
     /// Returns how many processes are still there.

@@ -8,7 +8,7 @@ use haven_model::{
     clients::{DiskClients, OpenDisk},
     vm::DiskSpec,
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// How soon a process that was ended is seen to.
 const AT_ONCE: Duration = Duration::from_millis(10);
@@ -32,7 +32,8 @@ fn in_ceph<'a>(
 
 impl VmTask {
     /// Sees to it that the record of who has its disks in Ceph open is right.
-    pub(super) async fn keep_clients(&mut self, snapshot: &Snapshot) {
+    pub(super) async fn keep_clients(&mut self) {
+        let snapshot = &*Arc::clone(&self.parts.live.borrow());
         let record = snapshot.clients.get(&self.vm);
         let Some(object) = snapshot.vms.get(&self.vm) else { return };
         let (Some(record), Some(placed)) = (record, snapshot.placements.get(&self.vm)) else {
@@ -152,7 +153,7 @@ impl VmTask {
 
     /// Whether its guest stands because a disk in Ceph gives nothing but errors, which only a new process mends: it is ended then.
     pub(super) async fn ended_for_ceph(&mut self) -> bool {
-        let live = std::sync::Arc::clone(&self.parts.live.borrow());
+        let live = Arc::clone(&self.parts.live.borrow());
         let Some(object) = live.vms.get(&self.vm) else { return false };
         if in_ceph(&live, &object.spec).next().is_none() {
             return false;

@@ -160,6 +160,9 @@ impl VmTask {
         if self.mirrors.broke {
             self.see_whether_it_stands().await;
         }
+        if self.running.is_some() {
+            self.keep_clients().await;
+        }
     }
 
     /// Its process has ended. If all replicas have all that was written, the next one opens them as they are.

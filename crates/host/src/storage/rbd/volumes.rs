@@ -208,7 +208,7 @@ impl RbdPools {
             return Ok(());
         }
         if !images.clients(&image).await?.is_empty() {
-            images.shut_out(&image, &BTreeSet::new()).await?;
+            images.shut_out(&image, &BTreeSet::new(), &BTreeSet::new()).await?;
         }
         images.remove(&image).await
     }
@@ -234,7 +234,7 @@ impl RbdPools {
         Ok(clients.iter().map(ToString::to_string).collect())
     }
 
-    /// Shuts a volume to all that have it open, and to those that were noted.
+    /// Shuts a volume to all that have it open, and to those that were noted; those in `shut` are refused already.
     ///
     /// # Errors
     /// When one of them may still write.
@@ -243,10 +243,13 @@ impl RbdPools {
         pool: &PoolSpec,
         name: &VolumeName,
         noted: &BTreeSet<String>,
+        shut: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
-        let noted =
-            noted.iter().map(|text| text.parse()).collect::<Result<BTreeSet<Client>, _>>()?;
-        self.images(pool)?.shut_out(&image(name), &noted).await.map(drop)
+        let clients = |of: &BTreeSet<String>| {
+            of.iter().map(|text| text.parse()).collect::<Result<BTreeSet<Client>, _>>()
+        };
+        let (noted, shut) = (clients(noted)?, clients(shut)?);
+        self.images(pool)?.shut_out(&image(name), &noted, &shut).await.map(drop)
     }
 
     /// Has the cluster of a pool refuse a client from now on.
