@@ -342,6 +342,12 @@ fn shut_out(lab: &Driver, ceph: &Ceph) -> Result<()> {
     lab.haven(&["lab", "heal"])?;
     lab.online(&owner)?;
     lab.wait("its old copy has ended", PATIENCE, |_| !runs(&owner))?;
+    let (late, has) =
+        (largest_in(&said(lab, VM, Some(&owner)), "KEEPER-WROTE"), largest(lab, "KEEPER-HAS"));
+    ensure!(
+        late <= has,
+        "the old copy was told that {late} is written, and the new one found {has}"
+    );
     let events = lab.haven(&["events", "--limit", "200"])?;
     ensure!(events.contains("shuts the disks of scribe in Ceph"), "{events}");
     ensure!(events.contains("(storage-fenced)") || took > 4.4, "{events}");
