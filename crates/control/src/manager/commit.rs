@@ -115,6 +115,12 @@ fn one<T: Serialize>(key: String, read: i64, record: Option<&T>) -> (Vec<Compare
     (vec![unchanged(key, read)], vec![op])
 }
 
+/// A VM has no owner any more.
+fn release(vm: &Name, expected_revision: i64) -> (Vec<Compare>, Vec<Op>) {
+    let ops = vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))];
+    (vec![unchanged(keys::placement(vm), expected_revision)], ops)
+}
+
 /// What of this plan goes to the store; `None` for actions that change nothing there.
 #[must_use]
 pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Option<Commit> {
@@ -156,10 +162,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::PutMaintenance { maintenance, expected_revision } => {
             one(keys::MAINTENANCE.into(), *expected_revision, Some(maintenance.as_ref()))
         }
-        Action::ReleaseVm { vm, expected_revision } => (
-            vec![unchanged(keys::placement(vm), *expected_revision)],
-            vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
-        ),
+        Action::ReleaseVm { vm, expected_revision } => release(vm, *expected_revision),
         Action::PutObject { object, expected_revision } => {
             let key = keys::object(&object.reference());
             let mut compares = vec![unchanged(key.clone(), *expected_revision)];

@@ -80,7 +80,7 @@ pub struct VolumeReady {
     /// `raw` or `qcow2`.
     pub format: String,
     /// It is an image of a Ceph cluster, and no file.
-    pub rbd: Option<RbdLaunch>,
+    pub rbd: Option<Box<RbdLaunch>>,
 }
 
 /// What a guest learns at its first boot.

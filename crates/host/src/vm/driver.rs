@@ -44,7 +44,7 @@ pub struct DiskLaunch {
     pub mirror: Option<MirrorLaunch>,
     /// It is an image of a Ceph cluster, and no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rbd: Option<RbdLaunch>,
+    pub rbd: Option<Box<RbdLaunch>>,
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,

@@ -446,21 +446,23 @@ struct Writes {
     records: Vec<(String, Option<Vec<u8>>)>,
 }
 
+fn json<T: Serialize>(record: &T) -> Option<Vec<u8>> {
+    serde_json::to_vec(record).ok()
+}
+
 /// What an action writes; none when it writes nothing.
 fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
-    fn json<T: Serialize>(record: &T) -> Option<Vec<u8>> {
-        serde_json::to_vec(record).ok()
-    }
     let one = |key: String, expected: i64, value: Option<Vec<u8>>| Writes {
         over: (key.clone(), expected),
         records: vec![(key, value)],
     };
     Some(match action {
-        // What is backed up meanwhile changes nothing of what is rehearsed.
+        // What is backed up meanwhile changes nothing of what is rehearsed, nor does what no host of it would carry out.
         Action::ConfirmLease { .. }
         | Action::ReadPower { .. }
         | Action::PowerOff { .. }
-        | Action::PutBackup { .. } => return None,
+        | Action::PutBackup { .. }
+        | Action::PutClients { .. } => return None,
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
             let closed = haven_model::Lease { closed: true, ..(*lease.value).clone() };
@@ -501,8 +503,8 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         Action::RemoveObject { object, expected_revision } => {
             let mut writes = one(keys::object(object), *expected_revision, None);
             if object.kind == Kind::Vm {
-                writes.records.push((keys::vm_status(&object.name), None));
-                writes.records.push((keys::migration(&object.name), None));
+                let beside = [keys::vm_status(&object.name), keys::migration(&object.name)];
+                writes.records.extend(beside.map(|key| (key, None)));
             }
             writes
         }
@@ -514,9 +516,6 @@ fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
         }
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, json(record))
-        }
-        Action::PutClients { vm, record, expected_revision } => {
-            one(keys::clients(vm), *expected_revision, json(record))
         }
         Action::PutIncident { incident, expected_revision } => {
             one(keys::incident(incident.number), *expected_revision, json(incident))
