@@ -150,8 +150,7 @@ impl Local {
         store: EtcdStore,
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
-        targets: Targets,
-        rbd: RbdPools,
+        (targets, rbd): (Targets, RbdPools),
     ) -> anyhow::Result<Self> {
         let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
