@@ -1,13 +1,14 @@
 #!/bin/bash
 # A real Ceph for experiments: 3 mons, 1 mgr, 3 OSDs, one set per namespace hx-1..hx-3; hx-4 is a host with clients only.
-# The bridge is in hx-sw; nothing is attached to the root namespace's network. No systemd.
+# The bridge is in hx-sw, or that of a lab; nothing is attached to the root namespace's network. No systemd.
 #   ceph-lab.sh up | down | cut N | heal N | in N COMMAND… | test
 # Needs root, and ceph-mon, ceph-mgr, ceph-osd, ceph-common and qemu-block-extra on this machine, or in the root file system of a Debian 13
 # that LAB_ROOT names. HAVEN_CEPH_LAB sets where its state stands. `test` runs the tests of crates/host/src/storage/rbd with it.
 set -euo pipefail
 here=${HAVEN_CEPH_LAB:-/tmp/haven-ceph-lab}
 lab=$here/lab
-net=10.86.7
+# The beginning of the addresses, behind which N comes, and the namespace of an existing bridge br0 to plug into.
+net=${HAVEN_CEPH_NET:-10.86.7.} switch=${HAVEN_CEPH_SWITCH:-}
 [ -f $lab/root ] && LAB_ROOT=$(cat $lab/root)
 LAB_ROOT=${LAB_ROOT-}
 
@@ -40,14 +41,17 @@ until_true() { # seconds, what, command…
 ceph() { as 1 ceph "$@"; }
 
 network_up() {
-  ip netns add hx-sw
-  ip -n hx-sw link add br0 type bridge
-  ip -n hx-sw link set br0 up
+  local sw=${switch:-hx-sw}
+  if [ -z "$switch" ]; then
+    ip netns add hx-sw
+    ip -n hx-sw link add br0 type bridge
+    ip -n hx-sw link set br0 up
+  fi
   for n in 1 2 3 4; do
     ip netns add hx-$n
-    ip -n hx-sw link add p$n type veth peer name eth0 netns hx-$n
-    ip -n hx-sw link set p$n master br0 up
-    ip -n hx-$n addr add $net.$n/24 dev eth0
+    ip -n $sw link add p$n type veth peer name eth0 netns hx-$n
+    ip -n $sw link set p$n master br0 up
+    ip -n hx-$n addr add $net$n/24 dev eth0
     ip -n hx-$n link set eth0 up
     ip -n hx-$n link set lo up
   done
@@ -58,12 +62,12 @@ configuration() {
 [global]
 fsid = $1
 mon_initial_members = h1,h2,h3
-mon_host = [v2:$net.1:3300/0,v1:$net.1:6789/0] [v2:$net.2:3300/0,v1:$net.2:6789/0] [v2:$net.3:3300/0,v1:$net.3:6789/0]
+mon_host = [v2:${net}1:3300/0,v1:${net}1:6789/0] [v2:${net}2:3300/0,v1:${net}2:6789/0] [v2:${net}3:3300/0,v1:${net}3:6789/0]
 auth_cluster_required = cephx
 auth_service_required = cephx
 auth_client_required = cephx
 auth_allow_insecure_global_id_reclaim = false
-public_network = $net.0/24
+public_network = ${net%.*}.0/24
 keyring = $lab/\$name.keyring
 run_dir = $lab/run
 admin_socket = $lab/run/\$name.\$pid.asok
@@ -111,7 +115,7 @@ prepare_osd() { # number, key, uuid
     >$lab/run/mkfs.$1.out 2>&1
 }
 start_osd() {
-  background $lab/h$1/osd.pid $lab/run/osd.$1.out "$1" ceph-osd -i "$1" -f --public-addr $net.$1 --cluster-addr $net.$1 \
+  background $lab/h$1/osd.pid $lab/run/osd.$1.out "$1" ceph-osd -i "$1" -f --public-addr $net$1 --cluster-addr $net$1 \
     --crush-location "host=h$1 root=default"
 }
 osds_up() { ceph osd stat | grep -q '3 up'; }
@@ -137,12 +141,12 @@ up() {
     ceph-authtool mon.keyring --import-keyring client.admin.keyring
     ceph-authtool mon.keyring --import-keyring mgr.h1.keyring
     for n in 1 2 3; do ceph-authtool --gen-print-key > key.\$n; done
-    monmaptool --create --clobber --fsid $fsid --addv h1 '[v2:$net.1:3300,v1:$net.1:6789]' \
-      --addv h2 '[v2:$net.2:3300,v1:$net.2:6789]' --addv h3 '[v2:$net.3:3300,v1:$net.3:6789]' monmap" >$lab/run/keys.out
+    monmaptool --create --clobber --fsid $fsid --addv h1 '[v2:${net}1:3300,v1:${net}1:6789]' \
+      --addv h2 '[v2:${net}2:3300,v1:${net}2:6789]' --addv h3 '[v2:${net}3:3300,v1:${net}3:6789]' monmap" >$lab/run/keys.out
   chmod 600 $lab/*.keyring $lab/key.*
   for n in 1 2 3; do
     as $n ceph-mon --mkfs -i h$n --monmap $lab/monmap --keyring $lab/mon.keyring
-    background $lab/h$n/mon.pid $lab/run/mon.$n.out $n ceph-mon -i h$n --public-addr $net.$n -f
+    background $lab/h$n/mon.pid $lab/run/mon.$n.out $n ceph-mon -i h$n --public-addr $net$n -f
   done
   ceph --connect-timeout 30 mon stat >/dev/null
   echo "mons: $(since)"
@@ -174,7 +178,7 @@ users() {
   local key=$(sed -n 's/.*key = //p' $lab/client.haven.keyring) poor=$(sed -n 's/.*key = //p' $lab/client.poor.keyring)
   ceph osd pool create other 1 1 2>/dev/null
   as 1 rbd namespace create vm/one
-  printf '{"monitors":["%s.1","%s.2","%s.3"],"user":"haven","key":"%s","pool":"vm"}\n' $net $net $net "$key" >$lab/pool.json
+  printf '{"monitors":["%s1","%s2","%s3"],"user":"haven","key":"%s","pool":"vm"}\n' $net $net $net "$key" >$lab/pool.json
   printf '%s' "$poor" >$lab/poor.key
 }
 
@@ -197,8 +201,8 @@ verb=${1-}; shift || true
 case $verb in
 up) up ;;
 down) down ;;
-cut) ip -n hx-sw link set p$1 nomaster ;;
-heal) ip -n hx-sw link set p$1 master br0 ;;
+cut) ip -n ${switch:-hx-sw} link set p$1 nomaster ;;
+heal) ip -n ${switch:-hx-sw} link set p$1 master br0 ;;
 in) in_ns "$@" ;;
 test)
   cd "$(dirname "$0")/.."

@@ -169,6 +169,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         size_bytes: 1 << 20,
         arrives: false,
         mirror: None,
+        rbd: None,
         slot: None,
     });
     let running = begin.block_on(first.start(&launch)).unwrap();
@@ -365,6 +366,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             size_bytes: 512,
             arrives: false,
             mirror: None,
+            rbd: None,
             slot: None,
         });
         let said = driver.start(&launch).await.unwrap_err().to_string();
@@ -458,6 +460,7 @@ async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
             size_bytes: DISK,
             arrives: false,
             mirror: None,
+            rbd: None,
             slot: None,
         });
     }

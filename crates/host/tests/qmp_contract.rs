@@ -15,8 +15,10 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 9] = [
+const VARIANTS: [&str; 11] = [
     "nbd",
+    "rbd",
+    "secret",
     "tls-creds-psk",
     "null-co",
     "blkdebug",

@@ -23,6 +23,8 @@ pub struct Driver {
     pub dir: PathBuf,
     /// The names of its hosts.
     pub hosts: Vec<String>,
+    /// Where the root file system of its hosts is, if that is another one than usual.
+    pub cache: Option<PathBuf>,
     binary: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
@@ -35,7 +37,7 @@ impl Driver {
     pub fn new(binary: PathBuf, dir: PathBuf, hosts: u32) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let hosts = (1..=hosts).map(|i| format!("host{i}")).collect();
-        Ok(Self { dir, hosts, binary, runtime })
+        Ok(Self { dir, hosts, cache: None, binary, runtime })
     }
 
     /// The product's command for this lab.
@@ -43,6 +45,7 @@ impl Driver {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).env("HAVEN_LAB_DIR", &self.dir).stdin(Stdio::null());
+        command.envs(self.cache.iter().map(|cache| ("HAVEN_LAB_CACHE", cache)));
         command
     }
 

@@ -22,6 +22,8 @@ pub const DRAINS: &str = "/haven/drains/";
 pub const MAINTENANCE: &str = "/haven/maintenance";
 /// Prefix of mirrored volumes.
 pub const VOLUMES: &str = "/haven/volumes/";
+/// Prefix of who has disks in `rbd` pools open.
+pub const CLIENTS: &str = "/haven/clients/";
 /// Prefix of comparisons of replicas.
 pub const CHECKS: &str = "/haven/checks/";
 /// Prefix of disks that were removed from their VMs.
@@ -99,6 +101,11 @@ pub fn host_rooms(host: &Name) -> String {
 #[must_use]
 pub fn volume(volume: &VolumeRef) -> String {
     format!("{VOLUMES}{volume}")
+}
+/// Who has the disks of a VM in `rbd` pools open.
+#[must_use]
+pub fn clients(vm: &Name) -> String {
+    format!("{CLIENTS}{vm}")
 }
 /// The last comparison of the replicas of a volume.
 #[must_use]

@@ -13,6 +13,7 @@
 pub mod api;
 pub mod backup;
 pub mod certificate;
+pub mod clients;
 pub mod cluster;
 pub mod drain;
 pub mod error;
@@ -44,6 +45,7 @@ pub mod volume;
 
 pub use backup::TargetSpec;
 pub use certificate::CertificateSpec;
+pub use clients::DiskClients;
 pub use cluster::{AdmissionPolicy, ClusterSpec, LONGEST_LEASE, ManagerRecord, ProofKind, Timers};
 pub use drain::{Drain, DrainMove, MoveLimits};
 pub use error::ModelError;
@@ -60,7 +62,7 @@ pub use network::{NetworkKind, NetworkSpec};
 pub use object::{Kind, Meta, Object};
 pub use placement::{FrontendPlacement, NicAddress, Placement};
 pub use plan::{Action, Observations, Plan, Planned, Waiting};
-pub use pool::{PoolDriverKind, PoolSpec};
+pub use pool::{PoolDriverKind, PoolSpec, RbdSpec};
 pub use power::{PowerKind, PowerProblem, PowerSpec, PowerState};
 pub use service::{ServiceSpec, UpdateStrategy};
 pub use snapshot::{Change, Handover, Snapshot, Versioned};

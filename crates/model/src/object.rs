@@ -251,6 +251,11 @@ impl Object {
                     s3.secret_key = SEALED.into();
                 }
             }
+            Object::Pool(pool) => {
+                if let Some(rbd) = &mut pool.spec.rbd {
+                    rbd.key = SEALED.into();
+                }
+            }
             Object::Host(host) => {
                 if let Some(power) = &mut host.spec.power
                     && !power.password.is_empty()

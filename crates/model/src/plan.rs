@@ -2,6 +2,7 @@
 
 use crate::{
     backup::BackupRun,
+    clients::DiskClients,
     cluster::ProofKind,
     drain::Drain,
     event::Incident,
@@ -196,6 +197,15 @@ pub enum Action {
         /// The whole record.
         record: Box<Volume>,
         /// The revision of the record it replaces; 0 when there is none.
+        expected_revision: i64,
+    },
+    /// Have the disks of a VM in `rbd` pools shut to what has them open.
+    PutClients {
+        /// Which VM.
+        vm: Name,
+        /// The whole record.
+        record: Box<DiskClients>,
+        /// The revision of the record it replaces.
         expected_revision: i64,
     },
     /// Have a VM backed up.

@@ -3,7 +3,7 @@
 use crate::{name::Name, units::Bytes, volume::FEWEST_REPLICAS};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// Which engine keeps the volumes of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +16,8 @@ pub enum PoolDriverKind {
     Shared,
     /// A directory of each host: every disk is on several hosts at once, and outlives each of them.
     Mirrored,
+    /// A pool of a Ceph cluster: a disk outlives every host as long as that cluster does.
+    Rbd,
 }
 
 /// What is wanted of a pool.
@@ -24,24 +26,91 @@ pub enum PoolDriverKind {
 pub struct PoolSpec {
     /// The engine.
     pub driver: PoolDriverKind,
-    /// The directory on every host.
+    /// The directory on every host; nothing for a pool of Ceph's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
     /// On how many hosts each disk of a mirrored pool is: 2 or 3; 2 unless it is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
+    /// Where a pool of Ceph's is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rbd: Option<RbdSpec>,
+}
+
+/// A pool of a Ceph cluster.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RbdSpec {
+    /// Addresses of its monitors, `HOST` or `HOST:PORT`; one that answers is enough.
+    pub monitors: Vec<String>,
+    /// The user there, without `client.`.
+    pub user: String,
+    /// Its key, as `ceph auth get-key client.USER` prints it. It stands sealed in the store, and `sealed` is all that is ever shown
+    /// of it; written so, the one that is there is kept.
+    pub key: String,
+    /// The pool's name there.
+    pub pool: String,
+    /// The namespace in it; the nameless one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+impl RbdSpec {
+    /// The pool, with its namespace if it has one.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{}/{namespace}", self.pool),
+            None => self.pool.clone(),
+        }
+    }
+
+    /// Whether two differ in nothing but the key. Only then the key that is there may go where the new one says.
+    #[must_use]
+    pub fn same_place(&self, other: &Self) -> bool {
+        let without = |spec: &Self| Self { key: String::new(), ..spec.clone() };
+        without(self) == without(other)
+    }
+}
+
+/// The key may stand in the clear until it is sealed.
+impl fmt::Debug for RbdSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RbdSpec");
+        shown.field("monitors", &self.monitors).field("user", &self.user);
+        shown.field("pool", &self.pool).field("namespace", &self.namespace).finish_non_exhaustive()
+    }
 }
 
 impl PoolSpec {
     /// A pool of this kind in this directory, with what is usual.
     #[must_use]
     pub fn new(driver: PoolDriverKind, path: impl Into<String>) -> Self {
-        Self { driver, path: path.into(), replicas: None }
+        Self { driver, path: path.into(), replicas: None, rbd: None }
     }
+
+    /// Where it is, in words.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.rbd {
+            Some(rbd) => {
+                format!("{} of the Ceph cluster at {}", rbd.place(), rbd.monitors.join(", "))
+            }
+            None => self.path.clone(),
+        }
+    }
+
+    /// Whether every host sees the same disks, so that a VM finds its own on each.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.driver, PoolDriverKind::Shared | PoolDriverKind::Rbd)
+    }
+
     /// On how many hosts each of its disks is.
     #[must_use]
     pub fn copies(&self) -> usize {
         match self.driver {
-            PoolDriverKind::Local | PoolDriverKind::Shared => 1,
+            PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Rbd => 1,
             PoolDriverKind::Mirrored => self.replicas.unwrap_or(FEWEST_REPLICAS) as usize,
         }
     }

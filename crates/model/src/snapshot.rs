@@ -3,6 +3,7 @@
 use crate::{
     backup::{BackupRun, TargetSpec, Verification},
     certificate::CertificateSpec,
+    clients::DiskClients,
     cluster::{ClusterSpec, ManagerRecord},
     drain::Drain,
     event::Incident,
@@ -123,6 +124,8 @@ pub struct Snapshot {
     pub migration_status: BTreeMap<Name, Table<MigrationStatus>>,
     /// Mirrored volumes.
     pub volumes: BTreeMap<VolumeRef, Versioned<Volume>>,
+    /// Who has the disks of VMs in `rbd` pools open.
+    pub clients: Table<DiskClients>,
     /// Comparisons of their replicas.
     pub checks: BTreeMap<VolumeRef, Versioned<VolumeCheck>>,
     /// Disks that were removed from their VMs.
@@ -295,6 +298,7 @@ impl Snapshot {
             "migrations" => set(&mut self.migrations, rest, raw),
             "waits" => set(&mut self.waits, rest, raw),
             "volumes" => of_volume(&mut self.volumes, rest, raw, false),
+            "clients" => set(&mut self.clients, rest, raw),
             "checks" => of_volume(&mut self.checks, rest, raw, true),
             "gone" => of_volume(&mut self.gone, rest, raw, false),
             "backups" => set(&mut self.backups, rest, raw),

@@ -136,6 +136,9 @@ fn unreadable<'a>(snapshot: &'a Snapshot, object: &ObjectRef, action: &Action) -
         Action::PutVolume { volume, .. } => snapshot
             .unreadable_under(&format!("volumes/{volume}"))
             .or_else(|| snapshot.unreadable_under("spec/pool/")),
+        Action::PutClients { vm, .. } => snapshot
+            .unreadable_under(&format!("clients/{vm}"))
+            .or_else(|| snapshot.unreadable_under("spec/pool/")),
         Action::PutBackup { vm, .. } => snapshot.unreadable_under(&format!("backups/{vm}")),
         Action::PutVmSnapshot { vm, .. } => {
             let uid = snapshot.vms.get(vm).map_or("", |vm| vm.meta.uid.as_str());

@@ -65,7 +65,7 @@ impl Storage for SimStorage {
             self.world.local_disks.make(&self.host, &path);
             path = format!("{LOCAL}{path}");
         }
-        Ok(VolumeReady { path: PathBuf::from(path), format: "raw".into() })
+        Ok(VolumeReady { path: PathBuf::from(path), format: "raw".into(), rbd: None })
     }
     async fn has_volume(
         &self,
@@ -122,7 +122,7 @@ impl Storage for SimStorage {
         match pool.driver {
             PoolDriverKind::Local => self.world.local_disks.remove(&self.host, &name.to_string()),
             PoolDriverKind::Mirrored => self.world.mirrors.remove(&self.host, &name.to_string()),
-            PoolDriverKind::Shared => {}
+            PoolDriverKind::Shared | PoolDriverKind::Rbd => {}
         }
         Ok(())
     }
@@ -143,6 +143,26 @@ impl Storage for SimStorage {
             }
             self.world.local_disks.remove(&self.host, &name.to_string());
         }
+        Ok(())
+    }
+    // No Ceph cluster is simulated.
+    async fn clients(
+        &self,
+        _: &PoolSpec,
+        _: &VolumeName,
+    ) -> Result<BTreeSet<String>, StorageFailure> {
+        Ok(BTreeSet::new())
+    }
+    async fn shut_out(
+        &self,
+        _: &PoolSpec,
+        _: &VolumeName,
+        _: &BTreeSet<String>,
+        _: &BTreeSet<String>,
+    ) -> Result<(), StorageFailure> {
+        Ok(())
+    }
+    async fn shut_client(&self, _: &PoolSpec, _: &str) -> Result<(), StorageFailure> {
         Ok(())
     }
     async fn room(&self, _pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {

@@ -6,7 +6,7 @@ use super::{
     auth::now_ms,
     certificates, chosen,
     error::{ApiError, ApiResult},
-    power, targets,
+    pools, power, targets,
     validate::validate,
 };
 use axum::http::StatusCode;
@@ -90,6 +90,10 @@ pub(super) async fn apply_with(
         .iter()
         .map(|manifest| write(state, manifest, &snapshot, &mut vnis))
         .collect::<ApiResult<_>>()?;
+    for write in &writes {
+        let old = snapshot.object(&write.object.reference()).map(|(old, _)| old);
+        pools::check(state, &write.object, old.as_ref()).await?;
+    }
     writes.sort_by_key(|write| write.object.kind());
     let objects: Vec<Object> = writes.iter().map(|write| write.object.clone()).collect();
     let admitted = admission::ask(state, &snapshot, &objects)?;
@@ -138,6 +142,7 @@ pub(super) fn not_deleting(old: &Object) -> ApiResult<()> {
 pub(super) fn seal(state: &ApiState, object: &mut Object, old: Option<&Object>) -> ApiResult<()> {
     certificates::seal(state, object, old)?;
     targets::seal(state, object, old)?;
+    pools::seal(state, object, old)?;
     power::seal(state, object, old)
 }
 

@@ -29,6 +29,7 @@ mod migrations;
 pub mod objects;
 pub mod openapi;
 pub mod overview;
+mod pools;
 mod power;
 mod promises;
 mod rehearsals;
@@ -37,6 +38,7 @@ pub mod routes;
 pub mod serve;
 mod snapshots;
 pub mod table;
+mod table_disks;
 mod targets;
 pub mod validate;
 mod validate_after;
@@ -55,6 +57,8 @@ mod drains_test;
 mod migrations_test;
 #[cfg(test)]
 mod openapi_test;
+#[cfg(test)]
+mod pools_test;
 #[cfg(test)]
 mod power_test;
 #[cfg(test)]
@@ -75,7 +79,7 @@ mod volumes_test;
 use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use haven_model::{
-    Name, ObjectRef, Observations, Snapshot,
+    Name, ObjectRef, Observations, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
@@ -126,6 +130,8 @@ pub trait LocalHost: Send + Sync {
     ) -> Result<Vec<u8>, String>;
     /// The whole answer of another host's API to a GET.
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
+    /// Looks whether a pool of a Ceph cluster can be used from this host; its key is sealed.
+    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<(), String>;
     /// Makes a target of what is there, when it is empty.
     async fn mark_target(&self, target: &Name) -> Result<(), String>;
     /// The backups in a target, of one VM or of all.

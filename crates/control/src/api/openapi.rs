@@ -1,4 +1,4 @@
-//! The API's description, OpenAPI 3.1, made from [`TABLE`] and the types that go over the wire.
+//! The API's description, OpenAPI 3.1, made from [`table::all`] and the types that go over the wire.
 //!
 //! It stands in `docs/openapi.json`; `cargo run -p xtask -- openapi` writes that file, and a test fails while it is not
 //! what the code gives. Types are described as they are read: a field with a default may be left out of a request, and
@@ -6,7 +6,7 @@
 
 use super::{
     auth::Role,
-    table::{Gives, Route, SchemaOf, TABLE, Takes},
+    table::{self, Gives, Route, SchemaOf, Takes},
 };
 use haven_model::{Name, api::ProblemBody, object::Kind};
 use schemars::{SchemaGenerator, generate::SchemaSettings};
@@ -37,7 +37,7 @@ pub fn document() -> Value {
     });
     let mut generator = settings.into_generator();
     let mut paths: Map<String, Value> = Map::new();
-    for route in TABLE {
+    for route in table::all() {
         let operation = operation(route, &mut generator);
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.to_ascii_lowercase()] = operation;

@@ -5,8 +5,7 @@ use super::{
     auth::{Caller, Role, make_token},
     body::{Asked, At, Given, GivenItem},
     error::{ApiError, ApiResult},
-    objects, overview, serve,
-    table::TABLE,
+    objects, overview, serve, table,
 };
 use axum::{
     Extension, Json, Router,
@@ -38,7 +37,7 @@ type Api = State<ApiState>;
 /// The router. The caller stands in the request's extensions.
 pub fn router(state: ApiState) -> Router {
     let mut router = Router::new();
-    for route in TABLE {
+    for route in table::all() {
         let gate = middleware::from_fn_with_state((state.clone(), route.role), gate);
         router = router.route(route.path, (route.handler)().layer(gate));
     }
@@ -385,6 +384,7 @@ pub(super) async fn replace(
     apply::check(&state, std::slice::from_ref(&file), &snapshot)?;
     apply::keep(&mut object, &old, &snapshot);
     apply::seal(&state, &mut object, Some(&old))?;
+    super::pools::check(&state, &object, Some(&old)).await?;
     let labels = std::mem::take(&mut object.meta_mut().labels);
     *object.meta_mut() = old.meta().clone();
     object.meta_mut().labels = labels;

@@ -6,7 +6,7 @@ use super::{
     body::LARGEST_BODY,
     certificates_test::any_certificate,
     serve::{serve_listener, serve_unix},
-    table::{TABLE, Takes},
+    table::{self, Takes},
     testing::{Answer, World, name},
 };
 use crate::manager::commit::put_event;
@@ -55,7 +55,7 @@ fn refused(answer: &Answer) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_route_answers_exactly_whom_its_role_lets_in() {
     let Some(world) = World::start().await else { return };
-    for route in TABLE {
+    for route in table::all() {
         for role in [Role::Anyone, Role::Viewer, Role::Operator, Role::Admin] {
             // A body of the right kind that says nothing, so that no handler gets far.
             let body = if matches!(route.takes, Takes::Json(_)) { "{}" } else { "" };
@@ -144,7 +144,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
     let item = world.ask(admin, "GET", "/v1/objects/vm/alone", "").await.ok();
     let cluster = world.ask(admin, "GET", "/v1/cluster", "").await.ok();
     let mut missed = Vec::new();
-    for route in TABLE {
+    for route in table::all() {
         let path = furnished(route);
         let body = match route.id {
             "join" => join.to_string(),
@@ -373,7 +373,7 @@ async fn every_write_and_every_refusal_stands_in_the_audit_log() {
         let entries = world.ask(admin, "GET", "/v1/audit?limit=5000", "").await.ok();
         entries["items"].as_array().unwrap().clone()
     };
-    for route in TABLE.iter().filter(|route| route.method != "GET") {
+    for route in table::all().filter(|route| route.method != "GET") {
         let before = log().await.len();
         let path = example(route.path);
         let body = if matches!(route.takes, Takes::Json(_)) { "{}" } else { "" };

@@ -167,6 +167,16 @@ impl<'a> Of<'a> {
                         return Err(conflict(detail, "upgrade it (`haven host upgrade`)"));
                     }
                 }
+                Some(PoolDriverKind::Rbd) => {
+                    let detail = format!(
+                        "the disk `{}` of {vm} lives in the pool `{}` of a Ceph cluster, whose disks keep no snapshots of Haven's yet",
+                        disk.name, disk.pool
+                    );
+                    let hint = format!(
+                        "stop the VM and use `rbd snap create` there; `haven volume snapshot {vm}.DISK` keeps one disk of another pool"
+                    );
+                    return Err(conflict(detail, &hint));
+                }
                 None => return Err(ApiError::missing(&format!("pool `{}`", disk.pool))),
             }
             disks.push(SnapshotDisk {

@@ -66,6 +66,17 @@ pub(super) fn of_vm(snapshot: &Snapshot, spec: &VmSpec, say: &mut Say<'_>) {
             say(("keep", &keep), message, "leave it out to keep all, or write for example 7d");
         }
     }
+    let in_ceph = super::pools::disk_in_ceph(snapshot, spec);
+    if let Some((disk, pool)) = in_ceph.filter(|_| spec.backup.is_some()) {
+        let message = format!(
+            "the disk `{disk}` is in the pool `{pool}` of a Ceph cluster, and disks there are not backed up yet"
+        );
+        say(
+            ("backup", &""),
+            message,
+            "leave `backup` out; `rbd export` there copies a disk of a VM that is stopped",
+        );
+    }
     for disk in &spec.disks {
         if let (Some(image), Some(_)) = (&disk.image, &disk.backup) {
             let message =

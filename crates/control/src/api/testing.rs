@@ -7,7 +7,7 @@ use super::{
     openapi::document,
     routes::router,
     serve::{Duplex, MakeCaller, answer},
-    table::TABLE,
+    table,
 };
 use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
@@ -18,7 +18,7 @@ use axum::{
     http::{StatusCode, header},
 };
 use haven_model::{
-    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, Snapshot,
+    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     image::ImageFile,
@@ -170,6 +170,12 @@ impl LocalHost for Nothing {
     }
     async fn kept(&self, _: &VolumeRef, _: &str, _: &str, _: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; 16])
+    }
+    async fn check_ceph(&self, _: &Name, rbd: &RbdSpec) -> Result<(), String> {
+        match rbd.pool.as_str() {
+            "nopool" => Err("Ceph has no pool nopool; correct `pool`, or make it".into()),
+            _ => Ok(()),
+        }
     }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {
         Ok(())
@@ -430,7 +436,7 @@ impl World {
                 && a.zip(b).all(|(a, b)| a == b || a.starts_with('{'))
         };
         // Of those that fit the one with the fewest braces, as the router takes it.
-        let fitting = TABLE.iter().filter(|r| r.method == method && fits(r.path));
+        let fitting = table::all().filter(|r| r.method == method && fits(r.path));
         let route = fitting.min_by_key(|r| r.path.matches('{').count());
         let route = route.unwrap_or_else(|| panic!("{what}, and it is not in the table"));
         let operation = &self.document["paths"][route.path][method.to_ascii_lowercase()];

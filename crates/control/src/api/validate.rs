@@ -105,21 +105,7 @@ pub fn validate(manifests: &[Manifest], snapshot: &Snapshot) -> Vec<Problem> {
                 if !snapshot.pools.contains_key(&pool.meta.name) {
                     mirrored(snapshot, &pool.spec, &mut say);
                 }
-                if !pool.spec.path.starts_with('/') {
-                    say(
-                        ("path", &pool.spec.path),
-                        format!("`path` is `{}`, which is not absolute", pool.spec.path),
-                        "begin it with `/`",
-                    );
-                }
-                let old = snapshot.pools.get(&pool.meta.name);
-                if old.is_some_and(|old| old.spec != pool.spec) {
-                    say(
-                        ("name", &pool.meta.name),
-                        "a pool cannot be changed once it is there".into(),
-                        "make a new pool under another name",
-                    );
-                }
+                super::pools::validate(snapshot, &pool.meta.name, &pool.spec, &mut say);
             }
             Object::Host(host) => of_host(snapshot, host, &mut say),
             Object::Target(target) => super::targets::validate(&target.spec, &mut say),
@@ -146,12 +132,12 @@ fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     }
     let before = after.snapshot.vms.get(name);
     let kept_before = before.is_some_and(|vm| vm.spec.isolation == Isolation::Keep);
-    let mirrored = |disk: &&DiskSpec| match after.pool(&disk.pool) {
-        Some(pool) => pool.driver == PoolDriverKind::Mirrored,
+    let can_be_shut = |disk: &&DiskSpec| match after.pool(&disk.pool) {
+        Some(pool) => matches!(pool.driver, PoolDriverKind::Mirrored | PoolDriverKind::Rbd),
         // Said already.
         None => true,
     };
-    let other = spec.disks.iter().find(|disk| !mirrored(disk));
+    let other = spec.disks.iter().find(|disk| !can_be_shut(disk));
     let why = match other {
         Some(disk) => {
             let DiskSpec { name: disk, pool, .. } = disk;
@@ -172,7 +158,7 @@ fn isolation(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     say(
         ("isolation", &"keep"),
         format!("{name} cannot be kept: {why}"),
-        "leave `isolation` out, so that it starts elsewhere once nothing of it can run there; or have all its disks in mirrored pools, and all hosts up and upgraded",
+        "leave `isolation` out, so that it starts elsewhere once nothing of it can run there; or have all its disks in pools that are mirrored or of Ceph's, and all hosts up and upgraded",
     );
 }
 

@@ -32,6 +32,7 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
             );
         }
         limits(disk, say);
+        in_ceph(after, disk, say);
         changed(after, name, disk, say);
         port(after, name, disk, say);
         name_is_free(after, name, disk, say);
@@ -47,6 +48,21 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
         }
     }
     left_out(after, spec, name, say);
+}
+
+/// What disks in pools of Ceph clusters cannot do yet.
+fn in_ceph(after: &After<'_>, disk: &DiskSpec, say: &mut Say<'_>) {
+    let is = after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd);
+    if let Some(backup) = disk.backup.as_ref().filter(|_| is) {
+        say(
+            ("backup", backup),
+            format!(
+                "the disk `{}` is made from a backup, and the pool `{}` of a Ceph cluster does not take that yet",
+                disk.name, disk.pool
+            ),
+            "restore it into another pool (`haven backup restore … --pool`)",
+        );
+    }
 }
 
 /// What of a disk is about its port.

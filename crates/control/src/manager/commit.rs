@@ -101,6 +101,8 @@ fn place(
 ) -> (Vec<Compare>, Vec<Op>) {
     let mut compares = vec![unchanged(keys::placement(vm), expected_revision)];
     compares.extend(same_replicas(snapshot, vm));
+    let clients = snapshot.clients.get(vm);
+    compares.extend(clients.map(|of| Compare::ModRevision(keys::clients(vm), of.revision)));
     // A VM whose disks are shut is taken over their records, which are among those above.
     let lost = taken_from.filter(|from| from.proof != ProofKind::StorageFenced);
     if let Some(TakenFrom { host, lease_revision, .. }) = lost {
@@ -140,6 +142,12 @@ fn one<T: Serialize>(key: String, read: i64, record: Option<&T>) -> (Vec<Compare
     (vec![unchanged(key, read)], vec![op])
 }
 
+/// A VM has no owner any more.
+fn release(vm: &Name, expected_revision: i64) -> (Vec<Compare>, Vec<Op>) {
+    let ops = vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))];
+    (vec![unchanged(keys::placement(vm), expected_revision)], ops)
+}
+
 /// What of this plan goes to the store; `None` for actions that change nothing there.
 #[must_use]
 pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Option<Commit> {
@@ -175,10 +183,7 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         Action::PutMaintenance { maintenance, expected_revision } => {
             one(keys::MAINTENANCE.into(), *expected_revision, Some(maintenance.as_ref()))
         }
-        Action::ReleaseVm { vm, expected_revision } => (
-            vec![unchanged(keys::placement(vm), *expected_revision)],
-            vec![Op::Delete(keys::placement(vm)), Op::Delete(keys::vm_status(vm))],
-        ),
+        Action::ReleaseVm { vm, expected_revision } => release(vm, *expected_revision),
         Action::PutObject { object, expected_revision } => {
             let key = keys::object(&object.reference());
             let mut compares = vec![unchanged(key.clone(), *expected_revision)];
@@ -197,6 +202,9 @@ pub fn commit_of(planned: &Planned, snapshot: &Snapshot, author: &Author) -> Opt
         }
         Action::PutVolume { volume, record, expected_revision } => {
             one(keys::volume(volume), *expected_revision, Some(record.as_ref()))
+        }
+        Action::PutClients { vm, record, expected_revision } => {
+            one(keys::clients(vm), *expected_revision, Some(record.as_ref()))
         }
         Action::PutBackup { vm, run, expected_revision } => {
             one(keys::backup(vm), *expected_revision, Some(run.as_ref()))
@@ -260,6 +268,9 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
             ops.push(Op::Delete(keys::vm_status(&object.name)));
             ops.push(Op::Delete(keys::migration(&object.name)));
             ops.push(Op::Delete(keys::wait(&object.name)));
+            ops.extend(
+                snapshot.clients.get(&object.name).map(|_| Op::Delete(keys::clients(&object.name))),
+            );
             ops.extend(
                 snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))),
             );
@@ -340,6 +351,7 @@ pub fn event_of(
         | Action::PutMigration { .. }
         | Action::PutDrain { .. }
         | Action::PutVolume { .. }
+        | Action::PutClients { .. }
         | Action::PlaceVm { .. }
         | Action::RemoveObject { .. } => Severity::Info,
         _ => return None,

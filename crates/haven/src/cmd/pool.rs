@@ -2,13 +2,14 @@
 
 use super::{Removal, create, list, new, reference, remove, show};
 use crate::{connect::connect, failure::Failure, out, render::How};
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use haven_host::storage::pool::create_shared;
 use haven_model::{
     Object,
     object::Kind,
-    pool::{PoolDriverKind, PoolSpec},
+    pool::{PoolDriverKind, PoolSpec, RbdSpec},
 };
+use std::path::PathBuf;
 
 /// Which engine keeps the volumes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -19,14 +20,67 @@ pub enum Driver {
     Shared,
     /// A directory of each host; every disk is on several hosts at once, and outlives each of them
     Mirrored,
+    /// A pool of a Ceph cluster, which keeps each disk on several servers of its own
+    Rbd,
+}
+
+/// Where a pool of Ceph's is.
+#[derive(Debug, Args)]
+pub struct InCeph {
+    /// A monitor of the Ceph cluster, HOST or HOST:PORT; several are separated by commas
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    monitor: Vec<String>,
+    /// The user there, without `client.`
+    #[arg(long)]
+    user: Option<String>,
+    /// A file that holds its key (`ceph auth get-key client.USER`), `-` for standard input; the cluster keeps it sealed
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// The pool's name there
+    #[arg(long, value_name = "POOL")]
+    ceph_pool: Option<String>,
+    /// The namespace in it
+    #[arg(long)]
+    namespace: Option<String>,
+}
+
+impl InCeph {
+    /// The part of a spec, if anything of it was given.
+    fn spec(self) -> Result<Option<RbdSpec>, Failure> {
+        let Self { monitor, user, key_file, ceph_pool, namespace } = self;
+        let nothing = monitor.is_empty() && user.is_none() && key_file.is_none();
+        if nothing && ceph_pool.is_none() && namespace.is_none() {
+            return Ok(None);
+        }
+        let missing = |flag: &str| {
+            let hint = "a pool of Ceph's needs --monitor, --user, --key-file and --ceph-pool";
+            Failure::bad(format!("`{flag}` is missing"), hint)
+        };
+        if monitor.is_empty() {
+            return Err(missing("--monitor"));
+        }
+        let user = user.ok_or_else(|| missing("--user"))?;
+        let file = key_file.ok_or_else(|| missing("--key-file"))?;
+        let pool = ceph_pool.ok_or_else(|| missing("--ceph-pool"))?;
+        let key = match file.as_os_str() == "-" {
+            true => std::io::read_to_string(std::io::stdin()),
+            false => std::fs::read_to_string(&file),
+        };
+        let key = key.map_err(|error| {
+            let what = format!("the key cannot be read from {} ({error})", file.display());
+            Failure::bad(what, "check the path and its owner")
+        })?;
+        let key = key.trim().to_owned();
+        Ok(Some(RbdSpec { monitors: monitor, user, key, pool, namespace }))
+    }
 }
 
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Make a pool of a directory that every host has
+    /// Make a pool of a directory that every host has, or of one of a Ceph cluster
     #[command(
-        after_help = "Examples:\n  haven pool create disks --driver mirrored --path /var/lib/haven/pools/disks\n  haven pool create fast --driver local --path /var/lib/haven/pools/fast\n  haven pool create filer --driver shared --path /mnt/filer/haven"
+        after_help = "Examples:\n  haven pool create disks --driver mirrored --path /var/lib/haven/pools/disks\n  haven pool create fast --driver local --path /var/lib/haven/pools/fast\n  haven pool create filer --driver shared --path /mnt/filer/haven\n  haven pool create ceph --driver rbd --monitor 10.0.0.1,10.0.0.2 --user haven --key-file haven.key --ceph-pool vm"
     )]
     Create {
         /// Its name
@@ -34,12 +88,14 @@ pub enum PoolCommand {
         /// The engine
         #[arg(long, value_enum)]
         driver: Driver,
-        /// The directory on every host
-        #[arg(long)]
+        /// The directory on every host; none for a pool of Ceph's
+        #[arg(long, default_value = "", hide_default_value = true)]
         path: String,
         /// On how many hosts each disk of a mirrored pool is: 2 (the default) or 3
         #[arg(long)]
         replicas: Option<u32>,
+        #[command(flatten)]
+        ceph: InCeph,
     },
     /// Mark an empty directory, mounted here, as the shared pool of that path: once, on one host
     ///
@@ -69,13 +125,15 @@ pub enum PoolCommand {
 /// Runs it.
 pub async fn run(command: PoolCommand) -> Result<(), Failure> {
     match command {
-        PoolCommand::Create { name, driver, path, replicas } => {
+        PoolCommand::Create { name, driver, path, replicas, ceph } => {
             let driver = match driver {
                 Driver::Local => PoolDriverKind::Local,
                 Driver::Shared => PoolDriverKind::Shared,
                 Driver::Mirrored => PoolDriverKind::Mirrored,
+                Driver::Rbd => PoolDriverKind::Rbd,
             };
-            let object = Object::Pool(new(&name, PoolSpec { driver, path, replicas })?);
+            let rbd = ceph.spec()?;
+            let object = Object::Pool(new(&name, PoolSpec { driver, path, replicas, rbd })?);
             create(&connect().await?, object).await.map(drop)
         }
         PoolCommand::Mark { path } => {

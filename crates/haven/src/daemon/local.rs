@@ -23,11 +23,12 @@ use haven_host::{
         },
         files::Fetch,
         images::ImageStore,
+        rbd::volumes::RbdPools,
     },
     vm::driver::VmDriver,
 };
 use haven_model::{
-    Bytes, Name, Snapshot,
+    Bytes, Name, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -137,6 +138,7 @@ pub struct Local {
     peers: Peers,
     pieces: ReplicaPieces,
     targets: Targets,
+    rbd: RbdPools,
     store: EtcdStore,
     host: HostFile,
     pki: PkiDir,
@@ -151,7 +153,7 @@ impl Local {
         store: EtcdStore,
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
-        targets: Targets,
+        (targets, rbd): (Targets, RbdPools),
     ) -> anyhow::Result<Self> {
         let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
@@ -160,6 +162,7 @@ impl Local {
             pieces: ReplicaPieces { me: host.name.clone(), live, peers: peers.clone() },
             peers,
             targets,
+            rbd,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),
@@ -291,6 +294,10 @@ impl LocalHost for Local {
         let volume = VolumeName { vm, disk, vm_uid: vm_uid.to_owned() };
         let part = self.pieces.kept_here(&volume, copy, from).await;
         part.map(|part| part.to_bytes()).map_err(|failure| failure.what)
+    }
+
+    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<(), String> {
+        self.rbd.check(pool, rbd).await.map_err(|failure| failure.what)
     }
 
     async fn mark_target(&self, target: &Name) -> Result<(), String> {

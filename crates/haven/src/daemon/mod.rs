@@ -41,6 +41,8 @@ use haven_host::{
         files::FileStorage,
         images::ImageStore,
         mirrored::{daemon::StorageDaemons, kept::KeptFiles},
+        pools::Pools,
+        rbd::volumes::RbdPools,
     },
     vm::{
         driver::VmDriver,
@@ -348,12 +350,15 @@ impl Daemon {
             address: Arc::new(address),
             balance: Arc::new(HaproxyDriver::new(self.paths.run.join("haproxy"))),
             secrets: self.secrets(),
-            storage: Arc::new(FileStorage::new(
-                images,
-                self.paths.run.join("vms"),
-                Arc::new(peers.clone()),
-                Targets::new(targets_live, self.secrets()),
-            )),
+            storage: Arc::new(Pools {
+                rbd: self.rbd_pools(&targets_live),
+                files: FileStorage::new(
+                    images,
+                    self.paths.run.join("vms"),
+                    Arc::new(peers.clone()),
+                    Targets::new(targets_live, self.secrets()),
+                ),
+            }),
             replicas: Arc::new(StorageDaemons::new(
                 "qemu-storage-daemon".into(),
                 self.paths.run.join("replicas"),
@@ -480,6 +485,11 @@ impl Daemon {
         }
     }
 
+    /// The pools of Ceph clusters, as this host reaches them.
+    fn rbd_pools(&self, live: &watch::Receiver<Arc<Snapshot>>) -> RbdPools {
+        RbdPools::new(live.clone(), self.secrets(), self.paths.run.join("rbd"))
+    }
+
     fn api(
         &self,
         store: &EtcdStore,
@@ -511,7 +521,7 @@ impl Daemon {
                 store.clone(),
                 Arc::clone(vms),
                 live.clone(),
-                Targets::new(live.clone(), self.secrets()),
+                (Targets::new(live.clone(), self.secrets()), self.rbd_pools(live)),
             )?),
             power: Arc::new(Powers::new(self.secrets())),
             secrets: self.secrets(),

@@ -50,7 +50,7 @@ fn columns(item: &Item) -> BTreeMap<String, String> {
         }
         Object::Pool(pool) => {
             add("driver", format!("{:?}", pool.spec.driver).to_lowercase());
-            add("path", pool.spec.path.clone());
+            add("path", pool.spec.place());
         }
         Object::Image(image) => {
             let size: u64 = image.spec.files().map(|file| file.size.0).sum();

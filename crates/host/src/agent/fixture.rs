@@ -28,8 +28,8 @@ use crate::{
 };
 use async_trait::async_trait;
 use haven_model::{
-    HostStatus, Name, ObjectRef, Placement, PoolSpec, Snapshot, VmStatus, image::ImageFile, keys,
-    maintenance::Work, object::Kind, placement::NicAddress, pool::PoolRoom,
+    HostStatus, Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Snapshot, VmStatus,
+    image::ImageFile, keys, maintenance::Work, object::Kind, placement::NicAddress, pool::PoolRoom,
 };
 use haven_store::{
     clock::Clock,
@@ -57,6 +57,19 @@ pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
+/// A Ceph cluster that knows clients.
+#[derive(Default)]
+pub struct Ceph {
+    /// By which each volume is open.
+    pub open: BTreeMap<VolumeName, BTreeSet<String>>,
+    /// Those that were shut out.
+    pub shut: BTreeSet<String>,
+    /// Why nobody can be shut out.
+    pub refuses: Option<String>,
+    /// Tells one from the next.
+    next: u64,
+}
+
 /// Volumes that are names; a step may hang or fail.
 #[derive(Default)]
 pub struct Disks {
@@ -66,6 +79,8 @@ pub struct Disks {
     pub aside: Mutex<Vec<VolumeName>>,
     /// Volumes are never ready.
     pub hangs: AtomicBool,
+    /// The cluster of pools that are Ceph's.
+    pub ceph: Mutex<Ceph>,
     /// Nothing is copied that nobody waits for.
     pub keeps_room: AtomicBool,
     /// Why volumes cannot be made.
@@ -97,7 +112,7 @@ impl Disks {
 impl Storage for Disks {
     async fn volume(
         &self,
-        _pool: &PoolSpec,
+        pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
         if self.hangs.load(Ordering::Acquire) {
@@ -106,11 +121,18 @@ impl Storage for Disks {
         if let Some(what) = self.refuses.lock().unwrap().clone() {
             return Err(StorageFailure { what });
         }
+        if pool.driver == PoolDriverKind::Rbd {
+            // That of the process that is started next.
+            let mut ceph = self.ceph.lock().unwrap();
+            ceph.next += 1;
+            let client = format!("10.0.0.1:0/{}", ceph.next);
+            ceph.open.entry(wanted.name.clone()).or_default().insert(client);
+        }
         let made = self.here.lock().unwrap().insert(wanted.name.clone());
         if let Some(from) = wanted.copy.as_ref().filter(|_| made) {
             self.copy(wanted, from);
         }
-        Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into() })
+        Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into(), rbd: None })
     }
     async fn has_volume(
         &self,
@@ -118,7 +140,8 @@ impl Storage for Disks {
         name: &VolumeName,
         _owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure> {
-        let there = self.here.lock().unwrap().contains(name);
+        let in_ceph = self.ceph.lock().unwrap().open.contains_key(name);
+        let there = in_ceph || self.here.lock().unwrap().contains(name);
         Ok(there.then(|| name.to_string().into()))
     }
     async fn grow(
@@ -200,6 +223,37 @@ impl Storage for Disks {
     ) -> Result<(), StorageFailure> {
         self.here.lock().unwrap().retain(|name| !names.contains(name));
         self.aside.lock().unwrap().extend(names.iter().cloned());
+        Ok(())
+    }
+    async fn clients(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<BTreeSet<String>, StorageFailure> {
+        Ok(self.ceph.lock().unwrap().open.get(name).cloned().unwrap_or_default())
+    }
+    async fn shut_out(
+        &self,
+        _pool: &PoolSpec,
+        name: &VolumeName,
+        noted: &BTreeSet<String>,
+        shut: &BTreeSet<String>,
+    ) -> Result<(), StorageFailure> {
+        let mut ceph = self.ceph.lock().unwrap();
+        if let Some(what) = ceph.refuses.clone() {
+            return Err(StorageFailure { what });
+        }
+        let open = ceph.open.remove(name).unwrap_or_default();
+        assert!(shut.is_subset(&ceph.shut));
+        ceph.shut.extend(open.into_iter().chain(noted.iter().cloned()));
+        Ok(())
+    }
+    async fn shut_client(&self, _pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {
+        let mut ceph = self.ceph.lock().unwrap();
+        if let Some(what) = ceph.refuses.clone() {
+            return Err(StorageFailure { what });
+        }
+        ceph.shut.insert(client.to_owned());
         Ok(())
     }
     async fn room(&self, _pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {

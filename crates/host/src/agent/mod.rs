@@ -26,6 +26,7 @@
 //! state in files (the store has it).
 
 pub mod backup;
+pub mod clients;
 pub mod failsafe;
 pub mod frontends;
 pub mod hang_watch;
@@ -56,6 +57,8 @@ pub mod wanted;
 mod agent_test;
 #[cfg(test)]
 mod backup_test;
+#[cfg(test)]
+mod clients_test;
 #[cfg(test)]
 mod clones_test;
 #[cfg(test)]
@@ -276,6 +279,7 @@ pub async fn run(parts: Arc<AgentParts>, cancel: CancellationToken) {
         mirrored::serve::run(Arc::clone(&parts), cancel.clone()),
         mirrored::check::run(Arc::clone(&parts), cancel.clone()),
         mirrored::copies::run(Arc::clone(&parts), cancel.clone()),
+        clients::shut::run(Arc::clone(&parts), cancel.clone()),
         backup::verify::run(Arc::clone(&parts), cancel.clone()),
         frontends::run(Arc::clone(&parts), cancel.clone()),
         images::run(Arc::clone(&parts), cancel.clone()),

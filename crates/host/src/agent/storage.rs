@@ -1,10 +1,13 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
-use crate::{storage::backup::restore::Progress, vm::snapshots::Keeps};
+use crate::{
+    storage::{backup::restore::Progress, rbd::node::RbdLaunch},
+    vm::snapshots::Keeps,
+};
 use async_trait::async_trait;
 use haven_model::{Name, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 /// Something of a disk, an image or a seed could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,8 @@ pub struct VolumeReady {
     pub path: PathBuf,
     /// `raw` or `qcow2`.
     pub format: String,
+    /// It is an image of a Ceph cluster, and no file.
+    pub rbd: Option<Box<RbdLaunch>>,
 }
 
 /// What a guest learns at its first boot.
@@ -126,6 +131,11 @@ pub enum SnapshotStep {
     Revert,
     /// It keeps it no more.
     Remove,
+}
+
+/// What only pools of Ceph clusters can do is asked of another one.
+fn not_in_ceph(what: &str) -> StorageFailure {
+    StorageFailure { what: format!("{what} is in no pool of a Ceph cluster") }
 }
 
 /// Keeps volumes, images and seeds of this host.
@@ -183,6 +193,30 @@ pub trait Storage: Send + Sync {
     /// Puts aside volumes of a local pool that no VM has any more, so that none gets them, and removes those that were
     /// put aside a day ago. The day is for people: it is how long a disk that was deleted by mistake can be had back.
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure>;
+    /// The clients of Ceph's by which a volume of such a pool is open.
+    async fn clients(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<BTreeSet<String>, StorageFailure> {
+        Err(not_in_ceph(&format!("{name} in {}", pool.place())))
+    }
+    /// Shuts a volume of such a pool to all that have it open, and to these clients; those in `shut` are refused already. Whoever
+    /// opens it afterwards is alone.
+    async fn shut_out(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        noted: &BTreeSet<String>,
+        shut: &BTreeSet<String>,
+    ) -> Result<(), StorageFailure> {
+        let open: Vec<_> = noted.union(shut).collect();
+        Err(not_in_ceph(&format!("{name} in {}, open to {open:?},", pool.place())))
+    }
+    /// Has Ceph refuse one client from now on: what is opened afterwards it cannot write to any more.
+    async fn shut_client(&self, pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {
+        Err(not_in_ceph(&format!("{client} of {}", pool.place())))
+    }
     /// The room in a pool; nothing when its directory is not there yet.
     async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure>;
     /// A file of an image, fetched from another host if it is not here.

@@ -4,7 +4,7 @@
 //! any point, and it tells which step it is at.
 
 use super::{
-    AgentParts,
+    AgentParts, clients,
     mirrored::{
         Owner,
         open::{Begun, Opening},
@@ -24,7 +24,7 @@ use haven_model::{
     vm_snapshot::{CopyRef, SnapshotState},
     volume::VolumeRef,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// How often it is told how far a disk is that is made from a backup.
@@ -239,6 +239,9 @@ impl Preparation<'_> {
         if arrives {
             self.make_way(&pool, &wanted.name).await?;
         }
+        if pool.driver == PoolDriverKind::Rbd {
+            self.shut_in_ceph(&pool, disk, &wanted, step).await?;
+        }
         let ready = self.volume(&pool, &wanted, disk, step).await?;
         Ok(DiskLaunch {
             name: disk.name.to_string(),
@@ -248,6 +251,7 @@ impl Preparation<'_> {
             size_bytes: disk.size.0,
             arrives,
             mirror: None,
+            rbd: ready.rbd,
             slot: disk.slot,
         })
     }
@@ -300,6 +304,33 @@ impl Preparation<'_> {
                 () = self.parts.clock.sleep(TAKEN) => {}
             }
         }
+    }
+
+    /// Shuts a disk in Ceph to all that had it open, before it is opened under this epoch. What had it open may have written
+    /// something that is still under way, whatever has become of it. A guest that moves here is the one exception: the process
+    /// before has it open, too, and only one of the two runs it.
+    async fn shut_in_ceph(
+        &self,
+        pool: &PoolSpec,
+        disk: &DiskSpec,
+        wanted: &VolumeWanted,
+        step: &watch::Sender<String>,
+    ) -> Result<(), StartFailure> {
+        step.send_replace(format!("who had the disk `{}` open in Ceph is shut out", disk.name));
+        let (uid, epoch) = (&self.object.meta.uid, self.placement.epoch);
+        let begun = clients::begin(&self.parts, &self.vm, uid, epoch).await;
+        let before = begun.map_err(|error| StartFailure::of(&error))?;
+        let storage = &self.parts.storage;
+        let is_there = storage.has_volume(pool, &wanted.name, wanted.owner_uid).await;
+        let is_there = is_there.map_err(|failure| StartFailure::of(&failure))?.is_some();
+        if self.incoming.is_some() || !is_there {
+            return Ok(());
+        }
+        let its = before.open.iter().filter(|one| one.disk == disk.name);
+        let its: BTreeSet<String> = its.map(|one| one.client.clone()).collect();
+        let shut = if before.is_shut() { its.clone() } else { BTreeSet::new() };
+        let done = storage.shut_out(pool, &wanted.name, &its, &shut).await;
+        done.map_err(|failure| StartFailure::of(&failure))
     }
 
     /// The image that a disk is made from, and its format.

@@ -5,6 +5,7 @@
 
 mod backups;
 mod clean;
+mod clients;
 mod copying;
 mod disks;
 mod ends;
@@ -369,7 +370,7 @@ impl VmTask {
             Step::Start if !self.reverted(snapshot).await => {}
             Step::Start => self.start(snapshot).await,
             Step::Stop => self.stop(snapshot).await,
-            Step::Kill => self.kill().await,
+            Step::Kill => self.close_or_kill().await,
             Step::Reset => self.reset(snapshot).await,
             Step::Receive
             | Step::Attend
@@ -511,9 +512,7 @@ impl VmTask {
         let Some(placement) = snapshot.placements.get(&self.vm).filter(mine) else {
             return false;
         };
-        let Some(session) = self.parts.current_session() else {
-            return false;
-        };
+        let Some(session) = self.parts.current_session() else { return false };
         let object = snapshot.vms.get(&self.vm);
         let generation = object.map_or(0, |vm| vm.meta.generation);
         let checked = object.is_some_and(|vm| vm.spec.check.is_some());

@@ -9,7 +9,7 @@ use super::{
     storage::{StorageFailure, VolumeName},
 };
 use haven_model::{
-    Name, ObjectRef, PoolDriverKind, PoolSpec, Snapshot, keys,
+    Name, ObjectRef, Placement, PoolDriverKind, PoolSpec, Snapshot, keys,
     object::Kind,
     volume::{Volume, VolumeRef},
 };
@@ -126,7 +126,7 @@ pub async fn run(
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
-            Ok(_) = live.wait_for(|live| !to_remove(live, &removed).is_empty()), if well => {}
+            Ok(_) = live.wait_for(|live| !to_remove(live, &parts.me, &removed).is_empty()), if well => {}
             () = parts.clock.sleep(pause) => {}
         }
     }
@@ -137,13 +137,20 @@ type Removed = BTreeSet<(VolumeRef, String)>;
 
 /// Those of which something may be here, and their pools. Not one that a record still names: what was read last may be of two
 /// moments.
-fn to_remove(live: &Snapshot, removed: &Removed) -> Vec<(PoolSpec, VolumeName)> {
+fn to_remove(live: &Snapshot, me: &Name, removed: &Removed) -> Vec<(PoolSpec, VolumeName)> {
     let gone = live.gone.iter().filter_map(|(of, gone)| {
         let vm = live.vms.get(&of.vm).filter(|vm| vm.meta.uid == gone.vm_uid)?;
         let named = vm.spec.disks.iter().any(|disk| disk.name == of.disk);
         let volume = live.volumes.get(of).is_some_and(|volume| volume.vm_uid == gone.vm_uid);
         let here = !named && !volume && !removed.contains(&(of.clone(), gone.vm_uid.clone()));
         let pool = live.pools.get(&gone.pool).filter(|_| here)?;
+        // One is enough to remove what no host has for itself.
+        let elsewhere = |placed: &Placement| placed.host != *me;
+        let others = pool.spec.driver == PoolDriverKind::Rbd
+            && live.placements.get(&of.vm).is_some_and(|placed| elsewhere(placed));
+        if others {
+            return None;
+        }
         let (vm, disk) = (of.vm.clone(), of.disk.clone());
         Some((pool.spec.clone(), VolumeName { vm, disk, vm_uid: gone.vm_uid.clone() }))
     });
@@ -154,12 +161,12 @@ fn to_remove(live: &Snapshot, removed: &Removed) -> Vec<(PoolSpec, VolumeName)> 
 async fn remove(parts: &AgentParts, removed: &mut Removed) -> Result<(), StorageFailure> {
     let live = Arc::clone(&parts.live.borrow());
     let mut failed = Ok(());
-    for (pool, name) in to_remove(&live, removed) {
+    for (pool, name) in to_remove(&live, &parts.me, removed) {
         if let Err(failure) = parts.storage.delete_volume(&pool, &name).await {
             failed = failed.and(Err(failure));
             continue;
         }
-        tracing::info!(volume = %name, pool = pool.path, "it was removed from its VM, and nothing of it is here any more");
+        tracing::info!(volume = %name, pool = pool.place(), "it was removed from its VM, and nothing of it is here any more");
         removed.insert((VolumeRef { vm: name.vm, disk: name.disk }, name.vm_uid));
     }
     failed

@@ -63,7 +63,7 @@ pub fn create_shared(pool: &PoolSpec) -> Result<(), StorageFailure> {
 pub fn format(pool: &PoolSpec) -> &'static str {
     match pool.driver {
         PoolDriverKind::Local | PoolDriverKind::Shared => "qcow2",
-        PoolDriverKind::Mirrored => "raw",
+        PoolDriverKind::Mirrored | PoolDriverKind::Rbd => "raw",
     }
 }
 

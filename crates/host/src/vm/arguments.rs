@@ -4,6 +4,7 @@ use super::{
     driver::{Accel, VmLaunch},
     qemu_disks, qemu_hot_disks, qemu_mirrors,
 };
+use crate::storage::rbd;
 use serde_json::json;
 use std::os::fd::RawFd;
 
@@ -125,8 +126,12 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
         );
         match &disk.mirror {
             None => {
+                if let Some(of) = &disk.rbd {
+                    add("-object", rbd::node::secret(&format!("k{i}"), of).to_string());
+                }
                 add("-blockdev", node.to_string());
-                add("-device", device);
+                let stops = if disk.stops() { ",werror=stop,rerror=stop" } else { "" };
+                add("-device", format!("{device}{stops}"));
             }
             Some(mirror) => {
                 // One whose guest is to come gets it once that is there.

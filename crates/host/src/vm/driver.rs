@@ -7,6 +7,7 @@ use super::{
     snapshots::Snapshots,
     views::Views,
 };
+use crate::storage::rbd::node::RbdLaunch;
 use async_trait::async_trait;
 use haven_model::vm::DiskLimits;
 use serde::{Deserialize, Serialize};
@@ -41,9 +42,20 @@ pub struct DiskLaunch {
     /// The file is one of several replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorLaunch>,
+    /// It is an image of a Ceph cluster, and no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rbd: Option<Box<RbdLaunch>>,
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
+}
+
+impl DiskLaunch {
+    /// Whether its guest is stopped when the disk gives an error: whoever owns the VM knows what to do then.
+    #[must_use]
+    pub fn stops(&self) -> bool {
+        self.mirror.is_some() || self.rbd.is_some()
+    }
 }
 
 /// A kernel that QEMU boots directly.
@@ -318,6 +330,11 @@ pub trait VmDriver: LiveMigration + Mirrors + Views + HotDisks + Snapshots {
     async fn stop(&self, vm: &str, grace: Duration) -> Result<(), VmError>;
     /// Ends it at once; returns when its process is gone. Fine when it does not run.
     async fn kill(&self, vm: &str) -> Result<(), VmError>;
+    /// Has a process whose guest has gone over to another host end by itself, if others wait for that: a client of Ceph's that is
+    /// killed holds up for 30 s whoever writes to its disk next. It may be there yet when this returns.
+    async fn close(&self, _vm: &str) -> Result<(), VmError> {
+        Ok(())
+    }
     /// Signals the end to every VM of this host, also to those that an earlier daemon started and to those that are
     /// just being started, and waits for none, so that one that hangs in the kernel does not keep the others running.
     /// Returns how many processes are still there.

@@ -232,6 +232,10 @@ pub fn last_words(directory: &Path) -> String {
             "KVM does not work on this host; set HAVEN_ACCEL=tcg for the daemon, or load the module kvm_intel or kvm_amd",
         ),
         (
+            "Unknown driver 'rbd'",
+            "QEMU of this host knows no RBD; install the package qemu-block-extra in the same version",
+        ),
+        (
             "Cannot allocate memory",
             "the host is short of memory; free some or place the VM elsewhere",
         ),

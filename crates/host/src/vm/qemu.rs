@@ -118,6 +118,8 @@ pub struct QemuDriver {
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process may take to close its disks whose guest is elsewhere.
+const CLOSES: Duration = Duration::from_secs(1);
 /// How long after the end of a process its last events may come.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
@@ -629,6 +631,19 @@ impl VmDriver for QemuDriver {
             return Ok(());
         }
         Err(unkillable(process.pid(), vm))
+    }
+
+    async fn close(&self, vm: &str) -> Result<(), VmError> {
+        let record = record::read(&self.directory(vm));
+        let record = record.map_err(system(format!("the launch record of {vm} cannot be read")))?;
+        let in_ceph = |of: &record::Launched| of.launch.disks.iter().any(|disk| disk.rbd.is_some());
+        if !record.as_ref().is_some_and(in_ceph) {
+            return Ok(());
+        }
+        self.entry(vm, |entry| entry.killed = true);
+        self.ask(vm, &commands::QUIT, CLOSES).await?;
+        self.wait_gone(vm, CLOSES).await;
+        Ok(())
     }
 
     fn kill_all(&self) -> Result<usize, VmError> {

@@ -22,7 +22,7 @@ use super::{
     qmp::{DEADLINE, QmpError},
     record,
 };
-use crate::storage::mirrored::daemon::USER;
+use crate::storage::{mirrored::daemon::USER, rbd};
 use async_trait::async_trait;
 use haven_model::vm::SLOTS;
 use serde_json::{Value, json};
@@ -66,6 +66,9 @@ pub(super) fn ports(add: &mut dyn FnMut(&str, String)) {
 
 /// The node of a disk that has no replicas.
 pub(super) fn node(place: usize, disk: &DiskLaunch) -> Value {
+    if let Some(of) = &disk.rbd {
+        return rbd::node::node(&format!("d{place}"), of, &format!("k{place}"));
+    }
     json!({
         "driver": disk.format, "node-name": format!("d{place}"), "read-only": disk.read_only, "discard": "unmap",
         "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
@@ -118,11 +121,15 @@ impl QemuDriver {
                 }
             }
         }
-        // Only one with replicas has a key.
+        // Only one with replicas, or in Ceph, has a key.
         self.try_tell(vm, &commands::REMOVE_OBJECT, json!({ "id": format!("k{place}") })).await
     }
 
     async fn open(&self, vm: &str, place: usize, disk: &DiskLaunch) -> Result<(), VmError> {
+        if let Some(of) = &disk.rbd {
+            let secret = rbd::node::secret(&format!("k{place}"), of);
+            self.tell(vm, &commands::ADD_OBJECT, secret).await?;
+        }
         let Some(mirror) = &disk.mirror else {
             return self.tell(vm, &commands::ADD_NODE, node(place, disk)).await.map(drop);
         };
@@ -219,7 +226,7 @@ impl HotDisks for QemuDriver {
             "driver": commands::DISK_DEVICE, "id": device(place), "bus": port(slot), "addr": "0x0",
             "drive": format!("d{place}"), "serial": disk.name,
         });
-        if disk.mirror.is_some() {
+        if disk.stops() {
             device["werror"] = "stop".into();
             device["rerror"] = "stop".into();
         }

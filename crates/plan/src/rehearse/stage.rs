@@ -446,22 +446,24 @@ struct Writes {
     records: Vec<(String, Option<Vec<u8>>)>,
 }
 
+fn json<T: Serialize>(record: &T) -> Option<Vec<u8>> {
+    serde_json::to_vec(record).ok()
+}
+
 /// What an action writes; none when it writes nothing.
 fn writes(snapshot: &Snapshot, action: &Action) -> Option<Writes> {
-    fn json<T: Serialize>(record: &T) -> Option<Vec<u8>> {
-        serde_json::to_vec(record).ok()
-    }
     let one = |key: String, expected: i64, value: Option<Vec<u8>>| Writes {
         over: (key.clone(), expected),
         records: vec![(key, value)],
     };
     Some(match action {
-        // What is backed up or kept meanwhile changes nothing of what is rehearsed.
+        // What is backed up or kept meanwhile changes nothing of what is rehearsed, nor does what no host of it would carry out.
         Action::ConfirmLease { .. }
         | Action::ReadPower { .. }
         | Action::PowerOff { .. }
         | Action::PutBackup { .. }
-        | Action::PutVmSnapshot { .. } => return None,
+        | Action::PutVmSnapshot { .. }
+        | Action::PutClients { .. } => return None,
         Action::CloseSession { host, lease_revision, lost } => {
             let lease = snapshot.leases.get(host)?;
             let closed = haven_model::Lease { closed: true, ..(*lease.value).clone() };

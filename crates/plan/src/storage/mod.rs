@@ -31,7 +31,7 @@ pub struct Room {
 #[must_use]
 pub fn rooms(snapshot: &Snapshot, pool: &Name) -> Vec<Room> {
     let Some(spec) = snapshot.pools.get(pool).map(|pool| &pool.spec) else { return Vec::new() };
-    let shared = spec.driver == PoolDriverKind::Shared;
+    let shared = spec.is_shared();
     let told = snapshot.rooms.iter().filter_map(|(host, rooms)| {
         let lease = snapshot.leases.get(host)?;
         let current = !lease.closed && lease.session == rooms.session;
@@ -59,7 +59,7 @@ fn promised(snapshot: &Snapshot, pool: &Name, host: Option<&Name>) -> Bytes {
 fn on(spec: &PoolSpec, host: &Name) -> String {
     match spec.driver {
         PoolDriverKind::Local | PoolDriverKind::Mirrored => format!(" on {host}"),
-        PoolDriverKind::Shared => String::new(),
+        PoolDriverKind::Shared | PoolDriverKind::Rbd => String::new(),
     }
 }
 

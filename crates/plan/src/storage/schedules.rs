@@ -50,10 +50,7 @@ fn disks(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Result<Vec<SnapshotDisk>, 
     let mut disks = Vec::new();
     for disk in vm.spec.plugged() {
         match snapshot.pools.get(&disk.pool).map(|pool| pool.spec.driver) {
-            Some(
-                PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored,
-            ) => {}
-            #[expect(unreachable_patterns, reason = "of other drivers nothing is kept")]
+            Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored) => {}
             Some(_) => {
                 return Err(format!(
                     "its disk `{}` lives in the pool `{}`, whose disks keep no snapshots",

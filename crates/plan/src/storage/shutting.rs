@@ -9,6 +9,9 @@
 //! One replica that counts and is shut is enough for each disk: what opened it there acknowledges only what all have that counted,
 //! and goes on without one only by a record that it cannot write any more. But not while another returns, unless that is shut, too
 //! (docs/decisions/0024-storage-fenced.md).
+//!
+//! Disks in pools of Ceph clusters are shut by a host that is heard: it has Ceph refuse all clients by which they are open. Those
+//! must be known, so nothing is shut while a process is being begun (docs/decisions/0026-rbd.md).
 
 use super::replicas::{mirrored, record, volume_of};
 use crate::{
@@ -17,25 +20,54 @@ use crate::{
     work::{Work, vm_ref},
 };
 use haven_model::{
-    Action, Name, Placement, ProofKind, Snapshot, Versioned, VmSpec,
-    host::SHUTS,
+    Action, Name, Placement, PoolDriverKind, ProofKind, Snapshot, Versioned, VmSpec,
+    clients::DiskClients,
+    host::{RBD, SHUTS},
     object::Stored,
-    vm::Isolation,
+    vm::{DiskSpec, Isolation},
     volume::{ReplicaIs, ReplicaState, Volume, VolumeRef},
 };
 
-/// The volumes of a VM that may be shut to its host, all of them; nothing when it has another disk, or one whose record is not
-/// known.
-fn volumes<'a>(
+/// What is shut of a VM to its host: all of its disks.
+struct Disks<'a> {
+    /// Those that are mirrored.
+    volumes: Vec<(VolumeRef, &'a Versioned<Volume>)>,
+    /// Who has those in Ceph open, if there are any.
+    clients: Option<&'a Versioned<DiskClients>>,
+}
+
+/// The disks of a VM in pools of Ceph clusters.
+fn in_ceph<'a>(snapshot: &Snapshot, vm: &'a VmSpec) -> impl Iterator<Item = &'a DiskSpec> {
+    let is = |disk: &&DiskSpec| {
+        snapshot.pools.get(&disk.pool).is_some_and(|p| p.spec.driver == PoolDriverKind::Rbd)
+    };
+    vm.disks.iter().filter(is)
+}
+
+/// The disks of a VM that may be shut to its host, all of them; nothing when it has another disk, or one whose record is not
+/// known, or is in Ceph and it is not known by which client it is open there.
+fn disks<'a>(
     snapshot: &'a Snapshot,
     vm: &'a Stored<VmSpec>,
-) -> Option<Vec<(VolumeRef, &'a Versioned<Volume>)>> {
+    placed: &Placement,
+) -> Option<Disks<'a>> {
     if vm.spec.isolation != Isolation::Keep || vm.spec.disks.is_empty() {
         return None;
     }
     let of = |disk| Some((volume_of(&vm.meta.name, disk), record(snapshot, vm, disk)?));
     let volumes: Option<Vec<_>> = mirrored(snapshot, &vm.spec).map(|(disk, _)| of(disk)).collect();
-    volumes.filter(|volumes| volumes.len() == vm.spec.disks.len())
+    let volumes = volumes?;
+    let in_ceph: Vec<&DiskSpec> = in_ceph(snapshot, &vm.spec).collect();
+    if volumes.len() + in_ceph.len() != vm.spec.disks.len() {
+        return None;
+    }
+    if in_ceph.is_empty() {
+        return Some(Disks { volumes, clients: None });
+    }
+    let clients = snapshot.clients.get(&vm.meta.name).filter(|of| of.vm_uid == vm.meta.uid)?;
+    let known = |disk: &&DiskSpec| disk.detached || clients.knows(&disk.name, &placed.host);
+    let all = clients.begins.is_empty() && in_ceph.iter().all(known);
+    all.then_some(Disks { volumes, clients: Some(clients) })
 }
 
 /// Whether no process that a host has started can write any more to the disks of a VM that is placed there. Holds as long as the
@@ -45,9 +77,12 @@ pub fn shut(snapshot: &Snapshot, vm: &Stored<VmSpec>, placed: &Placement) -> boo
     let accepted = snapshot.cluster_spec().fencing.contains(&ProofKind::StorageFenced);
     // Of a guest that goes over two hosts may have a process.
     let stays = placed.moving_to.is_none() && placed.moved_from.is_none();
-    let volumes = volumes(snapshot, vm).filter(|_| accepted && stays);
-    volumes.is_some_and(|volumes| {
-        volumes.iter().all(|(of, volume)| volume.shut && shut_by(snapshot, of, volume, placed))
+    let disks = disks(snapshot, vm, placed).filter(|_| accepted && stays);
+    disks.is_some_and(|Disks { volumes, clients }| {
+        clients.is_none_or(|of| of.is_shut())
+            && volumes
+                .iter()
+                .all(|(of, volume)| volume.shut && shut_by(snapshot, of, volume, placed))
     })
 }
 
@@ -102,7 +137,10 @@ pub(crate) fn plan(work: &mut Work<'_>) {
         if vm.meta.deleting || !stays || worked_on || !knows(snapshot, host) {
             continue;
         }
-        let Some(volumes) = volumes(snapshot, vm) else { continue };
+        let Some(Disks { volumes, clients }) = disks(snapshot, vm, placed) else { continue };
+        if clients.is_some() && !speaks(snapshot, host, RBD) {
+            continue;
+        }
         if work.states.get(host) != Some(&HostState::Suspected) {
             continue;
         }
@@ -112,8 +150,9 @@ pub(crate) fn plan(work: &mut Work<'_>) {
             continue;
         }
         // It is to gain by it.
-        if placement::choose(work, name, &Wish::of(vm)).is_err() {
-            continue;
+        let Ok(choice) = placement::choose(work, name, &Wish::of(vm)) else { continue };
+        if let Some(record) = clients {
+            shut_clients(work, name, host, record, choice.host);
         }
         for (of, volume) in volumes {
             let Some(record) = volume.shut_out() else { continue };
@@ -131,7 +170,37 @@ pub(crate) fn plan(work: &mut Work<'_>) {
     }
 }
 
+/// Has the host on which a VM is to start shut its disks in Ceph, if nobody who is heard does.
+fn shut_clients(
+    work: &mut Work<'_>,
+    vm: &Name,
+    host: &Name,
+    record: &Versioned<DiskClients>,
+    by: Name,
+) {
+    let heard = |by: &Name| {
+        use HostState::{Cordoned, Drained, Draining, Online};
+        matches!(work.states.get(by), Some(Online | Cordoned | Draining | Drained))
+    };
+    if record.shut.as_ref().is_some_and(|shut| shut.done || heard(&shut.by)) {
+        return;
+    }
+    let reason = format!(
+        "{host} is not heard: {by} shuts the disks of {vm} in Ceph to what runs there, so that {vm} can start elsewhere"
+    );
+    let action = Action::PutClients {
+        vm: vm.clone(),
+        record: Box::new(record.shut_by(by)),
+        expected_revision: record.revision,
+    };
+    work.act(vm_ref(vm), reason, action);
+}
+
 /// Whether a host leaves alone what was shut to it. An older Haven would write its record anew, and go on.
 fn knows(snapshot: &Snapshot, host: &Name) -> bool {
-    snapshot.host_status.get(host).is_some_and(|told| told.speaks >= SHUTS)
+    speaks(snapshot, host, SHUTS)
+}
+
+fn speaks(snapshot: &Snapshot, host: &Name, what: u32) -> bool {
+    snapshot.host_status.get(host).is_some_and(|told| told.speaks >= what)
 }

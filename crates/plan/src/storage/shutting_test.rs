@@ -6,6 +6,7 @@ use crate::{
 };
 use haven_model::{
     Action, Bytes, ClusterSpec, PoolDriverKind, PoolSpec, ProofKind,
+    clients::{DiskClients, OpenDisk, ShutDisks},
     plan::LeaseAge,
     vm::Isolation,
     volume::{ReplicaIs, ReplicaState::Returning, ReplicaStatus, Volume, VolumeRef},
@@ -237,4 +238,103 @@ fn a_replica_that_counts_no_more_proves_nothing() {
     assert!(does(&world).1.is_some());
     changed(&mut world, "log", |volume| *volume = volume.without([&name("host2")]));
     assert_eq!(does(&world).1, None);
+}
+
+/// The disk `log` is in Ceph, and host1 has it open.
+fn in_ceph() -> World {
+    let mut world = world();
+    let pool = PoolSpec::new(PoolDriverKind::Rbd, "");
+    world.snapshot.pools.insert(name("ceph"), at(3, stored("ceph", pool)));
+    let mut vm = (*world.snapshot.vms["db"].value).clone();
+    vm.spec.disks[1].pool = name("ceph");
+    world.snapshot.volumes.remove(&of("log"));
+    world.snapshot.vms.insert(name("db"), at(4, vm.clone()));
+    let open = |host: &str| OpenDisk {
+        disk: name("log"),
+        pool: name("ceph"),
+        host: name(host),
+        client: "10.0.0.1:0/7".into(),
+    };
+    let record =
+        DiskClients { vm_uid: vm.meta.uid, open: vec![open("host1")], ..Default::default() };
+    world.snapshot.clients.insert(name("db"), at(12, record));
+    world
+}
+
+fn clients(world: &mut World, change: impl FnOnce(&mut DiskClients)) {
+    let mut record = (*world.snapshot.clients["db"].value).clone();
+    change(&mut record);
+    world.snapshot.clients.insert(name("db"), at(13, record));
+}
+
+/// Who is to shut the disks in Ceph, and where a plan places the VM.
+fn asks(world: &World) -> (Option<ShutDisks>, Option<String>) {
+    let plan = plan(&world.snapshot, &world.seen);
+    assert_eq!(check(&world.snapshot, &plan), Ok(()));
+    let mut asked = (None, None);
+    for planned in plan.actions {
+        match planned.action {
+            Action::PutClients { record, expected_revision, .. } => {
+                assert_eq!(expected_revision, world.snapshot.clients["db"].revision);
+                assert_eq!(record.open, world.snapshot.clients["db"].open);
+                assert!(planned.reason.contains("shuts the disks of db in Ceph"));
+                asked.0 = record.shut;
+            }
+            Action::PlaceVm { placement, taken_from, .. } => {
+                assert_eq!(taken_from.unwrap().proof, ProofKind::StorageFenced);
+                asked.1 = Some(placement.host.to_string());
+            }
+            _ => {}
+        }
+    }
+    asked
+}
+
+#[test]
+fn disks_in_ceph_are_shut_by_the_host_where_it_is_to_start() {
+    let mut world = in_ceph();
+    let by = |host: &str, done| Some(ShutDisks { by: name(host), done });
+    assert_eq!(asks(&world), (by("host2", false), None));
+    shut(&mut world, "data");
+    serves(&mut world, "data", "host2", 4);
+    clients(&mut world, |of| of.shut = by("host2", false));
+    assert_eq!(asks(&world), (None, None), "host2 has not done it");
+    // Host2 is not heard any more either.
+    world.seen.suspected.insert(name("host2"));
+    assert_eq!(asks(&world).0, by("host3", false));
+    world.seen.suspected.remove("host2");
+    clients(&mut world, |of| of.shut = by("host2", true));
+    assert_eq!(asks(&world), (None, Some("host2".into())));
+    // The other disk is open to it yet.
+    changed(&mut world, "data", |volume| volume.shut = false);
+    assert_eq!(asks(&world).1, None);
+}
+
+#[test]
+fn what_may_be_open_to_unknown_clients_of_ceph_is_not_shut() {
+    let nothing = (None, None);
+    let not_shut = |change: &dyn Fn(&mut World)| {
+        let mut world = in_ceph();
+        shut(&mut world, "data");
+        serves(&mut world, "data", "host2", 4);
+        clients(&mut world, |of| {
+            of.shut = Some(ShutDisks { by: name("host2"), done: true });
+        });
+        assert!(asks(&world).1.is_some());
+        change(&mut world);
+        asks(&world)
+    };
+    let of_another = |world: &mut World| clients(world, |of| of.vm_uid = "another".into());
+    assert_eq!(not_shut(&of_another), nothing);
+    assert_eq!(not_shut(&|w| clients(w, |of| _ = of.begins.insert(name("host1")))), nothing);
+    assert_eq!(not_shut(&|w| clients(w, |of| of.open[0].host = name("host3"))), nothing);
+    assert_eq!(not_shut(&|w| clients(w, |of| of.open[0].disk = name("data"))), nothing);
+    assert_eq!(not_shut(&|w| _ = w.snapshot.clients.remove("db")), nothing);
+    let older = |world: &mut World| {
+        clients(world, |of| of.shut = None);
+        let mut told = (*world.snapshot.host_status["host1"].value).clone();
+        told.speaks = haven_model::host::RBD - 1;
+        world.snapshot.host_status.insert(name("host1"), at(2, told));
+    };
+    assert_eq!(not_shut(&older), nothing);
 }

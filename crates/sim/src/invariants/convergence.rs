@@ -2,7 +2,9 @@
 
 use super::Invariant;
 use crate::judge::{Facts, Step};
-use haven_model::{Name, Placement, VmPhase, vm_snapshot::SnapshotState, volume::VolumeRef};
+use haven_model::{
+    Name, Placement, Snapshot, VmPhase, vm_snapshot::SnapshotState, volume::VolumeRef,
+};
 use haven_plan::tolerance::recovery::bound_by;
 
 pub(super) struct Convergence;
@@ -45,6 +47,31 @@ pub(crate) fn drained(facts: &Facts, host: &str) -> Result<(), String> {
     }
 }
 
+/// Whether all snapshots of VMs that run have come to their end, and enough hosts have copies.
+fn kept(snapshot: &Snapshot) -> Result<(), String> {
+    for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| vm.spec.running) {
+        let all = snapshot.vm_snapshots.get(&vm.meta.uid).into_iter().flatten();
+        if let Some((called, of)) = all.clone().find(|(_, of)| of.is_due()) {
+            return Err(format!("the snapshot {called} of {name} is {}: {}", of.state, of.message));
+        }
+        for (called, of) in all.filter(|(_, of)| of.state == SnapshotState::There) {
+            let few = of.disks.iter().find(|disk| {
+                let volume = VolumeRef { vm: name.clone(), disk: disk.name.clone() };
+                let volume = snapshot.volumes.get(&volume);
+                let replicas = volume.into_iter().flat_map(|volume| volume.replicas.keys());
+                replicas.filter(|host| disk.copies.contains(host)).count() < 2
+            });
+            if let Some(disk) = few {
+                return Err(format!(
+                    "few hosts have a copy of {} in {called} of {name}",
+                    disk.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Whether all that is wanted is so.
 ///
 /// # Errors
@@ -80,26 +107,7 @@ pub(crate) fn converged(facts: &Facts) -> Result<(), String> {
             return Err(format!("{name} runs and its status does not say so"));
         }
     }
-    for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| vm.spec.running) {
-        let all = snapshot.vm_snapshots.get(&vm.meta.uid).into_iter().flatten();
-        if let Some((called, of)) = all.clone().find(|(_, of)| of.is_due()) {
-            return Err(format!("the snapshot {called} of {name} is {}: {}", of.state, of.message));
-        }
-        for (called, of) in all.filter(|(_, of)| of.state == SnapshotState::There) {
-            let few = of.disks.iter().find(|disk| {
-                let volume = VolumeRef { vm: name.clone(), disk: disk.name.clone() };
-                let volume = snapshot.volumes.get(&volume);
-                let replicas = volume.into_iter().flat_map(|volume| volume.replicas.keys());
-                replicas.filter(|host| disk.copies.contains(host)).count() < 2
-            });
-            if let Some(disk) = few {
-                return Err(format!(
-                    "few hosts have a copy of {} in {called} of {name}",
-                    disk.name
-                ));
-            }
-        }
-    }
+    kept(snapshot)?;
     for (of, volume) in &snapshot.volumes {
         let runs = snapshot.vms.get(&of.vm).is_some_and(|vm| vm.spec.running);
         let copies = snapshot.pools.get(&volume.pool).map_or(0, |pool| pool.spec.copies());

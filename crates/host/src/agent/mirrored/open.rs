@@ -368,6 +368,7 @@ impl Opening<'_> {
             size_bytes: volume.size.0,
             arrives: false,
             mirror: Some(mirror),
+            rbd: None,
             slot: None,
         }
     }

@@ -160,6 +160,9 @@ impl VmTask {
         if self.mirrors.broke {
             self.see_whether_it_stands().await;
         }
+        if self.running.is_some() {
+            self.keep_clients().await;
+        }
     }
 
     /// Its process has ended. If all replicas have all that was written, the next one opens them as they are.
@@ -363,6 +366,9 @@ impl VmTask {
             None => 1,
         };
         self.mirrors.went_on = Some((now, times));
+        if times >= TOLD && self.mirrored().await.is_empty() && self.ended_for_ceph().await {
+            return Ok(());
+        }
         if times == TOLD {
             self.note = format!(
                 "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there",

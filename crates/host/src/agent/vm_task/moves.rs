@@ -83,12 +83,15 @@ pub(super) struct Outgoing {
     postcopy: bool,
     /// It was told that memory follows; how much was sent then, and when that was more than before.
     sent: Option<(u64, Mono)>,
+    /// All of it is there.
+    whole: bool,
 }
 
 impl Outgoing {
     fn of(attempt: i64, now: Mono) -> Self {
-        let (disks, heard, postcopy, sent) = (Disks::None, None, false, None);
-        Self { attempt, stopped: false, handing: None, told: now, disks, heard, postcopy, sent }
+        let (disks, heard, sent) = (Disks::None, None, None);
+        let (stopped, postcopy, whole) = (false, false, false);
+        Self { attempt, stopped, handing: None, told: now, disks, heard, postcopy, sent, whole }
     }
 }
 
@@ -408,6 +411,9 @@ impl VmTask {
             Ok(transfer) if transfer.copy == Copy::Whole => {
                 let progress = Some(transfer.progress);
                 self.let_disks_go().await;
+                if let Some(copy) = &mut self.outgoing {
+                    copy.whole = true;
+                }
                 self.say_ended(snapshot, attempt, MigrationPhase::HandedOver, progress).await;
             }
             Ok(transfer) if transfer.copy == Copy::Following && copy.is_some() => {
@@ -425,6 +431,16 @@ impl VmTask {
                 self.end_process().await;
             }
         }
+    }
+
+    /// Ends its process at once; one whose guest is elsewhere, all of it, does no harm and may close its disks first.
+    pub(super) async fn close_or_kill(&mut self) {
+        if self.outgoing.as_ref().is_some_and(|copy| copy.whole)
+            && let Err(error) = self.parts.vms.close(self.vm.as_str()).await
+        {
+            tracing::debug!(vm = %self.vm, why = crate::agent::chain(&error), "it does not end by itself");
+        }
+        self.kill().await;
     }
 
     /// What the guest needs of its memory is sent after it. This process can run it no more, and is of use as long as it

@@ -5,6 +5,7 @@ use super::{
     program::{CHANGE, Ended},
 };
 use crate::{agent::storage::StorageFailure, storage::says};
+use futures::future::try_join_all;
 use serde::Deserialize;
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
@@ -90,7 +91,7 @@ impl Images {
     }
 
     /// Shuts out whoever has an image open, and those that were noted when they opened it (`noted`), before a new
-    /// owner opens it. Who was shut out. Done again, it does no harm.
+    /// owner opens it; those in `shut` have been already. Who is shut out. Done again, it does no harm.
     ///
     /// # Errors
     /// When one of them may still write; then nobody else may open it.
@@ -98,18 +99,16 @@ impl Images {
         &self,
         image: &str,
         noted: &BTreeSet<Client>,
+        shut: &BTreeSet<Client>,
     ) -> Result<BTreeSet<Client>, StorageFailure> {
-        // First what needs only the monitors.
-        for client in noted {
-            self.shut_out_client(client).await?;
-        }
-        let mut out = noted.clone();
-        let there = self.clients(image).await?.into_iter().chain(self.lockers(image).await?);
-        for client in there {
-            if out.insert(client.clone()) {
-                self.shut_out_client(&client).await?;
-            }
-        }
+        // First what needs only the monitors. They take all of them in one go, once a second.
+        let all = noted.difference(shut).map(|client| self.shut_out_client(client));
+        try_join_all(all).await?;
+        let mut out: BTreeSet<Client> = noted.union(shut).cloned().collect();
+        let mut there = self.clients(image).await?;
+        there.extend(self.lockers(image).await?);
+        try_join_all(there.difference(&out).map(|client| self.shut_out_client(client))).await?;
+        out.extend(there);
         let left = self.clients(image).await?;
         if left.is_empty() {
             tracing::info!(image, ?out, "whoever had the image open is shut out");

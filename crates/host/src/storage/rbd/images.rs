@@ -199,6 +199,48 @@ impl Images {
         made
     }
 
+    /// Makes an image of a file, `raw` or `qcow2`, so large. Under the name `part` first: a whole one or none. If another attempt was
+    /// quicker, its image is as good.
+    ///
+    /// # Errors
+    /// When the file is no such disk or larger, or it cannot be copied.
+    pub async fn copy(
+        &self,
+        file: &Path,
+        format: &str,
+        part: &str,
+        image: &str,
+        size_bytes: u64,
+    ) -> Result<(), StorageFailure> {
+        let holds = self.size_of_file(file, format).await?;
+        if holds > size_bytes {
+            return Err(says(format!(
+                "the image {}/{image} would be {} and what it is made from holds {}; make the disk at least that large",
+                self.programs.pool.path(),
+                in_words(size_bytes),
+                in_words(holds)
+            )));
+        }
+        let made = async {
+            self.create(part, holds).await?;
+            self.fill(file, format, part).await?;
+            self.grow(part, size_bytes).await?;
+            let mv = ["mv", &self.path(part)?, &self.path(image)?];
+            match self.programs.rbd(&mv, CHANGE).await {
+                Ok(_) => Ok(true),
+                Err(ended) if ended.is(libc::EEXIST) => Ok(false),
+                Err(ended) => Err(self.failed(image, "it cannot be named", &ended)),
+            }
+        };
+        let made = made.await;
+        if !matches!(made, Ok(true))
+            && let Err(failure) = self.remove(part).await
+        {
+            tracing::warn!(%failure, "an unfinished image cannot be removed");
+        }
+        made.map(drop)
+    }
+
     async fn size_of_file(&self, file: &Path, format: &str) -> Result<u64, StorageFailure> {
         let text = file.display().to_string();
         let wrong = |why: String| {
@@ -353,6 +395,17 @@ impl Images {
         let children =
             children.map_err(|ended| self.failed(image, "its clones are not known", &ended))?;
         Ok(children.into_iter().map(|child| child.image).collect())
+    }
+
+    /// The names of all images of the pool.
+    ///
+    /// # Errors
+    /// When they are not known.
+    pub async fn names(&self) -> Result<Vec<String>, StorageFailure> {
+        let path = self.programs.pool.path();
+        self.programs.ask_rbd::<Vec<String>>(&["ls", &path]).await.map_err(|ended| {
+            self.programs.failed("the images of the pool cannot be listed", &ended)
+        })
     }
 
     /// All images of the pool with what they take.

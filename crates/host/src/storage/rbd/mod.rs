@@ -1,5 +1,4 @@
-//! Volumes as images of a Ceph pool (RBD): one copy for all hosts, kept by Ceph on several. This is what speaks to Ceph; no pool
-//! can name it yet (docs/decisions/0026-rbd.md).
+//! Volumes as images of a Ceph pool (RBD): one copy for all hosts, kept by Ceph on several (docs/decisions/0026-rbd.md).
 //!
 //! ```text
 //!   this daemon ── rbd, ceph (programs) ──┐
@@ -27,6 +26,7 @@ pub mod node;
 pub mod pool;
 pub mod program;
 pub mod snapshots;
+pub mod volumes;
 
 #[cfg(test)]
 mod rbd_test;

@@ -1,6 +1,7 @@
 //! How a pool is reached, as its user writes it.
 
 use crate::{agent::storage::StorageFailure, storage::says};
+use haven_model::RbdSpec;
 use haven_store::seal::Plain;
 
 /// Fewest characters of a key: 16 bytes and their head of 12, in base64.
@@ -52,7 +53,21 @@ fn split(monitor: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
+/// Monitors with their ports, as QEMU wants them. Without a port it is the one of the present protocol.
+#[must_use]
+pub fn servers(monitors: &[String]) -> Vec<(String, u16)> {
+    let servers = monitors.iter().filter_map(|monitor| split(monitor));
+    servers.map(|(host, port)| (host.to_owned(), port.unwrap_or(3300))).collect()
+}
+
 impl RbdPool {
+    /// That of a spec, with its key in the clear.
+    #[must_use]
+    pub fn of(spec: &RbdSpec, key: Plain) -> Self {
+        let RbdSpec { monitors, user, pool, namespace, .. } = spec.clone();
+        Self { monitors, user, key, pool, namespace }
+    }
+
     /// Looks whether it can be meant so, without asking anybody.
     ///
     /// # Errors
@@ -96,13 +111,6 @@ impl RbdPool {
     #[must_use]
     pub fn monitors(&self) -> String {
         self.monitors.join(",")
-    }
-
-    /// The monitors with their ports, as QEMU wants them. Without a port it is the one of the present protocol.
-    #[must_use]
-    pub fn servers(&self) -> Vec<(String, u16)> {
-        let servers = self.monitors.iter().filter_map(|monitor| split(monitor));
-        servers.map(|(host, port)| (host.to_owned(), port.unwrap_or(3300))).collect()
     }
 
     /// The pool, with its namespace if it has one.

@@ -237,7 +237,7 @@ impl Programs {
 fn configuration(pool: &RbdPool, keyring: &Path) -> String {
     format!(
         "[global]\nmon_host = {}\nkeyring = {}\nclient_mount_timeout = {MONITORS_S}\nrados_mon_op_timeout = {MONITORS_S}\n\
-         rbd_default_clone_format = 2\nlog_to_stderr = false\nlog_file =\nadmin_socket =\n",
+         rbd_default_clone_format = 2\nrbd_blocklist_on_break_lock = false\nlog_to_stderr = false\nlog_file =\nadmin_socket =\n",
         pool.monitors(),
         keyring.display()
     )

@@ -56,9 +56,10 @@ impl Qemu {
     fn open(directory: &Path, pool: &RbdPool, image: &str) -> Self {
         let owner = std::os::unix::fs::MetadataExt::uid(&directory.metadata().unwrap());
         let files = node::write(directory, pool, owner).unwrap();
-        let node = node::node("d0", pool, image, "k0", &files);
+        let launch = node::RbdLaunch::of(pool, image, files);
+        let node = node::node("d0", &launch, "k0");
         let mut child = Command::new("qemu-io")
-            .args(["--object", &node::secret("k0", &files).to_string(), &format!("json:{node}")])
+            .args(["--object", &node::secret("k0", &launch).to_string(), &format!("json:{node}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -136,7 +137,7 @@ async fn an_image_lives() {
 
 /// A client that was killed is forgotten in time; here it is shut out.
 async fn closed(images: &Images, image: &str) {
-    images.shut_out(image, &BTreeSet::new()).await.unwrap();
+    images.shut_out(image, &BTreeSet::new(), &BTreeSet::new()).await.unwrap();
 }
 
 #[tokio::test]
@@ -243,7 +244,7 @@ async fn whoever_is_shut_out_writes_no_more_and_gets_errors() {
     }
     // One that was noted, and one that nobody knew of.
     let since = Instant::now();
-    let out = images.shut_out("t.fence", &noted).await.unwrap();
+    let out = images.shut_out("t.fence", &noted, &BTreeSet::new()).await.unwrap();
     println!("two clients were shut out in {:.2} s", since.elapsed().as_secs_f64());
     assert_eq!(out.len(), 2);
     assert!(out.is_superset(&noted));
@@ -260,7 +261,7 @@ async fn whoever_is_shut_out_writes_no_more_and_gets_errors() {
     let denied = images.let_in(noted.first().unwrap()).await.unwrap_err().what;
     assert!(denied.contains("an administrator may: `ceph osd blocklist rm "), "{denied}");
     // Again, and for one of whom nobody knows.
-    images.shut_out("t.fence", &out).await.unwrap();
+    images.shut_out("t.fence", &out, &BTreeSet::new()).await.unwrap();
     assert!(!new.does("write -P 3 0 4k").await);
     images.shut_out_client(&"192.0.2.2:0/5".parse::<Client>().unwrap()).await.unwrap();
     images.remove("t.fence").await.unwrap();

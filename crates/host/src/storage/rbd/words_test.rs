@@ -46,7 +46,7 @@ fn what_makes_no_sense_is_refused_in_words() {
 
 #[test]
 fn monitors_have_ports_for_qemu() {
-    let servers = pool().servers();
+    let servers = super::pool::servers(&pool().monitors);
     let at = |i: usize| (servers[i].0.as_str(), servers[i].1);
     assert_eq!(at(0), ("10.0.0.1", 3300));
     assert_eq!(at(1), ("10.0.0.2", 6789));
@@ -121,10 +121,11 @@ fn qemu_gets_the_key_by_a_file_that_only_its_user_reads() {
     }
     let mut pool = pool();
     pool.namespace = Some("one".into());
-    let node = node::node("d0", &pool, "web.root.1", "k0", &files);
+    let launch = node::RbdLaunch::of(&pool, "web.root.1", files);
+    let node = node::node("d0", &launch, "k0");
     assert_eq!(node["file"]["namespace"], "one");
     assert_eq!(node["file"]["server"][1]["port"], "6789");
     assert!(!node.to_string().contains(KEY));
-    assert_eq!(node::secret("k0", &files)["format"], "base64");
+    assert_eq!(node::secret("k0", &launch)["format"], "base64");
     assert!(Path::new(node["file"]["conf"].as_str().unwrap()).exists());
 }
