@@ -171,6 +171,15 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
         [
             "promise",
             "blob",
+            "rebalance",
+            "beginMaintenance",
+            "resumeMaintenance",
+            "endMaintenance",
+            "vmIncoming",
+            "vmIncomingDisks",
+            "vmConsole",
+            "testFence",
+            "promoteService",
             "removeVolume",
             "checkVolume",
             "cancelCheck",
@@ -186,16 +195,7 @@ async fn every_answer_that_went_well_is_what_the_description_says() {
             "showVerification",
             "verifyBackups",
             "cancelVerification",
-            "restoreBackup",
-            "rebalance",
-            "beginMaintenance",
-            "resumeMaintenance",
-            "endMaintenance",
-            "vmIncoming",
-            "vmIncomingDisks",
-            "vmConsole",
-            "testFence",
-            "promoteService"
+            "restoreBackup"
         ]
     );
     for kind in Kind::ALL {
