@@ -53,6 +53,9 @@ pub struct RbdSpec {
     /// The namespace in it; the nameless one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Which cluster it is, as that says itself. Noted when the pool is made; whatever else is said of it later, it stays this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fsid: Option<String>,
 }
 
 impl RbdSpec {

@@ -93,6 +93,9 @@ pub struct Volume {
     /// The disk of a backup that it held at first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Box<BackupRef>>,
+    /// The copy of another volume that it held at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned: Option<Box<ClonedFrom>>,
     /// As the guest sees it.
     pub size: Bytes,
     /// By host.
@@ -109,6 +112,18 @@ pub struct Volume {
     /// What it was made to hold again the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub based: Option<Based>,
+}
+
+/// A copy of a volume as it was in a snapshot, from which another one is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClonedFrom {
+    /// Which volume.
+    pub volume: VolumeRef,
+    /// The uid of its VM.
+    pub vm_uid: String,
+    /// What the copies are called ([`crate::vm_snapshot::VmSnapshot::copy`]).
+    pub copy: String,
 }
 
 /// What a volume holds from a run on, whatever it held before.
@@ -137,6 +152,7 @@ impl Volume {
             pool,
             first: None,
             restored: None,
+            cloned: None,
             size,
             replicas,
             run: 0,

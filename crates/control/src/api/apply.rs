@@ -90,9 +90,9 @@ pub(super) async fn apply_with(
         .iter()
         .map(|manifest| write(state, manifest, &snapshot, &mut vnis))
         .collect::<ApiResult<_>>()?;
-    for write in &writes {
+    for write in &mut writes {
         let old = snapshot.object(&write.object.reference()).map(|(old, _)| old);
-        pools::check(state, &write.object, old.as_ref()).await?;
+        pools::check(state, &mut write.object, old.as_ref()).await?;
     }
     writes.sort_by_key(|write| write.object.kind());
     let objects: Vec<Object> = writes.iter().map(|write| write.object.clone()).collect();
@@ -205,10 +205,12 @@ pub(super) fn keep(object: &mut Object, old: &Object, snapshot: &Snapshot) {
         (Object::Vm(new), Object::Vm(old)) => {
             new.spec.resets = new.spec.resets.max(old.spec.resets);
             chosen::ports(&mut new.spec, Some(&old.spec), snapshot);
-            // It would be made empty otherwise.
-            for disk in new.spec.disks.iter_mut().filter(|disk| disk.copy_of.is_none()) {
+            // Without it a disk would be made empty, and one that is made needs it no more.
+            for disk in &mut new.spec.disks {
                 let before = old.spec.disks.iter().find(|before| before.name == disk.name);
-                disk.copy_of = before.and_then(|before| before.copy_of.clone());
+                if let Some(before) = before {
+                    disk.copy_of.clone_from(&before.copy_of);
+                }
             }
         }
         (Object::Service(new), Object::Service(old)) => {

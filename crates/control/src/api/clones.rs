@@ -9,11 +9,12 @@ use super::{
 };
 use axum::{Extension, Json, extract::State};
 use haven_model::{
-    Meta, Name, Object, PoolDriverKind, Snapshot, VmSpec,
+    Meta, Name, Object, ObjectRef, PoolDriverKind, Snapshot, VmSpec,
     api::{Applied, ApplyRequest, CloneAsked, ManifestFile},
     host::CLONES,
+    keys,
     manifest::to_yaml,
-    object::Stored,
+    object::{Kind, Stored},
     vm::DiskSpec,
     vm_snapshot::{CopyRef, SnapshotDisk, SnapshotState, VmSnapshot, usual_name},
 };
@@ -34,11 +35,13 @@ pub(super) async fn make(
     if spec.plugged().next().is_none() && asked.snapshot.is_none() {
         // All that there is of it is written down.
         let object = copied(&of, &asked, None);
-        return Ok(Json(write(&state, &object, Vec::new(), Vec::new()).await?));
+        let over = vec![is_new(&asked.name)];
+        return Ok(Json(write(&state, &object, over, Vec::new()).await?));
     }
     kept_where_it_can_be(&of, &asked.name)?;
     let placed = of.placed()?;
     let mut over = of.unchanged(placed);
+    over.push(is_new(&asked.name));
     let (called, record) = match &asked.snapshot {
         Some(named) => {
             let (called, there) = of.one(named.as_str())?;
@@ -64,6 +67,11 @@ pub(super) async fn make(
     let object = copied(&of, &asked, Some(&record));
     let ops = vec![put_op(of.key(&called), &record)];
     Ok(Json(write(&state, &object, over, ops).await?))
+}
+
+/// Nobody makes a VM of this name meanwhile: it would be changed.
+fn is_new(name: &Name) -> Compare {
+    Compare::Absent(keys::object(&ObjectRef::new(Kind::Vm, name.clone())))
 }
 
 /// Whether a VM of this name may be made of another one.
@@ -95,13 +103,16 @@ fn kept_where_it_can_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
     let vm = of.vm;
     for disk in of.object.spec.plugged() {
         let driver = of.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
-        if !matches!(driver, Some(PoolDriverKind::Local | PoolDriverKind::Shared)) {
+        if !matches!(
+            driver,
+            Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored)
+        ) {
             let detail = format!(
-                "the disk `{}` of {vm} lives in the pool `{}`; only disks of local and shared pools are cloned so far",
+                "the disk `{}` of {vm} lives in the pool `{}`; disks in Ceph are not cloned yet",
                 disk.name, disk.pool
             );
             let hint =
-                format!("`haven backup run {vm}`, then `haven backup restore {vm} --as {new}`");
+                format!("make {new} with disks of its own; `rbd export` reads those of {vm}");
             return Err(conflict(detail, &hint));
         }
     }

@@ -131,7 +131,7 @@ pub trait LocalHost: Send + Sync {
     /// The whole answer of another host's API to a GET.
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
     /// Looks whether a pool of a Ceph cluster can be used from this host; its key is sealed.
-    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<(), String>;
+    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<String, String>;
     /// Makes a target of what is there, when it is empty.
     async fn mark_target(&self, target: &Name) -> Result<(), String>;
     /// The backups in a target, of one VM or of all.

@@ -110,6 +110,7 @@ pub(super) fn seal(state: &ApiState, object: &mut Object, old: Option<&Object>) 
         Some(Object::Pool(old)) => old.spec.rbd.as_ref(),
         _ => None,
     };
+    new.fsid = old.and_then(|old| old.fsid.clone());
     if new.key.trim() == SEALED || is_sealed(&new.key) {
         let refused = |detail: String| {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, detail, "give the key itself")
@@ -145,22 +146,33 @@ pub(super) fn seal(state: &ApiState, object: &mut Object, old: Option<&Object>) 
     Ok(())
 }
 
-/// Asks the Ceph cluster of a pool that is new or is reached in another way, from this host; the key is sealed by now.
+/// Asks the Ceph cluster of a pool that is new or is reached in another way, from this host; the key is sealed by now. It must be
+/// the cluster that it was: in another one each disk would be made anew, and nobody be shut out.
 ///
 /// # Errors
 /// 422 with the first thing that is wrong.
 pub(super) async fn check(
     state: &ApiState,
-    object: &Object,
+    object: &mut Object,
     old: Option<&Object>,
 ) -> ApiResult<()> {
-    let Object::Pool(pool) = object else { return Ok(()) };
-    let Some(rbd) = &pool.spec.rbd else { return Ok(()) };
     if old.is_some_and(|old| old.same_spec(object)) {
         return Ok(());
     }
-    state.local.check_ceph(&pool.meta.name, rbd).await.map_err(|why| {
+    let Object::Pool(pool) = object else { return Ok(()) };
+    let Some(rbd) = &mut pool.spec.rbd else { return Ok(()) };
+    let refused = |why: String| {
         let hint = format!("asked by {}; nothing was changed", state.me);
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, why, hint)
-    })
+    };
+    let is = state.local.check_ceph(&pool.meta.name, rbd).await.map_err(refused)?;
+    match &rbd.fsid {
+        Some(was) if *was != is => Err(refused(format!(
+            "these monitors are of the Ceph cluster {is}, and the pool is in {was}; make a new pool under another name"
+        ))),
+        _ => {
+            rbd.fsid = Some(is);
+            Ok(())
+        }
+    }
 }

@@ -171,10 +171,13 @@ impl LocalHost for Nothing {
     async fn kept(&self, _: &VolumeRef, _: &str, _: &str, _: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; 16])
     }
-    async fn check_ceph(&self, _: &Name, rbd: &RbdSpec) -> Result<(), String> {
+    async fn check_ceph(&self, _: &Name, rbd: &RbdSpec) -> Result<String, String> {
         match rbd.pool.as_str() {
             "nopool" => Err("Ceph has no pool nopool; correct `pool`, or make it".into()),
-            _ => Ok(()),
+            _ => {
+                Ok(if rbd.monitors.iter().any(|at| at.contains("elsewhere")) { "f2" } else { "f1" }
+                    .into())
+            }
         }
     }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {

@@ -1,8 +1,13 @@
 //! Whether what a VM says of snapshots, and of disks of other VMs that it is made from, can be.
 
 use super::validate::{After, Say};
-use haven_model::{PoolDriverKind, VmSpec, host::CLONES, vm_snapshot::SnapshotSpec};
+use haven_model::{PoolDriverKind, VmSpec, host::CLONES, units::Millis, vm_snapshot::SnapshotSpec};
 use haven_plan::tolerance::migration::speaks_less;
+
+/// The shortest time between two snapshots that are whole copies.
+const HOURLY: Millis = Millis(3_600_000);
+/// The most of those that are kept.
+const MOST_COPIES: u32 = 7;
 
 /// Says everything that is wrong; `of_service` for the VMs that a service makes.
 pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mut Say<'_>) {
@@ -22,22 +27,47 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
             let hint = "leave `snapshot` out; what must be kept belongs to a VM of its own";
             say(("snapshot", &""), message, hint);
         }
+        let of = |disk: &haven_model::vm::DiskSpec| after.pool(&disk.pool).map(|pool| pool.driver);
+        if let Some(disk) = spec.disks.iter().find(|disk| of(disk) == Some(PoolDriverKind::Rbd)) {
+            let message = format!(
+                "the disk `{}` lives in the pool `{}`, and disks in Ceph keep no snapshots here yet",
+                disk.name, disk.pool
+            );
+            say(("snapshot", &""), message, "leave `snapshot` out; `rbd snap create` takes them");
+        }
+        let copied = spec.disks.iter().find(|disk| of(disk) == Some(PoolDriverKind::Mirrored));
+        if let Some(disk) = copied.filter(|_| *every < HOURLY || *keep > MOST_COPIES) {
+            let message = format!(
+                "each snapshot of the mirrored disk `{}` is a whole copy on each of its hosts, and `every: {every}, keep: {keep}` would fill its pool",
+                disk.name
+            );
+            let hint = format!(
+                "take one each hour at most, and keep at most {MOST_COPIES}; `backup` stores only what has changed"
+            );
+            say(("snapshot", &""), message, &hint);
+        }
     }
     for disk in &spec.disks {
         let Some(copy) = &disk.copy_of else { continue };
+        if of_service {
+            let message = format!(
+                "the disk `{}` of members is made from the {copy}, which nothing keeps for those that are made later",
+                disk.name
+            );
+            say(("copyOf", &""), message, "make an image of it, and write `image`");
+        }
         if disk.image.is_some() || disk.backup.is_some() {
             let message =
                 format!("the disk `{}` is made from the {copy} and from something else", disk.name);
             say(("copyOf", &""), message, "write one of them");
         }
         let driver = after.pool(&disk.pool).map(|pool| pool.driver);
-        let can = |driver| matches!(driver, PoolDriverKind::Local | PoolDriverKind::Shared);
-        if driver.is_some_and(|driver| !can(driver)) {
+        if driver == Some(PoolDriverKind::Rbd) {
             let message = format!(
-                "the disk `{}` is made from the {copy} and lives in the pool `{}`; only disks of local and shared pools are so far",
+                "the disk `{}` is made from the {copy} and lives in the pool `{}`; disks in Ceph are not cloned yet",
                 disk.name, disk.pool
             );
-            say(("pool", &disk.pool), message, "`haven backup restore` makes disks in any pool");
+            say(("pool", &disk.pool), message, "name a pool of another driver");
         }
     }
     let uses = spec.snapshot.is_some() || spec.disks.iter().any(|disk| disk.copy_of.is_some());

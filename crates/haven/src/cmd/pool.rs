@@ -71,7 +71,7 @@ impl InCeph {
             Failure::bad(what, "check the path and its owner")
         })?;
         let key = key.trim().to_owned();
-        Ok(Some(RbdSpec { monitors: monitor, user, key, pool, namespace }))
+        Ok(Some(RbdSpec { monitors: monitor, user, key, pool, namespace, fsid: None }))
     }
 }
 

@@ -296,7 +296,7 @@ impl LocalHost for Local {
         part.map(|part| part.to_bytes()).map_err(|failure| failure.what)
     }
 
-    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<(), String> {
+    async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<String, String> {
         self.rbd.check(pool, rbd).await.map_err(|failure| failure.what)
     }
 

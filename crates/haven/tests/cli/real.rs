@@ -61,7 +61,7 @@ impl LocalHost for OnlyImages {
     async fn kept(&self, _: &VolumeRef, _: &str, _: &str, _: u64) -> Result<Vec<u8>, String> {
         Ok(vec![0; 16])
     }
-    async fn check_ceph(&self, _: &Name, _: &haven_model::RbdSpec) -> Result<(), String> {
+    async fn check_ceph(&self, _: &Name, _: &haven_model::RbdSpec) -> Result<String, String> {
         Err("there is no Ceph cluster in tests of the command line".into())
     }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {

@@ -21,7 +21,8 @@ const GUEST: &str =
 
 /// How far the manager's clock was ahead of this machine's when it gave a guest its host, seconds.
 fn ahead(lab: &Lab, guest: &str) -> Result<i64> {
-    let events = lab.haven(&["events", "--limit", "500", "-o", "json"])?;
+    // By their times, and one of half an hour ago may have many behind it.
+    let events = lab.haven(&["events", "--limit", "5000", "-o", "json"])?;
     let events: Vec<Event> = serde_json::from_str(&events)?;
     let starts = |event: &&Event| {
         event.object.to_string() == format!("vm/{guest}") && event.message.contains("starts on")

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const VM: &str = "copied";
 const DISK: &str = "copied.data";
+const CLONE: &str = "double";
+const CLONED: &str = "double.data";
 const PATIENCE: Duration = Duration::from_secs(90);
 const POOL: &str = "/srv/shared/copies";
 const TWINS: &str = "/var/lib/haven/twins";
@@ -48,6 +50,7 @@ fn counted(lab: &Driver) -> usize {
 
 fn prepare(lab: &Lab) -> Result<()> {
     begin_anew(lab, VM)?;
+    begin_anew(lab, CLONE)?;
     exec(lab, "host1", &format!("mkdir {POOL}"))?;
     exec(lab, "host1", &format!("haven pool mark {POOL}"))?;
     let manifest = format!(
@@ -76,6 +79,16 @@ fn outlives_its_host(lab: &Lab) -> Result<()> {
         one(lab, VM, "before")?
     );
     on_both(lab, "before")?;
+    let begin = Instant::now();
+    lab.haven(&["vm", "clone", VM, CLONE, "--snapshot", "before"])?;
+    lab.wait("the clone reads its disks", PATIENCE, |_| !found(lab, CLONE).is_empty())?;
+    println!("  a clone of it runs after {:.2} s", begin.elapsed().as_secs_f64());
+    of_one_instant(moment, found(lab, CLONE)[0])?;
+    lab.wait("the clone has both replicas", PATIENCE, |lab| {
+        let view = lab.ask(|client| async move { client.volume(CLONED).await });
+        view.is_ok_and(|view| view.replicas.iter().filter(|of| of.counted).count() == 2)
+    })?;
+    lab.haven(&["vm", "rm", CLONE, "--wait"])?;
     writes_on(lab, VM, 20)?;
     ensure!(lab.boots_of(VM) == boots && counted(lab) == 2, "it was disturbed");
     lab.stopped(VM)?;

@@ -318,3 +318,77 @@ async fn a_replica_that_is_to_be_what_it_was_is_put_back_by_whoever_opens_it() {
     assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
     assert!(fixture.world.mirrors.lost().is_empty(), "{:?}", fixture.world.mirrors.lost());
 }
+
+/// Its guest runs, with both replicas.
+async fn running() -> Fixture {
+    let mut fixture = world(0, true).await;
+    serves(&fixture, 0).await;
+    fixture.start();
+    fixture.pass(3).await;
+    serves(&fixture, 1).await;
+    fixture.pass(3).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+    fixture
+}
+
+/// A snapshot of it is taken.
+async fn taken(fixture: &Fixture) -> VmSnapshot {
+    let key = keys::vm_snapshot("u-db", &name("before"));
+    fixture.put(&key, &snapshot_record("wanted")).await;
+    fixture.pass(5).await;
+    let there = snapshot_told(fixture);
+    assert_eq!(there.state, SnapshotState::There, "{there:?}");
+    there
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_taken_of_a_disk_that_grows_at_the_next_start() {
+    let fixture = running().await;
+    let disks = json!([
+        {"name": "data", "pool": "twins", "size": "2GiB"}, {"name": "root", "pool": "fast", "size": "1GiB"}
+    ]);
+    let spec = json!({"memory": "64MiB", "networks": [{"network": "good"}], "disks": disks});
+    fixture.object(Kind::Vm, "db", spec).await;
+    fixture.pass(3).await;
+    taken(&fixture).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revert_for_which_there_is_no_room_changes_nothing() {
+    let fixture = running().await;
+    let there = taken(&fixture).await;
+    shall_run(&fixture, false).await;
+    fixture.pass(15).await;
+    let before = (record(&fixture), blocks(&fixture, "host1"));
+    fixture.world.kept.refuse("data", Some("/twins has 1 MiB free"));
+    let mut back = serde_json::to_value(&there).unwrap();
+    (back["state"], back["back"]) = (json!("reverting"), json!(["data"]));
+    fixture.put(&keys::vm_snapshot("u-db", &name("before")), &back).await;
+    fixture.pass(5).await;
+    let told = snapshot_told(&fixture);
+    assert_eq!(told.state, SnapshotState::There);
+    assert_eq!(told.message, "it could not be reverted to: /twins has 1 MiB free");
+    assert_eq!((record(&fixture), blocks(&fixture, "host1")), before);
+    shall_run(&fixture, true).await;
+    fixture.pass(10).await;
+    assert!(fixture.runs("db"), "{:?}", fixture.status("db"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_was_given_up_keeps_no_disk_from_being_put_back() {
+    let fixture = running().await;
+    let there = taken(&fixture).await;
+    fixture.pass(2).await;
+    shall_run(&fixture, false).await;
+    fixture.pass(15).await;
+    // Its replica was shut for a run that was never written.
+    let run = record(&fixture).run;
+    fixture.world.mirrors.own("host1", VOLUME, run + 1).unwrap();
+    let before = blocks(&fixture, "host1");
+    let mut back = serde_json::to_value(&there).unwrap();
+    (back["state"], back["back"]) = (json!("reverting"), json!(["data"]));
+    fixture.put(&keys::vm_snapshot("u-db", &name("before")), &back).await;
+    fixture.pass(5).await;
+    assert!(snapshot_told(&fixture).reverted_ms.is_some(), "{:?}", snapshot_told(&fixture));
+    assert_ne!(blocks(&fixture, "host1"), before);
+}

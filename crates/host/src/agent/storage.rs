@@ -60,7 +60,7 @@ impl fmt::Display for VolumeName {
 pub struct CopyFrom {
     /// The disk, which is in the same pool.
     pub name: VolumeName,
-    /// What the snapshot is called in it.
+    /// What the snapshot is called in it; of a mirrored one, what its copies are called.
     pub tag: String,
 }
 

@@ -300,7 +300,7 @@ impl Preparation<'_> {
             };
             step.send_if_modified(|now| std::mem::replace(now, waits.clone()) != waits);
             tokio::select! {
-                _ = live.changed() => {}
+                Ok(()) = live.changed() => {}
                 () = self.parts.clock.sleep(TAKEN) => {}
             }
         }

@@ -8,7 +8,11 @@ use super::{
     images::ImageStore,
     in_words,
     masters::{self, Masters},
-    mirrored::{daemon, runs},
+    mirrored::{
+        daemon,
+        kept::{self, KeptOf},
+        runs,
+    },
     pool,
     qemu_img::{self, Failure},
     says, seed, snapshots,
@@ -85,6 +89,11 @@ impl FileStorage {
         }
         if let Some(of) = &wanted.copy {
             let source = self::path(pool, &of.name);
+            if pool.driver == PoolDriverKind::Mirrored {
+                let (volume, copy) = (of.name.clone(), of.tag.clone());
+                kept::copy_to(&KeptOf { replica: source, volume, copy }, path).await?;
+                return self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await;
+            }
             copies::make(&self.busy, of, &source, path, &wanted.progress).await?;
             return self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await;
         }

@@ -153,8 +153,25 @@ fn put(part: &Path, master: &Path) -> io::Result<()> {
     // Each VM's QEMU reads it as a user of its own, and nobody writes it again.
     file.set_permissions(Permissions::from_mode(0o444))?;
     file.sync_all()?;
-    std::fs::rename(part, master)?;
+    // Another host may have made it meanwhile, and its guests have that file open.
+    match std::fs::hard_link(part, master) {
+        Ok(()) => run_dir::remove(part)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => run_dir::remove(part)?,
+        Err(_) => std::fs::rename(part, master)?,
+    }
     pool::sync(master.parent().unwrap_or(Path::new("/")))
+}
+
+/// A file that is removed when whoever makes it is given up.
+struct Unfinished(Option<PathBuf>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // Its disk may hang, and nobody waits.
+            std::thread::spawn(move || run_dir::remove(&path));
+        }
+    }
 }
 
 impl Masters {
@@ -229,7 +246,9 @@ impl Masters {
         }
         let part = master.with_extension(format!("{}{UNFINISHED}", uuid::Uuid::now_v7()));
         let (from, to) = (qemu_img::text(image.path)?, qemu_img::text(&part)?);
+        let mut unfinished = Unfinished(Some(part.clone()));
         let made = qemu_img::make(&["convert", "-f", image.format, "-O", format, from, to]).await;
+        unfinished.0 = None;
         let (done, asked) = (part.clone(), master.to_owned());
         let put = match made {
             Ok(()) => busy.run(master, move || Ok(put(&done, &asked))).await.map_err(Failure::from),

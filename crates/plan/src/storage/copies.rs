@@ -5,8 +5,9 @@ use crate::work::{Work, vm_ref};
 use haven_model::{
     Action, Name, Snapshot,
     object::Stored,
-    vm::VmSpec,
+    vm::{DiskSpec, VmSpec},
     vm_snapshot::{CopyRef, SnapshotState, VmSnapshot},
+    volume::{ClonedFrom, VolumeRef},
 };
 
 /// The VM whose disks are on another host than this one, and from which a disk of `vm` is yet to be made.
@@ -20,6 +21,43 @@ pub fn elsewhere<'a>(snapshot: &Snapshot, vm: &'a Stored<VmSpec>, host: &Name) -
         placed.is_some_and(|placed| placed.host != *host)
     };
     copies.find(away).map(|copy| &copy.vm)
+}
+
+/// The copy that a mirrored disk is made from, and the hosts that have it; nothing when it is made from nothing of the kind.
+///
+/// # Errors
+/// What is waited for, while `owner` has no such copy.
+pub(super) fn source<'a>(
+    snapshot: &'a Snapshot,
+    disk: &DiskSpec,
+    owner: &Name,
+) -> Result<Option<(ClonedFrom, &'a [Name])>, String> {
+    let Some(of) = disk.copy_of.as_deref() else { return Ok(None) };
+    let name = &disk.name;
+    let mut all = snapshot.vm_snapshots.get(&of.vm_uid).into_iter().flatten();
+    let found = all.find(|(_, record)| record.id == of.snapshot);
+    let Some((called, record)) = found.filter(|(_, of)| of.state != SnapshotState::Failed) else {
+        let why = found.map_or("it is not there any more", |(_, record)| record.message.as_str());
+        return Err(format!(
+            "waiting: the disk `{name}` cannot be made from the {of}: its snapshot could not be taken, or was removed ({why}); delete this VM, and clone {} again",
+            of.vm
+        ));
+    };
+    let hosts = record.value.copies(&of.disk);
+    match &record.copy {
+        Some(copy) if hosts.contains(owner) => {
+            let volume = VolumeRef { vm: of.vm.clone(), disk: of.disk.clone() };
+            let from = ClonedFrom { volume, vm_uid: of.vm_uid.clone(), copy: copy.clone() };
+            Ok(Some((from, hosts)))
+        }
+        _ if record.state == SnapshotState::There => Err(format!(
+            "waiting: {owner} has no copy yet of the {of} as it was in `{called}`, from which the disk `{name}` is made"
+        )),
+        _ => Err(format!(
+            "waiting: the snapshot `{called}` of {}, from which the disk `{name}` is made, is {}",
+            of.vm, record.state
+        )),
+    }
 }
 
 /// The VM that is yet to be made from this snapshot.

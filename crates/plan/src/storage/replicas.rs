@@ -4,6 +4,7 @@
 //! hosts, once when a disk is new and again when a replica's host has been lost for long; which replicas count is its owner's
 //! to say (docs/decisions/0022-mirrored-volumes.md).
 
+use super::copies;
 use crate::{
     HostState,
     tolerance::admission::size,
@@ -104,13 +105,19 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
         if record(snapshot, vm, disk).is_some() {
             continue;
         }
+        let source = match copies::source(snapshot, disk, owner) {
+            Ok(source) => source,
+            Err(why) => return work.wait(vm_ref(&vm.meta.name), why),
+        };
+        let has_copy: BTreeSet<Name> =
+            source.iter().flat_map(|(_, hosts)| hosts.iter().cloned()).collect();
         let mut hosts: Vec<Name> = vec![owner.clone()];
         hosts.extend(of_others.iter().flat_map(|other| other.replicas.keys()).cloned());
         let mut seen = BTreeSet::new();
         hosts.retain(|host| seen.insert(host.clone()));
         hosts.truncate(pool.copies());
         while hosts.len() < pool.copies() {
-            let next = choose(work, &disk.pool, disk.size.0, &hosts, &BTreeSet::new());
+            let next = choose(work, &disk.pool, disk.size.0, &hosts, &has_copy);
             let Some(next) = next else { break };
             hosts.push(next);
         }
@@ -135,9 +142,11 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
             Volume::new(vm.meta.uid.clone(), disk.pool.clone(), disk.size, hosts.iter().cloned());
         record.first = first;
         record.restored = disk.backup.clone().map(Box::new);
-        // What is away now makes its replica when it is back.
-        let away = hosts.iter().filter(|host| *host != owner && !is_there(work, host));
-        record = record.without(away);
+        // What is away now makes its replica when it is back, and who has nothing to make it from is copied to.
+        let lacks = |host: &&Name| source.is_some() && !has_copy.contains(*host);
+        let away = |host: &&Name| *host != owner && !is_there(work, host);
+        record = record.without(hosts.iter().filter(|host| away(host) || lacks(host)));
+        record.cloned = source.map(|(from, _)| Box::new(from));
         let expected_revision = snapshot.volumes.get(&reference).map_or(0, |old| old.revision);
         let names = hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(" and ");
         let reason = format!("the disk `{}` of {} is on {names}", disk.name, vm.meta.name);

@@ -8,6 +8,7 @@ use crate::{
 use haven_model::{
     Action, Bytes, PoolDriverKind, PoolSpec, ProofKind, VmPhase, VmSpec,
     vm::DiskSpec,
+    vm_snapshot::VmSnapshot,
     volume::{ReplicaState, Volume, VolumeRef},
 };
 use serde_json::json;
@@ -203,4 +204,39 @@ fn a_vm_with_a_mirrored_disk_moves_live_to_where_all_of_its_disk_is_and_nowhere_
         why.contains("the replica of its disk `data` on host3 is brought up to date first"),
         "{why}"
     );
+}
+
+#[test]
+fn a_clone_has_its_disk_where_there_is_a_copy_of_what_it_is_made_from() {
+    let mut world = world(3, &[]);
+    let of = json!({"vm": "src", "vmUid": "u-src", "disk": "data", "snapshot": "s1"});
+    let disk = json!({"name": "data", "size": "10GiB", "pool": "disks", "copyOf": of});
+    let spec = json!({"memory": "1GiB", "disks": [disk]});
+    world.vm("db", serde_json::from_value::<VmSpec>(spec).unwrap());
+    let kept = |world: &mut World, state: &str, copies: &[&str]| {
+        let disk = json!({"name": "data", "pool": "disks", "size": "10GiB", "copies": copies});
+        let record = json!({"id": "s1", "vm": "src", "by": "root", "atMs": 1, "state": state,
+            "copy": "c1", "message": "it broke", "disks": [disk]});
+        let record: VmSnapshot = serde_json::from_value(record).unwrap();
+        world.snapshot.vm_snapshots =
+            [("u-src".into(), [(name("before"), at(5, record))].into())].into();
+    };
+    let says = |world: &World| serde_json::to_string(&plan(&world.snapshot, &world.seen)).unwrap();
+    kept(&mut world, "wanted", &[]);
+    assert_eq!(chosen(&world), None);
+    assert!(says(&world).contains("from which the disk `data` is made, is wanted"));
+    kept(&mut world, "there", &["host2"]);
+    assert_eq!(chosen(&world), None);
+    assert!(says(&world).contains("host1 has no copy yet of the disk `data` of src"));
+    kept(&mut world, "failed", &[]);
+    assert_eq!(chosen(&world), None);
+    assert!(says(&world).contains("could not be taken, or was removed (it broke)"));
+    // One that has a copy comes before all others, and only such a one counts.
+    kept(&mut world, "there", &["host3", "host1"]);
+    let both = vec![("host1".to_owned(), Counted), ("host3".to_owned(), Counted)];
+    assert_eq!(chosen(&world), Some(both));
+    kept(&mut world, "there", &["host1"]);
+    let one = chosen(&world).unwrap();
+    assert_eq!((one.len(), one.iter().filter(|(_, state)| *state == Counted).count()), (2, 1));
+    assert!(says(&world).contains("\"copy\":\"c1\""));
 }

@@ -22,13 +22,17 @@ use std::collections::BTreeSet;
 /// The longest pause after one that failed.
 const AGAIN: Millis = Millis(600_000);
 
+/// A snapshot that is under way for longer holds up no other VM's, milliseconds.
+const LONG: i64 = 600_000;
+
 type Kept<'a> = (&'a Name, &'a Versioned<VmSnapshot>);
 
-/// All snapshots of a VM, those that were asked for first before the others.
-fn all<'a>(snapshot: &'a Snapshot, vm: &Stored<VmSpec>) -> Vec<Kept<'a>> {
+/// All snapshots of a VM, those that were asked for first before the others. What lies ahead was written by a clock that was wrong,
+/// and is taken for the oldest: otherwise it would be the newest for as long.
+fn all<'a>(work: &Work<'a>, vm: &Stored<VmSpec>) -> Vec<Kept<'a>> {
     let mut all: Vec<Kept<'a>> =
-        snapshot.vm_snapshots.get(&vm.meta.uid).into_iter().flatten().collect();
-    all.sort_by_key(|(_, record)| record.at_ms);
+        work.snapshot.vm_snapshots.get(&vm.meta.uid).into_iter().flatten().collect();
+    all.sort_by_key(|(_, record)| (record.at_ms <= work.seen.now_ms, record.at_ms));
     all
 }
 
@@ -145,25 +149,43 @@ fn give_up(
 /// Has snapshots taken whose time has come.
 pub(crate) fn plan(work: &mut Work<'_>) {
     let snapshot = work.snapshot;
+    let now = work.seen.now_ms;
     let taken = |name: &Name, vm: &Stored<VmSpec>| {
         let host = &snapshot.placements.get(name)?.host;
         let of = snapshot.vm_snapshots.get(&vm.meta.uid)?;
-        let wanted =
-            |record: &VmSnapshot| record.scheduled && record.state == SnapshotState::Wanted;
+        let wanted = |record: &VmSnapshot| {
+            let long = now.saturating_sub(record.at_ms) > LONG;
+            record.scheduled && record.state == SnapshotState::Wanted && !long
+        };
         of.values().any(|record| wanted(record)).then_some(host)
     };
-    // One at a time on each host: it counts what is in use of the disk.
+    // One at a time on each host: it counts what is in use of the disk. One that waits for long waits for something else.
     let mut busy: BTreeSet<&Name> =
         snapshot.vms.iter().filter_map(|(name, vm)| taken(name, vm)).collect();
-    for (name, vm) in snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting) {
+    // Who has waited for longest comes first.
+    let mut vms: Vec<_> = snapshot.vms.iter().filter(|(_, vm)| !vm.meta.deleting).collect();
+    vms.sort_by_key(|(_, vm)| {
+        let all = all(work, vm);
+        let last = all.iter().rev().find(|(_, record)| record.scheduled);
+        last.map(|(_, record)| record.at_ms)
+    });
+    for (name, vm) in vms {
         let Some(spec) = vm.spec.snapshot.as_ref().filter(|_| vm.meta.member_of().is_none()) else {
             continue;
         };
-        let all = all(snapshot, vm);
+        let all = all(work, vm);
         give_up(work, name, vm, spec, &all);
         let last = all.iter().rev().find(|(_, record)| record.scheduled);
         if let Some(rest) = rest(work, spec, last.map(|(_, record)| &*record.value)) {
             work.wake(rest);
+            if let Some((called, last)) = last.filter(|(_, of)| of.state == SnapshotState::Failed) {
+                let why = &last.message;
+                let why = format!(
+                    "the snapshot `{called}` of {name}, which is taken every {}, could not be: {why}; it is tried again",
+                    spec.every
+                );
+                work.wait(vm_ref(name), why);
+            }
             continue;
         }
         let ready = unready(work, name, vm, &all).and_then(|()| disks(snapshot, vm).map_err(Some));
@@ -179,7 +201,6 @@ pub(crate) fn plan(work: &mut Work<'_>) {
         if !busy.insert(host) {
             continue;
         }
-        let now = work.seen.now_ms;
         let is_free = |name: &Name| all.iter().all(|(other, _)| *other != name);
         let called = (0..).map(|later| usual_name(now + later * 1000)).find(is_free);
         let called = called.expect("there are more seconds than snapshots");

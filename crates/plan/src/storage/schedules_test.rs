@@ -94,6 +94,12 @@ fn one_is_taken_when_its_time_has_come_and_says_that_nobody_asked_for_it() {
     // One of the future was written by a clock that is wrong, and holds nothing up.
     was(&mut world, called, -9 * HOUR, SnapshotState::There, true);
     assert_eq!(steps(&world).0, 1);
+    // Beside it the next is taken when its time has come, and it is the first to go.
+    for (called, hours) in [("a", 0), ("b", 1), ("c", 2)] {
+        was(&mut world, called, hours * HOUR, SnapshotState::There, true);
+    }
+    let ahead = called.clone();
+    assert_eq!(steps(&world), (0, vec![ahead]));
 }
 
 #[test]
@@ -165,7 +171,13 @@ fn one_at_a_time_on_a_host_and_words_for_what_cannot_be() {
     let mut mirrored = world.clone();
     mirrored.vm("db", spec);
     mirrored.run("db", "host1");
-    assert!(waits(&mirrored).contains("a snapshot of db is due, and its disk `data` lives in"));
+    assert_eq!(steps(&mirrored).0, 1, "{}", waits(&mirrored));
+    let mut spec = world.snapshot.vms["db"].spec.clone();
+    spec.disks[0].pool = name("gone");
+    let mut nowhere = world.clone();
+    nowhere.vm("db", spec);
+    nowhere.run("db", "host1");
+    assert!(waits(&nowhere).contains("a snapshot of db is due, and the pool `gone` is not there"));
     let mut older = world.clone();
     let status = older.snapshot.host_status.get_mut("host1").unwrap();
     let mut old = (*status.value).clone();

@@ -10,12 +10,16 @@ use haven_model::{
 };
 use haven_store::raw::{Compare, Op};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// After something that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The net under lost wake-ups.
 const NET: Duration = Duration::from_secs(10);
+
+/// So many clients are shut out at once: each is a program, on a host that is about to start what the lost one had.
+static TURNS: Semaphore = Semaphore::const_new(4);
 
 /// The VMs whose disks this host is to shut.
 fn asked(live: &Snapshot, me: &Name) -> Vec<(Name, Versioned<DiskClients>)> {
@@ -74,6 +78,7 @@ async fn shut(
     let clients = record.open.iter().map(async |open| {
         let pool = live.pools.get(&open.pool);
         let pool = pool.ok_or_else(|| says(format!("the pool `{}` is not known", open.pool)))?;
+        let _turn = TURNS.acquire().await;
         parts.storage.shut_client(&pool.spec, &open.client).await
     });
     try_join_all(clients).await?;

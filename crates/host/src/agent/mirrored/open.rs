@@ -7,13 +7,17 @@
 
 use super::{Owner, base, name, pool, served};
 use crate::{
-    agent::{AgentParts, storage::VolumeWanted, vm_start::StartFailure},
+    agent::{
+        AgentParts,
+        storage::{CopyFrom, VolumeName, VolumeWanted},
+        vm_start::StartFailure,
+    },
     storage::mirrored::steps::{self, Open, Other},
     vm::{driver::DiskLaunch, mirrors::MirrorLaunch},
 };
 use haven_model::{
     Name, PoolSpec, Snapshot, Versioned,
-    volume::{ReplicaIs, Volume, VolumeRef},
+    volume::{ClonedFrom, ReplicaIs, Volume, VolumeRef},
 };
 use haven_store::clock::Mono;
 use std::{
@@ -377,12 +381,18 @@ impl Opening<'_> {
 /// The file of a replica; with its first content, or empty when it is to be copied to.
 pub(super) fn wanted(of: &VolumeRef, volume: &Volume, owner_uid: u32, whole: bool) -> VolumeWanted {
     let first = volume.first.as_ref().filter(|_| whole);
+    let cloned = volume.cloned.as_deref().filter(|_| whole);
+    let copy_from = |from: &ClonedFrom| {
+        let VolumeRef { vm, disk } = from.volume.clone();
+        let name = VolumeName { vm, disk, vm_uid: from.vm_uid.clone() };
+        CopyFrom { name, tag: from.copy.clone() }
+    };
     VolumeWanted {
         name: name(of, volume),
         size_bytes: volume.size.0,
         image: first.map(|first| (first.file.clone(), first.format.clone())),
         backup: volume.restored.as_deref().filter(|_| whole).cloned(),
-        copy: None,
+        copy: cloned.map(copy_from),
         progress: Default::default(),
         owner_uid,
     }

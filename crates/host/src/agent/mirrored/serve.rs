@@ -248,7 +248,9 @@ async fn serve(
         return Err(says("this host has just started".into()));
     }
     let of = of.clone();
-    let wanted = wanted(&of, volume, owner_uid, run == 0);
+    // Who has nothing to make it from is copied to.
+    let whole = run == 0 && (volume.cloned.is_none() || volume.counts(&parts.me));
+    let wanted = wanted(&of, volume, owner_uid, whole);
     // One that counts is never made anew: it would lack what was written.
     let path = if run == 0 || !volume.counts(&parts.me) {
         Some(parts.storage.volume(&pool, &wanted).await?.path)

@@ -6,6 +6,7 @@ use crate::agent::{chain, clients, storage::VolumeName};
 use haven_model::{
     Name, PoolDriverKind, PoolSpec, Snapshot, VmSpec,
     clients::{DiskClients, OpenDisk},
+    keys,
     vm::DiskSpec,
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -45,6 +46,10 @@ impl VmTask {
         if record.shut.is_some() {
             return self.shut_out_of_ceph().await;
         }
+        // A disk that is plugged in is opened after it was written that somebody begins to.
+        if self.hot.is_busy() {
+            return;
+        }
         let me = self.parts.me.clone();
         let plugged: BTreeSet<&Name> = in_ceph(snapshot, &object.spec)
             .filter(|(disk, _)| !disk.detached)
@@ -53,8 +58,12 @@ impl VmTask {
         let noted: BTreeSet<&Name> =
             record.open.iter().filter(|one| one.host == me).map(|one| &one.disk).collect();
         let alone = placed.moving_to.is_none() && placed.moved_from.is_none();
+        // Who is to take its guest has them open, too, and is not told apart yet.
+        if placed.moving_to.is_some() && record.begins.iter().any(|host| *host != me) {
+            return;
+        }
         let now = match record.begins.contains(&me) || noted != plugged {
-            true => match self.note_clients(snapshot, record, &object.spec).await {
+            true => match self.note_clients(snapshot, record, &object.spec, alone).await {
                 Some(now) => now,
                 None => return,
             },
@@ -81,6 +90,7 @@ impl VmTask {
         snapshot: &Snapshot,
         record: &DiskClients,
         spec: &VmSpec,
+        alone: bool,
     ) -> Option<DiskClients> {
         let has = match self.parts.vms.has(self.vm.as_str()).await {
             Ok(has) => has,
@@ -102,7 +112,7 @@ impl VmTask {
         let others: BTreeSet<&str> = record
             .open
             .iter()
-            .filter(|one| one.host != self.parts.me)
+            .filter(|one| one.host != self.parts.me && !alone)
             .map(|one| one.client.as_str())
             .collect();
         let mut open = Vec::new();
@@ -140,6 +150,13 @@ impl VmTask {
     /// Its disks were shut to this host, or are about to be, so that it can start elsewhere. If it has not, since this host is heard
     /// again, it starts anew here.
     async fn shut_out_of_ceph(&mut self) {
+        // What the live copy says may be of before its process was begun, which took that back.
+        let there = self.parts.store.get(&keys::clients(&self.vm)).await;
+        let there = there.ok().flatten();
+        let now = there.and_then(|kv| serde_json::from_slice::<DiskClients>(&kv.value).ok());
+        if now.is_none_or(|now| now.shut.is_none()) {
+            return self.look_again(SOON);
+        }
         self.kill().await;
         if self.running.is_none() {
             self.tell(format!(
@@ -155,7 +172,11 @@ impl VmTask {
     pub(super) async fn ended_for_ceph(&mut self) -> bool {
         let live = Arc::clone(&self.parts.live.borrow());
         let Some(object) = live.vms.get(&self.vm) else { return false };
-        if in_ceph(&live, &object.spec).next().is_none() {
+        // A disk elsewhere may be what is full, and it goes on by itself once there is room.
+        let Ok(has) = self.parts.vms.has(self.vm.as_str()).await else { return false };
+        let in_ceph: BTreeSet<&str> =
+            in_ceph(&live, &object.spec).map(|(disk, _)| disk.name.as_str()).collect();
+        if in_ceph.is_empty() || !has.disks.iter().all(|disk| in_ceph.contains(&*disk.name)) {
             return false;
         }
         self.kill().await;

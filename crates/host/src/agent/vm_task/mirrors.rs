@@ -371,7 +371,7 @@ impl VmTask {
         }
         if times == TOLD {
             self.note = format!(
-                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there",
+                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there; of a disk in Ceph `ceph health detail` and `ceph osd blocklist ls` tell more",
                 me = self.parts.me
             );
         }

@@ -181,6 +181,9 @@ impl KeptCopies for FakeKeptCopies {
     }
     async fn prepare(&self, of: &KeptOf) -> Result<(), StorageFailure> {
         self.clock.pass().await;
+        if let Some(what) = self.world.kept.refusal(of.volume.disk.as_str()) {
+            return Err(StorageFailure { what });
+        }
         let kept = self.world.mirrors.kept(&self.host, &of.volume.to_string(), &of.copy);
         let what =
             || StorageFailure { what: format!("{} has no copy of {}", self.host, of.volume) };

@@ -287,6 +287,21 @@ pub async fn make_ready(of: &KeptOf) -> Result<(), StorageFailure> {
     apart(move || name_it(&part, &to, None)).await.map_err(unwritable(&back))
 }
 
+/// Makes another file hold what a copy does.
+///
+/// # Errors
+/// A sentence: there is no such copy, or no room for another one.
+pub async fn copy_to(of: &KeptOf, to: &Path) -> Result<(), StorageFailure> {
+    let kept = of.path();
+    match kept.try_exists().map_err(unwritable(&kept))? {
+        true => copy(&kept, to).await,
+        false => Err(says(format!(
+            "{} is not there, from which this disk is made; it was removed by hand, or another disk is mounted there",
+            kept.display()
+        ))),
+    }
+}
+
 /// Gives a file that is made its time, if it has one, and its name.
 fn name_it(part: &Path, path: &Path, at_ms: Option<i64>) -> io::Result<()> {
     let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(part)?;
@@ -499,7 +514,8 @@ impl ViewSource {
 #[cfg(test)]
 mod tests {
     use super::{
-        Kept, KeptCopies, KeptFiles, KeptOf, Part, Source, ViewSource, parse, put_back, read,
+        Kept, KeptCopies, KeptFiles, KeptOf, Part, Source, ViewSource, copy_to, parse, put_back,
+        read,
     };
     use crate::{
         agent::storage::VolumeName,
@@ -566,8 +582,13 @@ mod tests {
         }
         let pool = PoolSpec::new(PoolDriverKind::Mirrored, here.path().to_str().unwrap());
         assert_eq!(KeptFiles.all(&pool).await.unwrap(), [(mine.volume.clone(), "a1".to_owned())]);
+        let another = here.path().join("another");
+        copy_to(&mine, &another).await.unwrap();
+        assert!(std::fs::read(&another).unwrap() == held);
         KeptFiles.forget(&mine).await.unwrap();
         KeptFiles.forget(&mine).await.unwrap();
+        let why = copy_to(&mine, &another).await.unwrap_err().what;
+        assert!(why.contains("from which this disk is made"), "{why}");
         assert!(KeptFiles.all(&pool).await.unwrap().is_empty());
         let why = KeptFiles.prepare(&mine).await.unwrap_err().what;
         assert!(why.contains("db.data.u1.a1.kept is not there"), "{why}");

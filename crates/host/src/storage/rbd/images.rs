@@ -72,6 +72,11 @@ struct RoomStats {
 }
 
 #[derive(Deserialize)]
+struct Identity {
+    fsid: String,
+}
+
+#[derive(Deserialize)]
 struct Child {
     image: String,
 }
@@ -99,11 +104,11 @@ impl Images {
     }
 
     /// Looks whether all that is needed of the pool can be done, within 10 s or little more. It shuts a client out
-    /// that nobody is.
+    /// that nobody is. Which cluster it is.
     ///
     /// # Errors
     /// One sentence on the first thing that is wrong.
-    pub async fn check(&self) -> Result<(), StorageFailure> {
+    pub async fn check(&self) -> Result<String, StorageFailure> {
         let work = async {
             self.room().await?;
             let path = self.programs.pool.path();
@@ -111,11 +116,16 @@ impl Images {
             seen.map_err(|ended| self.programs.failed("the pool cannot be read", &ended))?;
             let shut = ["osd", "blocklist", "add", NOBODY, "1"];
             let shut = self.programs.ceph(&shut, QUESTION).await;
-            shut.map_err(|ended| self.programs.failed("no client can be shut out", &ended))
+            shut.map_err(|ended| self.programs.failed("no client can be shut out", &ended))?;
+            let is = self.programs.ask_ceph::<Identity>(&["fsid"]).await;
+            let is = is.map_err(|ended| {
+                self.programs.failed("the Ceph cluster does not say which it is", &ended)
+            });
+            is.map(|is| is.fsid)
         };
         let late = |_| {
             says(format!(
-                "the Ceph cluster of the pool {} takes longer than 10 s for three questions; see `ceph health detail`",
+                "the Ceph cluster of the pool {} takes longer than 10 s for four questions; see `ceph health detail`",
                 self.programs.pool.pool
             ))
         };

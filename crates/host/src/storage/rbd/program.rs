@@ -72,14 +72,17 @@ pub struct Programs {
 /// # Errors
 /// When the file system does not let it.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let part = path.with_added_extension("part");
-    match std::fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    // Many may need it at the same moment, and most find it as it is to be.
+    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
     }
+    let part = path.with_added_extension(format!("{}.part", uuid::Uuid::new_v4().simple()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    file.write_all(text.as_bytes())?;
-    std::fs::rename(&part, path)
+    let put = file.write_all(text.as_bytes()).and_then(|()| std::fs::rename(&part, path));
+    if put.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    put
 }
 
 impl Programs {

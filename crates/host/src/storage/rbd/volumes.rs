@@ -88,7 +88,7 @@ impl RbdPools {
     ///
     /// # Errors
     /// One sentence on the first thing that is wrong.
-    pub async fn check(&self, name: &Name, rbd: &RbdSpec) -> Result<(), StorageFailure> {
+    pub async fn check(&self, name: &Name, rbd: &RbdSpec) -> Result<String, StorageFailure> {
         let pool = self.open(name, rbd)?;
         let directory = self.directory.join(format!("{name}.{}", uuid::Uuid::new_v4().simple()));
         let checked = match Images::new(&pool, &directory) {
