@@ -4,7 +4,7 @@ use super::{
     ApiState, apply,
     auth::{Caller, now_ms},
     body::{At, Given},
-    error::{ApiResult, conflict},
+    error::{ApiError, ApiResult, conflict},
     snapshots::{Of, put_op},
 };
 use axum::{Extension, Json, extract::State};
@@ -66,7 +66,17 @@ pub(super) async fn make(
     };
     let object = copied(&of, &asked, Some(&record));
     let ops = vec![put_op(of.key(&called), &record)];
-    Ok(Json(write(&state, &object, over, ops).await?))
+    let applied = write(&state, &object, over, ops).await?;
+    // Somebody else made one of this name a moment ago.
+    match applied.iter().all(|one| one.outcome == "created") {
+        true => Ok(Json(applied)),
+        false => Err(taken(&asked.name)),
+    }
+}
+
+fn taken(new: &Name) -> ApiError {
+    let hint = "give the new one another name, or delete that one first";
+    conflict(format!("there is a VM `{new}` already"), hint)
 }
 
 /// Nobody makes a VM of this name meanwhile: it would be changed.
@@ -83,8 +93,7 @@ fn may_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
         return Err(conflict(detail, &hint));
     }
     if of.now.vms.contains_key(new) {
-        let detail = format!("there is a VM `{new}` already");
-        return Err(conflict(detail, "give the new one another name, or delete that one first"));
+        return Err(taken(new));
     }
     if of.object.meta.deleting {
         return Err(conflict(format!("{vm} is being deleted"), "`haven vm ls` lists the others"));

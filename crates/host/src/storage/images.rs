@@ -6,6 +6,7 @@ use crate::agent::storage::StorageFailure;
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
+    os::unix::fs::MetadataExt,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -58,11 +59,16 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> StorageFailure {
     }
 }
 
-/// What to say when the disk had no room for an image of which so much came.
-fn full(directory: &Path, came: u64) -> StorageFailure {
+/// What to say when the disk had no room for an image of which so much came, all of it in `part`, which is about to be removed. Its
+/// room is counted as free now: a process that is just being started may hold the file for a moment longer.
+fn full(directory: &Path, part: &Path, came: u64) -> StorageFailure {
+    let held = std::fs::metadata(part).map_or(0, |of| of.blocks() * 512);
     let room = nix::sys::statvfs::statvfs(directory).map_or_else(
         |error| error.to_string(),
-        |stat| in_words(stat.blocks_available().saturating_mul(stat.fragment_size())) + " free",
+        |stat| {
+            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+            in_words(free.saturating_add(held)) + " free"
+        },
     );
     says(format!(
         "the disk of the images, {}, is full ({room}, more than {} needed): free some space there, or enlarge it",
@@ -147,13 +153,15 @@ impl ImageStore {
         let imported = match copied {
             Ok(imported) => imported,
             Err(error) => {
+                let (is, directory, held) = (error.kind(), self.directory.clone(), part.clone());
+                let is_full = is == std::io::ErrorKind::StorageFull;
+                let said = tokio::task::spawn_blocking(move || full(&directory, &held, came));
+                let said = if is_full { Some(said.await) } else { None };
                 let _ = tokio::fs::remove_file(&part).await;
-                let (is, directory) = (error.kind(), self.directory.clone());
-                if is != std::io::ErrorKind::StorageFull {
-                    return Err(error.downcast().unwrap_or_else(failed(&part)));
-                }
-                let said = tokio::task::spawn_blocking(move || full(&directory, came)).await;
-                return Err(said.unwrap_or_else(|_| failed(&part)(error)));
+                return Err(match said {
+                    Some(said) => said.unwrap_or_else(|_| failed(&part)(error)),
+                    None => error.downcast().unwrap_or_else(failed(&part)),
+                });
             }
         };
         if expected.is_some_and(|sum| sum != imported.sha256) {

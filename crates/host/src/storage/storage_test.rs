@@ -74,6 +74,19 @@ async fn an_image_that_does_not_fit_says_so_and_leaves_nothing() {
     assert_eq!(names(disk.path()), [""; 0]);
 }
 
+/// Waits until so much is free, bytes: a process that another test has just started may hold a file that was removed, until it is
+/// another program.
+async fn is_free(base: &Path, bytes: u64) {
+    for _ in 0..1000 {
+        let stat = nix::sys::statvfs::statvfs(base).unwrap();
+        if stat.blocks_available() * stat.fragment_size() >= bytes {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{} has no {bytes} bytes free", base.display());
+}
+
 #[tokio::test]
 async fn a_copy_that_nobody_waits_for_leaves_a_tenth_of_the_disk_free() {
     let Some(disk) = SmallDisk::new(20) else { return };
@@ -94,6 +107,7 @@ async fn a_copy_that_nobody_waits_for_leaves_a_tenth_of_the_disk_free() {
     assert!(!meanwhile.exists());
     // There is room when it begins, and not when it goes on.
     std::fs::remove_file(base.join("large")).unwrap();
+    is_free(base, 19 << 20).await;
     let said = storage.copy_image(&file).await.unwrap_err().what;
     assert!(said.contains("of which 2 MiB are kept for the store and the VMs, so that"), "{said}");
     assert_eq!(names(&base.join("images")), [""; 0]);
