@@ -28,7 +28,10 @@ count() {
     busybox awk '$1 + 0 != NR { exit } { n = NR } END { print n + 0 }'
 }
 i=$(count /dev/vda)
-echo "HAS $i AND $(count /dev/vdb) IN $(cat /sys/class/block/vda/size)" > /dev/console
+second=$(count /dev/vdb)
+echo "HAS $i AND $second IN $(cat /sys/class/block/vda/size)" > /dev/console
+# The instant that was kept may lie between the two writes of a record.
+[ $second -lt $i ] && i=$second
 while :; do
   i=$((i + 1))
   has=yes
