@@ -192,6 +192,19 @@ fn pid() -> i32 {
     pids[0]
 }
 
+/// Waits until the process has ended: the kernel closes its connections, which its clients notice, a moment before that.
+fn until_ended(pid: i32) {
+    let since = Instant::now();
+    let ended = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']))
+    };
+    while !ended() {
+        assert!(since.elapsed() < SOON, "{pid} runs after {SOON:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_replica_grows_with_its_run() {
     if !inside::inside("a_replica_grows_with_its_run") {
@@ -352,6 +365,7 @@ fn a_storage_daemon_that_ends_is_noticed_and_another_one_is_another_instance() {
         kill(nix::unistd::Pid::from_raw(before), Signal::SIGKILL).unwrap();
         let said = writer.write(4096, 0x22);
         assert!(said.contains("failed") && begun.elapsed() < Duration::from_secs(1), "{said}");
+        until_ended(before);
         assert_eq!(daemons.served(VOLUME).await, None);
         let second = daemons.serve(&replica.wanted(1)).await.unwrap();
         assert_ne!(second.instance, first.instance);
