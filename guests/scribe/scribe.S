@@ -132,7 +132,7 @@ damaged:
     xor edx, edx
     xor cx, cx
     mov si, di
-word:
+each:
     mov ebx, eax
     xor ebx, edx
     test eax, eax
@@ -145,7 +145,7 @@ filled:
     add si, 4
     inc cx
     cmp cx, 128
-    jne word
+    jne each
     ret
 # The newest record of this slot that is not larger than the largest one, or none.
 against:

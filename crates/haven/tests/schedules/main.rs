@@ -17,7 +17,7 @@ use haven_lab::{
     schedule::Schedule,
     scribes::{Consoles, Judge},
 };
-use haven_model::AdmissionPolicy;
+use haven_model::{AdmissionPolicy, ProofKind};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -25,8 +25,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// VMs by the name of their pool, and so by the number of their replicas.
-const VMS: [(&str, u32); 3] = [("two-a", 2), ("two-b", 2), ("three", 3)];
+/// VMs, with the number of their replicas. The one that may be kept runs on where it is cut off, until its disks are shut to it.
+const VMS: [(&str, u32); 3] = [("two", 2), (KEPT, 2), ("three", 3)];
+const KEPT: &str = "kept";
 /// The file system of a host's pool has so much room, in MiB.
 const ROOM: u32 = 192;
 /// As many as the whole of the tests has time for.
@@ -78,7 +79,11 @@ impl Lab {
         self.haven(&["lab", "up", "--no-power-control"])?;
         // Else a host that is paused for longer is reset; a case of the other lab shows that.
         self.haven(&["lab", "watchdog", "off"])?;
-        self.admission(AdmissionPolicy::Warn)?;
+        self.change_cluster(|spec| {
+            spec.admission = AdmissionPolicy::Warn;
+            spec.fencing =
+                vec![ProofKind::PoweredOff, ProofKind::LeaseExpired, ProofKind::StorageFenced];
+        })?;
         let image = self.dir.join("scribe.img");
         let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guests/scribe/build.sh");
         run(Command::new(build).arg(&image))?;
@@ -89,8 +94,9 @@ impl Lab {
             )
         };
         let vm = |(vm, replicas): &(&str, u32)| {
+            let isolation = if *vm == KEPT { "isolation: keep\n" } else { "" };
             format!(
-                "---\nkind: VM\nname: {vm}\nmemory: 32MiB\ndisks:\n- name: root\n  size: 8MiB\n  pool: pool-{replicas}\n  image: scribe\n"
+                "---\nkind: VM\nname: {vm}\nmemory: 32MiB\n{isolation}disks:\n- name: root\n  size: 8MiB\n  pool: pool-{replicas}\n  image: scribe\n"
             )
         };
         let all = [2, 3].map(pool).concat() + &VMS.iter().map(vm).collect::<String>();
@@ -98,16 +104,13 @@ impl Lab {
     }
 
     fn down(&self) -> Result<()> {
-        self.haven(&["lab", "down"])?;
         for host in &self.hosts {
             let disk = self.disk(host);
             if Command::new("mountpoint").arg("-q").arg(&disk).status()?.success() {
                 run(Command::new("umount").arg(&disk))?;
             }
-            let _ = std::fs::remove_dir(&disk);
         }
-        let _ = std::fs::remove_dir_all(&self.dir);
-        Ok(())
+        self.haven(&["lab", "down"]).map(drop)
     }
 
     /// Listens to all consoles until the process ends.
