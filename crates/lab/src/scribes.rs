@@ -13,6 +13,8 @@ use std::{
 pub struct Scribe {
     /// The largest record that was told as written.
     pub wrote: u64,
+    /// The largest one that was there at the last boot.
+    pub found: u64,
     /// How often one has booted and found its disk in order.
     pub boots: u64,
     /// Records that a disk had refused.
@@ -40,6 +42,9 @@ impl Judge {
         };
         let scribe = self.scribes.entry(vm.into()).or_default();
         match what {
+            // A copy that stood, or that may be kept, hears late of a write that was done before its disk was shut to it: the next
+            // copy has found that record.
+            "WROTE" if number <= scribe.found => {}
             "WROTE" if number <= scribe.wrote => self.violations.push(format!(
                 "{vm} was told on {host} that record {number} is written, after {} on {}: two copies write",
                 scribe.wrote, scribe.host
@@ -53,7 +58,7 @@ impl Judge {
                     ));
                 }
                 // The one that was under way when its guest ended counts as written once it was found.
-                (scribe.wrote, scribe.host) = (number, host.into());
+                (scribe.wrote, scribe.found, scribe.host) = (number, number, host.into());
                 scribe.boots += 1;
             }
             "BAD" => self.violations.push(format!("{vm} on {host} finds damage: {}", line.trim())),
@@ -150,6 +155,9 @@ mod tests {
         let newer = [old, ("b", "SCRIBE-HAS 8\r"), ("b", "SCRIBE-WROTE 9\r")];
         assert_eq!(judged(&newer), (9, 0));
         assert_eq!(judged(&[newer[0], newer[1], newer[2], ("a", "SCRIBE-WROTE 9\r")]), (9, 1));
+        let late = [old, ("b", "SCRIBE-HAS 9\r"), ("b", "SCRIBE-WROTE 10\r")];
+        assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 9\r")]), (10, 0));
+        assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 10\r")]), (10, 1));
         assert_eq!(judged(&[newer[0], newer[1], ("b", "SCRIBE-WROTE 10\r")]), (10, 0), "moved live");
     }
 }

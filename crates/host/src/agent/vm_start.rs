@@ -253,6 +253,7 @@ impl Preparation<'_> {
             mirror: None,
             rbd: ready.rbd,
             slot: disk.slot,
+            parked: false,
         })
     }
 

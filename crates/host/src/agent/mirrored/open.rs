@@ -374,6 +374,7 @@ impl Opening<'_> {
             mirror: Some(mirror),
             rbd: None,
             slot: None,
+            parked: false,
         }
     }
 }
