@@ -204,6 +204,9 @@ fn grows(lab: &Lab, driver: &str) -> Result<()> {
         let seen = format!("logs={}", size * 2048);
         lab.wait("its guest sees it larger", PATIENCE, |_| sees(lab).contains(&seen))?;
         writes_on(lab)?;
+        lab.wait("the next daemon is there", PATIENCE, |lab| {
+            !lab.pids(&owner, "haven daemon").is_empty()
+        })?;
         lab.online(&owner)?;
     }
     if driver == "mirrored" {
