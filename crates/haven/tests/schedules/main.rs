@@ -8,8 +8,10 @@
 //!
 //! After each schedule all that broke is mended. Then all replicas must count again and each guest write on; each is started
 //! anew and must find all that it was told to be written; and a comparison must find all replicas the same.
+//! At the end a host stays away for so long that what it had is made anew elsewhere.
 
 mod played;
+mod rebuilt;
 
 use anyhow::{Context, Result, ensure};
 use haven_lab::{
@@ -175,6 +177,8 @@ fn schedules(lab: &Lab, first: u64, count: u64) -> Result<()> {
         played::play(lab, &schedule).with_context(|| format!("schedule {seed}"))?;
         println!("    {:.1} s", begin.elapsed().as_secs_f64());
     }
+    played::damaged(lab, "three")?;
+    rebuilt::elsewhere(lab)?;
     let scribes = Lab::vms().into_iter().map(|vm| lab.judge().of(&vm));
     let (wrote, boots) =
         scribes.fold((0, 0), |(wrote, boots), one| (wrote + one.wrote, boots + one.boots));
