@@ -64,7 +64,8 @@ impl Disk {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}: {errors}", words.join(" "));
-        let seconds = said.split("Run completed in ").nth(1).and_then(|rest| rest.split(' ').next());
+        let seconds =
+            said.split("Run completed in ").nth(1).and_then(|rest| rest.split(' ').next());
         seconds.and_then(|seconds| seconds.parse().ok()).expect("it says how long it took")
     }
 

@@ -121,7 +121,13 @@ impl Schedule {
             if free {
                 steps.push(Step { at, until, fault });
             }
-            at += Duration::from_millis([50, 400, 1500, 5000][dice.below(4)]);
+            // The guest stands for a moment while its disk grows, so what breaks then breaks soon.
+            let grows = steps.last().is_some_and(|step| matches!(step.fault, Fault::Grow(_)));
+            let pause = match grows {
+                true => 20 + u64::try_from(dice.below(300)).unwrap_or_default(),
+                false => [50, 400, 1500, 5000][dice.below(4)],
+            };
+            at += Duration::from_millis(pause);
         }
         let damage = (dice.below(4) == 0).then(|| vms[dice.below(vms.len())].clone());
         Self { seed, steps, damage }

@@ -23,7 +23,10 @@ use haven_model::{AdmissionPolicy, ProofKind};
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -39,6 +42,8 @@ const FEW: u64 = 6;
 pub struct Lab {
     driver: Driver,
     judge: Arc<Mutex<Judge>>,
+    /// How often a disk was to be larger, and somebody took that.
+    pub grown: AtomicU64,
 }
 
 impl std::ops::Deref for Lab {
@@ -51,7 +56,7 @@ impl std::ops::Deref for Lab {
 impl Lab {
     fn new(dir: PathBuf) -> Result<Self> {
         let driver = Driver::new(env!("CARGO_BIN_EXE_haven").into(), dir, 3)?;
-        Ok(Self { driver, judge: Arc::default() })
+        Ok(Self { driver, judge: Arc::default(), grown: AtomicU64::default() })
     }
 
     /// What the guests have said up to now.
@@ -183,7 +188,8 @@ fn schedules(lab: &Lab, first: u64, count: u64) -> Result<()> {
     let (wrote, boots) =
         scribes.fold((0, 0), |(wrote, boots), one| (wrote + one.wrote, boots + one.boots));
     println!(
-        "  {count} schedules, {boots} boots that found all of {wrote} records, {:.1} s each",
+        "  {count} schedules, {boots} boots that found all of {wrote} records, {} times a disk grew, {:.1} s each",
+        lab.grown.load(Ordering::Relaxed),
         begin.elapsed().as_secs_f64() / f64::from(u32::try_from(count.max(1))?)
     );
     Ok(())

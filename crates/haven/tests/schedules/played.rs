@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use std::{
     collections::BTreeSet,
     os::unix::fs::FileExt,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -122,7 +123,9 @@ fn begins(lab: &Lab, fault: &Fault) -> Result<()> {
 fn grow(lab: &Lab, vm: &str) {
     if let Ok(volume) = volume(lab, vm) {
         let (name, size) = (format!("{vm}.root"), (volume.size.0 >> 20) + 1);
-        let _ = lab.haven(&["volume", "resize", &name, &format!("{size}MiB"), "--no-wait"]);
+        let args = ["volume", "resize", &name, &format!("{size}MiB"), "--no-wait"];
+        let grows = lab.haven(&args).is_ok();
+        lab.grown.fetch_add(u64::from(grows), Ordering::Relaxed);
     }
 }
 
@@ -153,8 +156,12 @@ fn ends(lab: &Lab, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
-/// Nothing that a guest said is wrong.
+/// Nothing that a guest said is wrong. A disk that does not take something stops its guest, and gives it no error.
 fn judged(lab: &Lab) -> Result<()> {
+    for vm in Lab::vms() {
+        let failed = lab.judge().of(&vm).failed;
+        ensure!(failed == 0, "{vm} was told {failed} times that a write failed");
+    }
     let violations = lab.judge().violations();
     ensure!(violations.is_empty(), "{}", violations.join("; "));
     Ok(())
@@ -167,21 +174,18 @@ pub fn settled(lab: &Lab) -> Result<()> {
     }
     lab.voting()?;
     for vm in Lab::vms() {
-        let counts = |volume: &Volume| {
-            volume.replicas.values().all(|state| *state == ReplicaState::Counted)
-        };
+        let counts =
+            |volume: &Volume| volume.replicas.values().all(|state| *state == ReplicaState::Counted);
         let whole = lab.wait(&format!("all replicas of {vm} count"), PATIENCE, |_| {
             volume(lab, &vm).is_ok_and(|volume| counts(&volume))
         });
         whole.with_context(|| format!("{:?}", volume(lab, &vm)))?;
-        let seen = lab.wait(&format!("{vm} has its disk as it is wanted"), PATIENCE, |_| {
-            attached(lab, &vm)
-        });
+        let seen = lab
+            .wait(&format!("{vm} has its disk as it is wanted"), PATIENCE, |_| attached(lab, &vm));
         seen.with_context(|| lab.haven(&["explain", &format!("vm/{vm}")]).unwrap_or_default())?;
         let then = lab.judge().of(&vm).wrote;
-        let on = lab.wait(&format!("{vm} writes on"), PATIENCE, |_| {
-            lab.judge().of(&vm).wrote > then + 3
-        });
+        let on = lab
+            .wait(&format!("{vm} writes on"), PATIENCE, |_| lab.judge().of(&vm).wrote > then + 3);
         on.with_context(|| format!("{:?}", lab.judge().of(&vm)))?;
     }
     judged(lab)
