@@ -36,7 +36,7 @@ const KEPT: &str = "kept";
 /// The file system of a host's pool has so much room, in MiB.
 const ROOM: u32 = 192;
 /// As many as the whole of the tests has time for.
-const FEW: u64 = 6;
+const FEW: u64 = 4;
 
 /// The lab, and what its guests say.
 pub struct Lab {

@@ -241,15 +241,7 @@ impl VmTask {
             Change::Larger(disk, size) => {
                 let larger = HasDisk { size_bytes: size.0, ..disk.clone() };
                 let named = named_with(&object.spec, &has, &larger);
-                let vm = self.vm.as_str();
-                match self.parts.vms.grow(vm, disk.place, size.0, &named).await {
-                    Ok(()) => self.changed(named),
-                    Err(error) => {
-                        let why = chain(&error);
-                        let why = format!("its disk `{}` cannot be made larger: {why}", disk.name);
-                        self.not_changed(&why, PAUSE);
-                    }
-                }
+                self.grow(&disk, size, named).await;
             }
         }
     }
@@ -271,6 +263,17 @@ impl VmTask {
             return Some("they are kept as they are, for a snapshot");
         }
         (self.backup.is_some() || self.unclosed).then_some("its backup has ended")
+    }
+
+    async fn grow(&mut self, disk: &HasDisk, size: Bytes, named: String) {
+        match self.parts.vms.grow(self.vm.as_str(), disk.place, size.0, &named).await {
+            Ok(()) => self.changed(named),
+            Err(error) => {
+                let why = chain(&error);
+                let why = format!("its disk `{}` cannot be made larger: {why}", disk.name);
+                self.not_changed(&why, PAUSE);
+            }
+        }
     }
 
     fn changed(&mut self, named: String) {

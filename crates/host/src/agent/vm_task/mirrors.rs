@@ -430,15 +430,7 @@ impl VmTask {
                 self.tell_of(Severity::Warning, what).await;
             }
             Keep::LeaveOut(host) => {
-                let broke = |linked: &&Linked| matches!(linked.catching, Catching::Broke(_));
-                if let Some(linked) = disk.linked.get(&host).filter(broke) {
-                    self.refuse(linked.print.clone());
-                }
-                // One that is well was given up for what it holds: what was noted for it is not all that it lacks.
-                if disk.linked.get(&host).is_some_and(|linked| !linked.broken) {
-                    self.parts.vms.settle(&vm, place, &host).await?;
-                }
-                self.parts.vms.leave_out(&vm, place, &host).await?;
+                self.leave_out(place, &host, &disk).await?;
                 // Something was done about it, so it need not wait to be let run on.
                 self.mirrors.went_on = None;
             }
@@ -469,6 +461,25 @@ impl VmTask {
             }
         }
         Ok(Next::Again)
+    }
+
+    /// Goes on without a replica that counts no more.
+    async fn leave_out(
+        &mut self,
+        place: usize,
+        host: &Name,
+        disk: &DiskMirror,
+    ) -> Result<(), VmError> {
+        let vm = self.vm.to_string();
+        let broke = |linked: &&Linked| matches!(linked.catching, Catching::Broke(_));
+        if let Some(linked) = disk.linked.get(host).filter(broke) {
+            self.refuse(linked.print.clone());
+        }
+        // One that is well was given up for what it holds: what was noted for it is not all that it lacks.
+        if disk.linked.get(host).is_some_and(|linked| !linked.broken) {
+            self.parts.vms.settle(&vm, place, host).await?;
+        }
+        self.parts.vms.leave_out(&vm, place, host).await
     }
 
     /// Its disk was shut to this host, so that it could start elsewhere. If it has not, since this host is heard again, it starts
