@@ -27,6 +27,7 @@
 
 pub mod backup;
 pub mod clients;
+pub mod disk_keys;
 pub mod failsafe;
 pub mod frontends;
 pub mod hang_watch;
