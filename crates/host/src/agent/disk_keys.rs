@@ -12,11 +12,7 @@ use super::{
     AgentParts, chain,
     storage::{StorageFailure, VolumeName},
 };
-use haven_model::{
-    Name, ObjectRef, keys,
-    object::Kind,
-    volume::DiskKey,
-};
+use haven_model::{Name, ObjectRef, keys, object::Kind, volume::DiskKey};
 use haven_store::{
     raw::{Compare, Op, RawKv},
     seal::{ClusterKey, DiskKeyOf, Plain, new_disk_key},
@@ -46,7 +42,9 @@ fn open(secrets: &ClusterKey, name: &VolumeName, raw: &RawKv) -> Result<Plain, S
     let damaged = |why: String| {
         says(format!(
             "the record of the key of the disk `{}` of {} is damaged ({why}), so it cannot be opened; nothing was changed in it. Only an older copy of the store's record {} brings its content back",
-            name.disk, name.vm, keys::disk_key(&name.vm_uid, &name.disk)
+            name.disk,
+            name.vm,
+            keys::disk_key(&name.vm_uid, &name.disk)
         ))
     };
     let record: DiskKey =
@@ -96,8 +94,7 @@ pub async fn key(
             open(secrets, source, &raw)?
         }
     };
-    let sealed =
-        secrets.seal_disk(&of(name), &plain).map_err(|error| says(chain(&error)))?;
+    let sealed = secrets.seal_disk(&of(name), &plain).map_err(|error| says(chain(&error)))?;
     let record = serde_json::to_vec(&DiskKey { sealed }).expect("a record is plain data");
     let record_key = keys::disk_key(vm_uid, disk);
     // Not once its VM is gone: nobody would remove it any more.

@@ -130,8 +130,17 @@ impl FileStorage {
                 // Also its zeros are written: what nobody wrote reads as anything.
                 let (secret, to) = (luks::secret(), luks::opened(path, made)?);
                 let from = qemu_img::text(&image)?;
-                let args =
-                    ["convert", "-n", "--object", &secret, "-f", format, from, "--target-image-opts", &to];
+                let args = [
+                    "convert",
+                    "-n",
+                    "--object",
+                    &secret,
+                    "-f",
+                    format,
+                    from,
+                    "--target-image-opts",
+                    &to,
+                ];
                 qemu_img::make_with(&args, Some(key)).await?;
             }
         }
@@ -396,12 +405,14 @@ impl Storage for FileStorage {
         snapshot: &str,
         key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
-        snapshots::step(&path(pool, name), step, snapshot, key).await.map_err(|failure| match failure {
-            Failure::Full => says(format!(
-                "the pool {} is full; free some space or enlarge it, and try again",
-                pool.path
-            )),
-            Failure::Other(failure) => failure,
+        snapshots::step(&path(pool, name), step, snapshot, key).await.map_err(|failure| {
+            match failure {
+                Failure::Full => says(format!(
+                    "the pool {} is full; free some space or enlarge it, and try again",
+                    pool.path
+                )),
+                Failure::Other(failure) => failure,
+            }
         })
     }
 

@@ -88,7 +88,12 @@ pub fn created() -> String {
 /// What is said of a failure, if it is that of a key which is not this disk's.
 #[must_use]
 pub fn in_words(said: &str, path: &Path) -> Option<String> {
-    let wrong = ["Invalid password", "cannot unlock any keyslot", "No key available", "Volume is not in LUKS format"];
+    let wrong = [
+        "Invalid password",
+        "cannot unlock any keyslot",
+        "No key available",
+        "Volume is not in LUKS format",
+    ];
     wrong.iter().any(|sign| said.contains(sign)).then(|| {
         format!(
             "the key that the cluster has for {} does not open it ({}); nothing was changed in it: it is another disk's file, or its record under {} was altered",
@@ -289,7 +294,10 @@ mod tests {
     }
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
+            .collect()
     }
 
     /// IEEE 1619-2007, vector 10, of which the first block and the last are told here.
@@ -354,7 +362,10 @@ mod tests {
         let (well, said) = qemu("qemu-io", &read, &key(8)).unwrap();
         assert!(!well, "{said}");
         let words = super::in_words(&said, &path).expect("it is told in words");
-        assert!(words.contains("does not open it") && words.contains("nothing was changed"), "{words}");
+        assert!(
+            words.contains("does not open it") && words.contains("nothing was changed"),
+            "{words}"
+        );
         // What is encrypted here is what QEMU encrypts: sector 2048 of the content.
         let told = ["info", "--output=json", "--object", &secret, "--image-opts", &of];
         let (_, told) = qemu("qemu-img", &told, &key(7)).unwrap();

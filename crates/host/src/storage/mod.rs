@@ -30,6 +30,8 @@ pub mod sparse;
 #[cfg(test)]
 mod copies_test;
 #[cfg(test)]
+mod encrypted_test;
+#[cfg(test)]
 mod masters_test;
 #[cfg(test)]
 mod storage_test;

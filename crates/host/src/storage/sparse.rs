@@ -8,7 +8,7 @@ use super::mirrored::pieces::{data_from, hole_from};
 use crate::vm::views::{DiskView, Extent};
 use async_trait::async_trait;
 use haven_model::volume::LUKS_HEAD_BYTES;
-use std::{fs::OpenOptions, fs::File, io, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{fs::File, fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path};
 
 /// A view of a disk, with the file of this host that it lies in.
 pub struct Sparse {
@@ -93,7 +93,8 @@ mod tests {
         assert_eq!(told, parts);
         let told = with_holes(&file, 4 * MIB + 4096, vec![all(8192, true)]);
         assert_eq!(told, [is(8192, false, true)]);
-        let sum: u64 = with_holes(&file, 3 * MIB, vec![all(13 * MIB, true)]).iter().map(|e| e.length).sum();
+        let sum: u64 =
+            with_holes(&file, 3 * MIB, vec![all(13 * MIB, true)]).iter().map(|e| e.length).sum();
         assert_eq!(sum, 13 * MIB);
     }
 }

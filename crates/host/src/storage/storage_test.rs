@@ -341,14 +341,19 @@ async fn a_full_pool_says_so_and_the_volume_stays_as_it_is() {
     let fills = vec![0; 4 << 20];
     // As much as there is room for.
     let _ = std::fs::write(disk.path().join("other"), fills);
-    let taken = fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1", None).await;
+    let taken =
+        fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1", None).await;
     let said = taken.unwrap_err().what;
     assert!(said.contains("is full; free some space or enlarge it"), "{said}");
     holds(&path, 7);
     let keeps = fixture.storage.keeps(&pool, &wanted.name).await.unwrap().unwrap();
     assert!(keeps.snapshots.is_empty(), "{keeps:?}");
     std::fs::remove_file(disk.path().join("other")).unwrap();
-    fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1", None).await.unwrap();
+    fixture
+        .storage
+        .snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1", None)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

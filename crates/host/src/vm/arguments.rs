@@ -134,6 +134,9 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
                     add("-object", rbd::node::secret(&format!("k{i}"), of).to_string());
                 }
                 add("-blockdev", node.to_string());
+                if disk.decrypted_above() {
+                    add("-blockdev", qemu_hot_disks::decrypts(i, &format!("d{i}")).to_string());
+                }
                 let stops = if disk.stops() { ",werror=stop,rerror=stop" } else { "" };
                 add("-device", format!("{device}{stops}"));
             }

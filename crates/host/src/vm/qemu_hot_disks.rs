@@ -73,7 +73,7 @@ pub(super) fn node(place: usize, disk: &DiskLaunch) -> Value {
         "driver": disk.format, "node-name": format!("d{place}"), "read-only": disk.read_only, "discard": "unmap",
         "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
     });
-    if disk.luks.is_some() {
+    if disk.luks.is_some() && !disk.decrypted_above() {
         node["encrypt"] = json!({ "format": "luks", "key-secret": secret(place) });
     }
     node
@@ -157,7 +157,12 @@ impl QemuDriver {
             self.tell(vm, &commands::ADD_OBJECT, secret).await?;
         }
         let Some(mirror) = &disk.mirror else {
-            return self.tell(vm, &commands::ADD_NODE, node(place, disk)).await.map(drop);
+            self.tell(vm, &commands::ADD_NODE, node(place, disk)).await?;
+            if disk.decrypted_above() {
+                let above = decrypts(place, &format!("d{place}"));
+                self.tell(vm, &commands::ADD_NODE, above).await?;
+            }
+            return Ok(());
         };
         let key = json!({
             "qom-type": "tls-creds-psk", "id": format!("k{place}"), "endpoint": "client",

@@ -89,7 +89,8 @@ struct Seen<'a> {
 
 impl Seen<'_> {
     fn nodes(&self) -> Nodes {
-        let drive = if self.beneath { format!("d{}", self.place) } else { self.disk.drive(self.place) };
+        let drive =
+            if self.beneath { format!("d{}", self.place) } else { self.disk.drive(self.place) };
         nodes(self.place, drive)
     }
 }
