@@ -13,6 +13,9 @@ use std::collections::BTreeSet;
 /// The least that a disk may be limited to, bytes per second: one request of a guest may be as large.
 const LEAST_BANDWIDTH: u64 = 1 << 20;
 
+/// What is encrypted at once, bytes.
+const SECTOR: u64 = 512;
+
 /// Says everything that is wrong.
 pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
     let mut disks = BTreeSet::new();
@@ -90,6 +93,16 @@ fn encrypted(after: &After<'_>, vm: &Name, disk: &DiskSpec, say: &mut Say<'_>) {
                 if source.encrypted { "encrypted" } else { "not encrypted" }
             ),
             "write it as it is in the source",
+        );
+    }
+    if disk.encrypted && !disk.size.0.is_multiple_of(SECTOR) {
+        say(
+            ("size", &disk.size),
+            format!(
+                "the disk `{}` is to be encrypted, which is done in sectors of 512 bytes",
+                disk.name
+            ),
+            "make its size a multiple of that",
         );
     }
     if !disk.encrypted || old.is_some() {

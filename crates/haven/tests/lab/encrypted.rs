@@ -130,7 +130,7 @@ fn while_it_runs(lab: &Lab) -> Result<()> {
     let begin = Instant::now();
     lab.haven(&["volume", "create", HOT, "32MiB", "--pool", "vaults", "--encrypted"])?;
     lab.haven(&["volume", "attach", HOT])?;
-    lab.wait("its guest writes to it", PATIENCE, |lab| lab.said_by(VM, "HOT 65536") > 0)?;
+    lab.wait("its guest writes to it", PATIENCE, |_| lab.said_by(VM, "HOT 65536") > 0)?;
     println!(
         "  another one was attached and written to after {:.2} s",
         begin.elapsed().as_secs_f64()

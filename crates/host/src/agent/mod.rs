@@ -63,6 +63,8 @@ mod clients_test;
 #[cfg(test)]
 mod clones_test;
 #[cfg(test)]
+mod disk_keys_test;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod hot_disks_test;

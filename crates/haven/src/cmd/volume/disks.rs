@@ -197,8 +197,12 @@ pub async fn attach(disk: Named, attached: bool) -> Result<(), Failure> {
 
 /// Removes one.
 pub async fn remove(name: &str) -> Result<(), Failure> {
-    connect().await?.remove_volume(name).await?;
-    out::line(format_args!("{name} is removed"));
+    let client = connect().await?;
+    // One that is not there is told by the removal.
+    let encrypted = client.volume(name).await.is_ok_and(|view| view.encrypted);
+    client.remove_volume(name).await?;
+    let key = if encrypted { ", and its key with it: nobody can read it any more" } else { "" };
+    out::line(format_args!("{name} is removed{key}"));
     Ok(())
 }
 
