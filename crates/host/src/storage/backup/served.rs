@@ -82,7 +82,15 @@ impl Served {
         })?;
         let stream = connect(&mut child, &socket).await.map_err(failed)?;
         let nbd = Nbd::connect_within(stream, "disk", None, PATIENCE).await;
-        let nbd = nbd.map_err(|error| failed(error.to_string()))?;
+        let nbd = match nbd {
+            Ok(nbd) => nbd,
+            // It listens before it has looked at the file, and says then what is wrong with that.
+            Err(error) => {
+                let ended = tokio::time::timeout(BEGINS, child.wait()).await;
+                let said = if ended.is_ok() { said(&mut child).await } else { String::new() };
+                return Err(failed(if said.is_empty() { error.to_string() } else { said }));
+            }
+        };
         Ok(Self { nbd: Some(nbd), child, unflushed: 0, _directory: directory })
     }
 
@@ -131,6 +139,15 @@ impl Drop for Served {
     }
 }
 
+/// What a process that has ended said.
+async fn said(child: &mut Child) -> String {
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        let _ = stderr.take(4096).read_to_string(&mut said).await;
+    }
+    said.trim().trim_start_matches("qemu-nbd: ").to_owned()
+}
+
 /// Waits until it listens.
 async fn connect(child: &mut Child, socket: &PathBuf) -> Result<UnixStream, String> {
     let until = tokio::time::Instant::now() + BEGINS;
@@ -139,11 +156,7 @@ async fn connect(child: &mut Child, socket: &PathBuf) -> Result<UnixStream, Stri
             return Ok(stream);
         }
         if let Ok(Some(_)) = child.try_wait() {
-            let mut said = String::new();
-            if let Some(stderr) = child.stderr.take() {
-                let _ = stderr.take(4096).read_to_string(&mut said).await;
-            }
-            return Err(said.trim().trim_start_matches("qemu-nbd: ").to_owned());
+            return Err(said(child).await);
         }
         if tokio::time::Instant::now() >= until {
             return Err(format!("qemu-nbd did not begin within {} s", BEGINS.as_secs()));
