@@ -172,6 +172,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         rbd: None,
         luks: None,
         slot: None,
+        parked: false,
     });
     let running = begin.block_on(first.start(&launch)).unwrap();
     let proc = PathBuf::from(format!("/proc/{}", running.pid));
@@ -370,6 +371,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             rbd: None,
             luks: None,
             slot: None,
+            parked: false,
         });
         let said = driver.start(&launch).await.unwrap_err().to_string();
         assert!(said.contains("Permission denied") && said.contains("unix user"), "{said}");
@@ -465,6 +467,7 @@ async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
             rbd: None,
             luks: None,
             slot: None,
+            parked: false,
         });
     }
     driver.start(&vm).await.unwrap();

@@ -134,6 +134,7 @@ fn disk(name: &str, format: &str, key: Option<&Plain>, slot: u8) -> DiskLaunch {
         rbd: None,
         luks,
         slot: Some(slot),
+        parked: false,
     }
 }
 

@@ -126,6 +126,11 @@ fn mount_all(layout: &Layout) -> Result<()> {
         fs::create_dir_all(root.join(to))?;
         bind(&from, &root.join(to))?;
     }
+    // A file system of its own, where somebody has mounted one for this host: one that can be filled.
+    if at("disk").is_dir() {
+        fs::create_dir_all(root.join("srv/disk"))?;
+        bind(&at("disk"), &root.join("srv/disk"))?;
+    }
     for program in [DAEMON, GUARD] {
         bind_file(&layout.binaries.join(program), &root.join("usr/bin").join(program))?;
     }

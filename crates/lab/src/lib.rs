@@ -18,5 +18,7 @@ pub mod lab;
 pub mod machine;
 pub mod power;
 pub mod progress;
+pub mod schedule;
+pub mod scribes;
 pub mod up;
 pub mod watchdog;

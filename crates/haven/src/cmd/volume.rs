@@ -58,10 +58,8 @@ pub enum VolumeCommand {
         /// Its name: VM.DISK
         name: String,
     },
-    /// Make a disk larger; a mirrored one of a VM that runs is so at its next start
-    #[command(
-        after_help = "Examples:\n  haven volume resize db.data 100GiB\n  haven volume resize db.data 100GiB && haven vm reset db"
-    )]
+    /// Make a disk larger, while its guest runs or not
+    #[command(after_help = "Examples:\n  haven volume resize db.data 100GiB")]
     Resize {
         /// Its name: VM.DISK
         name: String,

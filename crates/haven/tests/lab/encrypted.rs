@@ -116,7 +116,7 @@ fn prepare(lab: &Lab) -> Result<()> {
     lies_encrypted(lab, 3)
 }
 
-/// It moves, and gets another disk, while its guest runs.
+/// It moves, and gets another disk, which grows, while its guest runs.
 fn while_it_runs(lab: &Lab) -> Result<()> {
     let boots = lab.boots_of(VM);
     for _ in 0..2 {
@@ -135,6 +135,8 @@ fn while_it_runs(lab: &Lab) -> Result<()> {
         "  another one was attached and written to after {:.2} s",
         begin.elapsed().as_secs_f64()
     );
+    lab.haven(&["volume", "resize", HOT, "48MiB"])?;
+    lab.wait("its guest sees it larger", PATIENCE, |_| lab.said_by(VM, "HOT 98304") > 0)?;
     ensure!(lab.boots_of(VM) == boots, "it was started anew");
     lies_encrypted(lab, 5)?;
     lab.haven(&["volume", "detach", HOT])?;
@@ -205,11 +207,11 @@ fn outlives_its_host(lab: &Lab, back_to: u64) -> Result<()> {
 }
 
 /// A backup holds what the guest sees; a VM that is made from it has it under keys of its own.
-fn backed_up(lab: &Lab) -> Result<()> {
+fn backed_up(lab: &Lab, back_to: u64) -> Result<()> {
     // It is not marked yet.
     let _ = lab.haven(&["backup", "target", "create", "safe", "--directory", TARGET]);
     lab.haven(&["backup", "target", "mark", "safe"])?;
-    let least = wrote(lab, VM);
+    let least = wrote_since(lab, back_to)?;
     lab.haven(&["backup", "run", VM])?;
     lab.haven(&["backup", "restore", VM, "--as", AGAIN, "--timeout", "180"])?;
     lab.wait("it reads its disks", PATIENCE, |_| !found(lab, AGAIN).is_empty())?;
@@ -230,7 +232,7 @@ pub fn lie_unreadable(lab: &mut Lab, witness: &Witness) -> Result<()> {
     while_it_runs(lab)?;
     let back_to = kept(lab)?;
     outlives_its_host(lab, back_to)?;
-    backed_up(lab)?;
+    backed_up(lab, back_to)?;
     fails(lab, &["volume", "rm", DISK], "is attached to vault; nothing was removed")?;
     lab.haven(&["vm", "rm", VM, "--wait"])?;
     lab.haven(&["delete", "pool/vaults", "pool/filer", "--wait"])?;

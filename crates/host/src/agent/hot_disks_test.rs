@@ -210,12 +210,29 @@ async fn a_mirrored_disk_is_opened_by_a_run_of_its_own_and_closed_whole() {
     assert_eq!((now.run, now.clean, now.counted().count()), (4, true, 2));
     // Neither lacks anything for the next run.
     with["detached"] = json!(false);
-    fixture.object(Kind::Vm, "web", spec(&[root, with])).await;
+    fixture.object(Kind::Vm, "web", spec(&[root.clone(), with.clone()])).await;
     fixture.pass(2).await;
     serves(&fixture, 5).await;
     fixture.pass(4).await;
     let now = record(&fixture);
     assert_eq!((now.run, now.clean, now.counted().count()), (5, false, 2));
+    // It grows with a run of its own, and its guest stands until that is open.
+    with["size"] = json!("2GiB");
+    fixture.object(Kind::Vm, "web", spec(&[root.clone(), with.clone()])).await;
+    fixture.pass(4).await;
+    let now = record(&fixture);
+    assert_eq!((now.run, now.clean, now.size), (6, false, Bytes::gib(2)));
+    assert_eq!(has(&fixture), named(&[("root", 1), ("twin", 1)]));
+    let said = fixture.status("web").unwrap().message;
+    assert!(said.contains("its guest stands meanwhile"), "{said}");
+    let before = fixture.world.mirrors.acknowledged();
+    serves(&fixture, 6).await;
+    fixture.pass(4).await;
+    assert_eq!(has(&fixture), named(&[("root", 1), ("twin", 2)]));
+    assert!(settled(&fixture, &[root, with]));
+    assert_eq!(fixture.status("web").unwrap().message, "");
+    assert!(fixture.world.mirrors.acknowledged() > before, "its guest writes on");
+    assert_eq!(record(&fixture).counted().count(), 2);
     assert_eq!(fixture.world.mirrors.lost(), [""; 0]);
     assert_eq!(fixture.world.starts()["web"], 1);
 }

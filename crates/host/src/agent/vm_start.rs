@@ -267,6 +267,7 @@ impl Preparation<'_> {
             rbd: ready.rbd,
             luks,
             slot: disk.slot,
+            parked: false,
         })
     }
 

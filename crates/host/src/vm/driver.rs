@@ -51,6 +51,9 @@ pub struct DiskLaunch {
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
+    /// Its guest stands, and its device has nothing that takes or gives anything ([`super::hot_disks::HotDisks::park`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parked: bool,
 }
 
 impl DiskLaunch {

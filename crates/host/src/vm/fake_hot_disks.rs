@@ -97,7 +97,8 @@ impl HotDisks for FakeVmDriver {
                     name: disk.name.clone(),
                     place,
                     size_bytes: disk.size_bytes,
-                    mirrored: disk.mirror.is_some(),
+                    mirrored: disk.mirror.is_some() || disk.parked,
+                    parked: disk.parked,
                     plugged: true,
                     ported: disk.slot.is_some(),
                 })
@@ -157,5 +158,31 @@ impl HotDisks for FakeVmDriver {
                 launch.disks[at].size_bytes = size;
             }
         })
+    }
+
+    async fn park(&self, vm: &str, place: usize) -> Result<bool, VmError> {
+        self.state(vm).await?;
+        self.answers(vm)?;
+        let whole = self.world.mirrors.unplugged(&self.host, vm, place);
+        self.change(vm, |launch| {
+            let at = launch.at(place)?;
+            let begins = !std::mem::replace(&mut launch.disks[at].parked, true);
+            launch.disks[at].mirror = None;
+            Some(begins && whole)
+        })?
+        .ok_or_else(|| VmError::NotHere(vm.into()))
+    }
+
+    async fn unpark(&self, vm: &str, disk: &DiskLaunch, named: &str) -> Result<(), VmError> {
+        self.state(vm).await?;
+        self.answers(vm)?;
+        let mut with = self.change(vm, |launch| launch.clone())?;
+        let Some(at) = with.disks.iter().position(|one| one.name == disk.name && one.parked) else {
+            return Ok(());
+        };
+        with.disks[at] = disk.clone();
+        named.clone_into(&mut with.disks_as);
+        self.plug_mirror(&with)?;
+        self.change(vm, |launch| *launch = with)
     }
 }

@@ -17,6 +17,8 @@ pub struct HasDisk {
     pub mirrored: bool,
     /// It is in a port, so that it can go while its guest runs.
     pub ported: bool,
+    /// Its guest stands for its sake ([`HotDisks::park`]).
+    pub parked: bool,
     /// Its guest sees it. One of which that is not so was being plugged in or out when a daemon ended.
     pub plugged: bool,
 }
@@ -66,4 +68,16 @@ pub trait HotDisks: Send + Sync {
     ) -> Result<LetGo, VmError>;
     /// Makes a disk larger that has no replicas, and tells its guest.
     async fn grow(&self, vm: &str, place: usize, size: u64, named: &str) -> Result<(), VmError>;
+    /// Stops the guest and closes a disk of it, which keeps its device: it can be opened again as another one. Whether no replica
+    /// that was open failed, so that all of them have all that was written; false when that cannot be told. Who asks goes on with
+    /// [`HotDisks::unpark`], for nobody else lets the guest run on.
+    ///
+    /// # Errors
+    /// Its guest runs as before, unless [`HotDisks::has`] says that the disk is parked.
+    async fn park(&self, vm: &str, place: usize) -> Result<bool, VmError>;
+    /// Gives the device of a parked disk a disk again, which may be larger by now, tells the guest so and lets it run on.
+    ///
+    /// # Errors
+    /// It stands on, unless [`HotDisks::has`] says that the disk is not parked any more.
+    async fn unpark(&self, vm: &str, disk: &DiskLaunch, named: &str) -> Result<(), VmError>;
 }

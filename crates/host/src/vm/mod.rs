@@ -50,6 +50,7 @@ pub mod qemu_disks;
 mod qemu_hot_disks;
 pub mod qemu_migration;
 pub mod qemu_mirrors;
+mod qemu_parking;
 mod qemu_snapshots;
 mod qemu_views;
 pub mod qmp;

@@ -19,6 +19,7 @@ use super::{
     qemu::QemuDriver,
     qemu_disks::device,
     qemu_mirrors,
+    qemu_parking::is_parked,
     qmp::{DEADLINE, QmpError},
     record,
 };
@@ -108,7 +109,10 @@ fn is_of(node: &str, place: usize) -> bool {
 fn order(node: &str) -> usize {
     let kind = node.trim_end_matches(|c: char| !c.is_ascii_lowercase());
     let kind: &str = kind.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
-    ["bs", "bc", "bt", "e", "d", "w", "a"].iter().position(|one| *one == kind).unwrap_or(usize::MAX)
+    ["bs", "bc", "bt", "e", "d", "w", "p", "a"]
+        .iter()
+        .position(|one| *one == kind)
+        .unwrap_or(usize::MAX)
 }
 
 impl QemuDriver {
@@ -120,12 +124,14 @@ impl QemuDriver {
         Ok(names.filter_map(|one| Some(one["name"].as_str()?.to_owned())).collect())
     }
 
-    /// Removes what is there of a disk that the guest does not have.
-    async fn close(&self, vm: &str, place: usize) -> Result<(), VmError> {
+    /// Removes what is there of a disk that the guest does not have; `parked`: but for what stands in for it.
+    pub(super) async fn close(&self, vm: &str, place: usize, parked: bool) -> Result<(), VmError> {
         let all = self.tell(vm, &commands::NODES, json!({ "flat": true })).await?;
         let names = all.as_array().into_iter().flatten();
         let names = names.filter_map(|node| node["node-name"].as_str());
-        let mut its: Vec<&str> = names.filter(|node| is_of(node, place)).collect();
+        let stays = |node: &str| parked && is_parked(node, place);
+        let its = names.filter(|node| is_of(node, place) && !stays(node));
+        let mut its: Vec<&str> = its.collect();
         its.sort_by_key(|node| order(node));
         let until = tokio::time::Instant::now() + CLOSES;
         for node in its {
@@ -148,7 +154,12 @@ impl QemuDriver {
         self.try_tell(vm, &commands::REMOVE_OBJECT, json!({ "id": format!("k{place}") })).await
     }
 
-    async fn open(&self, vm: &str, place: usize, disk: &DiskLaunch) -> Result<(), VmError> {
+    pub(super) async fn open(
+        &self,
+        vm: &str,
+        place: usize,
+        disk: &DiskLaunch,
+    ) -> Result<(), VmError> {
         if let Some(file) = &disk.luks {
             self.tell(vm, &commands::ADD_OBJECT, key_of(place, file)).await?;
         }
@@ -178,6 +189,21 @@ impl QemuDriver {
             self.tell(vm, &commands::ADD_NODE, node).await?;
         }
         Ok(())
+    }
+
+    /// Whether no replica of a disk failed that was just closed, by all that QEMU has said.
+    pub(super) async fn closed_whole(
+        &self,
+        vm: &str,
+        place: usize,
+        said: &mut broadcast::Receiver<Value>,
+    ) -> Result<bool, VmError> {
+        // What closing them came to has been said once this is answered.
+        self.tell(vm, &commands::STATUS, json!({})).await?;
+        let failed = self.failed_nodes(vm, |_| {});
+        let whole = !failed.iter().any(|node| is_of(node, place)) && none_failed(said, place);
+        self.failed_nodes(vm, |failed| failed.retain(|node| !is_of(node, place)));
+        Ok(whole)
     }
 
     fn has_now(&self, vm: &str) -> Result<record::Launched, VmError> {
@@ -214,15 +240,21 @@ impl HotDisks for QemuDriver {
     async fn has(&self, vm: &str) -> Result<Has, VmError> {
         let launch = self.has_now(vm)?.launch;
         let devices = self.devices(vm).await?;
-        let disks = launch.placed().map(|(place, disk)| HasDisk {
-            name: disk.name.clone(),
-            place,
-            size_bytes: disk.size_bytes,
-            mirrored: disk.mirror.is_some(),
-            plugged: devices.contains(&device(place)),
-            ported: disk.slot.is_some(),
-        });
-        Ok(Has { ports: launch.ports, disks: disks.collect(), named: launch.disks_as.clone() })
+        let mut disks = Vec::new();
+        for (place, disk) in launch.placed() {
+            let plugged = devices.contains(&device(place));
+            let parked = plugged && self.is_parked(vm, place, disk).await?;
+            disks.push(HasDisk {
+                name: disk.name.clone(),
+                place,
+                size_bytes: disk.size_bytes,
+                mirrored: disk.mirror.is_some() || parked,
+                parked,
+                plugged,
+                ported: disk.slot.is_some(),
+            });
+        }
+        Ok(Has { ports: launch.ports, disks, named: launch.disks_as.clone() })
     }
 
     async fn plug(&self, vm: &str, disk: &DiskLaunch, named: &str) -> Result<(), VmError> {
@@ -241,10 +273,10 @@ impl HotDisks for QemuDriver {
         if self.devices(vm).await?.contains(&device(place)) {
             return Ok(());
         }
-        self.close(vm, place).await?;
+        self.close(vm, place, false).await?;
         if let Err(error) = self.open(vm, place, disk).await {
             // What keeps a file or a connection open is in the way of the next attempt, which closes it too.
-            if let Err(left) = self.close(vm, place).await {
+            if let Err(left) = self.close(vm, place, false).await {
                 tracing::warn!(vm, place, why = %left, "what was opened of a disk cannot be closed");
             }
             return Err(error);
@@ -263,7 +295,7 @@ impl HotDisks for QemuDriver {
         }
         match self.tell(vm, &commands::ADD_DEVICE, device).await {
             Err(error @ VmError::Qmp { source: QmpError::Refused { .. }, .. }) => {
-                self.close(vm, place).await?;
+                self.close(vm, place, false).await?;
                 self.note(vm, |launch| {
                     launch.disks.retain(|one| one.name != disk.name);
                     launch.disks_as = before;
@@ -296,12 +328,8 @@ impl HotDisks for QemuDriver {
         }
         let mut said = self.qmp(vm, DEADLINE).await?.events();
         self.end_copies(vm, place).await?;
-        self.close(vm, place).await?;
-        // What closing them came to has been said once this is answered.
-        self.tell(vm, &commands::STATUS, json!({})).await?;
-        let failed = self.failed_nodes(vm, |_| {});
-        let whole = !failed.iter().any(|node| is_of(node, place)) && none_failed(&mut said, place);
-        self.failed_nodes(vm, |failed| failed.retain(|node| !is_of(node, place)));
+        self.close(vm, place, false).await?;
+        let whole = self.closed_whole(vm, place, &mut said).await?;
         self.note(vm, |launch| {
             named.clone_into(&mut launch.disks_as);
             if let Some(at) = launch.at(place) {
@@ -320,6 +348,14 @@ impl HotDisks for QemuDriver {
                 launch.disks[at].size_bytes = size;
             }
         })
+    }
+
+    async fn park(&self, vm: &str, place: usize) -> Result<bool, VmError> {
+        self.park_disk(vm, place).await
+    }
+
+    async fn unpark(&self, vm: &str, disk: &DiskLaunch, named: &str) -> Result<(), VmError> {
+        self.unpark_disk(vm, disk, named).await
     }
 }
 

@@ -105,7 +105,7 @@ pub(super) struct Asked {
 }
 
 /// What the guest does that QEMU has stopped, and nobody else.
-const HELD: &str = "paused";
+pub(super) const HELD: &str = "paused";
 
 impl Asked {
     pub(super) async fn tell(&self, command: &Command, arguments: Value) -> Result<Value, VmError> {
@@ -113,21 +113,21 @@ impl Asked {
         answer.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })
     }
 
-    async fn state(&self) -> Result<GuestState, VmError> {
+    pub(super) async fn state(&self) -> Result<GuestState, VmError> {
         let answer = self.tell(&commands::STATUS, json!({})).await?;
         commands::guest_state(&answer)
             .ok_or_else(|| VmError::Qmp { vm: self.vm.clone(), source: QmpError::NotQemu })
     }
 
     /// The node that a device has.
-    async fn has(&self, place: usize) -> Result<Option<String>, VmError> {
+    pub(super) async fn has(&self, place: usize) -> Result<Option<String>, VmError> {
         let of = json!({ "path": format!("/machine/peripheral/{}", device(place)), "property": "drive" });
         let answer = self.tell(&commands::PROPERTY, of).await?;
         Ok(answer.as_str().map(str::to_owned))
     }
 
     /// Gives a device another node.
-    async fn set(&self, place: usize, node: &str) -> Result<(), VmError> {
+    pub(super) async fn set(&self, place: usize, node: &str) -> Result<(), VmError> {
         // The one that it has already would end QEMU.
         if self.has(place).await?.as_deref() == Some(node) {
             return Ok(());
@@ -179,15 +179,25 @@ impl Asked {
         std::fs::read_to_string(self.directory.join(name)).is_ok_and(|of| of == self.own())
     }
 
-    fn forget_note(&self, name: &str) -> Result<(), VmError> {
+    /// Notes that its guest is about to stand: who finds that lets it run.
+    pub(super) fn note_held(&self) -> Result<(), VmError> {
+        let note = self.directory.join(run_dir::HELD);
+        run_dir::write(&note, self.own().as_bytes(), None)
+            .map_err(system(format!("{} cannot be written", note.display())))
+    }
+
+    pub(super) fn forget_note(&self, name: &str) -> Result<(), VmError> {
         let path = self.directory.join(name);
         run_dir::remove(&path).map_err(system(format!("{} cannot be removed", path.display())))
     }
 
-    /// Lets a guest run that stands for a view. What is in already does it no harm.
+    /// Lets a guest run that stands for a view. What is in already does it no harm. One of which a disk is parked stands on.
     async fn release(&self) -> Result<(), VmError> {
         if !self.noted(run_dir::HELD) {
             return Ok(());
+        }
+        if self.launched.launch.disks.iter().any(|disk| disk.parked) {
+            return self.forget_note(run_dir::HELD);
         }
         let answer = self.tell(&commands::STATUS, json!({})).await?;
         if answer["status"] == HELD {
@@ -246,7 +256,7 @@ impl Asked {
         let (disk, uid) = (of.disk, self.launched.launch.uid);
         let size = if of.beneath { disk.stored_bytes() } else { disk.size_bytes };
         let of = of.nodes();
-        let path = scratch(&disk.path, uid, size).map_err(system(format!(
+        let path = scratch(&disk.path, ".view", uid, size).map_err(system(format!(
             "no file can be made beside {} for what the guest overwrites while it is read",
             disk.path.display()
         )))?;
@@ -307,9 +317,7 @@ impl Asked {
         if self.state().await? != GuestState::Running {
             return Err(stands("does not run"));
         }
-        let note = self.directory.join(run_dir::HELD);
-        run_dir::write(&note, self.own().as_bytes(), None)
-            .map_err(system(format!("{} cannot be written", note.display())))?;
+        self.note_held()?;
         let put_in = match self.tell(&commands::STOP, json!({})).await {
             Ok(_) => self.put_in(asked, seen).await,
             Err(error) => Err(error),
@@ -393,10 +401,10 @@ impl Asked {
     }
 }
 
-/// A file for what is overwritten, as large as the disk, beside it.
-fn scratch(disk: &Path, uid: u32, size: u64) -> io::Result<PathBuf> {
+/// An empty file as large as the disk, beside it.
+pub(super) fn scratch(disk: &Path, ending: &str, uid: u32, size: u64) -> io::Result<PathBuf> {
     let mut name = OsString::from(disk.file_name().ok_or(io::ErrorKind::InvalidInput)?);
-    name.push(".view");
+    name.push(ending);
     let path = disk.with_file_name(name);
     run_dir::remove(&path)?;
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;

@@ -393,6 +393,7 @@ impl Opening<'_> {
             rbd: None,
             luks: None,
             slot: None,
+            parked: false,
         }
     }
 }

@@ -4,6 +4,7 @@
 //!   the spec names a disk that the process lacks ─► it is made ready, beside all else ─► plugged in ─► told (`startedWith`)
 //!   the spec has it detached                     ─► its guest lets it go ─► closed, told
 //!   the spec has it larger                       ─► grown, told
+//!   the same, and it has replicas                ─► parked, its guest stands ─► made ready anew ─► put back, told
 //! ```
 //!
 //! What cannot be done to a process that runs stays as it is until the next start, and `haven vm ls` says so.
@@ -45,6 +46,8 @@ pub(super) struct Hot {
     pub changes: bool,
     /// What the process has was looked at by this daemon.
     known: bool,
+    /// Its guest stands, for one of its disks is parked.
+    stands: bool,
     plugging: Option<Plugging>,
     /// The disk that its guest was asked for and has not let go. It may do so at any time, whatever is wanted by then.
     asked: Option<String>,
@@ -89,7 +92,7 @@ impl Hot {
 
     /// A disk is being made ready.
     pub fn is_busy(&self) -> bool {
-        self.plugging.is_some()
+        self.plugging.is_some() || self.stands
     }
 }
 
@@ -100,6 +103,8 @@ enum Change {
     In(DiskSpec),
     Out(HasDisk),
     Larger(HasDisk, Bytes),
+    /// The guest stands until this parked disk is back, with what is wanted of it.
+    Back(HasDisk, DiskSpec),
 }
 
 /// How a spec names the disks of a process that has these.
@@ -129,6 +134,12 @@ fn named_with(spec: &VmSpec, has: &Has, disk: &HasDisk) -> String {
 
 /// What comes next. What a guest shall not have goes before another one takes its port.
 fn next(spec: &VmSpec, has: &Has) -> Change {
+    let its = |disk: &DiskSpec| has.disks.iter().find(|one| one.name == disk.name.as_str());
+    let parked =
+        |disk: &DiskSpec| Some((its(disk).filter(|one| one.parked)?.clone(), disk.clone()));
+    if let Some((has, disk)) = spec.disks.iter().find_map(parked) {
+        return Change::Back(has, disk);
+    }
     let unnamed = |has: &HasDisk| spec.disks.iter().all(|disk| disk.name.as_str() != has.name);
     let mut left = has.disks.iter().filter(|disk| !disk.plugged || disk.ported && unnamed(disk));
     if let Some(left) = left.next() {
@@ -138,7 +149,6 @@ fn next(spec: &VmSpec, has: &Has) -> Change {
     if named(spec, &has.disks) != has.named {
         return Change::Nothing;
     }
-    let its = |disk: &DiskSpec| has.disks.iter().find(|one| one.name == disk.name.as_str());
     let with_port = || spec.disks.iter().filter(|disk| disk.slot.is_some() && has.ports);
     if let Some(gone) = with_port().filter(|disk| disk.detached).find_map(its) {
         return Change::Out(gone.clone());
@@ -147,7 +157,7 @@ fn next(spec: &VmSpec, has: &Has) -> Change {
         return Change::In(new.clone());
     }
     let larger = spec.plugged().find_map(|disk| {
-        let has = its(disk).filter(|has| !has.mirrored && has.size_bytes < disk.size.0)?;
+        let has = its(disk).filter(|has| has.size_bytes < disk.size.0)?;
         Some(Change::Larger(has.clone(), disk.size))
     });
     larger.unwrap_or(Change::Nothing)
@@ -161,10 +171,12 @@ impl VmTask {
             return;
         }
         let same = self.started_with.get(DISKS) == object.spec.hardware().get(DISKS);
-        if same && self.hot.known {
+        if same && self.hot.known && !self.hot.stands {
             return self.as_wanted().await;
         }
-        if let Some(busy) = self.busy(snapshot) {
+        // Whether its guest stands is not known before it was looked at.
+        let rests = self.hot.known && !self.hot.stands;
+        if let Some(busy) = self.busy(snapshot).filter(|_| rests) {
             self.hot.makes_nothing_ready().await;
             self.hot.changes = self.hot.ports && !same;
             if self.hot.changes {
@@ -184,6 +196,7 @@ impl VmTask {
             }
         };
         (self.hot.known, self.hot.ports) = (true, has.ports);
+        self.hot.stands = has.disks.iter().any(|disk| disk.parked);
         if has.named.is_empty() {
             // It was started by an older version.
             return self.as_wanted().await;
@@ -192,6 +205,9 @@ impl VmTask {
         self.started_with.insert(DISKS.to_owned(), has.named.clone());
         let change = next(&object.spec, &has);
         self.hot.changes = change != Change::Nothing;
+        if !self.hot.stands && self.busy(snapshot).is_some() {
+            return self.look_again(Duration::ZERO);
+        }
         match change {
             Change::Nothing => self.as_wanted().await,
             Change::In(disk) => self.plug(snapshot, &object.spec, &has, &disk).await,
@@ -199,6 +215,10 @@ impl VmTask {
                 let named = named_without(&object.spec, &has, &disk);
                 self.unplug(&disk, named).await;
             }
+            Change::Back(disk, wanted) => {
+                self.put_back(snapshot, &object.spec, &has, &disk, &wanted).await;
+            }
+            Change::Larger(disk, _) if disk.mirrored => self.park(&disk).await,
             Change::Larger(disk, size) => {
                 let larger = HasDisk { size_bytes: size.0, ..disk.clone() };
                 let named = named_with(&object.spec, &has, &larger);
@@ -249,26 +269,44 @@ impl VmTask {
         self.look_again(pause);
     }
 
-    async fn plug(&mut self, snapshot: &Snapshot, spec: &VmSpec, has: &Has, disk: &DiskSpec) {
-        let another = |plugging: &Plugging| plugging.disk != *disk;
-        if self.hot.plugging.as_ref().is_none_or(another) {
-            self.hot.makes_nothing_ready().await;
-            return self.make_disk_ready(snapshot, disk);
-        }
-        let Some(mut plugging) = self.hot.plugging.take() else { return };
+    /// Whether this is the disk that is being made ready.
+    fn is_plugging(&self, disk: &DiskSpec) -> bool {
+        self.hot.plugging.as_ref().is_some_and(|plugging| plugging.disk == *disk)
+    }
+
+    /// What became of the disk that is being made ready; nothing while it is.
+    async fn made_ready(&mut self) -> Option<Result<DiskLaunch, StartFailure>> {
+        let mut plugging = self.hot.plugging.take()?;
         if !plugging.made.is_finished() {
             if self.parts.clock.now().since(plugging.since) >= SLOW {
                 let step = plugging.step.borrow();
-                self.hot.note = format!("its disk `{}` is made ready: {}", disk.name, *step);
+                let stands = if self.hot.stands { ", and its guest stands meanwhile" } else { "" };
+                let name = &plugging.disk.name;
+                self.hot.note = format!("its disk `{name}` is made ready{stands}: {}", *step);
             }
             self.hot.plugging = Some(plugging);
-            return self.look_again(READIES);
+            self.look_again(READIES);
+            return None;
         }
-        let launch = match (&mut plugging.made).await {
-            Ok(Ok(launch)) => launch,
-            Ok(Err(failure)) => return self.not_plugged(&disk.name, &failure.0),
+        match (&mut plugging.made).await {
+            Ok(made) => Some(made),
             // It was given up.
-            Err(_) => return self.look_again(READIES),
+            Err(_) => {
+                self.look_again(READIES);
+                None
+            }
+        }
+    }
+
+    async fn plug(&mut self, snapshot: &Snapshot, spec: &VmSpec, has: &Has, disk: &DiskSpec) {
+        if !self.is_plugging(disk) {
+            self.hot.makes_nothing_ready().await;
+            return self.make_disk_ready(snapshot, disk);
+        }
+        let launch = match self.made_ready().await {
+            Some(Ok(launch)) => launch,
+            Some(Err(failure)) => return self.not_plugged(&disk.name, &failure.0),
+            None => return,
         };
         let there = HasDisk {
             name: launch.name.clone(),
@@ -276,6 +314,7 @@ impl VmTask {
             size_bytes: launch.size_bytes,
             mirrored: launch.mirror.is_some(),
             ported: true,
+            parked: false,
             plugged: true,
         };
         let named = named_with(spec, has, &there);
@@ -291,6 +330,80 @@ impl VmTask {
             self.mirrors.started_not(begun);
         }
         self.not_plugged(&disk.name, &chain(&error));
+    }
+
+    /// Closes a mirrored disk that is to be larger, under its guest, which stands from now on.
+    async fn park(&mut self, disk: &HasDisk) {
+        self.hot.makes_nothing_ready().await;
+        let name = &disk.name;
+        if let Some(why) = self.replicas_differ().await {
+            let why =
+                format!("its disk `{name}` is made larger once its replicas are whole: {why}");
+            return self.not_changed(&why, PAUSE);
+        }
+        let open = self.replicas_of(disk.place).await;
+        match self.parts.vms.park(self.vm.as_str(), disk.place).await {
+            Ok(whole) => {
+                if let Some((of, with)) = open.filter(|_| whole) {
+                    self.close_mirror(&of, &with).await;
+                }
+                self.hot.stands = true;
+                self.look_again(Duration::ZERO);
+            }
+            Err(error) => {
+                // Whether it stands is seen by the next look.
+                self.hot.known = false;
+                let why = format!("its disk `{name}` cannot be made larger: {}", chain(&error));
+                self.not_changed(&why, AGAIN);
+            }
+        }
+    }
+
+    /// Opens a parked disk as it is wanted by now, and lets its guest run on.
+    async fn put_back(
+        &mut self,
+        snapshot: &Snapshot,
+        spec: &VmSpec,
+        has: &Has,
+        disk: &HasDisk,
+        wanted: &DiskSpec,
+    ) {
+        let vm = self.vm.to_string();
+        let failed = |why: &str| {
+            format!("its disk `{}` cannot be opened again, and its guest stands: {why}", disk.name)
+        };
+        if !self.is_plugging(wanted) {
+            self.hot.makes_nothing_ready().await;
+            // An earlier attempt, or another daemon, may have left something of it open.
+            if let Err(error) = self.parts.vms.park(&vm, disk.place).await {
+                return self.not_changed(&failed(&chain(&error)), AGAIN);
+            }
+            return self.make_disk_ready(snapshot, wanted);
+        }
+        let launch = match self.made_ready().await {
+            Some(Ok(launch)) => launch,
+            Some(Err(failure)) => return self.not_changed(&failed(&failure.0), AGAIN),
+            None => return,
+        };
+        let larger = HasDisk { size_bytes: launch.size_bytes, parked: false, ..disk.clone() };
+        let named = named_with(spec, has, &larger);
+        // From here on something may be written.
+        let begun = self.mirrors.begun();
+        self.mirrors.starts();
+        match self.parts.vms.unpark(&vm, &launch, &named).await {
+            Ok(()) => {
+                self.hot.stands = false;
+                self.changed(named);
+            }
+            Err(error) => {
+                let now = self.parts.vms.has(&vm).await;
+                let still = |has: Has| has.disks.iter().any(|one| one.parked);
+                if now.is_ok_and(still) {
+                    self.mirrors.started_not(begun);
+                }
+                self.not_changed(&failed(&chain(&error)), AGAIN);
+            }
+        }
     }
 
     fn not_plugged(&mut self, disk: &Name, why: &str) {
@@ -381,6 +494,7 @@ mod tests {
             size_bytes: disk.size.0,
             mirrored: disk.name.as_str().starts_with('m'),
             ported: disk.slot.is_some(),
+            parked: false,
             plugged: true,
         });
         has.collect()
@@ -449,7 +563,7 @@ mod tests {
 
     proptest! {
         /// Whatever is wanted of whatever a process was started with: each step brings it nearer, it comes to an end, and then
-        /// all is as wanted but for what has no port, and mirrored disks that are to be larger.
+        /// all is as wanted but for what has no port; no guest stands.
         #[test]
         fn steps_come_to_an_end_with_what_is_wanted(before in any_disks(), after in any_disks()) {
             // Disks are there before and after, so that only how they are wanted changes.
@@ -473,13 +587,24 @@ mod tests {
                             size_bytes: disk.size.0,
                             mirrored: disk.name.as_str().starts_with('m'),
                             ported: true,
+                            parked: false,
                             plugged: true,
                         });
                     }
                     Change::Out(disk) => has.disks.retain(|one| one.name != disk.name),
                     Change::Larger(disk, size) => {
                         let mut its = has.disks.iter_mut().filter(|one| one.name == disk.name);
-                        its.next().unwrap().size_bytes = size.0;
+                        let its = its.next().unwrap();
+                        if disk.mirrored {
+                            its.parked = true;
+                        } else {
+                            its.size_bytes = size.0;
+                        }
+                    }
+                    Change::Back(disk, wanted) => {
+                        let mut its = has.disks.iter_mut().filter(|one| one.name == disk.name);
+                        let its = its.next().unwrap();
+                        (its.parked, its.size_bytes) = (false, wanted.size.0);
                     }
                 }
                 has.named = named(&wanted, &has.disks);
@@ -489,7 +614,8 @@ mod tests {
                 if disk.slot.is_some() {
                     prop_assert_eq!(its.is_none(), disk.detached);
                 }
-                if let Some(its) = its.filter(|its| !its.mirrored && !disk.detached) {
+                prop_assert!(its.is_none_or(|its| !its.parked));
+                if let Some(its) = its.filter(|_| !disk.detached) {
                     prop_assert_eq!(its.size_bytes, disk.size.0);
                 }
             }

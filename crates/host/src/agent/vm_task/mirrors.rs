@@ -427,6 +427,10 @@ impl VmTask {
                 if let Some(linked) = disk.linked.get(&host).filter(broke) {
                     self.refuse(linked.print.clone());
                 }
+                // One that is well was given up for what it holds: what was noted for it is not all that it lacks.
+                if disk.linked.get(&host).is_some_and(|linked| !linked.broken) {
+                    self.parts.vms.settle(&vm, place, &host).await?;
+                }
                 self.parts.vms.leave_out(&vm, place, &host).await?;
                 // Something was done about it, so it need not wait to be let run on.
                 self.mirrors.went_on = None;
