@@ -64,7 +64,7 @@ pub enum Turn {
     /// Something has changed meanwhile.
     Again,
     /// All that the process needs.
-    Opened(DiskLaunch),
+    Opened(Box<DiskLaunch>),
 }
 
 /// By volume, the epoch of the owner, and a run that it was about to begin and in which no process was started: what was clean
@@ -101,7 +101,7 @@ impl Opening<'_> {
                 let step = steps::open(volume, &self.parts.me, self.begun(), &around);
                 let step = self.grown(&now, volume, step);
                 match self.turn(&now, volume, step).await? {
-                    Turn::Opened(launch) => return Ok(launch),
+                    Turn::Opened(launch) => return Ok(*launch),
                     Turn::Written => {
                         since.clear();
                         continue;
@@ -168,7 +168,7 @@ impl Opening<'_> {
             }
             Open::With(hosts) => {
                 let launch = self.launch(now, volume, &hosts).await?;
-                Ok(launch.map_or(Turn::Again, Turn::Opened))
+                Ok(launch.map_or(Turn::Again, |launch| Turn::Opened(Box::new(launch))))
             }
         }
     }
