@@ -671,12 +671,8 @@ fn snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant() {
         assert_eq!(unknown.to_string(), "web-1 runs without its disk `swap`");
         // One disk is read as it was while the other keeps the same instant in itself.
         let keep_root = Keep { snapshot: "haven-k".into(), disks: vec!["root".into()] };
-        let one = ViewAsked {
-            disks: vec!["data".into()],
-            marks: None,
-            keep: Some(keep_root),
-            stored: false,
-        };
+        let one =
+            ViewAsked { disks: vec!["data".into()], keep: Some(keep_root), ..ViewAsked::default() };
         let mut seen = driver.open_view("web-1", &one).await.unwrap().disks;
         assert_eq!((seen.len(), seen[0].0.as_str()), (1, "data"));
         let mut data = vec![0; usize::try_from(DISK).unwrap()];

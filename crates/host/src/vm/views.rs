@@ -31,7 +31,7 @@ pub trait DiskView: Send {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ViewAsked {
     /// The disks; all of them when there is none.
     pub disks: Vec<String>,
