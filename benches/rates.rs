@@ -106,6 +106,7 @@ fn launch(path: PathBuf) -> DiskLaunch {
         mirror: None,
         rbd: None,
         slot: None,
+        luks: None,
         parked: false,
     }
 }

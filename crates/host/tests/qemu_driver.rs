@@ -170,6 +170,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         arrives: false,
         mirror: None,
         rbd: None,
+        luks: None,
         slot: None,
         parked: false,
     });
@@ -368,6 +369,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             arrives: false,
             mirror: None,
             rbd: None,
+            luks: None,
             slot: None,
             parked: false,
         });
@@ -432,7 +434,7 @@ fn last(disk: &[u8]) -> u64 {
 
 async fn view(driver: &QemuDriver, mark: &str, since: Option<&str>) -> Vec<Box<dyn DiskView>> {
     let marks = Marks { owner: "nas".into(), mark: mark.into(), since: since.map(str::to_owned) };
-    let asked = ViewAsked { disks: Vec::new(), marks: Some(marks), keep: None };
+    let asked = ViewAsked { disks: Vec::new(), marks: Some(marks), keep: None, stored: false };
     let view = driver.open_view("web-1", &asked).await.unwrap();
     let names: Vec<&str> = view.disks.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!((names, view.frozen), (vec!["root", "data"], false));
@@ -463,6 +465,7 @@ async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
             arrives: false,
             mirror: None,
             rbd: None,
+            luks: None,
             slot: None,
             parked: false,
         });
@@ -668,7 +671,8 @@ fn snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant() {
         assert_eq!(unknown.to_string(), "web-1 runs without its disk `swap`");
         // One disk is read as it was while the other keeps the same instant in itself.
         let keep_root = Keep { snapshot: "haven-k".into(), disks: vec!["root".into()] };
-        let one = ViewAsked { disks: vec!["data".into()], marks: None, keep: Some(keep_root) };
+        let one =
+            ViewAsked { disks: vec!["data".into()], keep: Some(keep_root), ..ViewAsked::default() };
         let mut seen = driver.open_view("web-1", &one).await.unwrap().disks;
         assert_eq!((seen.len(), seen[0].0.as_str()), (1, "data"));
         let mut data = vec![0; usize::try_from(DISK).unwrap()];

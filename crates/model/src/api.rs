@@ -258,6 +258,9 @@ pub struct VolumeView {
     pub size: Bytes,
     /// The pool in which it is.
     pub pool: Name,
+    /// What is written on it lies encrypted in its pool.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// How it stands towards its guest.
     pub state: DiskState,
     /// What keeps it from being as it is wanted, in words.

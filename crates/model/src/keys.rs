@@ -26,6 +26,8 @@ pub const VOLUMES: &str = "/haven/volumes/";
 pub const CLIENTS: &str = "/haven/clients/";
 /// Prefix of comparisons of replicas.
 pub const CHECKS: &str = "/haven/checks/";
+/// Prefix of the keys of encrypted disks. No live copy holds them.
+pub const DISK_KEYS: &str = "/haven/disk-keys/";
 /// Prefix of disks that were removed from their VMs.
 pub const GONE: &str = "/haven/gone/";
 /// Prefix of the making of backups.
@@ -111,6 +113,11 @@ pub fn clients(vm: &Name) -> String {
 #[must_use]
 pub fn check(volume: &VolumeRef) -> String {
     format!("{CHECKS}{volume}")
+}
+/// The key of an encrypted disk of the VM with this uid.
+#[must_use]
+pub fn disk_key(vm_uid: &str, disk: &Name) -> String {
+    format!("{DISK_KEYS}{vm_uid}/{disk}")
 }
 /// A disk that was removed from its VM.
 #[must_use]

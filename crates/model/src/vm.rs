@@ -46,6 +46,10 @@ pub struct DiskSpec {
     /// Its guest does not see it; what is written on it stays.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
+    /// What is written on it lies encrypted in its pool, under a key that Haven makes for it and that goes with it. It stays as the
+    /// disk was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 impl DiskSpec {
@@ -53,8 +57,8 @@ impl DiskSpec {
     #[must_use]
     pub fn new(name: Name, size: Bytes, pool: Name) -> Self {
         let (image, backup, copy_of) = (None, None, None);
-        let (limits, slot, detached) = (None, None, false);
-        Self { name, size, pool, image, backup, copy_of, limits, slot, detached }
+        let (limits, slot, detached, encrypted) = (None, None, false, false);
+        Self { name, size, pool, image, backup, copy_of, limits, slot, detached, encrypted }
     }
 }
 

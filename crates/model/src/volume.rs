@@ -9,6 +9,16 @@ use std::{collections::BTreeMap, fmt};
 pub const FEWEST_REPLICAS: u32 = 2;
 /// The most.
 pub const MOST_REPLICAS: u32 = 3;
+/// What stands before the content of an encrypted disk whose file holds nothing else (LUKS version 1, eight key slots), bytes.
+pub const LUKS_HEAD_BYTES: u64 = 2_068_480;
+
+/// The key of an encrypted disk, as it stands in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskKey {
+    /// Sealed for this disk of this VM.
+    pub sealed: String,
+}
 
 /// Which volume: of which disk of which VM. Written `vm.disk`; no name holds a dot.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -98,6 +108,9 @@ pub struct Volume {
     pub cloned: Option<Box<ClonedFrom>>,
     /// As the guest sees it.
     pub size: Bytes,
+    /// Its replicas hold what its guest wrote encrypted, behind a head of [`LUKS_HEAD_BYTES`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// By host.
     pub replicas: BTreeMap<Name, ReplicaState>,
     /// Counts the processes that had it open; each has a number of its own, under which replicas are served to it and to no
@@ -154,12 +167,19 @@ impl Volume {
             restored: None,
             cloned: None,
             size,
+            encrypted: false,
             replicas,
             run: 0,
             clean: true,
             shut: false,
             based: None,
         }
+    }
+
+    /// How long the file of each replica is, bytes.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.size.0 + if self.encrypted { LUKS_HEAD_BYTES } else { 0 }
     }
 
     /// What this host puts in the place of its replica before that is open in this run, if it was not open since.

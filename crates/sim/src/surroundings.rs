@@ -82,6 +82,7 @@ impl Storage for SimStorage {
         _pool: &PoolSpec,
         _name: &VolumeName,
         _size_bytes: u64,
+        _key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         Ok(())
     }
@@ -100,8 +101,18 @@ impl Storage for SimStorage {
         name: &VolumeName,
         _step: SnapshotStep,
         _snapshot: &str,
+        _key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         Err(StorageFailure { what: format!("{name} keeps no snapshots in the simulator") })
+    }
+    async fn disk_secret(
+        &self,
+        _vm: &str,
+        disk: &Name,
+        _key: &Plain,
+        _owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        Ok(PathBuf::from(format!("{disk}.luks")))
     }
     async fn volume_keys(
         &self,

@@ -17,7 +17,7 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, Prk, Salt},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use haven_model::ObjectRef;
+use haven_model::{Name, ObjectRef, object::Kind};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use std::{fmt, sync::Arc};
 
@@ -46,6 +46,9 @@ pub enum SealError {
         /// Whose secret.
         object: ObjectRef,
     },
+    /// The machine gives no random numbers.
+    #[error("this machine gives no random numbers, so no key can be made")]
+    NoRandom,
     /// The text was never sealed.
     #[error("what stands for the secret of {object} is not sealed; give the secret again")]
     NotSealed {
@@ -91,6 +94,38 @@ impl fmt::Debug for Plain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Plain(…)")
     }
+}
+
+/// Which disk a key is of. A later VM of the same name has another uid.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskKeyOf<'a> {
+    /// Its VM.
+    pub vm: &'a Name,
+    /// The uid of that.
+    pub vm_uid: &'a str,
+    /// Its name in the VM.
+    pub disk: &'a Name,
+}
+
+impl DiskKeyOf<'_> {
+    fn object(&self) -> ObjectRef {
+        ObjectRef::new(Kind::Vm, self.vm.clone())
+    }
+
+    /// No name and no uid holds a NUL, so that no two disks have the same, and no object has it.
+    fn beside(&self) -> String {
+        format!("disk key\0{}\0{}", self.vm_uid, self.disk)
+    }
+}
+
+/// A new random key for a disk: 32 bytes in hexadecimal.
+///
+/// # Errors
+/// [`SealError::NoRandom`] when the machine gives no random numbers.
+pub fn new_disk_key() -> Result<Plain, SealError> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SealError::NoRandom)?;
+    Ok(Plain(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
 /// Whether a text looks like one that [`ClusterKey::seal`] made.
@@ -155,14 +190,39 @@ impl ClusterKey {
         Ok(Plain(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
+    /// Seals the key of an encrypted disk, for this disk of this VM and no other.
+    ///
+    /// # Errors
+    /// As [`ClusterKey::seal`]; the object is the VM.
+    pub fn seal_disk(&self, of: &DiskKeyOf<'_>, plain: &Plain) -> Result<String, SealError> {
+        self.seal_with(&of.object(), &of.beside(), plain)
+    }
+
+    /// Opens what [`ClusterKey::seal_disk`] made for this disk.
+    ///
+    /// # Errors
+    /// As [`ClusterKey::open`]; the object is the VM.
+    pub fn open_disk(&self, of: &DiskKeyOf<'_>, sealed: &str) -> Result<Plain, SealError> {
+        self.open_with(&of.object(), &of.beside(), sealed)
+    }
+
     /// Seals a secret of an object: `sealed:v1:` and base64 of nonce, cipher text and tag.
     ///
     /// # Errors
     /// [`SealError::Seal`] when the machine's cryptography does not work.
     pub fn seal(&self, object: &ObjectRef, plain: &Plain) -> Result<String, SealError> {
+        self.seal_with(object, &object.to_string(), plain)
+    }
+
+    fn seal_with(
+        &self,
+        object: &ObjectRef,
+        beside: &str,
+        plain: &Plain,
+    ) -> Result<String, SealError> {
         let failed = |_| SealError::Seal { object: object.clone() };
         let mut cipher = plain.0.as_bytes().to_vec();
-        let aad = Aad::from(object.to_string());
+        let aad = Aad::from(beside.as_bytes());
         let nonce = self.seals.seal_in_place_append_tag(aad, &mut cipher).map_err(failed)?;
         let mut whole = nonce.as_ref().to_vec();
         whole.append(&mut cipher);
@@ -174,6 +234,15 @@ impl ClusterKey {
     /// # Errors
     /// [`SealError::NotSealed`], [`SealError::Version`] or [`SealError::Refused`].
     pub fn open(&self, object: &ObjectRef, sealed: &str) -> Result<Plain, SealError> {
+        self.open_with(object, &object.to_string(), sealed)
+    }
+
+    fn open_with(
+        &self,
+        object: &ObjectRef,
+        beside: &str,
+        sealed: &str,
+    ) -> Result<Plain, SealError> {
         let of = || object.clone();
         let not_sealed = || SealError::NotSealed { object: of() };
         let refused = || SealError::Refused { object: of() };
@@ -185,7 +254,7 @@ impl ClusterKey {
         let mut whole = STANDARD.decode(text.trim()).map_err(|_| refused())?;
         let (nonce, cipher) = whole.split_at_mut_checked(NONCE_LEN).ok_or_else(refused)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| refused())?;
-        let aad = Aad::from(object.to_string());
+        let aad = Aad::from(beside.as_bytes());
         let opened = self.seals.open_in_place(nonce, aad, cipher).map_err(|_| refused())?;
         let text = String::from_utf8(opened.to_vec()).map_err(|_| refused())?;
         Ok(Plain(text))

@@ -4,16 +4,20 @@ use super::{
     memory::{Direct, MemoryEtcd},
     pki::{Authority, PkiDir},
     raw::{EtcdStore, Identity, Op},
-    seal::{ClusterKey, Plain, SealError, is_sealed},
+    seal::{ClusterKey, DiskKeyOf, Plain, SealError, is_sealed, new_disk_key},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use haven_model::ObjectRef;
+use haven_model::{Name, ObjectRef, object::Kind};
 use std::sync::Arc;
 
 const SECRET: &str = "correct horse battery staple";
 
 fn of(text: &str) -> ObjectRef {
     text.parse().unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
 }
 
 fn key() -> ClusterKey {
@@ -119,6 +123,29 @@ async fn the_store_holds_no_plain_text() {
     for word in [SECRET.to_owned(), STANDARD.encode(SECRET), "horse".into()] {
         assert!(!holds(word.as_bytes()), "{word}");
     }
+}
+
+#[test]
+fn the_key_of_a_disk_opens_for_that_disk_of_that_vm_alone() {
+    let key = ClusterKey::derive(&Authority::create("test").unwrap()).unwrap();
+    let (db, web, data, logs) = (name("db"), name("web"), name("data"), name("logs"));
+    let of = DiskKeyOf { vm: &db, vm_uid: "u1", disk: &data };
+    let plain = new_disk_key().unwrap();
+    assert!(plain.expose().len() == 64 && plain != new_disk_key().unwrap());
+    let sealed = key.seal_disk(&of, &plain).unwrap();
+    assert!(!sealed.contains(plain.expose()));
+    assert_eq!(key.open_disk(&of, &sealed).unwrap(), plain);
+    // A VM of the same name that comes later, another disk, an object: none of them.
+    for other in [DiskKeyOf { vm_uid: "u2", ..of }, DiskKeyOf { disk: &logs, ..of }] {
+        assert!(key.open_disk(&other, &sealed).is_err(), "{other:?}");
+    }
+    // What a VM is called may change: its uid tells it.
+    assert!(key.open_disk(&DiskKeyOf { vm: &web, ..of }, &sealed).is_ok());
+    assert!(key.open(&ObjectRef::new(Kind::Vm, db.clone()), &sealed).is_err());
+    let damaged = sealed.replace(&sealed[20..24], "AAAA");
+    assert!(key.open_disk(&of, &damaged).unwrap_err().to_string().contains("vm/db"));
+    let stranger = ClusterKey::derive(&Authority::create("test").unwrap()).unwrap();
+    assert!(stranger.open_disk(&of, &sealed).is_err());
 }
 
 #[test]

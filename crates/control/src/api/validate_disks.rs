@@ -3,7 +3,7 @@
 use super::validate::{After, Say};
 use haven_model::{
     Name, PoolDriverKind, VmSpec,
-    host::{BACKUPS, PLUGS},
+    host::{BACKUPS, ENCRYPTS, PLUGS},
     vm::{DiskSpec, SLOTS},
     volume::VolumeRef,
 };
@@ -12,6 +12,9 @@ use std::collections::BTreeSet;
 
 /// The least that a disk may be limited to, bytes per second: one request of a guest may be as large.
 const LEAST_BANDWIDTH: u64 = 1 << 20;
+
+/// What is encrypted at once, bytes.
+const SECTOR: u64 = 512;
 
 /// Says everything that is wrong.
 pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say<'_>) {
@@ -34,6 +37,7 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
         limits(disk, say);
         in_ceph(after, disk, say);
         changed(after, name, disk, say);
+        encrypted(after, name, disk, say);
         port(after, name, disk, say);
         name_is_free(after, name, disk, say);
     }
@@ -61,6 +65,66 @@ fn in_ceph(after: &After<'_>, disk: &DiskSpec, say: &mut Say<'_>) {
                 disk.name, disk.pool
             ),
             "restore it into another pool (`haven backup restore … --pool`)",
+        );
+    }
+}
+
+/// What of a disk is about its being encrypted.
+fn encrypted(after: &After<'_>, vm: &Name, disk: &DiskSpec, say: &mut Say<'_>) {
+    let old = before(after, vm, &disk.name);
+    if let Some(old) = old.filter(|old| old.encrypted != disk.encrypted) {
+        let is = if old.encrypted { "encrypted" } else { "not encrypted" };
+        return say(
+            ("encrypted", &disk.encrypted),
+            format!("the disk `{}` of {vm} was made {is}, and stays so", disk.name),
+            "attach another disk that is as you want it, and copy within the guest; or back the VM up and restore it with that changed",
+        );
+    }
+    let source = disk.copy_of.as_deref().and_then(|of| {
+        let vm = after.snapshot.vms.get(&of.vm).filter(|vm| vm.meta.uid == of.vm_uid)?;
+        vm.spec.disks.iter().find(|disk| disk.name == of.disk)
+    });
+    if let Some(source) = source.filter(|source| source.encrypted != disk.encrypted) {
+        say(
+            ("encrypted", &disk.encrypted),
+            format!(
+                "the disk `{}` is made from one that is {}, and is as that",
+                disk.name,
+                if source.encrypted { "encrypted" } else { "not encrypted" }
+            ),
+            "write it as it is in the source",
+        );
+    }
+    if disk.encrypted && !disk.size.0.is_multiple_of(SECTOR) {
+        say(
+            ("size", &disk.size),
+            format!(
+                "the disk `{}` is to be encrypted, which is done in sectors of 512 bytes",
+                disk.name
+            ),
+            "make its size a multiple of that",
+        );
+    }
+    if !disk.encrypted || old.is_some() {
+        return;
+    }
+    if after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd) {
+        say(
+            ("encrypted", &true),
+            format!(
+                "the disk `{}` is to be encrypted, and the pool `{}` of a Ceph cluster does not take that yet",
+                disk.name, disk.pool
+            ),
+            "put it into a pool of another kind, or encrypt the disks of the OSDs (`ceph-volume … --dmcrypt`)",
+        );
+    }
+    if let Some(older) = speaks_less(after.snapshot, ENCRYPTS) {
+        say(
+            ("encrypted", &true),
+            format!(
+                "{older} has not said that it can encrypt disks: it runs an older Haven, or has not come up yet"
+            ),
+            "wait until all hosts are up and upgraded",
         );
     }
 }

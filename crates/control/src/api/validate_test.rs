@@ -414,6 +414,28 @@ fn said_of_older() -> Vec<String> {
 }
 
 #[test]
+fn a_disk_in_ceph_is_not_encrypted_without_a_word() {
+    let mut world = World::new(2, Bytes::gib(4));
+    world.current();
+    let spec = serde_json::json!({"driver": "rbd", "rbd": {"monitors": ["10.0.0.1"], "user": "haven", "key": "sealed:v1:x", "pool": "vms"}});
+    let spec = serde_json::from_value(spec).unwrap();
+    world.snapshot.pools.insert(name("ceph"), at(3, stored("ceph", spec)));
+    let told = |more: &str| {
+        let text = format!(
+            "kind: VM\nname: db\nmemory: 64MiB\ndisks: [{{name: data, size: 1GiB, pool: ceph{more}}}]\n"
+        );
+        let manifests = parse(&[("x.yaml".into(), text)]).unwrap();
+        validate(&manifests, &world.snapshot).into_iter().map(|p| p.message).collect::<Vec<_>>()
+    };
+    assert_eq!(told(""), [""; 0]);
+    let said = told(", encrypted: true");
+    assert!(
+        said.len() == 1 && said[0].contains("of a Ceph cluster does not take that yet"),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn a_disk_is_not_limited_to_nothing() {
     let limits = |limits: &str| {
         said(&format!(

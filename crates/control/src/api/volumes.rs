@@ -74,6 +74,7 @@ fn view(snapshot: &Snapshot, of: &VolumeRef) -> Option<VolumeView> {
         name: of.clone(),
         size,
         pool: pool.clone(),
+        encrypted: disk.map_or_else(|| volume.is_some_and(|of| of.encrypted), |of| of.encrypted),
         state,
         message: told.map(|told| told.message.clone()).unwrap_or_default(),
         owner: snapshot.placements.get(&of.vm).map(|placed| placed.host.clone()),
@@ -162,6 +163,10 @@ pub(super) async fn remove(
         }
         let hosts = snapshot.replica_status.get(&of).into_iter().flat_map(|told| told.keys());
         ops.extend(hosts.map(|host| Op::Delete(keys::replica_status(&of, host))));
+        if gone.encrypted {
+            // What is left of it anywhere can be read by nobody from here on.
+            ops.push(Op::Delete(keys::disk_key(&gone_uid, &of.disk)));
+        }
         ops.extend(snapshot.checks.get(&of).map(|_| Op::Delete(keys::check(&of))));
         // A snapshot of this disk alone is gone with it.
         for (name, kept) in snapshot.vm_snapshots.get(&gone_uid).into_iter().flatten() {

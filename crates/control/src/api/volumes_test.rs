@@ -119,6 +119,47 @@ async fn disks_get_ports_once_all_hosts_know_of_them_and_keep_them() {
 }
 
 #[tokio::test]
+async fn a_disk_is_encrypted_from_its_beginning_or_never_and_its_key_goes_with_it() {
+    let Some(world) = World::start().await else { return };
+    world.hosts(&["host1", "host2"]).await;
+    let (safe, logs) =
+        (ROOT.replace('}', ", encrypted: true}"), LOGS.replace('}', ", encrypted: true}"));
+    let refused = async |disks: &str, words: &str| {
+        let refused = world.apply(&vm(disks)).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{words}");
+        assert!(refused.body.to_string().contains(words), "{words}: {}", refused.body);
+    };
+    refused(&safe, "has not said that it can encrypt disks").await;
+    world.speak(&["host1", "host2"]).await;
+    refused(&safe.replace("1GiB", "1000B"), "in sectors of 512 bytes").await;
+    world.apply(&vm(&format!("{safe}{logs}"))).await.ok();
+    let shown = world.operate("GET", "/v1/volumes/web.root", "").await.ok();
+    assert_eq!(shown["encrypted"], true);
+    refused(&format!("{ROOT}{logs}"), "the disk `root` of web was made encrypted, and stays so")
+        .await;
+    let plain = "- {name: tmp, size: 1GiB, pool: fast}\n";
+    world.apply(&vm(&format!("{safe}{logs}{plain}"))).await.ok();
+    let shown = world.operate("GET", "/v1/volumes/web.tmp", "").await.ok();
+    assert!(shown["encrypted"].is_null(), "{shown}");
+    let changed = plain.replace('}', ", encrypted: true}");
+    refused(&format!("{safe}{logs}{changed}"), "was made not encrypted, and stays so").await;
+    let uid = world.operate("GET", "/v1/objects/vm/web", "").await.ok();
+    let uid = uid["meta"]["uid"].as_str().unwrap().to_owned();
+    let keys_of = [keys::disk_key(&uid, &name("root")), keys::disk_key(&uid, &name("logs"))];
+    for key in &keys_of {
+        let put = Op::Put(key.clone(), br#"{"sealed":"sealed:v1:x"}"#.as_slice().into());
+        world.state.store.txn(vec![], vec![put]).await.unwrap();
+    }
+    let removed = world.operate("DELETE", "/v1/volumes/web.logs", "").await;
+    assert_eq!(removed.status, StatusCode::NO_CONTENT);
+    let there = world.state.store.get_many(&keys_of).await.unwrap();
+    assert!(there[0].is_some() && there[1].is_none(), "the key of one disk went with that disk");
+    // Nobody gets one to see, sealed or not.
+    let all = world.operate("GET", "/v1/volumes", "").await.ok().to_string();
+    assert!(!all.contains("sealed"), "{all}");
+}
+
+#[tokio::test]
 async fn only_a_disk_that_is_detached_is_removed_and_its_name_is_not_given_again() {
     let Some(world) = World::start().await else { return };
     world.hosts(&["host1", "host2"]).await;

@@ -275,6 +275,13 @@ fn removal(object: &ObjectRef, snapshot: &Snapshot) -> Vec<Op> {
                 snapshot.backups.get(&object.name).map(|_| Op::Delete(keys::backup(&object.name))),
             );
             let uid = snapshot.vms.get(&object.name).map(|vm| vm.meta.uid.as_str());
+            // With its key what is on an encrypted disk is gone for good.
+            let disks = snapshot.vms.get(&object.name).into_iter().flat_map(|vm| &vm.spec.disks);
+            let encrypted = uid.into_iter().flat_map(|uid| {
+                let encrypted = disks.clone().filter(|disk| disk.encrypted);
+                encrypted.map(move |disk| keys::disk_key(uid, &disk.name))
+            });
+            ops.extend(encrypted.map(Op::Delete));
             let kept = uid.and_then(|uid| Some((uid, snapshot.vm_snapshots.get(uid)?)));
             let kept = kept.into_iter().flat_map(|(uid, of)| of.keys().map(move |n| (uid, n)));
             ops.extend(kept.map(|(uid, name)| Op::Delete(keys::vm_snapshot(uid, name))));

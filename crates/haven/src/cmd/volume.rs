@@ -41,7 +41,7 @@ pub enum VolumeCommand {
     },
     /// Add a disk to a VM, which its guest does not see before it is attached
     #[command(
-        after_help = "Examples:\n  haven volume create db.logs 20GiB\n  haven volume create db.logs 20GiB --pool fast && haven volume attach db.logs"
+        after_help = "Examples:\n  haven volume create db.logs 20GiB\n  haven volume create db.logs 20GiB --pool fast && haven volume attach db.logs\n  haven volume create db.secrets 5GiB --encrypted"
     )]
     Create(disks::New),
     /// Let the guest of a VM see a disk, while it runs or not

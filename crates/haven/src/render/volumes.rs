@@ -40,12 +40,13 @@ pub fn volumes(all: &[VolumeView]) -> String {
             view.name.to_string(),
             view.size.to_string(),
             view.pool.to_string(),
+            if view.encrypted { "yes".to_owned() } else { String::new() },
             self::state(&state),
             replicas(view),
             hosts.join(" "),
         ]
     };
-    let head = ["name", "size", "pool", "state", "replicas", "hosts"];
+    let head = ["name", "size", "pool", "encrypted", "state", "replicas", "hosts"];
     table(&head, all.iter().map(row).collect())
 }
 
@@ -56,6 +57,7 @@ pub fn volume(view: &VolumeView) -> String {
         ("name", view.name.to_string()),
         ("size", view.size.to_string()),
         ("pool", view.pool.to_string()),
+        ("encrypted", if view.encrypted { "yes" } else { "no" }.to_owned()),
         ("state", state(view)),
         ("its VM is on", owner),
     ];
@@ -102,6 +104,7 @@ mod tests {
             name: "db.data".to_owned().try_into().unwrap(),
             size: Bytes::gib(10),
             pool: name("disks"),
+            encrypted: false,
             state: DiskState::Attached,
             message: String::new(),
             owner: Some(name("host1")),
@@ -115,6 +118,7 @@ mod tests {
         let spare = VolumeView {
             name: "db.logs".to_owned().try_into().unwrap(),
             pool: name("fast"),
+            encrypted: true,
             state: DiskState::Changing,
             message: "its guest has not let its disk `logs` go yet".into(),
             replicas: Vec::new(),
@@ -125,18 +129,20 @@ mod tests {
         name          db.logs
         size          10GiB
         pool          fast
+        encrypted     yes
         state         changing: its guest has not let its disk `logs` go yet
         its VM is on  host1
         ");
         insta::assert_snapshot!(volumes(&[view.clone(), spare]), @r"
-        NAME     SIZE   POOL   STATE     REPLICAS         HOSTS
-        db.data  10GiB  disks  attached  whole on 1 of 2  host1 (host2)
-        db.logs  10GiB  fast   changing
+        NAME     SIZE   POOL   ENCRYPTED  STATE     REPLICAS         HOSTS
+        db.data  10GiB  disks             attached  whole on 1 of 2  host1 (host2)
+        db.logs  10GiB  fast   yes        changing
         ");
         insta::assert_snapshot!(volume(&view), @r"
         name          db.data
         size          10GiB
         pool          disks
+        encrypted     no
         state         attached
         its VM is on  host1
         replicas      whole on 1 of 2

@@ -9,6 +9,7 @@ mod commands;
 mod copies;
 mod crash;
 mod disks;
+mod encrypted;
 mod faults;
 mod fencing;
 mod full;
@@ -43,7 +44,7 @@ struct Case {
     run: fn(&mut Lab, &Witness) -> Result<()>,
 }
 
-const CASES: [Case; 48] = [
+const CASES: [Case; 49] = [
     Case { name: "a_killed_daemon_adopts_its_vms", run: faults::daemon_killed },
     Case { name: "a_killed_guard_is_started_again_and_disturbs_no_vm", run: faults::guard_killed },
     Case { name: "a_frozen_guard_is_replaced_and_disturbs_no_vm", run: faults::guard_frozen },
@@ -107,6 +108,7 @@ const CASES: [Case; 48] = [
         name: "a_vm_is_put_back_to_copies_of_its_mirrored_disk",
         run: copies::kept_and_put_back,
     },
+    Case { name: "encrypted_disks_lie_unreadable", run: encrypted::lie_unreadable },
     Case { name: "clones_are_vms_of_their_own", run: clones::are_vms_of_their_own },
     Case { name: "a_host_is_drained_under_load_and_no_question_fails", run: planned::drained },
     Case {

@@ -149,6 +149,7 @@ impl Storage for Disks {
         _pool: &PoolSpec,
         _name: &VolumeName,
         _size_bytes: u64,
+        _key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         Ok(())
     }
@@ -170,6 +171,7 @@ impl Storage for Disks {
         name: &VolumeName,
         step: SnapshotStep,
         snapshot: &str,
+        _key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         let (vm, disk) = (name.vm.as_str(), name.disk.as_str());
         let world = self.world.get().unwrap();
@@ -195,6 +197,15 @@ impl Storage for Disks {
             SnapshotStep::Remove => assert!(world.kept.drop_kept(vm, disk, snapshot)),
         }
         Ok(())
+    }
+    async fn disk_secret(
+        &self,
+        _vm: &str,
+        disk: &Name,
+        _key: &Plain,
+        _owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        Ok(PathBuf::from(format!("{disk}.luks")))
     }
     async fn volume_keys(
         &self,

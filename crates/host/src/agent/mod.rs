@@ -27,6 +27,7 @@
 
 pub mod backup;
 pub mod clients;
+pub mod disk_keys;
 pub mod failsafe;
 pub mod frontends;
 pub mod hang_watch;
@@ -61,6 +62,8 @@ mod backup_test;
 mod clients_test;
 #[cfg(test)]
 mod clones_test;
+#[cfg(test)]
+mod disk_keys_test;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]

@@ -77,6 +77,8 @@ pub struct VolumeWanted {
     pub backup: Option<BackupRef>,
     /// The disk of another VM that it is made from.
     pub copy: Option<CopyFrom>,
+    /// The key under which it is encrypted; nothing when it is not.
+    pub key: Option<Plain>,
     /// How far it is made.
     pub progress: Progress,
     /// The unix user of the VM that opens it.
@@ -154,12 +156,14 @@ pub trait Storage: Send + Sync {
         name: &VolumeName,
         owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure>;
-    /// Makes a volume that is there at least so large, bytes, while nobody has it open.
+    /// Makes a volume that is there at least so large, bytes as its guest sees it, while nobody has it open. One that is not
+    /// encrypted under this key is refused.
     async fn grow(
         &self,
         pool: &PoolSpec,
         name: &VolumeName,
         size_bytes: u64,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure>;
     /// What a volume of a pool whose volumes can keep snapshots holds of them, while nobody has it open; nothing when it is not
     /// there.
@@ -175,7 +179,16 @@ pub trait Storage: Send + Sync {
         name: &VolumeName,
         step: SnapshotStep,
         snapshot: &str,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure>;
+    /// Writes the key of an encrypted disk where its VM's process reads it, for that alone; the file.
+    async fn disk_secret(
+        &self,
+        vm: &str,
+        disk: &Name,
+        key: &Plain,
+        owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure>;
     /// Writes the key of a mirrored volume's run where its VM's process finds it; the directory.
     async fn volume_keys(
         &self,

@@ -5,6 +5,7 @@
 
 use super::{
     AgentParts, clients,
+    disk_keys::{self, Missing},
     mirrored::{
         Owner,
         open::{Begun, Opening},
@@ -24,6 +25,7 @@ use haven_model::{
     vm_snapshot::{CopyRef, SnapshotState},
     volume::VolumeRef,
 };
+use haven_store::seal::Plain;
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -226,8 +228,11 @@ impl Preparation<'_> {
             Some(of) => self.copied(disk, of, &pool, &name, step).await?,
             None => None,
         };
+        step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
+        let key = self.key(disk, &pool, &name, arrives).await?;
         let wanted = VolumeWanted {
             name,
+            key,
             size_bytes: disk.size.0,
             image: self.first_content(disk, arrives)?,
             backup: disk.backup.clone().filter(|_| !arrives),
@@ -235,7 +240,6 @@ impl Preparation<'_> {
             progress: Default::default(),
             owner_uid: self.placement.unix_uid(),
         };
-        step.send_replace(format!("the disk `{}` in the pool `{}`", disk.name, disk.pool));
         if arrives {
             self.make_way(&pool, &wanted.name).await?;
         }
@@ -243,6 +247,15 @@ impl Preparation<'_> {
             self.shut_in_ceph(&pool, disk, &wanted, step).await?;
         }
         let ready = self.volume(&pool, &wanted, disk, step).await?;
+        let luks = match &wanted.key {
+            Some(key) => {
+                let (vm, name) = (self.vm.as_str(), &disk.name);
+                let storage = &self.parts.storage;
+                let file = storage.disk_secret(vm, name, key, wanted.owner_uid).await;
+                Some(file.map_err(|e| StartFailure::of(&e))?)
+            }
+            None => None,
+        };
         Ok(DiskLaunch {
             name: disk.name.to_string(),
             path: ready.path,
@@ -252,9 +265,40 @@ impl Preparation<'_> {
             arrives,
             mirror: None,
             rbd: ready.rbd,
+            luks,
             slot: disk.slot,
             parked: false,
         })
+    }
+
+    /// The key of a disk that is encrypted, made with the disk.
+    async fn key(
+        &self,
+        disk: &DiskSpec,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        arrives: bool,
+    ) -> Result<Option<Plain>, StartFailure> {
+        if !disk.encrypted {
+            return Ok(None);
+        }
+        if pool.driver == PoolDriverKind::Rbd {
+            return Err(StartFailure(format!(
+                "the disk `{}` is to be encrypted, and pools of Ceph clusters do not take that yet; it was not made",
+                disk.name
+            )));
+        }
+        let source = disk.copy_of.as_deref();
+        let source = source.map(|of| disk_keys::source(&of.vm, &of.disk, &of.vm_uid));
+        let there = self.parts.storage.has_volume(pool, name, self.placement.unix_uid()).await;
+        let there = there.map_err(|e| StartFailure::of(&e))?.is_some();
+        let missing = match &source {
+            _ if arrives || there => Missing::Refused,
+            Some(source) => Missing::Of(source),
+            None => Missing::New,
+        };
+        let key = disk_keys::key(&self.parts, name, missing).await;
+        key.map(Some).map_err(|e| StartFailure::of(&e))
     }
 
     /// What a disk is made from of another VM, once a snapshot keeps that; nothing when it is made already.

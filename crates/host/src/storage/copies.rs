@@ -11,14 +11,16 @@
 
 use super::{
     busy::Busy,
+    luks,
     masters::reflink,
     qemu_img::{self, Failure},
-    says,
+    says, snapshots,
 };
 use crate::{
     agent::storage::{CopyFrom, StorageFailure},
     storage::backup::restore::Progress,
 };
+use haven_store::seal::Plain;
 use serde::Deserialize;
 use std::{io, path::Path};
 
@@ -66,6 +68,7 @@ pub async fn make(
     of: &CopyFrom,
     source: &Path,
     part: &Path,
+    key: Option<&Plain>,
     progress: &Progress,
 ) -> Result<(), Failure> {
     let asked = source.to_owned();
@@ -88,15 +91,23 @@ pub async fn make(
     if is.snapshots.iter().all(|snapshot| snapshot.name != of.tag) {
         return Err(gone(of).into());
     }
-    if shared { put_back(of, &is, part).await } else { copy(of, source, &is, part, progress).await }
+    let made = match shared {
+        true => put_back(of, &is, part, key).await,
+        false => copy(of, source, &is, part, key, progress).await,
+    };
+    made.map_err(|failure| luks::told(failure, source))
 }
 
 /// Makes a file with the blocks of the source what it was in the snapshot; it keeps none itself.
-async fn put_back(of: &CopyFrom, is: &Told, part: &Path) -> Result<(), Failure> {
-    let text = qemu_img::text(part)?;
-    qemu_img::make(&["snapshot", "-q", "-a", &of.tag, text]).await?;
+async fn put_back(
+    of: &CopyFrom,
+    is: &Told,
+    part: &Path,
+    key: Option<&Plain>,
+) -> Result<(), Failure> {
+    snapshots::tell(part, "-a", &of.tag, key).await?;
     for snapshot in &is.snapshots {
-        qemu_img::make(&["snapshot", "-q", "-d", &snapshot.name, text]).await?;
+        snapshots::tell(part, "-d", &snapshot.name, key).await?;
     }
     Ok(())
 }
@@ -107,15 +118,24 @@ async fn copy(
     source: &Path,
     is: &Told,
     part: &Path,
+    key: Option<&Plain>,
     progress: &Progress,
 ) -> Result<(), Failure> {
     let snapshot = format!("snapshot.name={}", of.tag);
-    let (from, to) = (qemu_img::text(source)?, qemu_img::text(part)?);
-    let mut args = vec!["convert", "-p", "-U", "-l", &snapshot, "-f", "qcow2", "-O", "qcow2"];
+    let (mut from, to) = (qemu_img::text(source)?.to_owned(), qemu_img::text(part)?);
+    let (secret, options) = (luks::secret(), luks::created());
+    let mut args = vec!["convert", "-p", "-U", "-l", &snapshot, "-O", "qcow2"];
+    match key {
+        None => args.extend(["-f", "qcow2"]),
+        Some(_) => {
+            from = luks::opened(source, "qcow2")?;
+            args.extend(["--object", &secret, "--image-opts", "-o", &options]);
+        }
+    }
     // An image, or the pool's master of one: neither is ever written again.
     if let (Some(on), Some(format)) = (&is.backing_filename, &is.backing_filename_format) {
         args.extend(["-B", on, "-F", format]);
     }
-    args.extend([from, to]);
-    qemu_img::make_slowly(&args, |percent| progress.is_at(percent)).await
+    args.extend([from.as_str(), to]);
+    qemu_img::make_slowly(&args, key, |percent| progress.is_at(percent)).await
 }

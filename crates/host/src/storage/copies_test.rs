@@ -65,6 +65,7 @@ impl Fixture {
             image: None,
             backup: None,
             copy: None,
+            key: None,
             progress: Default::default(),
             owner_uid: nix::unistd::geteuid().as_raw(),
         }
@@ -76,7 +77,7 @@ impl Fixture {
         let path = self.storage.volume(&self.pool, &wanted).await.unwrap().path;
         io(&path, "write -P 7 1M 64k");
         io(&path, "write -P 7 20M 64k");
-        let step = |step, tag| self.storage.snapshot(&self.pool, &wanted.name, step, tag);
+        let step = |step, tag| self.storage.snapshot(&self.pool, &wanted.name, step, tag, None);
         step(SnapshotStep::Take, "haven-older").await.unwrap();
         step(SnapshotStep::Take, BEFORE).await.unwrap();
         io(&path, "write -P 8 1M 64k");

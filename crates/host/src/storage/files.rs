@@ -6,7 +6,7 @@ use super::{
     busy::Busy,
     copies,
     images::ImageStore,
-    in_words,
+    in_words, luks,
     masters::{self, Masters},
     mirrored::{
         daemon,
@@ -26,6 +26,7 @@ use crate::{
 use async_trait::async_trait;
 use haven_model::{
     Name, PoolDriverKind, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom,
+    volume::LUKS_HEAD_BYTES,
 };
 use haven_store::seal::Plain;
 use std::{
@@ -82,8 +83,8 @@ impl FileStorage {
         part: &Path,
     ) -> Result<(), Failure> {
         let path = part;
-        let (part, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
         let made = pool::format(pool);
+        let key = wanted.key.as_ref();
         if let Some(of) = &wanted.backup {
             return self.restore(of, wanted, path, made).await;
         }
@@ -92,13 +93,13 @@ impl FileStorage {
             if pool.driver == PoolDriverKind::Mirrored {
                 let (volume, copy) = (of.name.clone(), of.tag.clone());
                 kept::copy_to(&KeptOf { replica: source, volume, copy }, path).await?;
-                return self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await;
+                return self.enlarge(pool, wanted, path).await;
             }
-            copies::make(&self.busy, of, &source, path, &wanted.progress).await?;
-            return self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await;
+            copies::make(&self.busy, of, &source, path, key, &wanted.progress).await?;
+            return self.enlarge(pool, wanted, path).await;
         }
         let Some((file, format)) = &wanted.image else {
-            return qemu_img::make(&["create", "-q", "-f", made, part, &size]).await;
+            return self.empty(path, made, wanted, &[]).await;
         };
         let image = self.image_file(file).await?;
         let of = masters::Image { sha256: &file.sha256, path: &image, format };
@@ -115,37 +116,110 @@ impl FileStorage {
         }
         if pool.driver == PoolDriverKind::Local {
             let image = qemu_img::text(&image)?;
-            let args = ["create", "-q", "-f", "qcow2", "-b", image, "-F", format, part, &size];
-            return qemu_img::make(&args).await;
+            return self.empty(path, made, wanted, &["-b", image, "-F", format]).await;
         }
         // It must not stand on a file that only this host has.
-        self.masters.disk(&self.busy, of, made, path, wanted.size_bytes).await?;
-        self.enlarge(pool, &wanted.name, path, wanted.size_bytes).await
+        match key {
+            None => self.masters.disk(&self.busy, of, made, path, wanted.size_bytes).await?,
+            Some(_) if made == "qcow2" => {
+                let master = self.masters.beneath(&self.busy, of, made, path).await?;
+                self.empty(path, made, wanted, &["-b", &master, "-F", made]).await?;
+            }
+            Some(key) => {
+                self.empty(path, made, wanted, &[]).await?;
+                // Also its zeros are written: what nobody wrote reads as anything.
+                let (secret, to) = (luks::secret(), luks::opened(path, made)?);
+                let from = qemu_img::text(&image)?;
+                let args = [
+                    "convert",
+                    "-n",
+                    "--object",
+                    &secret,
+                    "-f",
+                    format,
+                    from,
+                    "--target-image-opts",
+                    &to,
+                ];
+                qemu_img::make_with(&args, Some(key)).await?;
+            }
+        }
+        self.enlarge(pool, wanted, path).await
+    }
+
+    /// Makes an empty disk; `on`: what it stands on, as `qemu-img create` is told.
+    async fn empty(
+        &self,
+        path: &Path,
+        format: &str,
+        wanted: &VolumeWanted,
+        on: &[&str],
+    ) -> Result<(), Failure> {
+        let (text, size) = (qemu_img::text(path)?, wanted.size_bytes.to_string());
+        let Some(key) = &wanted.key else {
+            let args = [&["create", "-q", "-f", format], on, &[text, &size]].concat();
+            return qemu_img::make(&args).await;
+        };
+        if format == "qcow2" {
+            let (secret, options) = (luks::secret(), luks::created());
+            let how = ["create", "-q", "-f", format, "--object", &secret, "-o", &options];
+            return qemu_img::make_with(&[&how, on, &[text, &size]].concat(), Some(key)).await;
+        }
+        let size = wanted.size_bytes + LUKS_HEAD_BYTES;
+        qemu_img::make(&["create", "-q", "-f", format, text, &size.to_string()]).await?;
+        let (head, asked) = (luks::head(key)?, path.to_owned());
+        let put = self.busy.run(path, move || Ok(luks::put_head(&asked, &head))).await?;
+        put.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => Failure::Full,
+            _ => unwritable(path)(error).into(),
+        })
+    }
+
+    async fn enlarge(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+        path: &Path,
+    ) -> Result<(), Failure> {
+        self.enlarge_to(pool, &wanted.name, path, wanted.size_bytes, wanted.key.as_ref()).await
     }
 
     /// Makes a disk that nobody has open at least so large. One that is larger stays so: the rest of it may hold what somebody
     /// wrote.
-    async fn enlarge(
+    async fn enlarge_to(
         &self,
         pool: &PoolSpec,
         name: &VolumeName,
         path: &Path,
         size_bytes: u64,
+        key: Option<&Plain>,
     ) -> Result<(), Failure> {
         let (format, asked) = (pool::format(pool), path.to_owned());
+        let head = key.filter(|_| format == "raw").map(luks::head).transpose()?;
+        let stored = size_bytes + if head.is_some() { LUKS_HEAD_BYTES } else { 0 };
         // A replica may be open at a storage daemon, whose locks this does not mind: it takes it up with its next run.
-        let look = move || match pool::size(&asked, format).map_err(unwritable(&asked))? {
-            size if size >= size_bytes => Ok(true),
-            _ if format == "raw" => {
-                pool::lengthen(&asked, size_bytes).map_err(unwritable(&asked)).map(|()| true)
+        let look = move || {
+            if let Some(head) = &head {
+                luks::has_head(&asked, head)?;
             }
-            _ => Ok(false),
+            match pool::size(&asked, format).map_err(unwritable(&asked))? {
+                size if size >= stored => Ok(true),
+                _ if format == "raw" => {
+                    pool::lengthen(&asked, stored).map_err(unwritable(&asked)).map(|()| true)
+                }
+                _ => Ok(false),
+            }
         };
-        if self.busy.run(&key(pool, name), look).await? {
+        if self.busy.run(&self::key(pool, name), look).await? {
             return Ok(());
         }
         let (text, size) = (qemu_img::text(path)?, size_bytes.to_string());
-        qemu_img::make(&["resize", "-q", "-f", format, text, &size]).await
+        let Some(key) = key else {
+            return qemu_img::make(&["resize", "-q", "-f", format, text, &size]).await;
+        };
+        let (secret, of) = (luks::secret(), luks::opened(path, format)?);
+        let args = ["resize", "-q", "--object", &secret, "--image-opts", &of, &size];
+        qemu_img::make_with(&args, Some(key)).await.map_err(|failure| luks::told(failure, path))
     }
 
     /// Makes it from a backup.
@@ -157,10 +231,9 @@ impl FileStorage {
         format: &str,
     ) -> Result<(), Failure> {
         let repository = self.targets.repository(&of.target)?;
-        let (text, size) = (qemu_img::text(part)?, wanted.size_bytes.to_string());
-        qemu_img::make(&["create", "-q", "-f", format, text, &size]).await?;
+        self.empty(part, format, wanted, &[]).await?;
         let from = Restore { repository, of: of.clone(), progress: wanted.progress.clone() };
-        Ok(from.fill(part, format, wanted.size_bytes).await?)
+        Ok(from.fill(part, format, wanted.size_bytes, wanted.key.as_ref()).await?)
     }
 
     /// Makes a volume whole: its content, its owner, its name.
@@ -258,7 +331,7 @@ impl Storage for FileStorage {
         let ready =
             VolumeReady { path: path.clone(), format: pool::format(pool).into(), rbd: None };
         let Some(part) = part else {
-            self.grow(pool, &wanted.name, wanted.size_bytes).await?;
+            self.grow(pool, &wanted.name, wanted.size_bytes, wanted.key.as_ref()).await?;
             return Ok(ready);
         };
         let Err(failure) = self.finish(pool, wanted, &path, &part).await else { return Ok(ready) };
@@ -299,8 +372,9 @@ impl Storage for FileStorage {
         pool: &PoolSpec,
         name: &VolumeName,
         size_bytes: u64,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
-        match self.enlarge(pool, name, &path(pool, name), size_bytes).await {
+        match self.enlarge_to(pool, name, &path(pool, name), size_bytes, key).await {
             Ok(()) => Ok(()),
             Err(Failure::Full) => Err(pool::full(pool, name, size_bytes)),
             Err(Failure::Other(failure)) => Err(failure),
@@ -329,13 +403,16 @@ impl Storage for FileStorage {
         name: &VolumeName,
         step: SnapshotStep,
         snapshot: &str,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
-        snapshots::step(&path(pool, name), step, snapshot).await.map_err(|failure| match failure {
-            Failure::Full => says(format!(
-                "the pool {} is full; free some space or enlarge it, and try again",
-                pool.path
-            )),
-            Failure::Other(failure) => failure,
+        snapshots::step(&path(pool, name), step, snapshot, key).await.map_err(|failure| {
+            match failure {
+                Failure::Full => says(format!(
+                    "the pool {} is full; free some space or enlarge it, and try again",
+                    pool.path
+                )),
+                Failure::Other(failure) => failure,
+            }
         })
     }
 
@@ -352,6 +429,20 @@ impl Storage for FileStorage {
             .and_then(|_| daemon::write_key(&directory, &format!("{disk}.keys"), key, owner_uid))
             .map_err(|error| says(format!("{} cannot be written ({error})", keys.display())))?;
         Ok(keys)
+    }
+
+    async fn disk_secret(
+        &self,
+        vm: &str,
+        disk: &Name,
+        key: &Plain,
+        owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        let path = self.run_dir.join(vm).join(format!("{disk}.luks"));
+        run_dir::prepare(&self.run_dir, vm)
+            .and_then(|_| run_dir::write(&path, key.expose().as_bytes(), Some(owner_uid)))
+            .map_err(|error| says(format!("{} cannot be written ({error})", path.display())))?;
+        Ok(path)
     }
 
     async fn delete_volume(

@@ -224,6 +224,21 @@ impl Masters {
         qemu_img::make(&["convert", "-f", image.format, "-O", format, from, to]).await
     }
 
+    /// The master of an image, made now if it has to be, as a disk beside it that stands on it names it.
+    ///
+    /// # Errors
+    /// [`Failure::Full`], or a sentence.
+    pub async fn beneath(
+        &self,
+        busy: &Busy,
+        image: Image<'_>,
+        format: &'static str,
+        part: &Path,
+    ) -> Result<String, Failure> {
+        self.is_ready(busy, image, format, &beside(image, format, part)).await?;
+        Ok(format!("{DIRECTORY}/{}.{format}", image.sha256))
+    }
+
     /// Whether the master is there, made now if it has to be. False where it would be of no use.
     async fn is_ready(
         &self,

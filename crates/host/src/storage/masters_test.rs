@@ -102,6 +102,7 @@ impl Fixture {
             image: Some(self.image.clone()),
             backup: None,
             copy: None,
+            key: None,
             progress: Default::default(),
             owner_uid: nix::unistd::geteuid().as_raw(),
         }

@@ -16,6 +16,7 @@ pub mod busy;
 pub mod copies;
 pub mod files;
 pub mod images;
+pub mod luks;
 pub mod masters;
 pub mod mirrored;
 pub mod pool;
@@ -24,9 +25,12 @@ pub mod qemu_img;
 pub mod rbd;
 pub mod seed;
 pub mod snapshots;
+pub mod sparse;
 
 #[cfg(test)]
 mod copies_test;
+#[cfg(test)]
+mod encrypted_test;
 #[cfg(test)]
 mod masters_test;
 #[cfg(test)]

@@ -61,10 +61,11 @@ impl Storage for Pools {
         pool: &PoolSpec,
         name: &VolumeName,
         size_bytes: u64,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         match in_ceph(pool) {
             true => self.rbd.grow(pool, name, size_bytes).await,
-            false => self.files.grow(pool, name, size_bytes).await,
+            false => self.files.grow(pool, name, size_bytes, key).await,
         }
     }
 
@@ -85,13 +86,24 @@ impl Storage for Pools {
         name: &VolumeName,
         step: SnapshotStep,
         snapshot: &str,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         if in_ceph(pool) {
             return Err(says(format!(
                 "disks in pools of Ceph clusters keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
             )));
         }
-        self.files.snapshot(pool, name, step, snapshot).await
+        self.files.snapshot(pool, name, step, snapshot, key).await
+    }
+
+    async fn disk_secret(
+        &self,
+        vm: &str,
+        disk: &Name,
+        key: &Plain,
+        owner_uid: u32,
+    ) -> Result<PathBuf, StorageFailure> {
+        self.files.disk_secret(vm, disk, key, owner_uid).await
     }
 
     async fn volume_keys(

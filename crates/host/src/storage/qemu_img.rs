@@ -2,8 +2,12 @@
 
 use super::says;
 use crate::agent::storage::StorageFailure;
+use haven_store::seal::Plain;
 use std::{path::Path, process::Stdio};
-use tokio::{io::AsyncReadExt, process::Command};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::{Child, Command},
+};
 
 /// What the file system says when there is no room, as `qemu-img` repeats it.
 const FULL: &str = "No space left";
@@ -23,12 +27,39 @@ impl From<StorageFailure> for Failure {
     }
 }
 
+/// Starts a program that reads the key of a disk, if it is given one, at its standard input (`luks::secret`).
+///
+/// # Errors
+/// When it cannot be started.
+pub async fn spawn(command: &mut Command, key: Option<&Plain>) -> std::io::Result<Child> {
+    let input = if key.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdin(input).kill_on_drop(true).spawn()?;
+    if let (Some(key), Some(mut input)) = (key, child.stdin.take()) {
+        // One that has ended already says why by itself.
+        let _ = input.write_all(key.expose().as_bytes()).await;
+    }
+    Ok(child)
+}
+
 /// Runs it; what it printed.
 ///
 /// # Errors
 /// What it said.
 pub async fn run(args: &[&str]) -> Result<Vec<u8>, String> {
-    let output = Command::new("qemu-img").args(args).kill_on_drop(true).output().await;
+    run_with(args, None).await
+}
+
+/// The same with the key of a disk.
+///
+/// # Errors
+/// What it said.
+pub async fn run_with(args: &[&str], key: Option<&Plain>) -> Result<Vec<u8>, String> {
+    let mut command = Command::new("qemu-img");
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = match spawn(&mut command, key).await {
+        Ok(child) => child.wait_with_output().await,
+        Err(error) => Err(error),
+    };
     let output = output.map_err(|error| {
         format!("qemu-img cannot be started ({error}); install the package qemu-utils")
     })?;
@@ -42,13 +73,17 @@ pub async fn run(args: &[&str]) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// What it said.
-pub async fn make_slowly(args: &[&str], mut is_at: impl FnMut(f64)) -> Result<(), Failure> {
+pub async fn make_slowly(
+    args: &[&str],
+    key: Option<&Plain>,
+    mut is_at: impl FnMut(f64),
+) -> Result<(), Failure> {
     let mut command = Command::new("qemu-img");
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
     let unstarted = |error: std::io::Error| {
         says(format!("qemu-img cannot be started ({error}); install the package qemu-utils"))
     };
-    let mut child = command.kill_on_drop(true).spawn().map_err(unstarted)?;
+    let mut child = spawn(&mut command, key).await.map_err(unstarted)?;
     let mut told = child.stdout.take().expect("it was asked for");
     let mut complaints = child.stderr.take().expect("it was asked for");
     let follow = async {
@@ -78,7 +113,15 @@ pub async fn make_slowly(args: &[&str], mut is_at: impl FnMut(f64)) -> Result<()
 /// # Errors
 /// What it said.
 pub async fn make(args: &[&str]) -> Result<(), Failure> {
-    match run(args).await {
+    make_with(args, None).await
+}
+
+/// The same with the key of a disk.
+///
+/// # Errors
+/// What it said.
+pub async fn make_with(args: &[&str], key: Option<&Plain>) -> Result<(), Failure> {
+    match run_with(args, key).await {
         Ok(_) => Ok(()),
         Err(said) if said.contains(FULL) => Err(Failure::Full),
         Err(said) => Err(says(format!("the volume cannot be made: {said}")).into()),

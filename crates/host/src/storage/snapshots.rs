@@ -4,6 +4,7 @@
 //! `qemu-img` takes a second one of the same name without a word, so whoever has one taken looks first.
 
 use super::{
+    luks,
     qemu_img::{self, Failure},
     says,
 };
@@ -11,6 +12,7 @@ use crate::{
     agent::storage::{SnapshotStep, StorageFailure},
     vm::snapshots::Keeps,
 };
+use haven_store::seal::Plain;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -48,18 +50,41 @@ pub async fn of(path: &Path) -> Result<Keeps, StorageFailure> {
     Ok(Keeps { size: told.virtual_size, snapshots: snapshots.collect() })
 }
 
+/// Tells `qemu-img snapshot` one thing about a file, with its key if it is encrypted.
+///
+/// # Errors
+/// [`Failure::Full`], or what it said.
+pub async fn tell(
+    path: &Path,
+    flag: &str,
+    snapshot: &str,
+    key: Option<&Plain>,
+) -> Result<(), Failure> {
+    if key.is_none() {
+        return qemu_img::make(&["snapshot", "-q", flag, snapshot, qemu_img::text(path)?]).await;
+    }
+    let (secret, of) = (luks::secret(), luks::opened(path, "qcow2")?);
+    let args = ["snapshot", "-q", "--object", &secret, "--image-opts", flag, snapshot, &of];
+    qemu_img::make_with(&args, key).await
+}
+
 /// Takes one, makes the disk what it was, or removes it.
 ///
 /// # Errors
 /// [`Failure::Full`], or what `qemu-img` said.
-pub async fn step(path: &Path, step: SnapshotStep, snapshot: &str) -> Result<(), Failure> {
+pub async fn step(
+    path: &Path,
+    step: SnapshotStep,
+    snapshot: &str,
+    key: Option<&Plain>,
+) -> Result<(), Failure> {
     let text = qemu_img::text(path)?;
     let (flag, what) = match step {
         SnapshotStep::Take => ("-c", "taken of"),
         SnapshotStep::Revert => ("-a", "put back in"),
         SnapshotStep::Remove => ("-d", "removed from"),
     };
-    match qemu_img::make(&["snapshot", "-q", flag, snapshot, text]).await {
+    match tell(path, flag, snapshot, key).await.map_err(|failure| luks::told(failure, path)) {
         Err(Failure::Other(failure)) => {
             let said = failure.what.trim_start_matches("the volume cannot be made: ").to_owned();
             Err(says(format!("the snapshot cannot be {what} {text}: {said}")).into())

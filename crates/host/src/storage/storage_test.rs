@@ -218,6 +218,7 @@ fn volume(size_bytes: u64) -> VolumeWanted {
         image: None,
         backup: None,
         copy: None,
+        key: None,
         progress: Default::default(),
         owner_uid: me(),
     }
@@ -296,7 +297,7 @@ async fn a_volume_is_made_what_it_was_and_is_as_large_as_it_is_wanted() {
     assert_eq!(storage.keeps(&pool, name).await.unwrap(), None);
     let path = storage.volume(&pool, &wanted).await.unwrap().path;
     assert!(storage.keeps(&pool, name).await.unwrap().unwrap().snapshots.is_empty());
-    let step = |step, of: &'static str| storage.snapshot(&pool, name, step, of);
+    let step = |step, of: &'static str| storage.snapshot(&pool, name, step, of, None);
     io(&path, "write -P 7 0 64k");
     step(SnapshotStep::Take, "haven-1").await.unwrap();
     wanted.size_bytes = 80 << 20;
@@ -340,14 +341,19 @@ async fn a_full_pool_says_so_and_the_volume_stays_as_it_is() {
     let fills = vec![0; 4 << 20];
     // As much as there is room for.
     let _ = std::fs::write(disk.path().join("other"), fills);
-    let taken = fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1").await;
+    let taken =
+        fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1", None).await;
     let said = taken.unwrap_err().what;
     assert!(said.contains("is full; free some space or enlarge it"), "{said}");
     holds(&path, 7);
     let keeps = fixture.storage.keeps(&pool, &wanted.name).await.unwrap().unwrap();
     assert!(keeps.snapshots.is_empty(), "{keeps:?}");
     std::fs::remove_file(disk.path().join("other")).unwrap();
-    fixture.storage.snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1").await.unwrap();
+    fixture
+        .storage
+        .snapshot(&pool, &wanted.name, SnapshotStep::Take, "haven-1", None)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -121,15 +121,22 @@ fn devices(launch: &VmLaunch, fds: &Descriptors, add: &mut dyn FnMut(&str, Strin
         let (id, name) = (qemu_disks::device(i), &disk.name);
         let port = disk.slot.map(|slot| format!(",bus={}", qemu_hot_disks::port(slot)));
         let device = format!(
-            "virtio-blk-pci,id={id},drive=d{i},serial={name},bootindex={order}{}",
+            "virtio-blk-pci,id={id},drive={},serial={name},bootindex={order}{}",
+            disk.drive(i),
             port.unwrap_or_default()
         );
+        if let Some(file) = &disk.luks {
+            add("-object", qemu_hot_disks::key_of(i, file).to_string());
+        }
         match &disk.mirror {
             None => {
                 if let Some(of) = &disk.rbd {
                     add("-object", rbd::node::secret(&format!("k{i}"), of).to_string());
                 }
                 add("-blockdev", node.to_string());
+                if disk.decrypted_above() {
+                    add("-blockdev", qemu_hot_disks::decrypts(i, &format!("d{i}")).to_string());
+                }
                 let stops = if disk.stops() { ",werror=stop,rerror=stop" } else { "" };
                 add("-device", format!("{device}{stops}"));
             }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::storage::rbd::node::RbdLaunch;
 use async_trait::async_trait;
-use haven_model::vm::DiskLimits;
+use haven_model::{vm::DiskLimits, volume::LUKS_HEAD_BYTES};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use tokio::sync::broadcast;
@@ -45,6 +45,9 @@ pub struct DiskLaunch {
     /// It is an image of a Ceph cluster, and no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rbd: Option<Box<RbdLaunch>>,
+    /// The file with the key under which it is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub luks: Option<PathBuf>,
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
@@ -58,6 +61,21 @@ impl DiskLaunch {
     #[must_use]
     pub fn stops(&self) -> bool {
         self.mirror.is_some() || self.rbd.is_some()
+    }
+    /// Whether what decrypts it is a node of its own, above all else: a file that knows nothing of keys.
+    #[must_use]
+    pub fn decrypted_above(&self) -> bool {
+        self.luks.is_some() && self.format == "raw"
+    }
+    /// How much it is beneath that, bytes.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.size_bytes + if self.decrypted_above() { LUKS_HEAD_BYTES } else { 0 }
+    }
+    /// The node that its device has, at a place.
+    #[must_use]
+    pub fn drive(&self, place: usize) -> String {
+        format!("{}{place}", if self.decrypted_above() { "e" } else { "d" })
     }
 }
 

@@ -236,6 +236,10 @@ pub fn last_words(directory: &Path) -> String {
             "QEMU of this host knows no RBD; install the package qemu-block-extra in the same version",
         ),
         (
+            "Invalid password",
+            "the key that the cluster has of this disk does not open it; nothing was changed in it: the file is another disk's, or the record of its key was altered",
+        ),
+        (
             "Cannot allocate memory",
             "the host is short of memory; free some or place the VM elsewhere",
         ),

@@ -27,7 +27,7 @@ use crate::storage::{mirrored::daemon::USER, rbd};
 use async_trait::async_trait;
 use haven_model::vm::SLOTS;
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 use tokio::sync::broadcast;
 
 /// The addresses of ports: eight at each.
@@ -70,9 +70,31 @@ pub(super) fn node(place: usize, disk: &DiskLaunch) -> Value {
     if let Some(of) = &disk.rbd {
         return rbd::node::node(&format!("d{place}"), of, &format!("k{place}"));
     }
-    json!({
+    let mut node = json!({
         "driver": disk.format, "node-name": format!("d{place}"), "read-only": disk.read_only, "discard": "unmap",
         "file": { "driver": "file", "filename": disk.path, "aio": "threads" },
+    });
+    if disk.luks.is_some() && !disk.decrypted_above() {
+        node["encrypt"] = json!({ "format": "luks", "key-secret": secret(place) });
+    }
+    node
+}
+
+/// What the key of an encrypted disk is called.
+fn secret(place: usize) -> String {
+    format!("s{place}")
+}
+
+/// The object by which QEMU reads it.
+pub(super) fn key_of(place: usize, file: &Path) -> Value {
+    json!({ "qom-type": "secret", "id": secret(place), "file": file })
+}
+
+/// What decrypts a disk of which nothing beneath knows that it is encrypted; `on`: what that stands on.
+pub(super) fn decrypts(place: usize, on: &str) -> Value {
+    json!({
+        "driver": "luks", "node-name": format!("e{place}"), "key-secret": secret(place), "file": on,
+        "discard": "unmap",
     })
 }
 
@@ -87,7 +109,10 @@ fn is_of(node: &str, place: usize) -> bool {
 fn order(node: &str) -> usize {
     let kind = node.trim_end_matches(|c: char| !c.is_ascii_lowercase());
     let kind: &str = kind.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
-    ["bs", "bc", "bt", "d", "w", "p", "a"].iter().position(|one| *one == kind).unwrap_or(usize::MAX)
+    ["bs", "bc", "bt", "e", "d", "w", "p", "a"]
+        .iter()
+        .position(|one| *one == kind)
+        .unwrap_or(usize::MAX)
 }
 
 impl QemuDriver {
@@ -124,7 +149,8 @@ impl QemuDriver {
                 }
             }
         }
-        // Only one with replicas, or in Ceph, has a key.
+        // Only one that is encrypted has the one, and one with replicas, or in Ceph, the other.
+        self.try_tell(vm, &commands::REMOVE_OBJECT, json!({ "id": secret(place) })).await?;
         self.try_tell(vm, &commands::REMOVE_OBJECT, json!({ "id": format!("k{place}") })).await
     }
 
@@ -134,12 +160,20 @@ impl QemuDriver {
         place: usize,
         disk: &DiskLaunch,
     ) -> Result<(), VmError> {
+        if let Some(file) = &disk.luks {
+            self.tell(vm, &commands::ADD_OBJECT, key_of(place, file)).await?;
+        }
         if let Some(of) = &disk.rbd {
             let secret = rbd::node::secret(&format!("k{place}"), of);
             self.tell(vm, &commands::ADD_OBJECT, secret).await?;
         }
         let Some(mirror) = &disk.mirror else {
-            return self.tell(vm, &commands::ADD_NODE, node(place, disk)).await.map(drop);
+            self.tell(vm, &commands::ADD_NODE, node(place, disk)).await?;
+            if disk.decrypted_above() {
+                let above = decrypts(place, &format!("d{place}"));
+                self.tell(vm, &commands::ADD_NODE, above).await?;
+            }
+            return Ok(());
         };
         let key = json!({
             "qom-type": "tls-creds-psk", "id": format!("k{place}"), "endpoint": "client",
@@ -253,7 +287,7 @@ impl HotDisks for QemuDriver {
         self.note(vm, |launch| (launch.disks, launch.disks_as) = (disks, now))?;
         let mut device = json!({
             "driver": commands::DISK_DEVICE, "id": device(place), "bus": port(slot), "addr": "0x0",
-            "drive": format!("d{place}"), "serial": disk.name,
+            "drive": disk.drive(place), "serial": disk.name,
         });
         if disk.stops() {
             device["werror"] = "stop".into();
@@ -331,7 +365,7 @@ mod tests {
 
     #[test]
     fn the_nodes_of_one_disk_are_told_from_those_of_another() {
-        for node in ["d5", "l5", "r5.1234abcd.0123456789abcdef0", "a5.1", "n5.1", "bc5"] {
+        for node in ["d5", "e5", "l5", "r5.1234abcd.0123456789abcdef0", "a5.1", "n5.1", "bc5"] {
             assert!(is_of(node, 5), "{node}");
             assert!(!is_of(node, 50) && !is_of(node, 1), "{node}");
         }
@@ -342,8 +376,8 @@ mod tests {
 
     #[test]
     fn what_stands_on_something_goes_first() {
-        let mut nodes = ["n5.1", "l5", "r5.aa.bb", "a5.1", "w5.aa.bb", "d5"];
+        let mut nodes = ["n5.1", "l5", "r5.aa.bb", "a5.1", "w5.aa.bb", "d5", "e5"];
         nodes.sort_by_key(|node| order(node));
-        assert_eq!(nodes[..3], ["d5", "w5.aa.bb", "a5.1"]);
+        assert_eq!(nodes[..4], ["e5", "d5", "w5.aa.bb", "a5.1"]);
     }
 }

@@ -9,6 +9,8 @@
 //!                                     └─ a0.N ─ n0.N         in place of one that is not there
 //! ```
 //!
+//! One that is encrypted has `e0` above `d0`, which decrypts: all beneath it is what lies in the replicas.
+//!
 //! HOST and PRINT are hashes: a node's name has at most 31 characters. All that a later daemon needs is in the names and in
 //! the graph that QEMU tells. PRINT ends with a character that counts on, so that what QEMU says late of a node (it says the
 //! same at most once a second) is not taken for what a later one does.
@@ -22,6 +24,7 @@ use super::{
     launch::system,
     mirrors::{Catching, DiskMirror, Linked, MirrorLaunch, Mirrors, Print, ReplicaAt, short},
     qemu::QemuDriver,
+    qemu_hot_disks,
     qmp::{DEADLINE, QmpError},
     record,
 };
@@ -150,13 +153,16 @@ pub fn nodes(place: usize, disk: &DiskLaunch, mirror: &MirrorLaunch) -> Vec<Valu
         children.push(name);
     }
     for number in children.len()..mirror.copies {
-        nodes.extend(stand_in(place, number, disk.size_bytes));
+        nodes.extend(stand_in(place, number, disk.stored_bytes()));
         children.push(stand_ins(place, number).0);
     }
     nodes.push(json!({
         "driver": "quorum", "node-name": format!("d{place}"), "children": children,
         "vote-threshold": mirror.copies, "read-pattern": "fifo",
     }));
+    if disk.decrypted_above() {
+        nodes.push(qemu_hot_disks::decrypts(place, &format!("d{place}")));
+    }
     nodes
 }
 
@@ -563,7 +569,7 @@ impl Mirrors for QemuDriver {
             let (disk, local) = (self.disk_of(vm, place)?, format!("l{place}"));
             let all = self.children(vm, place).await?;
             let Some(own) = all.iter().find(|child| child.node == local) else { continue };
-            self.stand_in_more(vm, place, disk.launch.size_bytes).await?;
+            self.stand_in_more(vm, place, disk.launch.stored_bytes()).await?;
             self.drop_child(vm, place, own).await?;
             // QEMU keeps the file locked as long as the disk has it, although its guest is elsewhere.
             let close = json!({ "node-name": local });
@@ -592,7 +598,7 @@ impl QemuDriver {
         // Whatever it does, it holds nobody up.
         self.yank(vm, &names).await?;
         self.end_copy(vm, &names).await?;
-        self.stand_in_more(vm, place, disk.launch.size_bytes).await?;
+        self.stand_in_more(vm, place, disk.launch.stored_bytes()).await?;
         self.drop_child(vm, place, child).await?;
         for node in [&names.wrap, &names.writes] {
             self.remove_node(vm, node).await?;

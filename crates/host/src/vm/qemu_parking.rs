@@ -143,6 +143,7 @@ impl Asked {
         self.tell(&commands::RESIZE, larger).await?;
         // Whoever finds it from now on with its disk, and standing, lets it run.
         self.note_held()?;
+        let drive = disk.drive(place);
         record::note_disks(&self.directory, |launch| {
             launch.disks_as = named;
             if let Some(at) = launch.at(place) {
@@ -150,7 +151,7 @@ impl Asked {
             }
         })
         .map_err(system(format!("the launch record of {} cannot be written", self.vm)))?;
-        self.set(place, &format!("d{place}")).await?;
+        self.set(place, &drive).await?;
         // What a request that failed on the parked disk left is done now, by the disk.
         self.tell(&commands::CONTINUE, json!({})).await?;
         self.forget_note(run_dir::HELD)?;

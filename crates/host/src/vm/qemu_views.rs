@@ -7,6 +7,9 @@
 //!                   └─ bs0  the view ─► NBD, at a socket that only root reaches
 //! ```
 //!
+//! A mirrored disk that is encrypted has what decrypts it, `e0`, above `d0`. A backup sees it above that, and a copy that is kept
+//! beside the replica beneath it: `e0` is opened anew with the filter in the place of `d0`.
+//!
 //! The guest's processors stand while the filters of all disks that are asked for are put in (3 ms for two disks), so that all of them show
 //! one instant. What changed between two views is noted in bitmaps of `d0`, one for each mark. They end with the process, and
 //! do not go along to another host.
@@ -26,10 +29,12 @@ use super::{
     nbd::Nbd,
     qemu::QemuDriver,
     qemu_disks::device,
+    qemu_hot_disks,
     qmp::{DEADLINE, Qmp, QmpError},
     record, run_dir,
     views::{DiskView, Extent, View, ViewAsked, Views},
 };
+use crate::storage::sparse::Sparse;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use std::{
@@ -63,12 +68,30 @@ struct Nodes {
     view: String,
 }
 
-fn nodes(place: usize) -> Nodes {
+fn nodes(place: usize, disk: String) -> Nodes {
     Nodes {
-        disk: format!("d{place}"),
+        disk,
         kept: format!("bt{place}"),
         filter: format!("bc{place}"),
         view: format!("bs{place}"),
+    }
+}
+
+/// A disk whose view is asked for.
+struct Seen<'a> {
+    place: usize,
+    disk: &'a DiskLaunch,
+    /// As it lies in its replicas: the filter is beneath what decrypts it.
+    beneath: bool,
+    /// It has the mark that was asked for.
+    marked: bool,
+}
+
+impl Seen<'_> {
+    fn nodes(&self) -> Nodes {
+        let drive =
+            if self.beneath { format!("d{}", self.place) } else { self.disk.drive(self.place) };
+        nodes(self.place, drive)
     }
 }
 
@@ -131,8 +154,19 @@ impl Asked {
         self.tell(&commands::REMOVE_BITMAP, json!({ "node": node, "name": name })).await.map(drop)
     }
 
-    fn places(&self) -> Vec<usize> {
-        self.launched.launch.places()
+    /// All its disks.
+    fn disks(&self) -> impl Iterator<Item = (usize, &DiskLaunch)> {
+        self.launched.launch.placed()
+    }
+
+    /// Puts the filter of a disk in, or takes it out: what stands there instead is `node`. Beneath what decrypts a disk, or before
+    /// its device.
+    async fn put(&self, place: usize, beneath: bool, node: &str) -> Result<(), VmError> {
+        if !beneath {
+            return self.set(place, node).await;
+        }
+        let options = json!([qemu_hot_disks::decrypts(place, node)]);
+        self.tell(&commands::REOPEN, json!({ "options": options })).await.map(drop)
     }
 
     /// What is noted of this process, and of no later one.
@@ -181,16 +215,23 @@ impl Asked {
         }
         let named = self.named().await?;
         let there = |name: &str| named.iter().any(|(node, _)| node == name);
-        let mut places = self.places();
-        places.retain(|place| there(&nodes(*place).filter) || there(&nodes(*place).kept));
-        if !places.is_empty() {
+        let has = |(place, disk): &(usize, &DiskLaunch)| {
+            let of = nodes(*place, disk.drive(*place));
+            there(&of.filter) || there(&of.kept)
+        };
+        let held: Vec<(usize, &DiskLaunch)> = self.disks().filter(has).collect();
+        if !held.is_empty() {
             // Whoever reads is cut off; it is no error that nobody did.
             let _ = self.tell(&commands::SERVE_NO_MORE, json!({})).await;
         }
-        for place in places {
-            let of = nodes(place);
+        for (place, disk) in held {
+            let of = nodes(place, disk.drive(place));
             for node in [&of.view, &of.filter, &of.kept] {
                 if *node == of.filter {
+                    // Which of the two it is a daemon before may have known.
+                    if disk.decrypted_above() && there(&of.disk) {
+                        self.put(place, true, &format!("d{place}")).await?;
+                    }
                     match self.set(place, &of.disk).await {
                         // Its guest has let the device go meanwhile.
                         Err(VmError::Qmp { source: QmpError::Refused { .. }, .. }) => {}
@@ -211,11 +252,13 @@ impl Asked {
     }
 
     /// Makes the filter of a disk, which does nothing before its device has it.
-    async fn filter(&self, place: usize, disk: &Path, uid: u32, size: u64) -> Result<(), VmError> {
-        let of = nodes(place);
-        let path = scratch(disk, ".view", uid, size).map_err(system(format!(
+    async fn filter(&self, of: &Seen<'_>) -> Result<(), VmError> {
+        let (disk, uid) = (of.disk, self.launched.launch.uid);
+        let size = if of.beneath { disk.stored_bytes() } else { disk.size_bytes };
+        let of = of.nodes();
+        let path = scratch(&disk.path, ".view", uid, size).map_err(system(format!(
             "no file can be made beside {} for what the guest overwrites while it is read",
-            disk.display()
+            disk.path.display()
         )))?;
         let kept = json!({
             "driver": "file", "node-name": of.kept, "filename": path, "discard": "unmap", "aio": "threads",
@@ -235,39 +278,38 @@ impl Asked {
     }
 
     /// The disks that are asked for.
-    fn of<'a>(
-        &'a self,
-        asked: &'a ViewAsked,
-    ) -> impl Iterator<Item = (usize, &'a DiskLaunch)> + 'a {
+    fn of<'a>(&'a self, asked: &'a ViewAsked) -> impl Iterator<Item = Seen<'a>> + 'a {
         let all = asked.disks.is_empty();
-        let placed = self.launched.launch.placed();
-        placed.filter(move |(_, disk)| all || asked.disks.contains(&disk.name))
+        let placed = self.disks().filter(move |(_, disk)| all || asked.disks.contains(&disk.name));
+        placed.map(|(place, disk)| {
+            let beneath = asked.stored && disk.decrypted_above();
+            Seen { place, disk, beneath, marked: false }
+        })
     }
 
     /// Removes the marks of this owner but for the one that is asked for; of each disk, whether it has that.
-    async fn marks(&self, view: &ViewAsked) -> Result<Vec<(usize, bool)>, VmError> {
-        let mut marked: Vec<(usize, bool)> =
-            self.of(view).map(|(place, _)| (place, false)).collect();
-        let Some(asked) = &view.marks else { return Ok(marked) };
+    async fn marks<'a>(&'a self, view: &'a ViewAsked) -> Result<Vec<Seen<'a>>, VmError> {
+        let mut seen: Vec<Seen<'_>> = self.of(view).collect();
+        let Some(asked) = &view.marks else { return Ok(seen) };
         let named = self.named().await?;
         let since = asked.since.as_ref().map(|since| mark(&asked.owner, since));
-        for (place, marked) in &mut marked {
-            let node = nodes(*place).disk;
+        for of in &mut seen {
+            let node = of.nodes().disk;
             let maps = named.iter().filter(|(name, _)| *name == node).flat_map(|(_, maps)| maps);
             for map in maps.filter(|map| map.starts_with(&mark(&asked.owner, ""))) {
                 if Some(map) == since.as_ref() {
-                    *marked = true;
+                    of.marked = true;
                 } else {
                     self.forget(&node, map).await?;
                 }
             }
         }
-        Ok(marked)
+        Ok(seen)
     }
 
     /// The instant: the guest stands until all disks have their filters and marks. One that does not run has a reason, which is
     /// not this one's to judge.
-    async fn instant(&self, asked: &ViewAsked, marked: &[(usize, bool)]) -> Result<(), VmError> {
+    async fn instant(&self, asked: &ViewAsked, seen: &[Seen<'_>]) -> Result<(), VmError> {
         let stands = |what: &str| VmError::System {
             what: format!("{} {what}, so its disks cannot be seen at one instant", self.vm),
             source: io::ErrorKind::Interrupted.into(),
@@ -277,7 +319,7 @@ impl Asked {
         }
         self.note_held()?;
         let put_in = match self.tell(&commands::STOP, json!({})).await {
-            Ok(_) => self.put_in(asked, marked).await,
+            Ok(_) => self.put_in(asked, seen).await,
             Err(error) => Err(error),
         };
         // Somebody else may have let it run meanwhile, for its disk's sake: then it is not one instant.
@@ -295,33 +337,33 @@ impl Asked {
     }
 
     /// The new marks come first and what is known since the one before is taken last, so that both say rather too much.
-    async fn put_in(&self, view: &ViewAsked, marked: &[(usize, bool)]) -> Result<(), VmError> {
+    async fn put_in(&self, view: &ViewAsked, seen: &[Seen<'_>]) -> Result<(), VmError> {
         if let Some(keep) = &view.keep {
             self.keep_in(&keep.disks, &keep.snapshot).await?;
         }
         let Some(asked) = &view.marks else {
-            for (place, _) in marked {
-                self.set(*place, &nodes(*place).filter).await?;
+            for of in seen {
+                self.put(of.place, of.beneath, &of.nodes().filter).await?;
             }
             return Ok(());
         };
-        let add = |place: usize, name: &str, disabled: bool| {
+        let add = |of: &Seen<'_>, name: &str, disabled: bool| {
             json!({ "type": "block-dirty-bitmap-add", "data": {
-                "node": nodes(place).disk, "name": name, "granularity": GRANULARITY, "disabled": disabled,
+                "node": of.nodes().disk, "name": name, "granularity": GRANULARITY, "disabled": disabled,
             }})
         };
         let new = mark(&asked.owner, &asked.mark);
-        let begin: Vec<Value> = marked.iter().map(|(place, _)| add(*place, &new, false)).collect();
+        let begin: Vec<Value> = seen.iter().map(|of| add(of, &new, false)).collect();
         self.tell(&commands::TRANSACTION, json!({ "actions": begin })).await?;
-        for (place, _) in marked {
-            self.set(*place, &nodes(*place).filter).await?;
+        for of in seen {
+            self.put(of.place, of.beneath, &of.nodes().filter).await?;
         }
         let Some(since) = &asked.since else { return Ok(()) };
         let mut known = Vec::new();
-        for (place, _) in marked.iter().filter(|(_, marked)| *marked) {
-            known.push(add(*place, FROZEN, true));
+        for of in seen.iter().filter(|of| of.marked) {
+            known.push(add(of, FROZEN, true));
             known.push(json!({ "type": "block-dirty-bitmap-merge", "data": {
-                "node": nodes(*place).disk, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
+                "node": of.nodes().disk, "target": FROZEN, "bitmaps": [mark(&asked.owner, since)],
             }}));
         }
         match known.is_empty() {
@@ -331,7 +373,7 @@ impl Asked {
     }
 
     /// Serves the views.
-    async fn serve(&self, socket: &Path, marked: &[(usize, bool)]) -> Result<(), VmError> {
+    async fn serve(&self, socket: &Path, seen: &[Seen<'_>]) -> Result<(), VmError> {
         let listener = run_dir::listen(socket)
             .map_err(system(format!("the socket {} cannot be made", socket.display())))?;
         let name = json!({ "fdname": "view" });
@@ -339,8 +381,8 @@ impl Asked {
         taken.map_err(|source| VmError::Qmp { vm: self.vm.clone(), source })?;
         let at = json!({ "addr": { "type": "fd", "data": { "str": "view" } } });
         self.tell(&commands::SERVE, at).await?;
-        for (place, marked) in marked {
-            let of = nodes(*place);
+        for disk in seen {
+            let of = disk.nodes();
             let view = json!({
                 "driver": "snapshot-access", "node-name": of.view, "file": of.filter, "discard": "unmap",
             });
@@ -350,7 +392,7 @@ impl Asked {
                 // What is not read any more is given back by discarding it.
                 "writable": true,
             });
-            if *marked {
+            if disk.marked {
                 export["bitmaps"] = json!([{ "node": of.disk, "name": FROZEN }]);
             }
             self.tell(&commands::EXPORT, export).await?;
@@ -400,10 +442,10 @@ impl DiskView for Served {
 async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
     let (vm, directory, record) = (asked.vm.clone(), &asked.directory, &asked.launched);
     asked.clear().await?;
-    let marked = asked.marks(&wanted).await?;
+    let seen = asked.marks(&wanted).await?;
     let made = async {
-        for (place, disk) in asked.of(&wanted) {
-            asked.filter(place, &disk.path, record.launch.uid, disk.size_bytes).await?;
+        for disk in &seen {
+            asked.filter(disk).await?;
         }
         let agent = directory.join(run_dir::AGENT_SOCKET);
         let frozen = match record.launch.agent {
@@ -413,23 +455,29 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
             }
             false => None,
         };
-        let instant = asked.instant(&wanted, &marked).await;
+        let instant = asked.instant(&wanted, &seen).await;
         let is_frozen = frozen.is_some();
         if let Some(frozen) = frozen {
             frozen.end().await;
         }
         instant?;
         let socket = directory.join(run_dir::VIEW_SOCKET);
-        asked.serve(&socket, &marked).await?;
+        asked.serve(&socket, &seen).await?;
         let mut views: Vec<(String, Box<dyn DiskView>)> = Vec::new();
-        for ((_, disk), (place, marked)) in asked.of(&wanted).zip(&marked) {
+        for of in &seen {
             let unserved = system(format!("the disks of {vm} are not served as they were"));
             let connect = async {
                 let stream = UnixStream::connect(&socket).await?;
-                Nbd::connect(stream, &nodes(*place).view, marked.then_some(FROZEN)).await
+                let mark = of.marked.then_some(FROZEN);
+                let nbd = Nbd::connect(stream, &of.nodes().view, mark).await?;
+                let view: Box<dyn DiskView> = Box::new(Served { nbd, marked: of.marked });
+                if of.disk.decrypted_above() && !of.beneath {
+                    let sparse = Sparse::new(view, &of.disk.path)?;
+                    return Ok(Box::new(sparse) as Box<dyn DiskView>);
+                }
+                Ok(view)
             };
-            let nbd = connect.await.map_err(unserved)?;
-            views.push((disk.name.clone(), Box::new(Served { nbd, marked: *marked })));
+            views.push((of.disk.name.clone(), connect.await.map_err(unserved)?));
         }
         Ok(View { frozen: is_frozen, disks: views })
     };

@@ -31,7 +31,7 @@ pub trait DiskView: Send {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ViewAsked {
     /// The disks; all of them when there is none.
     pub disks: Vec<String>,
@@ -39,6 +39,8 @@ pub struct ViewAsked {
     pub marks: Option<Marks>,
     /// What other disks keep in themselves at the same instant.
     pub keep: Option<Keep>,
+    /// Mirrored disks that are encrypted are shown as they lie in their replicas, and not as their guest sees them.
+    pub stored: bool,
 }
 
 /// Marks in disks, from which on it is noted what changes.

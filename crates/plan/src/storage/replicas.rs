@@ -141,6 +141,7 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
         let mut record =
             Volume::new(vm.meta.uid.clone(), disk.pool.clone(), disk.size, hosts.iter().cloned());
         record.first = first;
+        record.encrypted = disk.encrypted;
         record.restored = disk.backup.clone().map(Box::new);
         // What is away now makes its replica when it is back, and who has nothing to make it from is copied to.
         let lacks = |host: &&Name| source.is_some() && !has_copy.contains(*host);

@@ -53,6 +53,23 @@ fn placed_on(world: &World) -> Option<String> {
 use ReplicaState::{Counted, Returning, Stale};
 
 #[test]
+fn the_record_of_a_disk_says_whether_it_is_encrypted() {
+    for encrypted in [false, true] {
+        let mut world = world(2, &[]);
+        let spec = json!({"memory": "1GiB", "disks": [{"name": "data", "size": "10GiB", "pool": "disks", "encrypted": encrypted}]});
+        world.vm("db", serde_json::from_value::<VmSpec>(spec).unwrap());
+        let record = plan(&world.snapshot, &world.seen).actions.into_iter().find_map(|planned| {
+            let Action::PutVolume { record, .. } = planned.action else { return None };
+            Some(record)
+        });
+        let record = record.unwrap();
+        assert_eq!(record.encrypted, encrypted);
+        let head = if encrypted { haven_model::volume::LUKS_HEAD_BYTES } else { 0 };
+        assert_eq!(record.stored_bytes(), (10 << 30) + head);
+    }
+}
+
+#[test]
 fn a_new_disk_is_on_two_hosts_in_different_zones_before_its_vm_has_its_place() {
     let mut world = world(3, &[]);
     for (host, zone) in [("host1", "a"), ("host2", "a"), ("host3", "b")] {

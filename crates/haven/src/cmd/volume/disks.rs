@@ -32,6 +32,9 @@ pub struct New {
     /// The image that it is made from; it is empty when left out
     #[arg(long)]
     image: Option<Name>,
+    /// What is written on it lies encrypted in its pool; it stays so
+    #[arg(long)]
+    encrypted: bool,
 }
 
 /// A disk that is there.
@@ -138,11 +141,17 @@ pub async fn create(new: New) -> Result<(), Failure> {
         ));
     };
     let disk = DiskSpec::new(of.disk.clone(), new.size, pool.clone());
-    asked.spec()?.disks.push(DiskSpec { image: new.image, detached: true, ..disk });
+    asked.spec()?.disks.push(DiskSpec {
+        image: new.image,
+        detached: true,
+        encrypted: new.encrypted,
+        ..disk
+    });
     asked.write().await?;
     out::line(format_args!(
-        "{of}: {} in the pool {pool}; `haven volume attach {of}` lets its guest see it",
-        new.size
+        "{of}: {} in the pool {pool}{}; `haven volume attach {of}` lets its guest see it",
+        new.size,
+        if new.encrypted { ", encrypted" } else { "" }
     ));
     Ok(())
 }
@@ -188,8 +197,12 @@ pub async fn attach(disk: Named, attached: bool) -> Result<(), Failure> {
 
 /// Removes one.
 pub async fn remove(name: &str) -> Result<(), Failure> {
-    connect().await?.remove_volume(name).await?;
-    out::line(format_args!("{name} is removed"));
+    let client = connect().await?;
+    // One that is not there is told by the removal.
+    let encrypted = client.volume(name).await.is_ok_and(|view| view.encrypted);
+    client.remove_volume(name).await?;
+    let key = if encrypted { ", and its key with it: nobody can read it any more" } else { "" };
+    out::line(format_args!("{name} is removed{key}"));
     Ok(())
 }
 

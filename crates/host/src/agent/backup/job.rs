@@ -2,7 +2,9 @@
 
 use crate::{
     agent::{
-        AgentParts, chain, mirrored,
+        AgentParts, chain,
+        disk_keys::{self, Missing},
+        mirrored,
         storage::{StorageFailure, VolumeName},
     },
     storage::{
@@ -12,6 +14,7 @@ use crate::{
             target,
         },
         in_words, pool, says,
+        sparse::Sparse,
     },
     vm::views::{DiskView, Extent, Marks, ViewAsked},
 };
@@ -294,7 +297,7 @@ impl Work {
             mark: mark.to_owned(),
             since: base.map(|base| base.mark.clone()).filter(|mark| !mark.is_empty()),
         };
-        let asked = ViewAsked { disks: Vec::new(), marks: Some(marks), keep: None };
+        let asked = ViewAsked { disks: Vec::new(), marks: Some(marks), keep: None, stored: false };
         let view = self.parts.vms.open_view(self.vm.as_str(), &asked).await;
         let view = view.map_err(|error| says(chain(&error)))?;
         let moment = if view.frozen { Moment::Frozen } else { Moment::Running };
@@ -354,8 +357,19 @@ impl Work {
                 let shut = self.parts.replicas.own(&of, &path, volume.run, Some(&base));
                 shut.await.map_err(|error| says(chain(&error)))?;
             }
-            let served = Served::open(&path, pool::format(&pool.spec), false).await?;
-            disks.push((disk.name.clone(), Box::new(served)));
+            let format = pool::format(&pool.spec);
+            let key = match disk.encrypted {
+                true => Some(disk_keys::key(&self.parts, &name, Missing::Refused).await?),
+                false => None,
+            };
+            let served = Served::open(&path, format, false, key.as_ref()).await?;
+            let mut view: Box<dyn DiskView> = Box::new(served);
+            if key.is_some() && format == "raw" {
+                let sparse = Sparse::new(view, &path);
+                let unread = |error| says(format!("{} cannot be read ({error})", path.display()));
+                view = Box::new(sparse.map_err(unread)?);
+            }
+            disks.push((disk.name.clone(), view));
         }
         Ok(disks)
     }

@@ -6,19 +6,48 @@ pub mod copies;
 pub mod open;
 pub mod serve;
 
-use super::{AgentParts, storage::VolumeName};
+use super::{
+    AgentParts,
+    disk_keys::{self, Missing},
+    storage::{StorageFailure, VolumeName},
+};
 use crate::storage::mirrored::{driver::Base, kept::KeptOf};
 use haven_model::{
     Name, PoolSpec, Snapshot, keys,
     volume::{ReplicaIs, Volume, VolumeRef},
 };
-use haven_store::raw::{Compare, Op, StoreError};
+use haven_store::{
+    raw::{Compare, Op, StoreError},
+    seal::Plain,
+};
 use std::path::Path;
 
 /// What a volume's file, its process and its key are named after.
 #[must_use]
 pub fn name(of: &VolumeRef, volume: &Volume) -> VolumeName {
     VolumeName { vm: of.vm.clone(), disk: of.disk.clone(), vm_uid: volume.vm_uid.clone() }
+}
+
+/// The key of a volume that is encrypted; made as long as nobody has opened that.
+pub(super) async fn key(
+    parts: &AgentParts,
+    of: &VolumeRef,
+    volume: &Volume,
+) -> Result<Option<Plain>, StorageFailure> {
+    if !volume.encrypted {
+        return Ok(None);
+    }
+    let source = volume.cloned.as_deref();
+    let source = source.map(|from| {
+        let VolumeRef { vm, disk } = &from.volume;
+        disk_keys::source(vm, disk, &from.vm_uid)
+    });
+    let missing = match &source {
+        _ if volume.run > 0 => Missing::Refused,
+        Some(source) => Missing::Of(source),
+        None => Missing::New,
+    };
+    disk_keys::key(parts, &name(of, volume), missing).await.map(Some)
 }
 
 /// Its pool.

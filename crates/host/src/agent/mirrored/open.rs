@@ -19,7 +19,7 @@ use haven_model::{
     Name, PoolSpec, Snapshot, Versioned,
     volume::{ClonedFrom, ReplicaIs, Volume, VolumeRef},
 };
-use haven_store::clock::Mono;
+use haven_store::{clock::Mono, seal::Plain};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -64,7 +64,7 @@ pub enum Turn {
     /// Something has changed meanwhile.
     Again,
     /// All that the process needs.
-    Opened(DiskLaunch),
+    Opened(Box<DiskLaunch>),
 }
 
 /// By volume, the epoch of the owner, and a run that it was about to begin and in which no process was started: what was clean
@@ -101,7 +101,7 @@ impl Opening<'_> {
                 let step = steps::open(volume, &self.parts.me, self.begun(), &around);
                 let step = self.grown(&now, volume, step);
                 match self.turn(&now, volume, step).await? {
-                    Turn::Opened(launch) => return Ok(launch),
+                    Turn::Opened(launch) => return Ok(*launch),
                     Turn::Written => {
                         since.clear();
                         continue;
@@ -168,7 +168,7 @@ impl Opening<'_> {
             }
             Open::With(hosts) => {
                 let launch = self.launch(now, volume, &hosts).await?;
-                Ok(launch.map_or(Turn::Again, Turn::Opened))
+                Ok(launch.map_or(Turn::Again, |launch| Turn::Opened(Box::new(launch))))
             }
         }
     }
@@ -193,7 +193,8 @@ impl Opening<'_> {
             copies: pool.copies(),
             others: Vec::new(),
         };
-        Ok(self.disk(volume, path, mirror))
+        let luks = self.secret(self.key(volume).await?.as_ref()).await?;
+        Ok(DiskLaunch { luks, ..self.disk(volume, path, mirror) })
     }
 
     /// One step for a guest that has come and that stands still until all is open. `deaf`: whose replicas do not answer although
@@ -245,9 +246,23 @@ impl Opening<'_> {
     /// Makes the replica of this host, with what the volume holds at first.
     async fn make(&self, now: &Snapshot, volume: &Volume) -> Result<(), StartFailure> {
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
-        let wanted = wanted(&self.of, volume, self.owner_uid, true);
+        let key = self.key(volume).await?;
+        let wanted = wanted(&self.of, volume, self.owner_uid, true, key);
         let made = self.parts.storage.volume(&pool, &wanted).await;
         made.map(drop).map_err(|error| fails(&error))
+    }
+
+    /// The key of a volume that is encrypted; made as long as nobody has opened that.
+    async fn key(&self, volume: &Volume) -> Result<Option<Plain>, StartFailure> {
+        super::key(self.parts, &self.of, volume).await.map_err(|error| fails(&error))
+    }
+
+    /// The file with the key of a volume that is encrypted, for its process.
+    async fn secret(&self, key: Option<&Plain>) -> Result<Option<PathBuf>, StartFailure> {
+        let Some(key) = key else { return Ok(None) };
+        let (vm, disk) = (self.of.vm.as_str(), &self.of.disk);
+        let file = self.parts.storage.disk_secret(vm, disk, key, self.owner_uid).await;
+        file.map(Some).map_err(|error| fails(&error))
     }
 
     /// Shuts the replica of this host to all others, and to all runs before this one; its file.
@@ -341,9 +356,11 @@ impl Opening<'_> {
             hosts.iter().map(|host| served(now, &self.of, host, volume.run)).collect();
         let Some(others) = others else { return Ok(None) };
         let Some(pool) = pool(now, volume) else { return Err(self.no_pool(volume)) };
+        let plain = self.key(volume).await?;
         let path = self.own(now, volume, volume.run).await?;
         let (of, size) = (name(&self.of, volume), volume.size.0);
-        self.parts.storage.grow(&pool, &of, size).await.map_err(|error| fails(&error))?;
+        let grown = self.parts.storage.grow(&pool, &of, size, plain.as_ref()).await;
+        grown.map_err(|error| fails(&error))?;
         let volume_name = name(&self.of, volume).to_string();
         let Some(secrets) = &self.parts.secrets else {
             return Err(StartFailure(
@@ -360,7 +377,8 @@ impl Opening<'_> {
             copies: pool.copies(),
             others,
         };
-        Ok(Some(self.disk(volume, path, mirror)))
+        let luks = self.secret(plain.as_ref()).await?;
+        Ok(Some(DiskLaunch { luks, ..self.disk(volume, path, mirror) }))
     }
 
     fn disk(&self, volume: &Volume, path: PathBuf, mirror: MirrorLaunch) -> DiskLaunch {
@@ -373,14 +391,22 @@ impl Opening<'_> {
             arrives: false,
             mirror: Some(mirror),
             rbd: None,
+            luks: None,
             slot: None,
             parked: false,
         }
     }
 }
 
-/// The file of a replica; with its first content, or empty when it is to be copied to.
-pub(super) fn wanted(of: &VolumeRef, volume: &Volume, owner_uid: u32, whole: bool) -> VolumeWanted {
+/// The file of a replica; with its first content, or empty when it is to be copied to. Then what is copied to it has all that
+/// makes it encrypted, and it is as long as that.
+pub(super) fn wanted(
+    of: &VolumeRef,
+    volume: &Volume,
+    owner_uid: u32,
+    whole: bool,
+    key: Option<Plain>,
+) -> VolumeWanted {
     let first = volume.first.as_ref().filter(|_| whole);
     let cloned = volume.cloned.as_deref().filter(|_| whole);
     let copy_from = |from: &ClonedFrom| {
@@ -390,7 +416,8 @@ pub(super) fn wanted(of: &VolumeRef, volume: &Volume, owner_uid: u32, whole: boo
     };
     VolumeWanted {
         name: name(of, volume),
-        size_bytes: volume.size.0,
+        size_bytes: if key.is_some() { volume.size.0 } else { volume.stored_bytes() },
+        key,
         image: first.map(|first| (first.file.clone(), first.format.clone())),
         backup: volume.restored.as_deref().filter(|_| whole).cloned(),
         copy: cloned.map(copy_from),

@@ -250,7 +250,8 @@ async fn serve(
     let of = of.clone();
     // Who has nothing to make it from is copied to.
     let whole = run == 0 && (volume.cloned.is_none() || volume.counts(&parts.me));
-    let wanted = wanted(&of, volume, owner_uid, whole);
+    let key = if whole { super::key(parts, &of, volume).await? } else { None };
+    let wanted = wanted(&of, volume, owner_uid, whole, key);
     // One that counts is never made anew: it would lack what was written.
     let path = if run == 0 || !volume.counts(&parts.me) {
         Some(parts.storage.volume(&pool, &wanted).await?.path)
@@ -265,7 +266,7 @@ async fn serve(
     let secrets =
         secrets.ok_or_else(|| says("this host cannot derive the cluster's key".into()))?;
     let base = base(&parts.me, volume, &wanted.name, &path);
-    let (volume, size_bytes) = (wanted.name.to_string(), wanted.size_bytes);
+    let (volume, size_bytes) = (wanted.name.to_string(), volume.stored_bytes());
     let key = secrets.volume_key(&volume, run).map_err(|error| says(chain(&error)))?;
     let address = address.into();
     let wanted = ReplicaWanted { volume, path, owner_uid, run, size_bytes, key, address, base };

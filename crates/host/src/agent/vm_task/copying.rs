@@ -104,7 +104,7 @@ async fn of_a_guest(
         return Ok(Moment::Running);
     };
     let names = disks.iter().map(|disk| disk.of.disk.to_string()).collect();
-    let asked = ViewAsked { disks: names, marks: None, keep };
+    let asked = ViewAsked { disks: names, marks: None, keep, stored: true };
     let view = parts.vms.open_view(vm.as_str(), &asked).await.map_err(|error| chain(&error))?;
     let at_ms = (parts.wall_ms)();
     let seen: Vec<String> = view.disks.iter().map(|(name, _)| name.clone()).collect();

@@ -22,6 +22,7 @@ use crate::{
     agent::{
         backup::job::Job,
         chain,
+        disk_keys::{self, Missing},
         mirrored::{self, Owner},
         storage::{SnapshotStep, StorageFailure, VolumeName},
     },
@@ -34,6 +35,7 @@ use haven_model::{
     backup::Moment,
     keys,
     object::{Kind, Stored},
+    vm::DiskSpec,
     vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
     volume::{ReplicaIs, Volume, VolumeRef},
 };
@@ -374,7 +376,8 @@ impl VmTask {
         let Some((replica, kept)) = found else { return Ok(None) };
         // Copies of other attempts show other moments.
         let kept = due.record.copy.as_ref().and_then(|copy| kept.get(copy));
-        let size = kept.map_or(record.size.0, |kept| kept.size);
+        let head = record.stored_bytes() - record.size.0;
+        let size = kept.map_or(record.size.0, |kept| kept.size.saturating_sub(head));
         let snapshots = kept.map(|kept| (due.record.tag(), kept.at_ms)).into_iter().collect();
         let keeps = Keeps { size, snapshots };
         let base = mirrored::base(&self.parts.me, record, &volume, &replica);
@@ -511,6 +514,15 @@ impl VmTask {
             // What is done with copies is not done in one step, and who removes them is `mirrored/copies.rs`.
             At::Replica(_) => return Ok(()),
         };
+        let encrypted = |of: &DiskSpec| of.name == disk.name && of.encrypted;
+        let encrypted = due.object.spec.disks.iter().any(encrypted);
+        let done = async {
+            let key = match encrypted {
+                true => Some(disk_keys::key(&self.parts, volume, Missing::Refused).await?),
+                false => None,
+            };
+            self.parts.storage.snapshot(pool, volume, step, &tag, key.as_ref()).await
+        };
         let (mut live, mut sessions) = (self.parts.live.clone(), self.parts.session.clone());
         let (placement, uid) = (due.placed, due.object.meta.uid.as_str());
         let changed = async {
@@ -526,7 +538,7 @@ impl VmTask {
         tokio::select! {
             biased;
             () = changed => Err(format!("{} is not this host's any more", self.vm)),
-            done = self.parts.storage.snapshot(pool, volume, step, &tag) => done.map_err(|failure| failure.what),
+            done = done => done.map_err(|failure| failure.what),
             () = self.parts.clock.sleep(LONGEST) => Err(format!("the disk `{}` takes too long", disk.name)),
         }
     }

@@ -1,12 +1,13 @@
 //! A disk made from a backup.
 
 use super::{
-    repository::{CHUNK, Repository},
+    repository::{CHUNK, Index, Repository},
     served::Served,
 };
 use crate::{agent::storage::StorageFailure, storage::says};
 use futures::{StreamExt, stream};
 use haven_model::backup::BackupRef;
+use haven_store::seal::Plain;
 use std::{
     fmt,
     path::Path,
@@ -62,6 +63,7 @@ impl Restore {
         path: &Path,
         format: &str,
         size_bytes: u64,
+        key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
         let Self { repository, of, progress } = self;
         repository.ready().await?;
@@ -73,7 +75,10 @@ impl Restore {
                 index.size
             )));
         }
-        let mut file = Served::open(path, format, true).await?;
+        let mut file = Served::open(path, format, true, key).await?;
+        if key.is_some() && format == "raw" {
+            self.zeros(&mut file, path, &index).await?;
+        }
         let total = index.chunks.len().max(1) as u64;
         let named = index.chunks.iter().enumerate().filter_map(|(i, id)| Some((i as u64, (*id)?)));
         let named: Vec<_> = named.collect();
@@ -93,6 +98,25 @@ impl Restore {
         }
         drop(fetched);
         file.finish().await.map_err(|error| unwritten(path, &error))
+    }
+}
+
+impl Restore {
+    /// Writes the zeros of a disk of which nobody knows otherwise what it reads as where nothing was written.
+    async fn zeros(
+        &self,
+        file: &mut Served,
+        path: &Path,
+        index: &Index,
+    ) -> Result<(), StorageFailure> {
+        let zeros = vec![0; CHUNK as usize];
+        let empty = index.chunks.iter().enumerate().filter(|(_, id)| id.is_none());
+        for offset in empty.map(|(i, _)| i as u64 * CHUNK) {
+            let length = CHUNK.min(index.size.saturating_sub(offset)) as usize;
+            let written = file.write(offset, &zeros[..length]).await;
+            written.map_err(|error| unwritten(path, &error))?;
+        }
+        Ok(())
     }
 }
 

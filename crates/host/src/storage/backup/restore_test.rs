@@ -98,7 +98,7 @@ async fn a_disk_is_made_of_what_a_backup_holds() {
     for format in ["raw", "qcow2"] {
         let path = make(format).await;
         let restore = from(&repository, "b1");
-        restore.fill(&path, format, size).await.unwrap();
+        restore.fill(&path, format, size, None).await.unwrap();
         assert!(restore.progress.percent() > 50);
         let raw = directory.path().join("as-raw");
         let (path, to) = (path.to_str().unwrap(), raw.to_str().unwrap());
@@ -108,16 +108,16 @@ async fn a_disk_is_made_of_what_a_backup_holds() {
         assert!(found.len() as u64 == size && found[SIZE..].iter().all(|byte| *byte == 0));
     }
     let path = make("raw").await;
-    let small = from(&repository, "b1").fill(&path, "raw", 4096).await.unwrap_err();
+    let small = from(&repository, "b1").fill(&path, "raw", 4096, None).await.unwrap_err();
     assert!(small.what.contains("make the disk at least that large"), "{small}");
-    let none = from(&repository, "b9").fill(&path, "raw", size).await.unwrap_err();
+    let none = from(&repository, "b9").fill(&path, "raw", size, None).await.unwrap_err();
     assert!(none.what.contains("has no backup b9 of db"), "{none}");
     let hex: String = chunks[0].unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     let chunk = place.join("chunks").join(&hex[..2]).join(&hex);
     let mut stored = std::fs::read(&chunk).unwrap();
     stored[100] ^= 1;
     std::fs::write(&chunk, stored).unwrap();
-    let damaged = from(&repository, "b1").fill(&path, "raw", size).await.unwrap_err();
+    let damaged = from(&repository, "b1").fill(&path, "raw", size, None).await.unwrap_err();
     assert!(damaged.what.contains(&hex) && damaged.what.contains("is damaged"), "{damaged}");
 }
 

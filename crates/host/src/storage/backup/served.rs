@@ -4,13 +4,14 @@
 
 use crate::{
     agent::storage::StorageFailure,
-    storage::says,
+    storage::{luks, qemu_img, says},
     vm::{
         nbd::Nbd,
         views::{DiskView, Extent},
     },
 };
 use async_trait::async_trait;
+use haven_store::seal::Plain;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -49,28 +50,47 @@ impl Served {
     ///
     /// # Errors
     /// A sentence, when it cannot be opened: it is missing, damaged, or a VM has it open.
-    pub async fn open(path: &Path, format: &str, writable: bool) -> Result<Self, StorageFailure> {
-        let failed = |why: String| says(format!("{} cannot be opened ({why})", path.display()));
+    pub async fn open(
+        path: &Path,
+        format: &str,
+        writable: bool,
+        key: Option<&Plain>,
+    ) -> Result<Self, StorageFailure> {
+        let failed = |why: String| match luks::in_words(&why, path) {
+            Some(words) => says(words),
+            None => says(format!("{} cannot be opened ({why})", path.display())),
+        };
         let directory = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let socket = directory.path().join("nbd.sock");
         let mut command = Command::new("qemu-nbd");
         command.arg(format!("--socket={}", socket.display()));
-        command.args(["--format", format, "--export-name=disk", "--discard=unmap"]);
-        command.args(["--cache=writeback", "--shared=1"]);
+        command.args(["--export-name=disk", "--discard=unmap", "--cache=writeback", "--shared=1"]);
         if writable {
             command.arg("--detect-zeroes=unmap");
         } else {
             command.arg("--read-only");
         }
-        command.arg("--").arg(path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.kill_on_drop(true);
-        let mut child = command.spawn().map_err(|error| {
+        if key.is_some() {
+            let of = luks::opened(path, format)?;
+            command.args(["--object", &luks::secret(), "--image-opts", &of]);
+        } else {
+            command.args(["--format", format, "--"]).arg(path);
+        }
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = qemu_img::spawn(&mut command, key).await.map_err(|error| {
             says(format!("qemu-nbd cannot be started ({error}); install the package qemu-utils"))
         })?;
         let stream = connect(&mut child, &socket).await.map_err(failed)?;
         let nbd = Nbd::connect_within(stream, "disk", None, PATIENCE).await;
-        let nbd = nbd.map_err(|error| failed(error.to_string()))?;
+        let nbd = match nbd {
+            Ok(nbd) => nbd,
+            // It listens before it has looked at the file, and says then what is wrong with that.
+            Err(error) => {
+                let ended = tokio::time::timeout(BEGINS, child.wait()).await;
+                let said = if ended.is_ok() { said(&mut child).await } else { String::new() };
+                return Err(failed(if said.is_empty() { error.to_string() } else { said }));
+            }
+        };
         Ok(Self { nbd: Some(nbd), child, unflushed: 0, _directory: directory })
     }
 
@@ -119,6 +139,15 @@ impl Drop for Served {
     }
 }
 
+/// What a process that has ended said.
+async fn said(child: &mut Child) -> String {
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        let _ = stderr.take(4096).read_to_string(&mut said).await;
+    }
+    said.trim().trim_start_matches("qemu-nbd: ").to_owned()
+}
+
 /// Waits until it listens.
 async fn connect(child: &mut Child, socket: &PathBuf) -> Result<UnixStream, String> {
     let until = tokio::time::Instant::now() + BEGINS;
@@ -127,11 +156,7 @@ async fn connect(child: &mut Child, socket: &PathBuf) -> Result<UnixStream, Stri
             return Ok(stream);
         }
         if let Ok(Some(_)) = child.try_wait() {
-            let mut said = String::new();
-            if let Some(stderr) = child.stderr.take() {
-                let _ = stderr.take(4096).read_to_string(&mut said).await;
-            }
-            return Err(said.trim().trim_start_matches("qemu-nbd: ").to_owned());
+            return Err(said(child).await);
         }
         if tokio::time::Instant::now() >= until {
             return Err(format!("qemu-nbd did not begin within {} s", BEGINS.as_secs()));

@@ -83,13 +83,19 @@ pub fn read(path: &Path, from: u64, count: u64) -> io::Result<Vec<Hash>> {
 }
 
 /// Where a file holds something from here on; nothing when it does not, or its file system does not tell.
-pub(super) fn data_from(file: &File, begin: u64) -> Option<u64> {
+pub(in crate::storage) fn data_from(file: &File, begin: u64) -> Option<u64> {
     let begin = i64::try_from(begin).ok()?;
     match lseek64(file, begin, Whence::SeekData) {
         Ok(data) => u64::try_from(data).ok(),
         Err(nix::Error::ENXIO) => None,
         Err(_) => u64::try_from(begin).ok(),
     }
+}
+
+/// Where the next hole of a file begins; its end at the latest.
+pub(in crate::storage) fn hole_from(file: &File, begin: u64) -> u64 {
+    let at = i64::try_from(begin).ok().and_then(|at| lseek64(file, at, Whence::SeekHole).ok());
+    at.and_then(|at| u64::try_from(at).ok()).unwrap_or(u64::MAX)
 }
 
 fn fill(file: &File, piece: &mut [u8], begin: u64) -> io::Result<usize> {
