@@ -170,6 +170,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         arrives: false,
         mirror: None,
         rbd: None,
+        filer: None,
         slot: None,
     });
     let running = begin.block_on(first.start(&launch)).unwrap();
@@ -367,6 +368,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             arrives: false,
             mirror: None,
             rbd: None,
+            filer: None,
             slot: None,
         });
         let said = driver.start(&launch).await.unwrap_err().to_string();
@@ -461,6 +463,7 @@ async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
             arrives: false,
             mirror: None,
             rbd: None,
+            filer: None,
             slot: None,
         });
     }

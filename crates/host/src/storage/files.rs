@@ -256,7 +256,7 @@ impl Storage for FileStorage {
         let key = key(pool, &wanted.name);
         let (path, part) = self.busy.run(&key, move || find(&asked, &of)).await?;
         let ready =
-            VolumeReady { path: path.clone(), format: pool::format(pool).into(), rbd: None };
+            VolumeReady { path: path.clone(), format: pool::format(pool).into(), rbd: None, filer: None };
         let Some(part) = part else {
             self.grow(pool, &wanted.name, wanted.size_bytes).await?;
             return Ok(ready);

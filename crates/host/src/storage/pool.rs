@@ -62,8 +62,8 @@ pub fn create_shared(pool: &PoolSpec) -> Result<(), StorageFailure> {
 #[must_use]
 pub fn format(pool: &PoolSpec) -> &'static str {
     match pool.driver {
-        PoolDriverKind::Local | PoolDriverKind::Shared => "qcow2",
-        PoolDriverKind::Mirrored | PoolDriverKind::Rbd => "raw",
+        PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Gluster => "qcow2",
+        PoolDriverKind::Mirrored | PoolDriverKind::Rbd | PoolDriverKind::Nfs => "raw",
     }
 }
 

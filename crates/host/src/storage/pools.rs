@@ -1,6 +1,7 @@
-//! All pools of the cluster: those that are directories of this host ([`FileStorage`]), and those of Ceph clusters ([`RbdPools`]).
+//! All pools of the cluster: those that are directories of this host ([`FileStorage`]), those of Ceph clusters ([`RbdPools`]) and those
+//! of NFS servers ([`NfsPools`]).
 
-use super::{files::FileStorage, rbd::volumes::RbdPools, says};
+use super::{files::FileStorage, nfs::volumes::NfsPools, rbd::volumes::RbdPools, says};
 use crate::{
     agent::storage::{
         SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
@@ -18,10 +19,41 @@ pub struct Pools {
     pub files: FileStorage,
     /// Those of Ceph clusters.
     pub rbd: RbdPools,
+    /// Those of NFS servers.
+    pub nfs: NfsPools,
 }
 
-fn in_ceph(pool: &PoolSpec) -> bool {
-    pool.driver == PoolDriverKind::Rbd
+/// Who keeps the volumes of a pool.
+enum Keeper {
+    Ceph,
+    Nfs,
+    Files,
+}
+
+fn keeper(pool: &PoolSpec) -> Keeper {
+    match pool.driver {
+        PoolDriverKind::Rbd => Keeper::Ceph,
+        PoolDriverKind::Nfs => Keeper::Nfs,
+        PoolDriverKind::Local
+        | PoolDriverKind::Shared
+        | PoolDriverKind::Mirrored
+        | PoolDriverKind::Gluster => Keeper::Files,
+    }
+}
+
+impl Pools {
+    /// What a volume is to be made from that is not there.
+    async fn image(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+    ) -> Result<Option<(PathBuf, String)>, StorageFailure> {
+        let Some((file, format)) = &wanted.image else { return Ok(None) };
+        if self.has_volume(pool, &wanted.name, wanted.owner_uid).await?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some((self.files.image_file(file).await?, format.clone())))
+    }
 }
 
 #[async_trait]
@@ -31,17 +63,14 @@ impl Storage for Pools {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
-        if !in_ceph(pool) {
-            return self.files.volume(pool, wanted).await;
-        }
-        // It is needed only where the volume is not there.
-        let file = match &wanted.image {
-            Some((file, format)) if self.rbd.has(pool, &wanted.name).await?.is_none() => {
-                Some((self.files.image_file(file).await?, format.clone()))
+        match keeper(pool) {
+            Keeper::Ceph => {
+                let image = self.image(pool, wanted).await?;
+                self.rbd.volume(pool, wanted, image, &self.files.run_dir).await
             }
-            _ => None,
-        };
-        self.rbd.volume(pool, wanted, file, &self.files.run_dir).await
+            Keeper::Nfs => self.nfs.volume(pool, wanted, self.image(pool, wanted).await?).await,
+            Keeper::Files => self.files.volume(pool, wanted).await,
+        }
     }
 
     async fn has_volume(
@@ -50,9 +79,10 @@ impl Storage for Pools {
         name: &VolumeName,
         owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.has(pool, name).await,
-            false => self.files.has_volume(pool, name, owner_uid).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.has(pool, name).await,
+            Keeper::Nfs => self.nfs.has(pool, name).await,
+            Keeper::Files => self.files.has_volume(pool, name, owner_uid).await,
         }
     }
 
@@ -62,9 +92,10 @@ impl Storage for Pools {
         name: &VolumeName,
         size_bytes: u64,
     ) -> Result<(), StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.grow(pool, name, size_bytes).await,
-            false => self.files.grow(pool, name, size_bytes).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.grow(pool, name, size_bytes).await,
+            Keeper::Nfs => self.nfs.grow(pool, name, size_bytes).await,
+            Keeper::Files => self.files.grow(pool, name, size_bytes).await,
         }
     }
 
@@ -73,9 +104,9 @@ impl Storage for Pools {
         pool: &PoolSpec,
         name: &VolumeName,
     ) -> Result<Option<Keeps>, StorageFailure> {
-        match in_ceph(pool) {
-            true => Ok(None),
-            false => self.files.keeps(pool, name).await,
+        match keeper(pool) {
+            Keeper::Ceph | Keeper::Nfs => Ok(None),
+            Keeper::Files => self.files.keeps(pool, name).await,
         }
     }
 
@@ -86,12 +117,14 @@ impl Storage for Pools {
         step: SnapshotStep,
         snapshot: &str,
     ) -> Result<(), StorageFailure> {
-        if in_ceph(pool) {
-            return Err(says(format!(
-                "disks in pools of Ceph clusters keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
-            )));
-        }
-        self.files.snapshot(pool, name, step, snapshot).await
+        let of = match keeper(pool) {
+            Keeper::Files => return self.files.snapshot(pool, name, step, snapshot).await,
+            Keeper::Ceph => "Ceph clusters",
+            Keeper::Nfs => "NFS servers",
+        };
+        Err(says(format!(
+            "disks in pools of {of} keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
+        )))
     }
 
     async fn volume_keys(
@@ -109,24 +142,25 @@ impl Storage for Pools {
         pool: &PoolSpec,
         name: &VolumeName,
     ) -> Result<(), StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.delete(pool, name).await,
-            false => self.files.delete_volume(pool, name).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.delete(pool, name).await,
+            Keeper::Nfs => self.nfs.delete(pool, name).await,
+            Keeper::Files => self.files.delete_volume(pool, name).await,
         }
     }
 
     async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
-        match in_ceph(pool) {
+        match keeper(pool) {
             // They are no host's.
-            true => Ok(Vec::new()),
-            false => self.files.volumes(pool).await,
+            Keeper::Ceph | Keeper::Nfs => Ok(Vec::new()),
+            Keeper::Files => self.files.volumes(pool).await,
         }
     }
 
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
-        match in_ceph(pool) {
-            true => Ok(()),
-            false => self.files.put_aside(pool, names).await,
+        match keeper(pool) {
+            Keeper::Ceph | Keeper::Nfs => Ok(()),
+            Keeper::Files => self.files.put_aside(pool, names).await,
         }
     }
 
@@ -145,7 +179,10 @@ impl Storage for Pools {
         noted: &BTreeSet<String>,
         shut: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
-        self.rbd.shut_out(pool, name, noted, shut).await
+        match keeper(pool) {
+            Keeper::Nfs => self.nfs.shut_out(pool, name).await,
+            Keeper::Ceph | Keeper::Files => self.rbd.shut_out(pool, name, noted, shut).await,
+        }
     }
 
     async fn shut_client(&self, pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {
@@ -153,9 +190,10 @@ impl Storage for Pools {
     }
 
     async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.room(pool).await.map(Some),
-            false => self.files.room(pool).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.room(pool).await.map(Some),
+            Keeper::Nfs => self.nfs.room(pool).await.map(Some),
+            Keeper::Files => self.files.room(pool).await,
         }
     }
 

@@ -128,7 +128,7 @@ commands! {
     /// Removes an object.
     REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.
-    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache", "read-only", "children", "vote-threshold", "read-pattern", "pool", "namespace", "user", "key-secret", "auth-client-required", "conf"], [], false;
+    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache", "read-only", "children", "vote-threshold", "read-pattern", "pool", "namespace", "user", "key-secret", "auth-client-required", "conf", "path", "group"], [], false;
     /// Removes a block node.
     REMOVE_NODE = "blockdev-del", ["node-name"], [], false;
     /// Makes a disk larger.

@@ -7,7 +7,7 @@ use super::{
     snapshots::Snapshots,
     views::Views,
 };
-use crate::storage::rbd::node::RbdLaunch;
+use crate::{agent::storage::FilerLaunch, storage::rbd::node::RbdLaunch};
 use async_trait::async_trait;
 use haven_model::vm::DiskLimits;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,9 @@ pub struct DiskLaunch {
     /// It is an image of a Ceph cluster, and no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rbd: Option<Box<RbdLaunch>>,
+    /// A filer keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filer: Option<Box<FilerLaunch>>,
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
@@ -54,7 +57,7 @@ impl DiskLaunch {
     /// Whether its guest is stopped when the disk gives an error: whoever owns the VM knows what to do then.
     #[must_use]
     pub fn stops(&self) -> bool {
-        self.mirror.is_some() || self.rbd.is_some()
+        self.mirror.is_some() || self.rbd.is_some() || self.filer.is_some()
     }
 }
 

@@ -236,6 +236,10 @@ pub fn last_words(directory: &Path) -> String {
             "QEMU of this host knows no RBD; install the package qemu-block-extra in the same version",
         ),
         (
+            "Unknown driver 'nfs'",
+            "QEMU of this host knows no NFS; install the package qemu-block-extra in the same version",
+        ),
+        (
             "Cannot allocate memory",
             "the host is short of memory; free some or place the VM elsewhere",
         ),

@@ -373,6 +373,7 @@ impl Opening<'_> {
             arrives: false,
             mirror: Some(mirror),
             rbd: None,
+            filer: None,
             slot: None,
         }
     }
