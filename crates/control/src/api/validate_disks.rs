@@ -32,7 +32,7 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
             );
         }
         limits(disk, say);
-        in_ceph(after, disk, say);
+        bare(after, disk, say);
         changed(after, name, disk, say);
         port(after, name, disk, say);
         name_is_free(after, name, disk, say);
@@ -50,14 +50,14 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
     left_out(after, spec, name, say);
 }
 
-/// What disks in pools of Ceph clusters cannot do yet.
-fn in_ceph(after: &After<'_>, disk: &DiskSpec, say: &mut Say<'_>) {
-    let is = after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd);
-    if let Some(backup) = disk.backup.as_ref().filter(|_| is) {
+/// What disks in pools that keep nothing but what is written cannot do yet.
+fn bare(after: &After<'_>, disk: &DiskSpec, say: &mut Say<'_>) {
+    let of = after.pool(&disk.pool).and_then(|pool| super::pools::bare(pool.driver));
+    if let Some((backup, (of, _))) = disk.backup.as_ref().zip(of) {
         say(
             ("backup", backup),
             format!(
-                "the disk `{}` is made from a backup, and the pool `{}` of a Ceph cluster does not take that yet",
+                "the disk `{}` is made from a backup, and the pool `{}` of {of} does not take that yet",
                 disk.name, disk.pool
             ),
             "restore it into another pool (`haven backup restore … --pool`)",

@@ -23,12 +23,13 @@ use haven_host::{
         },
         files::Fetch,
         images::ImageStore,
+        nfs::volumes::NfsPools,
         rbd::volumes::RbdPools,
     },
     vm::driver::VmDriver,
 };
 use haven_model::{
-    Bytes, Name, RbdSpec, Snapshot,
+    Bytes, Name, PoolSpec, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -298,6 +299,14 @@ impl LocalHost for Local {
 
     async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<String, String> {
         self.rbd.check(pool, rbd).await.map_err(|failure| failure.what)
+    }
+
+    async fn check_filer(&self, pool: &PoolSpec, only_asked: bool) -> Result<String, String> {
+        let checked = match &pool.nfs {
+            Some(nfs) => NfsPools.check(nfs, only_asked).await,
+            None => Err(StorageFailure { what: "no pool of such a filer is known here".into() }),
+        };
+        checked.map_err(|failure| failure.what)
     }
 
     async fn mark_target(&self, target: &Name) -> Result<(), String> {

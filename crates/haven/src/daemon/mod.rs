@@ -42,6 +42,7 @@ use haven_host::{
         images::ImageStore,
         mirrored::{daemon::StorageDaemons, kept::KeptFiles},
         pools::Pools,
+        nfs::volumes::NfsPools,
         rbd::volumes::RbdPools,
     },
     vm::{
@@ -352,6 +353,7 @@ impl Daemon {
             secrets: self.secrets(),
             storage: Arc::new(Pools {
                 rbd: self.rbd_pools(&targets_live),
+                nfs: NfsPools,
                 files: FileStorage::new(
                     images,
                     self.paths.run.join("vms"),
