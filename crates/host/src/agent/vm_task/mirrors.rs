@@ -366,12 +366,12 @@ impl VmTask {
             None => 1,
         };
         self.mirrors.went_on = Some((now, times));
-        if times >= TOLD && self.mirrored().await.is_empty() && self.ended_for_ceph().await {
+        if times >= TOLD && self.mirrored().await.is_empty() && self.ended_for_its_disks().await {
             return Ok(());
         }
         if times == TOLD {
             self.note = format!(
-                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there; of a disk in Ceph `ceph health detail` and `ceph osd blocklist ls` tell more",
+                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there; of a disk in Ceph `ceph health detail` and `ceph osd blocklist ls` tell more, of one on a filer its log",
                 me = self.parts.me
             );
         }

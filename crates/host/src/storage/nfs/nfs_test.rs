@@ -122,16 +122,17 @@ async fn who_was_shut_out_writes_nothing_more() {
     let disk = wanted("shut", 1 << 20);
     let before = NfsPools.volume(&pool, &disk, None).await.unwrap();
     qemu_io(&before, &["write -P 1 0 64k"]).unwrap();
-    NfsPools.shut_out(&pool, &disk.name).await.unwrap();
-    // Opened as it was, and with a file handle from before.
-    let refused = qemu_io(&before, &["write -P 2 0 64k"]).unwrap_err();
-    assert!(refused.contains("Permission denied"), "{refused}");
-    let after = NfsPools.volume(&pool, &disk, None).await.unwrap();
-    qemu_io(&after, &["read -P 1 0 64k", "write -P 3 0 64k", "flush"]).unwrap();
     let Some(FilerLaunch::Nfs(then)) = before.filer.as_deref() else { panic!() };
     let mut late = Directory::open(pool.nfs.as_ref().unwrap(), then.owner).await.unwrap();
     let name = then.path.rsplit_once('/').unwrap().1;
     let file = late.find(name).await.unwrap().unwrap();
+    assert!(late.write(&file, name, &[1]).await.unwrap(), "it may write until then");
+    NfsPools.shut_out(&pool, &disk.name).await.unwrap();
+    assert!(!late.write(&file, name, b"late").await.unwrap(), "what it had open is open yet");
+    let refused = qemu_io(&before, &["write -P 2 0 64k"]).unwrap_err();
+    assert!(refused.contains("ACCESS denied"), "{refused}");
+    let after = NfsPools.volume(&pool, &disk, None).await.unwrap();
+    qemu_io(&after, &["read -P 1 0 64k", "write -P 3 0 64k", "flush"]).unwrap();
     assert!(!late.write(&file, name, b"late").await.unwrap());
     qemu_io(&after, &["read -P 3 0 64k"]).unwrap();
     // One that moves has the same owner.
