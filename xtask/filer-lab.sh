@@ -112,6 +112,8 @@ up_gluster() {
   as 1 gluster volume set vm network.ping-timeout 5
   as 1 gluster volume set vm server.tcp-user-timeout 5
   as 1 gluster volume start vm
+  # shellcheck disable=SC2016
+  until_true 30 "a volume that is written" as 4 sh -c 'mkdir -p /tmp/m; glusterfs --volfile-server=$0 --volfile-id=vm /tmp/m && mkdir -p /tmp/m/full && echo foreign > /tmp/m/full/foreign; r=$?; umount /tmp/m; exit $r' "${net}1"
 }
 start_gluster() { background "$lab/h$1/glusterd.pid" "$lab/glusterd.$1.out" "$1" glusterd -N; }
 

@@ -22,6 +22,7 @@ use haven_host::{
             target::Targets,
         },
         files::Fetch,
+        gluster::GlusterMounts,
         images::ImageStore,
         nfs::volumes::NfsPools,
         rbd::volumes::RbdPools,
@@ -140,6 +141,7 @@ pub struct Local {
     pieces: ReplicaPieces,
     targets: Targets,
     rbd: RbdPools,
+    gluster: GlusterMounts,
     store: EtcdStore,
     host: HostFile,
     pki: PkiDir,
@@ -154,7 +156,7 @@ impl Local {
         store: EtcdStore,
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
-        (targets, rbd): (Targets, RbdPools),
+        (targets, rbd, gluster): (Targets, RbdPools, GlusterMounts),
     ) -> anyhow::Result<Self> {
         let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
@@ -164,6 +166,7 @@ impl Local {
             peers,
             targets,
             rbd,
+            gluster,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),
@@ -302,9 +305,10 @@ impl LocalHost for Local {
     }
 
     async fn check_filer(&self, pool: &PoolSpec, only_asked: bool) -> Result<String, String> {
-        let checked = match &pool.nfs {
-            Some(nfs) => NfsPools.check(nfs, only_asked).await,
-            None => Err(StorageFailure { what: "no pool of such a filer is known here".into() }),
+        let checked = match (&pool.nfs, &pool.gluster) {
+            (Some(nfs), _) => NfsPools.check(nfs, only_asked).await,
+            (_, Some(gluster)) => self.gluster.check(gluster, only_asked).await,
+            (None, None) => Err(StorageFailure { what: "no pool of such a filer is known here".into() }),
         };
         checked.map_err(|failure| failure.what)
     }

@@ -232,6 +232,8 @@ pub trait Storage: Send + Sync {
     }
     /// The room in a pool; nothing when its directory is not there yet.
     async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure>;
+    /// Lets go what belonged to pools other than these, which are all that there are.
+    async fn settle(&self, _pools: &[PoolSpec]) {}
     /// A file of an image, fetched from another host if it is not here.
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure>;
     /// The same for a file that nobody waits for: only while that leaves a tenth of the file system free.

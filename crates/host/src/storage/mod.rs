@@ -16,6 +16,7 @@ pub mod backup;
 pub mod busy;
 pub mod copies;
 pub mod files;
+pub mod gluster;
 pub mod images;
 pub mod masters;
 pub mod mirrored;

@@ -1,17 +1,17 @@
-//! All pools of the cluster: those that are directories of this host ([`FileStorage`]), those of Ceph clusters ([`RbdPools`]) and those
-//! of NFS servers ([`NfsPools`]).
+//! All pools of the cluster: those that are directories of this host ([`FileStorage`]), those of Ceph clusters ([`RbdPools`]) those of
+//! NFS servers ([`NfsPools`]), and those of Gluster volumes, which are directories as well once they are mounted ([`GlusterMounts`]).
 
-use super::{files::FileStorage, nfs::volumes::NfsPools, rbd::volumes::RbdPools, says};
+use super::{files::FileStorage, gluster::GlusterMounts, nfs::volumes::NfsPools, rbd::volumes::RbdPools, says};
 use crate::{
     agent::storage::{
-        SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+        FilerLaunch, SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
     },
     vm::snapshots::Keeps,
 };
 use async_trait::async_trait;
 use haven_model::{Name, PoolDriverKind, PoolSpec, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
 
 /// Asks the one that a pool is of.
 pub struct Pools {
@@ -21,6 +21,8 @@ pub struct Pools {
     pub rbd: RbdPools,
     /// Those of NFS servers.
     pub nfs: NfsPools,
+    /// Where Gluster volumes are mounted.
+    pub gluster: GlusterMounts,
 }
 
 /// Who keeps the volumes of a pool.
@@ -42,6 +44,17 @@ fn keeper(pool: &PoolSpec) -> Keeper {
 }
 
 impl Pools {
+    /// A pool that is a directory of this host, with that directory.
+    async fn mounted<'a>(
+        &self,
+        pool: &'a PoolSpec,
+    ) -> Result<Cow<'a, PoolSpec>, StorageFailure> {
+        match pool.driver {
+            PoolDriverKind::Gluster => self.gluster.ready(pool).await.map(Cow::Owned),
+            _ => Ok(Cow::Borrowed(pool)),
+        }
+    }
+
     /// What a volume is to be made from that is not there.
     async fn image(
         &self,
@@ -69,7 +82,12 @@ impl Storage for Pools {
                 self.rbd.volume(pool, wanted, image, &self.files.run_dir).await
             }
             Keeper::Nfs => self.nfs.volume(pool, wanted, self.image(pool, wanted).await?).await,
-            Keeper::Files => self.files.volume(pool, wanted).await,
+            Keeper::Files => {
+                let mut ready = self.files.volume(&*self.mounted(pool).await?, wanted).await?;
+                let is = pool.driver == PoolDriverKind::Gluster;
+                ready.filer = is.then(|| Box::new(FilerLaunch::Mounted));
+                Ok(ready)
+            }
         }
     }
 
@@ -82,7 +100,7 @@ impl Storage for Pools {
         match keeper(pool) {
             Keeper::Ceph => self.rbd.has(pool, name).await,
             Keeper::Nfs => self.nfs.has(pool, name).await,
-            Keeper::Files => self.files.has_volume(pool, name, owner_uid).await,
+            Keeper::Files => self.files.has_volume(&*self.mounted(pool).await?, name, owner_uid).await,
         }
     }
 
@@ -95,7 +113,7 @@ impl Storage for Pools {
         match keeper(pool) {
             Keeper::Ceph => self.rbd.grow(pool, name, size_bytes).await,
             Keeper::Nfs => self.nfs.grow(pool, name, size_bytes).await,
-            Keeper::Files => self.files.grow(pool, name, size_bytes).await,
+            Keeper::Files => self.files.grow(&*self.mounted(pool).await?, name, size_bytes).await,
         }
     }
 
@@ -106,7 +124,7 @@ impl Storage for Pools {
     ) -> Result<Option<Keeps>, StorageFailure> {
         match keeper(pool) {
             Keeper::Ceph | Keeper::Nfs => Ok(None),
-            Keeper::Files => self.files.keeps(pool, name).await,
+            Keeper::Files => self.files.keeps(&*self.mounted(pool).await?, name).await,
         }
     }
 
@@ -118,7 +136,7 @@ impl Storage for Pools {
         snapshot: &str,
     ) -> Result<(), StorageFailure> {
         let of = match keeper(pool) {
-            Keeper::Files => return self.files.snapshot(pool, name, step, snapshot).await,
+            Keeper::Files => return self.files.snapshot(&*self.mounted(pool).await?, name, step, snapshot).await,
             Keeper::Ceph => "Ceph clusters",
             Keeper::Nfs => "NFS servers",
         };
@@ -145,22 +163,22 @@ impl Storage for Pools {
         match keeper(pool) {
             Keeper::Ceph => self.rbd.delete(pool, name).await,
             Keeper::Nfs => self.nfs.delete(pool, name).await,
-            Keeper::Files => self.files.delete_volume(pool, name).await,
+            Keeper::Files => self.files.delete_volume(&*self.mounted(pool).await?, name).await,
         }
     }
 
     async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
-        match keeper(pool) {
-            // They are no host's.
-            Keeper::Ceph | Keeper::Nfs => Ok(Vec::new()),
-            Keeper::Files => self.files.volumes(pool).await,
+        // They are no host's.
+        match pool.is_shared() {
+            true => Ok(Vec::new()),
+            false => self.files.volumes(pool).await,
         }
     }
 
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
-        match keeper(pool) {
-            Keeper::Ceph | Keeper::Nfs => Ok(()),
-            Keeper::Files => self.files.put_aside(pool, names).await,
+        match pool.is_shared() {
+            true => Ok(()),
+            false => self.files.put_aside(pool, names).await,
         }
     }
 
@@ -193,8 +211,12 @@ impl Storage for Pools {
         match keeper(pool) {
             Keeper::Ceph => self.rbd.room(pool).await.map(Some),
             Keeper::Nfs => self.nfs.room(pool).await.map(Some),
-            Keeper::Files => self.files.room(pool).await,
+            Keeper::Files => self.files.room(&*self.mounted(pool).await?).await,
         }
+    }
+
+    async fn settle(&self, pools: &[PoolSpec]) {
+        self.gluster.settle(pools).await;
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {
