@@ -1,7 +1,7 @@
 #!/bin/bash
 # Real filers for experiments: an NFS server (NFS-Ganesha) in namespace hf-1, and three Gluster servers in hf-1..hf-3; hf-4 is a host
 # with clients only. The bridge is in hf-sw, or that of a lab; nothing is attached to the root namespace's network. No systemd.
-#   filer-lab.sh up-nfs | up-gluster | down | stop-nfs | start-nfs | cut N | heal N | in N COMMAND… | test
+#   filer-lab.sh up-nfs | up-gluster | down | stop-nfs | start-nfs | away H… | back H… | in N COMMAND… | test
 # Needs root, and the packages of xtask/filer-base.sh in the root file system of a Debian 13 that LAB_ROOT names. HAVEN_FILER_LAB sets
 # where its state stands. `test` runs the tests of crates/host/src/storage/{nfs,gluster} with them.
 set -euo pipefail
@@ -145,8 +145,9 @@ stop-nfs) stop_nfs ;;
 start-nfs) start_nfs ;;
 start-gluster) start_gluster "$1" ;;
 down) down ;;
-cut) ip -n "${switch:-hf-sw}" link set "f$1" nomaster ;;
-heal) ip -n "${switch:-hf-sw}" link set "f$1" master br0 ;;
+# Nothing comes back from the servers to the hosts with these last numbers of their addresses; they see each other.
+away) for n in 1 2 3; do for h; do ip -n hf-$n route add blackhole "${net%.*}.$h"; done; done ;;
+back) for n in 1 2 3; do for h; do ip -n hf-$n route del blackhole "${net%.*}.$h"; done; done ;;
 in) in_ns "$@" ;;
 test) # what: nfs or gluster
   cd "$(dirname "$0")/.."

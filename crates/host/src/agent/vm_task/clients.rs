@@ -19,6 +19,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_millis(100);
 /// From so many per cent on a filer counts as full.
 const FULL: u64 = 99;
+/// So long may whoever speaks to a filer that answers again need to have what was open before open again.
+const MENDS: Duration = Duration::from_secs(10);
 /// How soon a process to which its disks give nothing but errors is started anew.
 const ANEW: Duration = Duration::from_secs(2);
 
@@ -201,7 +203,18 @@ impl VmTask {
             // One that is full or away takes it once there is room, or it is back.
             match self.parts.storage.room(pool).await {
                 Ok(Some(room)) if room.full() < FULL => {}
-                _ => return false,
+                _ => {
+                    self.mirrors.answers = None;
+                    return false;
+                }
+            }
+        }
+        if !on_filers.is_empty() {
+            // What was open may yet be mended by whoever speaks to a filer that is just back.
+            let now = self.parts.clock.now();
+            let since = *self.mirrors.answers.get_or_insert(now);
+            if now.since(since) < MENDS {
+                return false;
             }
         }
         self.kill().await;

@@ -66,6 +66,8 @@ const STEPS: usize = 16;
 pub(super) struct Mirrors {
     /// When the guest was let run on last, and how often since it last ran well.
     went_on: Option<(Mono, u32)>,
+    /// Since when its filers answer while its guest stands for their errors.
+    pub answers: Option<Mono>,
     /// A disk broke since this was looked at, or this never was.
     pub broke: bool,
     /// Runs that were begun, and in which no process was started yet.
@@ -323,6 +325,7 @@ impl VmTask {
         match self.parts.vms.is_stopped(self.vm.as_str()).await {
             Ok(false) => {
                 self.mirrors.broke = false;
+                self.mirrors.answers = None;
                 if self.mirrors.went_on.take().is_some_and(|(_, times)| times >= TOLD) {
                     self.note.clear();
                 }
@@ -430,6 +433,7 @@ impl VmTask {
                 self.parts.vms.leave_out(&vm, place, &host).await?;
                 // Something was done about it, so it need not wait to be let run on.
                 self.mirrors.went_on = None;
+                self.mirrors.answers = None;
             }
             Keep::GoOn => {
                 self.mirrors.broke = true;
