@@ -121,7 +121,8 @@ fn of_nfs(nfs: &NfsSpec, say: &mut Say<'_>) {
     }
     if !is_directory(&nfs.path) {
         let message = format!("`path` is `{}`, which is no directory of a server", nfs.path);
-        let hint = "write it as the server exports it, like /srv/vms, with letters, digits and `-_.@+`";
+        let hint =
+            "write it as the server exports it, like /srv/vms, with letters, digits and `-_.@+`";
         say(("path", &nfs.path), message, hint);
     }
 }

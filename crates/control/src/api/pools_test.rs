@@ -62,7 +62,9 @@ async fn a_pool_of_cephs_is_asked_and_its_key_is_never_shown() {
 }
 
 fn nas(change: impl FnOnce(String) -> String) -> String {
-    change("kind: Pool\nname: nas\ndriver: nfs\nnfs:\n  server: 10.0.0.9\n  path: /srv/vms\n".into())
+    change(
+        "kind: Pool\nname: nas\ndriver: nfs\nnfs:\n  server: 10.0.0.9\n  path: /srv/vms\n".into(),
+    )
 }
 
 #[tokio::test]

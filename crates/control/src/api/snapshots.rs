@@ -157,9 +157,7 @@ impl<'a> Of<'a> {
             }
             let pool = self.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
             match pool {
-                Some(
-                    PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Gluster,
-                ) => {}
+                Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Gluster) => {}
                 Some(PoolDriverKind::Mirrored) => {
                     if let Some(host) = speaks_less(self.now, KEPT_COPIES) {
                         let detail = format!(

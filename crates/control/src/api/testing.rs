@@ -18,7 +18,8 @@ use axum::{
     http::{StatusCode, header},
 };
 use haven_model::{
-    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PoolSpec, PowerState, RbdSpec, Snapshot,
+    Bytes, Name, Object, Observations, PoolSpec, PowerProblem, PowerSpec, PowerState, RbdSpec,
+    Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     image::ImageFile,

@@ -308,7 +308,9 @@ impl LocalHost for Local {
         let checked = match (&pool.nfs, &pool.gluster) {
             (Some(nfs), _) => NfsPools.check(nfs, only_asked).await,
             (_, Some(gluster)) => self.gluster.check(gluster, only_asked).await,
-            (None, None) => Err(StorageFailure { what: "no pool of such a filer is known here".into() }),
+            (None, None) => {
+                Err(StorageFailure { what: "no pool of such a filer is known here".into() })
+            }
         };
         checked.map_err(|failure| failure.what)
     }

@@ -39,11 +39,11 @@ use haven_host::{
     storage::{
         backup::target::Targets,
         files::FileStorage,
+        gluster::GlusterMounts,
         images::ImageStore,
         mirrored::{daemon::StorageDaemons, kept::KeptFiles},
-        pools::Pools,
-        gluster::GlusterMounts,
         nfs::volumes::NfsPools,
+        pools::Pools,
         rbd::volumes::RbdPools,
     },
     vm::{

@@ -150,9 +150,7 @@ impl Filer {
     fn pool(&self, lab: &Driver) -> Result<String> {
         match self.kind {
             Kind::Nfs => self.create(lab, &format!("{NET}1"), "/tmp/of/lab/h1/export/disks", ""),
-            Kind::Gluster => {
-                self.create(lab, &format!("{NET}1,{NET}2,{NET}3"), "/vms", "vm")
-            }
+            Kind::Gluster => self.create(lab, &format!("{NET}1,{NET}2,{NET}3"), "/vms", "vm"),
         }
     }
 }
@@ -237,13 +235,17 @@ fn made(lab: &Driver, filer: &Filer) -> Result<()> {
         said(lab, "reader", None).contains("IMAGE-SAYS marked-image 32768")
     })?;
     lab.wait("the room is told", PATIENCE, |lab| {
-        lab.haven(&["pool", "show", "filer"]).is_ok_and(|room| room.contains(" are free; its volumes take"))
+        lab.haven(&["pool", "show", "filer"])
+            .is_ok_and(|room| room.contains(" are free; its volumes take"))
     })?;
     let room = lab.haven(&["pool", "show", "filer"])?;
     println!("  {}", room.lines().last().unwrap_or_default());
     lab.haven(&["delete", "vm/reader", "--wait"])?;
     let files = filer.files()?;
-    ensure!(files.iter().all(|name| name.starts_with("scribe.data.") || name == "masters"), "{files:?}");
+    ensure!(
+        files.iter().all(|name| name.starts_with("scribe.data.") || name == "masters"),
+        "{files:?}"
+    );
     let snapshot = lab.haven(&["vm", "snapshot", "create", VM]);
     match filer.kind {
         Kind::Nfs => {
@@ -280,7 +282,8 @@ fn changes(lab: &Driver, filer: &Filer) -> Result<()> {
         };
         lab.wait(what, PATIENCE, |lab| last(lab).is_some_and(|now| now.contains(disks)))
     };
-    let has = || Ok::<bool, anyhow::Error>(filer.files()?.iter().any(|n| n.starts_with("scribe.more.")));
+    let has =
+        || Ok::<bool, anyhow::Error>(filer.files()?.iter().any(|n| n.starts_with("scribe.more.")));
     lab.haven(&["volume", "create", "scribe.more", "8MiB", "--pool", "filer"])?;
     lab.haven(&["volume", "attach", "scribe.more"])?;
     sees("it sees the new disk", " 16384")?;
@@ -315,8 +318,14 @@ fn away(lab: &Driver, filer: &Filer, switch: &str) -> Result<()> {
     filer.comes_back(switch)?;
     let back = Instant::now();
     lab.wait("it writes on", PATIENCE, |lab| largest(lab, "KEEPER-WROTE") > then + 5)?;
-    println!("  the filer was away for {} s; it writes on {:.1} s after", AWAY.as_secs(), back.elapsed().as_secs_f64());
-    lab.wait("the late one starts", PATIENCE, |lab| guest::said(lab, "late", None).contains("KEEPER-WROTE"))?;
+    println!(
+        "  the filer was away for {} s; it writes on {:.1} s after",
+        AWAY.as_secs(),
+        back.elapsed().as_secs_f64()
+    );
+    lab.wait("the late one starts", PATIENCE, |lab| {
+        guest::said(lab, "late", None).contains("KEEPER-WROTE")
+    })?;
     println!("  the late one runs {:.1} s after", back.elapsed().as_secs_f64());
     lab.haven(&["delete", "vm/late", "--wait"])?;
     match filer.kind {

@@ -81,4 +81,3 @@ pub fn has_all(lab: &Driver, before: usize) -> Result<()> {
     ensure!(wrote > 0 && has >= wrote, "{} records are lost", wrote - has);
     writes_on(lab)
 }
-

@@ -149,8 +149,7 @@ fn to_remove(live: &Snapshot, me: &Name, removed: &Removed) -> Vec<(PoolSpec, Vo
         let others = matches!(
             pool.spec.driver,
             PoolDriverKind::Rbd | PoolDriverKind::Nfs | PoolDriverKind::Gluster
-        )
-            && live.placements.get(&of.vm).is_some_and(|placed| elsewhere(placed));
+        ) && live.placements.get(&of.vm).is_some_and(|placed| elsewhere(placed));
         if others {
             return None;
         }

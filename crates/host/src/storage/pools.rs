@@ -1,10 +1,14 @@
 //! All pools of the cluster: those that are directories of this host ([`FileStorage`]), those of Ceph clusters ([`RbdPools`]) those of
 //! NFS servers ([`NfsPools`]), and those of Gluster volumes, which are directories as well once they are mounted ([`GlusterMounts`]).
 
-use super::{files::FileStorage, gluster::GlusterMounts, nfs::volumes::NfsPools, rbd::volumes::RbdPools, says};
+use super::{
+    files::FileStorage, gluster::GlusterMounts, nfs::volumes::NfsPools, rbd::volumes::RbdPools,
+    says,
+};
 use crate::{
     agent::storage::{
-        FilerLaunch, SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+        FilerLaunch, SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady,
+        VolumeWanted,
     },
     vm::snapshots::Keeps,
 };
@@ -45,10 +49,7 @@ fn keeper(pool: &PoolSpec) -> Keeper {
 
 impl Pools {
     /// A pool that is a directory of this host, with that directory.
-    async fn mounted<'a>(
-        &self,
-        pool: &'a PoolSpec,
-    ) -> Result<Cow<'a, PoolSpec>, StorageFailure> {
+    async fn mounted<'a>(&self, pool: &'a PoolSpec) -> Result<Cow<'a, PoolSpec>, StorageFailure> {
         match pool.driver {
             PoolDriverKind::Gluster => self.gluster.ready(pool).await.map(Cow::Owned),
             _ => Ok(Cow::Borrowed(pool)),
@@ -100,7 +101,9 @@ impl Storage for Pools {
         match keeper(pool) {
             Keeper::Ceph => self.rbd.has(pool, name).await,
             Keeper::Nfs => self.nfs.has(pool, name).await,
-            Keeper::Files => self.files.has_volume(&*self.mounted(pool).await?, name, owner_uid).await,
+            Keeper::Files => {
+                self.files.has_volume(&*self.mounted(pool).await?, name, owner_uid).await
+            }
         }
     }
 
@@ -136,7 +139,9 @@ impl Storage for Pools {
         snapshot: &str,
     ) -> Result<(), StorageFailure> {
         let of = match keeper(pool) {
-            Keeper::Files => return self.files.snapshot(&*self.mounted(pool).await?, name, step, snapshot).await,
+            Keeper::Files => {
+                return self.files.snapshot(&*self.mounted(pool).await?, name, step, snapshot).await;
+            }
             Keeper::Ceph => "Ceph clusters",
             Keeper::Nfs => "NFS servers",
         };

@@ -41,7 +41,8 @@ async fn nothing_is_made_in_the_bare_directory_below_a_mount() {
         directory: None,
         mark: Some("1-2".into()),
     };
-    let mut of = PoolSpec { gluster: Some(gluster), ..PoolSpec::new(PoolDriverKind::Gluster, path) };
+    let mut of =
+        PoolSpec { gluster: Some(gluster), ..PoolSpec::new(PoolDriverKind::Gluster, path) };
     let said = pool::ready(&of).unwrap_err().what;
     assert!(said.contains("holds no .haven-pool"), "{said}");
     assert!(pool::room(&of).unwrap().is_none(), "the room of the disk beneath is told");

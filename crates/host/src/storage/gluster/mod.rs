@@ -200,7 +200,10 @@ impl GlusterMounts {
             let at = self.directory.join(&name);
             let taken = self.busy.run(&at.clone(), move || Ok(take_away(&at))).await;
             match taken {
-                Ok(Ok(())) => tracing::info!(mount = name, "no pool has it any more, so it is not mounted any more"),
+                Ok(Ok(())) => tracing::info!(
+                    mount = name,
+                    "no pool has it any more, so it is not mounted any more"
+                ),
                 Ok(Err(error)) => tracing::debug!(mount = name, %error, "it stays mounted"),
                 Err(failure) => tracing::debug!(mount = name, %failure, "it stays mounted"),
             }

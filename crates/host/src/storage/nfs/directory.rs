@@ -118,8 +118,7 @@ impl Directory {
             .connect_from_privileged_port(false)
             .credential(opaque_auth::auth_unix(&auth))
             .mount();
-        let nfs =
-            within(of, async { mount.await.map_err(|error| unreached(of, &error)) }).await?;
+        let nfs = within(of, async { mount.await.map_err(|error| unreached(of, &error)) }).await?;
         let root = nfs.root_nfs_fh3();
         Ok(Self { of: of.clone(), nfs, root })
     }
@@ -136,7 +135,9 @@ impl Directory {
             nfsstat3::NFS3ERR_ACCES | nfsstat3::NFS3ERR_PERM => format!(
                 "the NFS server {server} does not let this host {what} in {path} ({why}); export it with `rw`, `no_root_squash` and without `all_squash`, and let everybody pass through the directory (`chmod 711`)"
             ),
-            _ => format!("the NFS server {server} could not {what} in {path} ({why}); its log tells more"),
+            _ => format!(
+                "the NFS server {server} could not {what} in {path} ({why}); its log tells more"
+            ),
         })
     }
 
@@ -173,11 +174,7 @@ impl Directory {
         Ok(Some(NfsFile { handle: found.object, size, owner: uid, used }))
     }
 
-    async fn attributes(
-        &mut self,
-        handle: &nfs_fh3,
-        name: &str,
-    ) -> Result<fattr3, StorageFailure> {
+    async fn attributes(&mut self, handle: &nfs_fh3, name: &str) -> Result<fattr3, StorageFailure> {
         let args = nfs3_client::nfs3_types::nfs3::GETATTR3args { object: handle.clone() };
         let of = self.of.clone();
         let call = self.nfs.getattr(&args);
@@ -198,10 +195,8 @@ impl Directory {
         size: u64,
         owner: u32,
     ) -> Result<NfsFile, StorageFailure> {
-        let how = createhow3::GUARDED(sattr3 {
-            mode: Nfs3Option::Some(0o600),
-            ..sattr3::default()
-        });
+        let how =
+            createhow3::GUARDED(sattr3 { mode: Nfs3Option::Some(0o600), ..sattr3::default() });
         let args = CREATE3args { where_: self.here(name), how };
         let of = self.of.clone();
         let call = self.nfs.create(&args);
@@ -300,11 +295,7 @@ impl Directory {
     ///
     /// # Errors
     /// A sentence.
-    pub async fn publish(
-        &mut self,
-        file: &NfsFile,
-        name: &str,
-    ) -> Result<bool, StorageFailure> {
+    pub async fn publish(&mut self, file: &NfsFile, name: &str) -> Result<bool, StorageFailure> {
         let args = LINK3args { file: file.handle.clone(), link: self.here(name) };
         let of = self.of.clone();
         let call = self.nfs.link(&args);

@@ -95,7 +95,9 @@ async fn disks_are_made_written_grown_and_removed() {
     let raw = std::env::temp_dir().join("image.raw");
     std::fs::write(&raw, [b"marked".repeat(1 << 16), vec![0; 1 << 20]].concat()).unwrap();
     let convert = ["convert", "-O", "qcow2"];
-    assert!(Command::new("qemu-img").args(convert).args([&raw, &image]).status().unwrap().success());
+    assert!(
+        Command::new("qemu-img").args(convert).args([&raw, &image]).status().unwrap().success()
+    );
     let made = wanted("system", 4 << 20);
     let ready = NfsPools.volume(&pool, &made, Some((image, "qcow2".into()))).await.unwrap();
     let said = qemu_io(&ready, &["read -v 0 512"]).unwrap();
