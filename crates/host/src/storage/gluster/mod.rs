@@ -24,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::process::Command;
 use uuid::Uuid;
@@ -34,6 +34,8 @@ mod gluster_test;
 
 /// How long a mount may take.
 const MOUNTS: Duration = Duration::from_secs(20);
+/// So soon a mount that failed is not tried again.
+const SOON: Duration = Duration::from_secs(2);
 /// What mounts are called that only try a volume out.
 const CHECK: &str = "check-";
 /// A user that nobody is, to try out whether files can be given away.
@@ -46,8 +48,11 @@ pub struct GlusterMounts {
     log_dir: PathBuf,
     busy: Busy,
     /// Each is mounted by one at a time.
-    mounting: Arc<Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>>,
+    mounting: Arc<Mutex<BTreeMap<PathBuf, Arc<Mounting>>>>,
 }
+
+/// Who mounts it holds this; with it what the last one was told who could not.
+type Mounting = tokio::sync::Mutex<Option<(Instant, String)>>;
 
 /// Whether a mark can be a name of a file; one that somebody else wrote may be anything.
 fn is_mark(text: &str) -> bool {
@@ -130,13 +135,17 @@ impl GlusterMounts {
             let mut all = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(all.entry(at.to_owned()).or_default())
         };
-        let _one = one.lock().await;
+        let mut failed = one.lock().await;
         if mounted(at)? {
             if lives(at) {
                 return Ok(());
             }
             tracing::warn!(at = %at.display(), "the process of this mount has ended; it is mounted anew");
             detach(at);
+        }
+        // Those who have waited meanwhile do not wait as long once more.
+        if let Some((_, what)) = failed.as_ref().filter(|(when, _)| when.elapsed() < SOON) {
+            return Err(says(what.clone()));
         }
         let prepared = DirBuilder::new().recursive(true).mode(0o711).create(&self.directory);
         let prepared = prepared.and_then(|()| match DirBuilder::new().mode(0o700).create(at) {
@@ -145,6 +154,7 @@ impl GlusterMounts {
         });
         prepared.map_err(|e| says(format!("{} cannot be made ({e})", at.display())))?;
         let done = self.run(of, at).await;
+        *failed = done.as_ref().err().map(|failure| (Instant::now(), failure.what.clone()));
         if done.is_err() {
             detach(at);
         }

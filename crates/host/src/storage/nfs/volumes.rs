@@ -135,8 +135,9 @@ impl NfsPools {
         }
         let name = format!(".haven-check-{}", &Uuid::new_v4().simple().to_string()[..8]);
         let checked = self.try_out(&mut directory, of, &name).await;
-        directory.remove(&name).await?;
+        let removed = directory.remove(&name).await;
         checked?;
+        removed?;
         let mark = match there {
             Some(mark) => mark,
             None => Uuid::new_v4().to_string(),
