@@ -140,7 +140,10 @@ impl Storage for Pools {
     ) -> Result<(), StorageFailure> {
         let of = match keeper(pool) {
             Keeper::Files => {
-                return self.files.snapshot(&*self.mounted(pool).await?, name, step, snapshot).await;
+                return self
+                    .files
+                    .snapshot(&*self.mounted(pool).await?, name, step, snapshot)
+                    .await;
             }
             Keeper::Ceph => "Ceph clusters",
             Keeper::Nfs => "NFS servers",

@@ -433,7 +433,6 @@ impl VmTask {
                 self.parts.vms.leave_out(&vm, place, &host).await?;
                 // Something was done about it, so it need not wait to be let run on.
                 self.mirrors.went_on = None;
-                self.mirrors.answers = None;
             }
             Keep::GoOn => {
                 self.mirrors.broke = true;

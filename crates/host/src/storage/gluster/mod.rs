@@ -295,7 +295,7 @@ fn try_out(of: &GlusterSpec, at: &Path, only_asked: bool) -> Result<String, Stor
             }
             DirBuilder::new().recursive(true).mode(0o711).create(at).map_err(fails("made"))?;
         }
-        there => drop(there.map_err(fails("looked at"))?),
+        there => _ = there.map_err(fails("looked at"))?,
     }
     let there = match std::fs::read_to_string(at.join(pool::MARK)) {
         Ok(mark) if is_mark(mark.trim()) => Some(mark.trim().to_owned()),
@@ -309,26 +309,18 @@ fn try_out(of: &GlusterSpec, at: &Path, only_asked: bool) -> Result<String, Stor
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(fails("read")(error)),
     };
-    if there.is_none() {
-        let entries = std::fs::read_dir(at).map_err(fails("read"))?;
-        let foreign = entries.flatten().find(|entry| {
-            let name = entry.file_name();
-            // The volume's own.
-            name != ".trashcan" && !name.to_string_lossy().starts_with(".haven-check-")
-        });
-        if let Some(foreign) = foreign {
-            let name = foreign.file_name();
-            return Err(says(format!(
-                "{place} is not empty (it holds {}), so no pool is made of it; empty it, or name another directory",
-                name.display()
-            )));
-        }
+    if there.is_none()
+        && let Some(name) = foreign(at).map_err(fails("read"))?
+    {
+        return Err(says(format!(
+            "{place} is not empty (it holds {name}), so no pool is made of it; empty it, or name another directory"
+        )));
     }
     for place in [Some(at), at.parent().filter(|_| of.directory.is_some())].into_iter().flatten() {
         let mode = std::fs::metadata(place).map_err(fails("looked at"))?.mode();
         if mode & 0o011 != 0o011 {
             return Err(says(format!(
-                "VMs' users may not pass through a directory of the Gluster volume {} ({mode:o}); let everybody pass there (`chmod 711`, or the option `storage.owner-uid`)",
+                "VMs' users may not pass through a directory of the Gluster volume {} ({mode:o}); let everybody pass there (`chmod 711`)",
                 of.volume
             )));
         }
@@ -353,6 +345,17 @@ fn try_out(of: &GlusterSpec, at: &Path, only_asked: bool) -> Result<String, Stor
         written.and_then(|()| pool::sync(at)).map_err(fails("written"))?;
     }
     Ok(mark)
+}
+
+/// What is there that neither Haven nor Gluster has put there.
+fn foreign(at: &Path) -> io::Result<Option<String>> {
+    for entry in std::fs::read_dir(at)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != ".trashcan" && !name.starts_with(".haven-check-") {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 fn try_file(name: &Path) -> io::Result<()> {
