@@ -15,8 +15,9 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 11] = [
+const VARIANTS: [&str; 12] = [
     "nbd",
+    "nfs",
     "rbd",
     "secret",
     "tls-creds-psk",
