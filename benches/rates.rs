@@ -107,6 +107,7 @@ fn launch(path: PathBuf) -> DiskLaunch {
         rbd: None,
         slot: None,
         luks: None,
+        filer: None,
         parked: false,
     }
 }

@@ -171,6 +171,7 @@ fn a_guest_runs_unprivileged_is_adopted_and_powers_itself_off() {
         mirror: None,
         rbd: None,
         luks: None,
+        filer: None,
         slot: None,
         parked: false,
     });
@@ -370,6 +371,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             mirror: None,
             rbd: None,
             luks: None,
+            filer: None,
             slot: None,
             parked: false,
         });
@@ -466,6 +468,7 @@ async fn counting(driver: &QemuDriver, formats: [&str; 2]) {
             mirror: None,
             rbd: None,
             luks: None,
+            filer: None,
             slot: None,
             parked: false,
         });

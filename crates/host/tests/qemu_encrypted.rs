@@ -132,6 +132,7 @@ fn disk(name: &str, format: &str, key: Option<&Plain>, slot: u8) -> DiskLaunch {
         arrives: false,
         mirror: None,
         rbd: None,
+        filer: None,
         luks,
         slot: Some(slot),
         parked: false,

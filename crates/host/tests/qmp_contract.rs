@@ -15,10 +15,11 @@ use std::{
 };
 
 /// What is used wherever there is a choice: by what disks are sent and served, and who may.
-const VARIANTS: [&str; 13] = [
+const VARIANTS: [&str; 14] = [
     "luks",
     "qcow2",
     "nbd",
+    "nfs",
     "rbd",
     "secret",
     "tls-creds-psk",

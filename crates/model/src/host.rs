@@ -72,7 +72,7 @@ pub struct LostSession {
 
 /// What this version understands. Whatever would be misread, or waited for in vain, on a host that says less, is refused
 /// until all hosts that it concerns say as much.
-pub const SPEAKS: u32 = ENCRYPTS;
+pub const SPEAKS: u32 = FILERS;
 /// From here on it restarts and upgrades its host when it is told to.
 pub const MAINTENANCE: u32 = 1;
 /// From here on it knows of guests whose memory follows them.
@@ -99,6 +99,8 @@ pub const CLONES: u32 = 10;
 pub const RBD: u32 = 11;
 /// From here on it encrypts disks.
 pub const ENCRYPTS: u32 = 12;
+/// From here on it knows pools of NFS servers and of Gluster volumes.
+pub const FILERS: u32 = 13;
 
 /// What an agent sees of its own host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

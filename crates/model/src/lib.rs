@@ -62,7 +62,7 @@ pub use network::{NetworkKind, NetworkSpec};
 pub use object::{Kind, Meta, Object};
 pub use placement::{FrontendPlacement, NicAddress, Placement};
 pub use plan::{Action, Observations, Plan, Planned, Waiting};
-pub use pool::{PoolDriverKind, PoolSpec, RbdSpec};
+pub use pool::{GlusterSpec, NfsSpec, PoolDriverKind, PoolSpec, RbdSpec};
 pub use power::{PowerKind, PowerProblem, PowerSpec, PowerState};
 pub use service::{ServiceSpec, UpdateStrategy};
 pub use snapshot::{Change, Handover, Snapshot, Versioned};

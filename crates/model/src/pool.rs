@@ -18,6 +18,10 @@ pub enum PoolDriverKind {
     Mirrored,
     /// A pool of a Ceph cluster: a disk outlives every host as long as that cluster does.
     Rbd,
+    /// A directory of an NFS server, which QEMU reaches by itself: a disk outlives every host as long as that server does.
+    Nfs,
+    /// A Gluster volume, which each host mounts by itself: a disk outlives every host as long as that volume does.
+    Gluster,
 }
 
 /// What is wanted of a pool.
@@ -26,7 +30,7 @@ pub enum PoolDriverKind {
 pub struct PoolSpec {
     /// The engine.
     pub driver: PoolDriverKind,
-    /// The directory on every host; nothing for a pool of Ceph's.
+    /// The directory on every host; nothing for a pool of Ceph's or of a filer.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
     /// On how many hosts each disk of a mirrored pool is: 2 or 3; 2 unless it is said.
@@ -35,6 +39,41 @@ pub struct PoolSpec {
     /// Where a pool of Ceph's is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rbd: Option<RbdSpec>,
+    /// Where a pool of an NFS server's is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nfs: Option<NfsSpec>,
+    /// Where a pool in a Gluster volume is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gluster: Option<GlusterSpec>,
+}
+
+/// A directory of an NFS server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NfsSpec {
+    /// Its address or name.
+    pub server: String,
+    /// The directory there, as it is exported or below that.
+    pub path: String,
+    /// What the directory says that it is. Noted when the pool is made; whatever else is said of it later, it stays this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
+}
+
+/// A Gluster volume, or a directory in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GlusterSpec {
+    /// Addresses or names of its servers; one that answers is enough.
+    pub servers: Vec<String>,
+    /// The volume's name.
+    pub volume: String,
+    /// The directory in it; the volume's root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// What the directory says that it is. Noted when the pool is made; whatever else is said of it later, it stays this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }
 
 /// A pool of a Ceph cluster.
@@ -89,31 +128,64 @@ impl PoolSpec {
     /// A pool of this kind in this directory, with what is usual.
     #[must_use]
     pub fn new(driver: PoolDriverKind, path: impl Into<String>) -> Self {
-        Self { driver, path: path.into(), replicas: None, rbd: None }
+        Self { driver, path: path.into(), replicas: None, rbd: None, nfs: None, gluster: None }
+    }
+
+    /// What its directory on a filer says that it is, once that is known.
+    #[must_use]
+    pub fn mark(&self) -> Option<&str> {
+        let nfs = self.nfs.as_ref().and_then(|nfs| nfs.mark.as_deref());
+        nfs.or_else(|| self.gluster.as_ref()?.mark.as_deref())
+    }
+
+    /// Notes what its directory on a filer says that it is.
+    pub fn set_mark(&mut self, mark: Option<String>) {
+        if let Some(nfs) = &mut self.nfs {
+            nfs.mark.clone_from(&mark);
+        }
+        if let Some(gluster) = &mut self.gluster {
+            gluster.mark = mark;
+        }
     }
 
     /// Where it is, in words.
     #[must_use]
     pub fn place(&self) -> String {
-        match &self.rbd {
-            Some(rbd) => {
+        match self {
+            Self { rbd: Some(rbd), .. } => {
                 format!("{} of the Ceph cluster at {}", rbd.place(), rbd.monitors.join(", "))
             }
-            None => self.path.clone(),
+            Self { nfs: Some(nfs), .. } => format!("{} of the NFS server {}", nfs.path, nfs.server),
+            Self { gluster: Some(of), .. } => {
+                let directory = of.directory.as_deref().unwrap_or_default();
+                let servers = of.servers.join(", ");
+                format!("{}{directory} of the Gluster servers {servers}", of.volume)
+            }
+            Self { path, .. } => path.clone(),
         }
     }
 
     /// Whether every host sees the same disks, so that a VM finds its own on each.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        matches!(self.driver, PoolDriverKind::Shared | PoolDriverKind::Rbd)
+        match self.driver {
+            PoolDriverKind::Local | PoolDriverKind::Mirrored => false,
+            PoolDriverKind::Shared
+            | PoolDriverKind::Rbd
+            | PoolDriverKind::Nfs
+            | PoolDriverKind::Gluster => true,
+        }
     }
 
     /// On how many hosts each of its disks is.
     #[must_use]
     pub fn copies(&self) -> usize {
         match self.driver {
-            PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Rbd => 1,
+            PoolDriverKind::Local
+            | PoolDriverKind::Shared
+            | PoolDriverKind::Rbd
+            | PoolDriverKind::Nfs
+            | PoolDriverKind::Gluster => 1,
             PoolDriverKind::Mirrored => self.replicas.unwrap_or(FEWEST_REPLICAS) as usize,
         }
     }

@@ -65,7 +65,7 @@ impl Storage for SimStorage {
             self.world.local_disks.make(&self.host, &path);
             path = format!("{LOCAL}{path}");
         }
-        Ok(VolumeReady { path: PathBuf::from(path), format: "raw".into(), rbd: None })
+        Ok(VolumeReady { path: PathBuf::from(path), format: "raw".into(), rbd: None, filer: None })
     }
     async fn has_volume(
         &self,
@@ -133,7 +133,10 @@ impl Storage for SimStorage {
         match pool.driver {
             PoolDriverKind::Local => self.world.local_disks.remove(&self.host, &name.to_string()),
             PoolDriverKind::Mirrored => self.world.mirrors.remove(&self.host, &name.to_string()),
-            PoolDriverKind::Shared | PoolDriverKind::Rbd => {}
+            PoolDriverKind::Shared
+            | PoolDriverKind::Rbd
+            | PoolDriverKind::Nfs
+            | PoolDriverKind::Gluster => {}
         }
         Ok(())
     }

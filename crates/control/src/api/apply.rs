@@ -92,7 +92,7 @@ pub(super) async fn apply_with(
         .collect::<ApiResult<_>>()?;
     for write in &mut writes {
         let old = snapshot.object(&write.object.reference()).map(|(old, _)| old);
-        pools::check(state, &mut write.object, old.as_ref()).await?;
+        pools::check(state, &mut write.object, old.as_ref(), request.dry_run).await?;
     }
     writes.sort_by_key(|write| write.object.kind());
     let objects: Vec<Object> = writes.iter().map(|write| write.object.clone()).collect();

@@ -164,11 +164,11 @@ pub(super) async fn run(
         let detail = format!("{vm} has no disk, so there is nothing of it to be kept");
         return Err(conflict(detail, &format!("`haven get vm/{vm} -o yaml` is all that there is")));
     }
-    if let Some((disk, pool)) = super::pools::disk_in_ceph(&snapshot, &object.spec) {
+    if let Some((disk, pool, (of, hint))) = super::pools::bare_disk(&snapshot, &object.spec) {
         let detail = format!(
-            "the disk `{disk}` of {vm} is in the pool `{pool}` of a Ceph cluster, and disks there are not backed up yet"
+            "the disk `{disk}` of {vm} is in the pool `{pool}` of {of}, and disks there are not backed up yet"
         );
-        return Err(conflict(detail, "`rbd export` there copies a disk of a VM that is stopped"));
+        return Err(conflict(detail, hint));
     }
     let last = snapshot.backups.get(&vm);
     if let Some(last) = last.filter(|last| last.outcome.is_none()) {

@@ -9,7 +9,7 @@ use super::{
 };
 use axum::{Extension, Json, extract::State};
 use haven_model::{
-    Meta, Name, Object, ObjectRef, PoolDriverKind, Snapshot, VmSpec,
+    Meta, Name, Object, ObjectRef, Snapshot, VmSpec,
     api::{Applied, ApplyRequest, CloneAsked, ManifestFile},
     host::CLONES,
     keys,
@@ -112,16 +112,15 @@ fn kept_where_it_can_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
     let vm = of.vm;
     for disk in of.object.spec.plugged() {
         let driver = of.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
-        if !matches!(
-            driver,
-            Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored)
-        ) {
+        let Some(driver) = driver else {
+            return Err(ApiError::missing(&format!("pool `{}`", disk.pool)));
+        };
+        if let Some((whose, hint)) = super::pools::bare(driver) {
             let detail = format!(
-                "the disk `{}` of {vm} lives in the pool `{}`; disks in Ceph are not cloned yet",
+                "the disk `{}` of {vm} lives in the pool `{}` of {whose}; disks there are not cloned yet",
                 disk.name, disk.pool
             );
-            let hint =
-                format!("make {new} with disks of its own; `rbd export` reads those of {vm}");
+            let hint = format!("make {new} with disks of its own; {hint}");
             return Err(conflict(detail, &hint));
         }
     }

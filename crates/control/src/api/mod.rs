@@ -79,7 +79,7 @@ mod volumes_test;
 use crate::manager::{effects::Power, promises::Promises};
 use async_trait::async_trait;
 use haven_model::{
-    Name, ObjectRef, Observations, RbdSpec, Snapshot,
+    Name, ObjectRef, Observations, PoolSpec, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     image::ImageFile,
     keys,
@@ -132,6 +132,9 @@ pub trait LocalHost: Send + Sync {
     async fn fetch(&self, host: std::net::Ipv4Addr, path: &str) -> Result<Vec<u8>, String>;
     /// Looks whether a pool of a Ceph cluster can be used from this host; its key is sealed.
     async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<String, String>;
+    /// Looks whether a pool of a filer can be used from this host, and what its directory says that it is; nothing is written there if
+    /// it is `only_asked`.
+    async fn check_filer(&self, pool: &PoolSpec, only_asked: bool) -> Result<String, String>;
     /// Makes a target of what is there, when it is empty.
     async fn mark_target(&self, target: &Name) -> Result<(), String>;
     /// The backups in a target, of one VM or of all.

@@ -246,7 +246,7 @@ pub async fn create(state: &ApiState, given: Object) -> ApiResult<Item> {
     super::apply::check(state, std::slice::from_ref(&manifest), &snapshot)?;
     let mut object = given;
     super::apply::seal(state, &mut object, None)?;
-    super::pools::check(state, &mut object, None).await?;
+    super::pools::check(state, &mut object, None, false).await?;
     super::chosen::choose(&mut object, &mut super::chosen::vnis(&snapshot), &snapshot);
     let labels = std::mem::take(&mut object.meta_mut().labels);
     let uid = uuid::Uuid::now_v7().to_string();

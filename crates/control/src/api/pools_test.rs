@@ -61,6 +61,86 @@ async fn a_pool_of_cephs_is_asked_and_its_key_is_never_shown() {
     assert_eq!(world.apply(&more).await.ok()[0]["outcome"], "changed");
 }
 
+fn nas(change: impl FnOnce(String) -> String) -> String {
+    change(
+        "kind: Pool\nname: nas\ndriver: nfs\nnfs:\n  server: 10.0.0.9\n  path: /srv/vms\n".into(),
+    )
+}
+
+#[tokio::test]
+async fn a_pool_of_a_filer_is_asked_and_stays_the_directory_that_it_is() {
+    let Some(world) = World::start().await else { return };
+    world.hosts(&["host1"]).await;
+    refused(&world.apply(&nas(same)).await, "it runs an older Haven");
+    world.speak(&["host1"]).await;
+    let gluster = |servers: &str, volume: &str, more: &str| {
+        format!(
+            "kind: Pool\nname: bricks\ndriver: gluster\ngluster:\n  servers: {servers}\n  volume: {volume}\n{more}"
+        )
+    };
+    let wrong = [
+        (nas(|text| text + "path: /x\n"), "has no directory on hosts"),
+        (nas(|text| text + "replicas: 2\n"), "belongs to mirrored pools"),
+        (nas(|text| text.replace("driver: nfs", "driver: shared")), "`nfs` belongs to pools with"),
+        (nas(|text| text.replace("10.0.0.9", "a b")), "no address and no name"),
+        (nas(|text| text.replace("10.0.0.9", "-x")), "no address and no name"),
+        (nas(|text| text.replace("/srv/vms", "srv")), "no directory of a server"),
+        (nas(|text| text.replace("/srv/vms", "/srv/../x")), "no directory of a server"),
+        (nas(|text| text.replace("/srv/vms", "\"/srv/a?uid=0\"")), "no directory of a server"),
+        (nas(|text| text.replace("/srv/vms", "/nowhere")), "nobody answers at /nowhere"),
+        ("kind: Pool\nname: nas\ndriver: nfs\n".into(), "does not say which NFS server"),
+        (gluster("[]", "vm", ""), "`servers` names none"),
+        (gluster("[10.0.0.1]", "-vm", ""), "no name of a Gluster volume"),
+        (gluster("[10.0.0.1]", "vm", "  directory: x\n"), "no directory of a volume"),
+        (gluster("[10.0.0.1]", "vm", "nfs: {server: a, path: /b}\n"), "and nothing else"),
+    ];
+    for (manifest, why) in &wrong {
+        refused(&world.apply(manifest).await, why);
+    }
+    let key = keys::object(&ObjectRef::new(Kind::Pool, name("nas")));
+    assert!(world.state.store.get(&key).await.unwrap().is_none(), "nothing was changed");
+    world.apply(&nas(same)).await.ok();
+    world.apply(&gluster("[10.0.0.1, 10.0.0.2]", "vm", "")).await.ok();
+    let shown = world.operate("GET", "/v1/objects/pool/nas", "").await.ok();
+    assert_eq!(shown["columns"]["path"], "/srv/vms of the NFS server 10.0.0.9");
+    assert_eq!(shown["spec"]["nfs"]["mark"], "-srv-vms");
+    // A mark that people write is not believed.
+    let marked = nas(|text| text + "  mark: other\n");
+    for again in [nas(same), marked] {
+        assert_eq!(world.apply(&again).await.ok()[0]["outcome"], "unchanged");
+    }
+    let moved = nas(|text| text.replace("10.0.0.9", "10.0.0.10"));
+    assert_eq!(world.apply(&moved).await.ok()[0]["outcome"], "changed");
+    let other = nas(|text| text.replace("/srv/vms", "/srv/other"));
+    refused(&world.apply(&other).await, "another directory than the one that the pool is in");
+    let twice = nas(|text| text.replace("name: nas", "name: two"));
+    refused(&world.apply(&twice).await, "is the pool `nas` already");
+    let volume = gluster("[10.0.0.1]", "other", "");
+    refused(&world.apply(&volume).await, "a pool cannot be changed once it is there");
+    let away = "kind: Pool\nname: nas\ndriver: shared\npath: /srv\n";
+    refused(&world.apply(away).await, "a pool cannot be changed once it is there");
+}
+
+#[tokio::test]
+async fn what_disks_on_nfs_servers_cannot_do_is_refused() {
+    let Some(world) = World::start().await else { return };
+    world.hosts(&["host1"]).await;
+    world.speak(&["host1"]).await;
+    world.apply(&nas(same)).await.ok();
+    world.apply("kind: Target\nname: box\ndirectory: /backups\n").await.ok();
+    let vm = |more: &str, disk: &str| {
+        format!(
+            "kind: VM\nname: web\nmemory: 64MiB\n{more}disks: [{{name: root, size: 1GiB, pool: nas{disk}}}]\n"
+        )
+    };
+    refused(&world.apply(&vm("backup: {to: box}\n", "")).await, "are not backed up yet");
+    refused(&world.apply(&vm("snapshot: {every: 1h, keep: 2}\n", "")).await, "keep no snapshots");
+    let kept = world.apply(&vm("isolation: keep\n", "")).await;
+    refused(&kept, "cannot be shut to a host that is not heard");
+    let from = ", backup: {target: box, vm: a, id: b, disk: root}";
+    refused(&world.apply(&vm("", from)).await, "of an NFS server does not take that yet");
+}
+
 #[tokio::test]
 async fn what_disks_in_ceph_cannot_do_yet_is_refused() {
     let Some(world) = World::start().await else { return };

@@ -384,7 +384,7 @@ pub(super) async fn replace(
     apply::check(&state, std::slice::from_ref(&file), &snapshot)?;
     apply::keep(&mut object, &old, &snapshot);
     apply::seal(&state, &mut object, Some(&old))?;
-    super::pools::check(&state, &mut object, Some(&old)).await?;
+    super::pools::check(&state, &mut object, Some(&old), false).await?;
     let labels = std::mem::take(&mut object.meta_mut().labels);
     *object.meta_mut() = old.meta().clone();
     object.meta_mut().labels = labels;

@@ -157,7 +157,7 @@ impl<'a> Of<'a> {
             }
             let pool = self.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
             match pool {
-                Some(PoolDriverKind::Local | PoolDriverKind::Shared) => {}
+                Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Gluster) => {}
                 Some(PoolDriverKind::Mirrored) => {
                     if let Some(host) = speaks_less(self.now, KEPT_COPIES) {
                         let detail = format!(
@@ -167,13 +167,14 @@ impl<'a> Of<'a> {
                         return Err(conflict(detail, "upgrade it (`haven host upgrade`)"));
                     }
                 }
-                Some(PoolDriverKind::Rbd) => {
+                Some(driver @ (PoolDriverKind::Rbd | PoolDriverKind::Nfs)) => {
+                    let (whose, hint) = super::pools::bare(driver).unwrap_or_default();
                     let detail = format!(
-                        "the disk `{}` of {vm} lives in the pool `{}` of a Ceph cluster, whose disks keep no snapshots of Haven's yet",
+                        "the disk `{}` of {vm} lives in the pool `{}` of {whose}, whose disks keep no snapshots of Haven's yet",
                         disk.name, disk.pool
                     );
                     let hint = format!(
-                        "stop the VM and use `rbd snap create` there; `haven volume snapshot {vm}.DISK` keeps one disk of another pool"
+                        "{hint}; `haven volume snapshot {vm}.DISK` keeps one disk of another pool"
                     );
                     return Err(conflict(detail, &hint));
                 }

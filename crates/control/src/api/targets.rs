@@ -66,16 +66,12 @@ pub(super) fn of_vm(snapshot: &Snapshot, spec: &VmSpec, say: &mut Say<'_>) {
             say(("keep", &keep), message, "leave it out to keep all, or write for example 7d");
         }
     }
-    let in_ceph = super::pools::disk_in_ceph(snapshot, spec);
-    if let Some((disk, pool)) = in_ceph.filter(|_| spec.backup.is_some()) {
+    let bare = super::pools::bare_disk(snapshot, spec);
+    if let Some((disk, pool, (of, hint))) = bare.filter(|_| spec.backup.is_some()) {
         let message = format!(
-            "the disk `{disk}` is in the pool `{pool}` of a Ceph cluster, and disks there are not backed up yet"
+            "the disk `{disk}` is in the pool `{pool}` of {of}, and disks there are not backed up yet"
         );
-        say(
-            ("backup", &""),
-            message,
-            "leave `backup` out; `rbd export` there copies a disk of a VM that is stopped",
-        );
+        say(("backup", &""), message, &format!("leave `backup` out; {hint}"));
     }
     for disk in &spec.disks {
         if let (Some(image), Some(_)) = (&disk.image, &disk.backup) {

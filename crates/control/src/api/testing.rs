@@ -18,7 +18,8 @@ use axum::{
     http::{StatusCode, header},
 };
 use haven_model::{
-    Bytes, Name, Object, Observations, PowerProblem, PowerSpec, PowerState, RbdSpec, Snapshot,
+    Bytes, Name, Object, Observations, PoolSpec, PowerProblem, PowerSpec, PowerState, RbdSpec,
+    Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     image::ImageFile,
@@ -178,6 +179,13 @@ impl LocalHost for Nothing {
                 Ok(if rbd.monitors.iter().any(|at| at.contains("elsewhere")) { "f2" } else { "f1" }
                     .into())
             }
+        }
+    }
+    async fn check_filer(&self, pool: &PoolSpec, _: bool) -> Result<String, String> {
+        let at = pool.place();
+        match at.contains("nowhere") {
+            true => Err(format!("nobody answers at {at}; correct it")),
+            false => Ok(at.split(" of ").next().unwrap_or_default().replace('/', "-")),
         }
     }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {

@@ -35,7 +35,7 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
             );
         }
         limits(disk, say);
-        in_ceph(after, disk, say);
+        bare(after, disk, say);
         changed(after, name, disk, say);
         encrypted(after, name, disk, say);
         port(after, name, disk, say);
@@ -54,14 +54,14 @@ pub(super) fn disks(after: &After<'_>, spec: &VmSpec, name: &Name, say: &mut Say
     left_out(after, spec, name, say);
 }
 
-/// What disks in pools of Ceph clusters cannot do yet.
-fn in_ceph(after: &After<'_>, disk: &DiskSpec, say: &mut Say<'_>) {
-    let is = after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd);
-    if let Some(backup) = disk.backup.as_ref().filter(|_| is) {
+/// What disks in pools that keep nothing but what is written cannot do yet.
+fn bare(after: &After<'_>, disk: &DiskSpec, say: &mut Say<'_>) {
+    let of = after.pool(&disk.pool).and_then(|pool| super::pools::bare(pool.driver));
+    if let Some((backup, (of, _))) = disk.backup.as_ref().zip(of) {
         say(
             ("backup", backup),
             format!(
-                "the disk `{}` is made from a backup, and the pool `{}` of a Ceph cluster does not take that yet",
+                "the disk `{}` is made from a backup, and the pool `{}` of {of} does not take that yet",
                 disk.name, disk.pool
             ),
             "restore it into another pool (`haven backup restore … --pool`)",
@@ -108,14 +108,24 @@ fn encrypted(after: &After<'_>, vm: &Name, disk: &DiskSpec, say: &mut Say<'_>) {
     if !disk.encrypted || old.is_some() {
         return;
     }
-    if after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd) {
+    let of = match after.pool(&disk.pool).map(|pool| pool.driver) {
+        Some(PoolDriverKind::Rbd) => Some((
+            "a Ceph cluster",
+            "put it into a pool of another kind, or encrypt the disks of the OSDs (`ceph-volume … --dmcrypt`)",
+        )),
+        Some(PoolDriverKind::Nfs) => {
+            Some(("an NFS server", "put it into a pool of another kind, or encrypt on the server"))
+        }
+        _ => None,
+    };
+    if let Some((of, hint)) = of {
         say(
             ("encrypted", &true),
             format!(
-                "the disk `{}` is to be encrypted, and the pool `{}` of a Ceph cluster does not take that yet",
+                "the disk `{}` is to be encrypted, and the pool `{}` of {of} does not take that yet",
                 disk.name, disk.pool
             ),
-            "put it into a pool of another kind, or encrypt the disks of the OSDs (`ceph-volume … --dmcrypt`)",
+            hint,
         );
     }
     if let Some(older) = speaks_less(after.snapshot, ENCRYPTS) {

@@ -28,12 +28,13 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
             say(("snapshot", &""), message, hint);
         }
         let of = |disk: &haven_model::vm::DiskSpec| after.pool(&disk.pool).map(|pool| pool.driver);
-        if let Some(disk) = spec.disks.iter().find(|disk| of(disk) == Some(PoolDriverKind::Rbd)) {
+        let bare = |disk| Some((disk, super::pools::bare(of(disk)?)?));
+        if let Some((disk, (whose, hint))) = spec.disks.iter().find_map(bare) {
             let message = format!(
-                "the disk `{}` lives in the pool `{}`, and disks in Ceph keep no snapshots here yet",
+                "the disk `{}` lives in the pool `{}` of {whose}, and disks there keep no snapshots of Haven's yet",
                 disk.name, disk.pool
             );
-            say(("snapshot", &""), message, "leave `snapshot` out; `rbd snap create` takes them");
+            say(("snapshot", &""), message, &format!("leave `snapshot` out; {hint}"));
         }
         let copied = spec.disks.iter().find(|disk| of(disk) == Some(PoolDriverKind::Mirrored));
         if let Some(disk) = copied.filter(|_| *every < HOURLY || *keep > MOST_COPIES) {
@@ -62,9 +63,9 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
             say(("copyOf", &""), message, "write one of them");
         }
         let driver = after.pool(&disk.pool).map(|pool| pool.driver);
-        if driver == Some(PoolDriverKind::Rbd) {
+        if let Some((whose, _)) = driver.and_then(super::pools::bare) {
             let message = format!(
-                "the disk `{}` is made from the {copy} and lives in the pool `{}`; disks in Ceph are not cloned yet",
+                "the disk `{}` is made from the {copy} and lives in the pool `{}` of {whose}; disks there are not cloned yet",
                 disk.name, disk.pool
             );
             say(("pool", &disk.pool), message, "name a pool of another driver");

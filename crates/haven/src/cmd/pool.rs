@@ -7,7 +7,7 @@ use haven_host::storage::pool::create_shared;
 use haven_model::{
     Object,
     object::Kind,
-    pool::{PoolDriverKind, PoolSpec, RbdSpec},
+    pool::{GlusterSpec, NfsSpec, PoolDriverKind, PoolSpec, RbdSpec},
 };
 use std::path::PathBuf;
 
@@ -22,6 +22,53 @@ pub enum Driver {
     Mirrored,
     /// A pool of a Ceph cluster, which keeps each disk on several servers of its own
     Rbd,
+    /// A directory of an NFS server, which QEMU reaches by itself: no host mounts it
+    Nfs,
+    /// A Gluster volume, which each host mounts by itself
+    Gluster,
+}
+
+/// Where a pool of a filer is.
+#[derive(Debug, Args)]
+pub struct OnFiler {
+    /// The NFS server, or the servers of the Gluster volume, separated by commas
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    server: Vec<String>,
+    /// The directory that the NFS server exports, or one in the Gluster volume
+    #[arg(long, value_name = "PATH")]
+    directory: Option<String>,
+    /// The Gluster volume
+    #[arg(long)]
+    volume: Option<String>,
+}
+
+impl OnFiler {
+    /// The parts of a spec.
+    fn specs(self, driver: Driver) -> Result<(Option<NfsSpec>, Option<GlusterSpec>), Failure> {
+        let Self { server, directory, volume } = self;
+        let wrong = |what: &str, hint: &str| Err(Failure::bad(what, hint));
+        match (driver, server.as_slice(), directory, volume) {
+            (Driver::Nfs, [server], Some(path), None) => {
+                Ok((Some(NfsSpec { server: server.clone(), path, mark: None }), None))
+            }
+            (Driver::Nfs, ..) => wrong(
+                "a pool of an NFS server is of one server and one directory",
+                "give --server and --directory, and no --volume",
+            ),
+            (Driver::Gluster, [_, ..], directory, Some(volume)) => {
+                Ok((None, Some(GlusterSpec { servers: server, volume, directory, mark: None })))
+            }
+            (Driver::Gluster, ..) => wrong(
+                "a pool of a Gluster volume needs servers and a volume",
+                "give --server and --volume",
+            ),
+            (_, [], None, None) => Ok((None, None)),
+            _ => wrong(
+                "--server, --directory and --volume belong to pools of filers",
+                "leave them out, or write --driver nfs or --driver gluster",
+            ),
+        }
+    }
 }
 
 /// Where a pool of Ceph's is.
@@ -78,9 +125,9 @@ impl InCeph {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Make a pool of a directory that every host has, or of one of a Ceph cluster
+    /// Make a pool of a directory that every host has, of one of a Ceph cluster, or of a filer
     #[command(
-        after_help = "Examples:\n  haven pool create disks --driver mirrored --path /var/lib/haven/pools/disks\n  haven pool create fast --driver local --path /var/lib/haven/pools/fast\n  haven pool create filer --driver shared --path /mnt/filer/haven\n  haven pool create ceph --driver rbd --monitor 10.0.0.1,10.0.0.2 --user haven --key-file haven.key --ceph-pool vm"
+        after_help = "Examples:\n  haven pool create disks --driver mirrored --path /var/lib/haven/pools/disks\n  haven pool create fast --driver local --path /var/lib/haven/pools/fast\n  haven pool create filer --driver shared --path /mnt/filer/haven\n  haven pool create ceph --driver rbd --monitor 10.0.0.1,10.0.0.2 --user haven --key-file haven.key --ceph-pool vm\n  haven pool create nas --driver nfs --server 10.0.0.9 --directory /srv/vms\n  haven pool create bricks --driver gluster --server 10.0.0.1,10.0.0.2,10.0.0.3 --volume vms"
     )]
     Create {
         /// Its name
@@ -88,7 +135,7 @@ pub enum PoolCommand {
         /// The engine
         #[arg(long, value_enum)]
         driver: Driver,
-        /// The directory on every host; none for a pool of Ceph's
+        /// The directory on every host; none for a pool of Ceph's or of a filer
         #[arg(long, default_value = "", hide_default_value = true)]
         path: String,
         /// On how many hosts each disk of a mirrored pool is: 2 (the default) or 3
@@ -96,6 +143,8 @@ pub enum PoolCommand {
         replicas: Option<u32>,
         #[command(flatten)]
         ceph: InCeph,
+        #[command(flatten)]
+        filer: OnFiler,
     },
     /// Mark an empty directory, mounted here, as the shared pool of that path: once, on one host
     ///
@@ -125,15 +174,19 @@ pub enum PoolCommand {
 /// Runs it.
 pub async fn run(command: PoolCommand) -> Result<(), Failure> {
     match command {
-        PoolCommand::Create { name, driver, path, replicas, ceph } => {
+        PoolCommand::Create { name, driver, path, replicas, ceph, filer } => {
+            let (nfs, gluster) = filer.specs(driver)?;
             let driver = match driver {
                 Driver::Local => PoolDriverKind::Local,
                 Driver::Shared => PoolDriverKind::Shared,
                 Driver::Mirrored => PoolDriverKind::Mirrored,
                 Driver::Rbd => PoolDriverKind::Rbd,
+                Driver::Nfs => PoolDriverKind::Nfs,
+                Driver::Gluster => PoolDriverKind::Gluster,
             };
             let rbd = ceph.spec()?;
-            let object = Object::Pool(new(&name, PoolSpec { driver, path, replicas, rbd })?);
+            let spec = PoolSpec { driver, path, replicas, rbd, nfs, gluster };
+            let object = Object::Pool(new(&name, spec)?);
             create(&connect().await?, object).await.map(drop)
         }
         PoolCommand::Mark { path } => {

@@ -22,13 +22,15 @@ use haven_host::{
             target::Targets,
         },
         files::Fetch,
+        gluster::GlusterMounts,
         images::ImageStore,
+        nfs::volumes::NfsPools,
         rbd::volumes::RbdPools,
     },
     vm::driver::VmDriver,
 };
 use haven_model::{
-    Bytes, Name, RbdSpec, Snapshot,
+    Bytes, Name, PoolSpec, RbdSpec, Snapshot,
     api::{BackupFiles, BackupList, JoinAnswer, JoinRequest},
     backup::Backup,
     failsafe::{PromiseAnswer, PromiseQuestion},
@@ -139,6 +141,7 @@ pub struct Local {
     pieces: ReplicaPieces,
     targets: Targets,
     rbd: RbdPools,
+    gluster: GlusterMounts,
     store: EtcdStore,
     host: HostFile,
     pki: PkiDir,
@@ -153,7 +156,7 @@ impl Local {
         store: EtcdStore,
         vms: Arc<dyn VmDriver>,
         live: watch::Receiver<Arc<Snapshot>>,
-        (targets, rbd): (Targets, RbdPools),
+        (targets, rbd, gluster): (Targets, RbdPools, GlusterMounts),
     ) -> anyhow::Result<Self> {
         let peers = Peers::new(current, host.name.clone(), live.clone())?;
         Ok(Self {
@@ -163,6 +166,7 @@ impl Local {
             peers,
             targets,
             rbd,
+            gluster,
             store,
             host: host.clone(),
             pki: PkiDir(paths.state.join("pki")),
@@ -298,6 +302,17 @@ impl LocalHost for Local {
 
     async fn check_ceph(&self, pool: &Name, rbd: &RbdSpec) -> Result<String, String> {
         self.rbd.check(pool, rbd).await.map_err(|failure| failure.what)
+    }
+
+    async fn check_filer(&self, pool: &PoolSpec, only_asked: bool) -> Result<String, String> {
+        let checked = match (&pool.nfs, &pool.gluster) {
+            (Some(nfs), _) => NfsPools.check(nfs, only_asked).await,
+            (_, Some(gluster)) => self.gluster.check(gluster, only_asked).await,
+            (None, None) => {
+                Err(StorageFailure { what: "no pool of such a filer is known here".into() })
+            }
+        };
+        checked.map_err(|failure| failure.what)
     }
 
     async fn mark_target(&self, target: &Name) -> Result<(), String> {

@@ -39,8 +39,10 @@ use haven_host::{
     storage::{
         backup::target::Targets,
         files::FileStorage,
+        gluster::GlusterMounts,
         images::ImageStore,
         mirrored::{daemon::StorageDaemons, kept::KeptFiles},
+        nfs::volumes::NfsPools,
         pools::Pools,
         rbd::volumes::RbdPools,
     },
@@ -352,6 +354,8 @@ impl Daemon {
             secrets: self.secrets(),
             storage: Arc::new(Pools {
                 rbd: self.rbd_pools(&targets_live),
+                nfs: NfsPools,
+                gluster: self.gluster_mounts(),
                 files: FileStorage::new(
                     images,
                     self.paths.run.join("vms"),
@@ -485,6 +489,11 @@ impl Daemon {
         }
     }
 
+    /// The Gluster volumes that this host mounts.
+    fn gluster_mounts(&self) -> GlusterMounts {
+        GlusterMounts::new(self.paths.run.join("gluster"), self.paths.log.clone())
+    }
+
     /// The pools of Ceph clusters, as this host reaches them.
     fn rbd_pools(&self, live: &watch::Receiver<Arc<Snapshot>>) -> RbdPools {
         RbdPools::new(live.clone(), self.secrets(), self.paths.run.join("rbd"))
@@ -521,7 +530,11 @@ impl Daemon {
                 store.clone(),
                 Arc::clone(vms),
                 live.clone(),
-                (Targets::new(live.clone(), self.secrets()), self.rbd_pools(live)),
+                (
+                    Targets::new(live.clone(), self.secrets()),
+                    self.rbd_pools(live),
+                    self.gluster_mounts(),
+                ),
             )?),
             power: Arc::new(Powers::new(self.secrets())),
             secrets: self.secrets(),

@@ -64,6 +64,9 @@ impl LocalHost for OnlyImages {
     async fn check_ceph(&self, _: &Name, _: &haven_model::RbdSpec) -> Result<String, String> {
         Err("there is no Ceph cluster in tests of the command line".into())
     }
+    async fn check_filer(&self, _: &haven_model::PoolSpec, _: bool) -> Result<String, String> {
+        Err("there is no filer in tests of the command line".into())
+    }
     async fn mark_target(&self, _: &Name) -> Result<(), String> {
         Ok(())
     }

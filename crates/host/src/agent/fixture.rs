@@ -132,7 +132,12 @@ impl Storage for Disks {
         if let Some(from) = wanted.copy.as_ref().filter(|_| made) {
             self.copy(wanted, from);
         }
-        Ok(VolumeReady { path: wanted.name.to_string().into(), format: "raw".into(), rbd: None })
+        Ok(VolumeReady {
+            path: wanted.name.to_string().into(),
+            format: "raw".into(),
+            rbd: None,
+            filer: None,
+        })
     }
     async fn has_volume(
         &self,

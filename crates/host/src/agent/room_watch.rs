@@ -51,9 +51,14 @@ async fn tell(
     written: &mut Option<HostRooms>,
 ) -> bool {
     let Some(session) = parts.current_session() else { return false };
+    let specs: Vec<PoolSpec> = pools.iter().map(|(_, spec)| spec.clone()).collect();
+    parts.storage.settle(&specs).await;
     let mut rooms = HostRooms { session: session.number, ..HostRooms::default() };
-    for (name, pool) in pools {
-        match parts.storage.room(pool).await {
+    // One that hangs holds up none of the others.
+    let asked = pools.iter().map(|(_, pool)| parts.storage.room(pool));
+    let answers = futures::future::join_all(asked).await;
+    for ((name, _), answer) in pools.iter().zip(answers) {
+        match answer {
             Ok(Some(room)) => _ = rooms.pools.insert(name.clone(), room),
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, pool = %name, "its room is not known"),

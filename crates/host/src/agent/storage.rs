@@ -1,12 +1,13 @@
 //! What a VM's task asks of storage: volumes, image files, seeds. The seam between the agent and the pools.
 
 use crate::{
-    storage::{backup::restore::Progress, rbd::node::RbdLaunch},
+    storage::{backup::restore::Progress, nfs::node::NfsLaunch, rbd::node::RbdLaunch},
     vm::snapshots::Keeps,
 };
 use async_trait::async_trait;
 use haven_model::{Name, PoolSpec, backup::BackupRef, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 /// Something of a disk, an image or a seed could not be done.
@@ -94,6 +95,18 @@ pub struct VolumeReady {
     pub format: String,
     /// It is an image of a Ceph cluster, and no file.
     pub rbd: Option<Box<RbdLaunch>>,
+    /// A filer keeps it.
+    pub filer: Option<Box<FilerLaunch>>,
+}
+
+/// How a process reaches a disk that a filer keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FilerLaunch {
+    /// As a file of an NFS server, by itself.
+    Nfs(NfsLaunch),
+    /// As a file of this host, where the filer is mounted.
+    Mounted,
 }
 
 /// What a guest learns at its first boot.
@@ -232,6 +245,8 @@ pub trait Storage: Send + Sync {
     }
     /// The room in a pool; nothing when its directory is not there yet.
     async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure>;
+    /// Lets go what belonged to pools other than these, which are all that there are.
+    async fn settle(&self, _pools: &[PoolSpec]) {}
     /// A file of an image, fetched from another host if it is not here.
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure>;
     /// The same for a file that nobody waits for: only while that leaves a tenth of the file system free.

@@ -246,6 +246,9 @@ impl Preparation<'_> {
         if pool.driver == PoolDriverKind::Rbd {
             self.shut_in_ceph(&pool, disk, &wanted, step).await?;
         }
+        if matches!(pool.driver, PoolDriverKind::Nfs | PoolDriverKind::Gluster) {
+            self.on_filer(&pool, disk, &wanted).await?;
+        }
         let ready = self.volume(&pool, &wanted, disk, step).await?;
         let luks = match &wanted.key {
             Some(key) => {
@@ -266,6 +269,7 @@ impl Preparation<'_> {
             mirror: None,
             rbd: ready.rbd,
             luks,
+            filer: ready.filer,
             slot: disk.slot,
             parked: false,
         })
@@ -282,9 +286,9 @@ impl Preparation<'_> {
         if !disk.encrypted {
             return Ok(None);
         }
-        if pool.driver == PoolDriverKind::Rbd {
+        if matches!(pool.driver, PoolDriverKind::Rbd | PoolDriverKind::Nfs) {
             return Err(StartFailure(format!(
-                "the disk `{}` is to be encrypted, and pools of Ceph clusters do not take that yet; it was not made",
+                "the disk `{}` is to be encrypted, and pools of Ceph clusters and NFS servers do not take that yet; it was not made",
                 disk.name
             )));
         }
@@ -349,6 +353,33 @@ impl Preparation<'_> {
                 () = self.parts.clock.sleep(TAKEN) => {}
             }
         }
+    }
+
+    /// Sees to who has a disk of a filer open before it is opened here. Over NFS what had it open before is shut out: it may have sent
+    /// something that is still under way. The process that a guest moves here from has it open, too, and goes on.
+    async fn on_filer(
+        &self,
+        pool: &PoolSpec,
+        disk: &DiskSpec,
+        wanted: &VolumeWanted,
+    ) -> Result<(), StartFailure> {
+        let (storage, name) = (&self.parts.storage, &wanted.name);
+        if self.incoming.is_some() {
+            let there = storage.has_volume(pool, name, wanted.owner_uid).await;
+            return match there.map_err(|failure| StartFailure::of(&failure))? {
+                Some(_) => Ok(()),
+                None => Err(StartFailure(format!(
+                    "the disk `{}` of the guest that moves here is not there in the pool `{}` as this host sees it",
+                    disk.name, disk.pool
+                ))),
+            };
+        }
+        if pool.driver == PoolDriverKind::Nfs {
+            let nobody = BTreeSet::new();
+            let shut = storage.shut_out(pool, name, &nobody, &nobody).await;
+            shut.map_err(|failure| StartFailure::of(&failure))?;
+        }
+        Ok(())
     }
 
     /// Shuts a disk in Ceph to all that had it open, before it is opened under this epoch. What had it open may have written

@@ -146,8 +146,10 @@ fn to_remove(live: &Snapshot, me: &Name, removed: &Removed) -> Vec<(PoolSpec, Vo
         let pool = live.pools.get(&gone.pool).filter(|_| here)?;
         // One is enough to remove what no host has for itself.
         let elsewhere = |placed: &Placement| placed.host != *me;
-        let others = pool.spec.driver == PoolDriverKind::Rbd
-            && live.placements.get(&of.vm).is_some_and(|placed| elsewhere(placed));
+        let others = matches!(
+            pool.spec.driver,
+            PoolDriverKind::Rbd | PoolDriverKind::Nfs | PoolDriverKind::Gluster
+        ) && live.placements.get(&of.vm).is_some_and(|placed| elsewhere(placed));
         if others {
             return None;
         }

@@ -328,8 +328,12 @@ impl Storage for FileStorage {
         let (asked, of) = (pool.clone(), wanted.clone());
         let key = key(pool, &wanted.name);
         let (path, part) = self.busy.run(&key, move || find(&asked, &of)).await?;
-        let ready =
-            VolumeReady { path: path.clone(), format: pool::format(pool).into(), rbd: None };
+        let ready = VolumeReady {
+            path: path.clone(),
+            format: pool::format(pool).into(),
+            rbd: None,
+            filer: None,
+        };
         let Some(part) = part else {
             self.grow(pool, &wanted.name, wanted.size_bytes, wanted.key.as_ref()).await?;
             return Ok(ready);

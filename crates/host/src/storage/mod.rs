@@ -2,7 +2,8 @@
 //!
 //! A `local` pool dies with its host. A `shared` pool is one directory mounted on every host; so that an unmounted
 //! path is noticed it must hold the file `.haven-pool` with its own path in it (`pool.rs` tells who writes that and
-//! when). An `rbd` pool is one of a Ceph cluster (`rbd/`).
+//! when). An `rbd` pool is one of a Ceph cluster (`rbd/`), an `nfs` pool a
+//! directory of an NFS server (`nfs/`), a `gluster` pool one of a Gluster volume (`gluster/`).
 //!
 //! A volume is made under the name `<volume>.part`, brought to the disk, given to its VM and renamed, so that after a
 //! power cut there is a whole volume or none. A step that fails leaves nothing. Its file is named after the VM's uid
@@ -15,10 +16,12 @@ pub mod backup;
 pub mod busy;
 pub mod copies;
 pub mod files;
+pub mod gluster;
 pub mod images;
 pub mod luks;
 pub mod masters;
 pub mod mirrored;
+pub mod nfs;
 pub mod pool;
 pub mod pools;
 pub mod qemu_img;

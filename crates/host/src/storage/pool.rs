@@ -62,8 +62,8 @@ pub fn create_shared(pool: &PoolSpec) -> Result<(), StorageFailure> {
 #[must_use]
 pub fn format(pool: &PoolSpec) -> &'static str {
     match pool.driver {
-        PoolDriverKind::Local | PoolDriverKind::Shared => "qcow2",
-        PoolDriverKind::Mirrored | PoolDriverKind::Rbd => "raw",
+        PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Gluster => "qcow2",
+        PoolDriverKind::Mirrored | PoolDriverKind::Rbd | PoolDriverKind::Nfs => "raw",
     }
 }
 
@@ -107,7 +107,7 @@ pub fn lengthen(path: &Path, size_bytes: u64) -> io::Result<()> {
 /// A sentence that says what it is instead and what to do.
 pub fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
     let path = PathBuf::from(&pool.path);
-    if pool.driver != PoolDriverKind::Shared {
+    let Some(wanted) = says_it_is(pool) else {
         local(&path).map_err(|error| {
             says(format!(
                 "the pool's directory {} cannot be made ({error}); check the path and its file system",
@@ -115,15 +115,33 @@ pub fn ready(pool: &PoolSpec) -> Result<PathBuf, StorageFailure> {
             ))
         })?;
         return Ok(path);
-    }
+    };
     match mark(pool)? {
-        Some(named) if named == pool.path => Ok(path),
+        Some(named) if named == wanted => Ok(path),
+        Some(_) if pool.driver == PoolDriverKind::Gluster => Err(says(format!(
+            "{} is not this pool but another one; correct where it is reached",
+            pool.place()
+        ))),
         Some(named) => Err(another(pool, &named)),
+        None if pool.driver == PoolDriverKind::Gluster => Err(says(format!(
+            "{} holds no {MARK}: it is not mounted at {}, or its files were removed; it is tried again by itself",
+            pool.place(),
+            pool.path
+        ))),
         None => Err(says(format!(
             "{} holds no {MARK}: the shared pool is not mounted there, or is new; mount it on every host, and if it is new and empty run {}",
             pool.path,
             by_hand(pool)
         ))),
+    }
+}
+
+/// What the mark of a pool must say whose directory may not be mounted; nothing of one that is its host's own.
+fn says_it_is(pool: &PoolSpec) -> Option<&str> {
+    match pool.driver {
+        PoolDriverKind::Shared => Some(&pool.path),
+        PoolDriverKind::Gluster => Some(pool.mark().unwrap_or_default()),
+        _ => None,
     }
 }
 
@@ -154,6 +172,12 @@ fn another(pool: &PoolSpec, named: &str) -> StorageFailure {
 }
 
 fn unreadable(pool: &PoolSpec, error: &io::Error) -> StorageFailure {
+    if pool.driver == PoolDriverKind::Gluster {
+        return says(format!(
+            "{} does not answer ({error}); look at `gluster volume status` there, it is tried again by itself",
+            pool.place()
+        ));
+    }
     says(format!(
         "the shared pool's directory {} cannot be read ({error}); mount it on every host",
         pool.path
@@ -182,11 +206,12 @@ fn mark(pool: &PoolSpec) -> Result<Option<String>, StorageFailure> {
 /// A sentence, when it cannot be told.
 pub fn room(pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
     let directory = Path::new(&pool.path);
-    if !directory.is_dir() {
+    if !directory.is_dir() && pool.driver != PoolDriverKind::Gluster {
         return Ok(None);
     }
     // Not mounted, it would tell of the disk beneath.
-    if pool.driver == PoolDriverKind::Shared && mark(pool)?.as_deref() != Some(pool.path.as_str()) {
+    let wanted = says_it_is(pool);
+    if wanted.is_some() && mark(pool)?.as_deref() != wanted {
         return Ok(None);
     }
     let unknown = |error: io::Error| untold(pool, &error);

@@ -1,16 +1,21 @@
-//! All pools of the cluster: those that are directories of this host ([`FileStorage`]), and those of Ceph clusters ([`RbdPools`]).
+//! All pools of the cluster: those that are directories of this host ([`FileStorage`]), those of Ceph clusters ([`RbdPools`]) those of
+//! NFS servers ([`NfsPools`]), and those of Gluster volumes, which are directories as well once they are mounted ([`GlusterMounts`]).
 
-use super::{files::FileStorage, rbd::volumes::RbdPools, says};
+use super::{
+    files::FileStorage, gluster::GlusterMounts, nfs::volumes::NfsPools, rbd::volumes::RbdPools,
+    says,
+};
 use crate::{
     agent::storage::{
-        SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
+        FilerLaunch, SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady,
+        VolumeWanted,
     },
     vm::snapshots::Keeps,
 };
 use async_trait::async_trait;
 use haven_model::{Name, PoolDriverKind, PoolSpec, image::ImageFile, pool::PoolRoom};
 use haven_store::seal::Plain;
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
 
 /// Asks the one that a pool is of.
 pub struct Pools {
@@ -18,10 +23,51 @@ pub struct Pools {
     pub files: FileStorage,
     /// Those of Ceph clusters.
     pub rbd: RbdPools,
+    /// Those of NFS servers.
+    pub nfs: NfsPools,
+    /// Where Gluster volumes are mounted.
+    pub gluster: GlusterMounts,
 }
 
-fn in_ceph(pool: &PoolSpec) -> bool {
-    pool.driver == PoolDriverKind::Rbd
+/// Who keeps the volumes of a pool.
+enum Keeper {
+    Ceph,
+    Nfs,
+    Files,
+}
+
+fn keeper(pool: &PoolSpec) -> Keeper {
+    match pool.driver {
+        PoolDriverKind::Rbd => Keeper::Ceph,
+        PoolDriverKind::Nfs => Keeper::Nfs,
+        PoolDriverKind::Local
+        | PoolDriverKind::Shared
+        | PoolDriverKind::Mirrored
+        | PoolDriverKind::Gluster => Keeper::Files,
+    }
+}
+
+impl Pools {
+    /// A pool that is a directory of this host, with that directory.
+    async fn mounted<'a>(&self, pool: &'a PoolSpec) -> Result<Cow<'a, PoolSpec>, StorageFailure> {
+        match pool.driver {
+            PoolDriverKind::Gluster => self.gluster.ready(pool).await.map(Cow::Owned),
+            _ => Ok(Cow::Borrowed(pool)),
+        }
+    }
+
+    /// What a volume is to be made from that is not there.
+    async fn image(
+        &self,
+        pool: &PoolSpec,
+        wanted: &VolumeWanted,
+    ) -> Result<Option<(PathBuf, String)>, StorageFailure> {
+        let Some((file, format)) = &wanted.image else { return Ok(None) };
+        if self.has_volume(pool, &wanted.name, wanted.owner_uid).await?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some((self.files.image_file(file).await?, format.clone())))
+    }
 }
 
 #[async_trait]
@@ -31,17 +77,19 @@ impl Storage for Pools {
         pool: &PoolSpec,
         wanted: &VolumeWanted,
     ) -> Result<VolumeReady, StorageFailure> {
-        if !in_ceph(pool) {
-            return self.files.volume(pool, wanted).await;
-        }
-        // It is needed only where the volume is not there.
-        let file = match &wanted.image {
-            Some((file, format)) if self.rbd.has(pool, &wanted.name).await?.is_none() => {
-                Some((self.files.image_file(file).await?, format.clone()))
+        match keeper(pool) {
+            Keeper::Ceph => {
+                let image = self.image(pool, wanted).await?;
+                self.rbd.volume(pool, wanted, image, &self.files.run_dir).await
             }
-            _ => None,
-        };
-        self.rbd.volume(pool, wanted, file, &self.files.run_dir).await
+            Keeper::Nfs => self.nfs.volume(pool, wanted, self.image(pool, wanted).await?).await,
+            Keeper::Files => {
+                let mut ready = self.files.volume(&*self.mounted(pool).await?, wanted).await?;
+                let is = pool.driver == PoolDriverKind::Gluster;
+                ready.filer = is.then(|| Box::new(FilerLaunch::Mounted));
+                Ok(ready)
+            }
+        }
     }
 
     async fn has_volume(
@@ -50,9 +98,12 @@ impl Storage for Pools {
         name: &VolumeName,
         owner_uid: u32,
     ) -> Result<Option<PathBuf>, StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.has(pool, name).await,
-            false => self.files.has_volume(pool, name, owner_uid).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.has(pool, name).await,
+            Keeper::Nfs => self.nfs.has(pool, name).await,
+            Keeper::Files => {
+                self.files.has_volume(&*self.mounted(pool).await?, name, owner_uid).await
+            }
         }
     }
 
@@ -63,9 +114,12 @@ impl Storage for Pools {
         size_bytes: u64,
         key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.grow(pool, name, size_bytes).await,
-            false => self.files.grow(pool, name, size_bytes, key).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.grow(pool, name, size_bytes).await,
+            Keeper::Nfs => self.nfs.grow(pool, name, size_bytes).await,
+            Keeper::Files => {
+                self.files.grow(&*self.mounted(pool).await?, name, size_bytes, key).await
+            }
         }
     }
 
@@ -74,9 +128,9 @@ impl Storage for Pools {
         pool: &PoolSpec,
         name: &VolumeName,
     ) -> Result<Option<Keeps>, StorageFailure> {
-        match in_ceph(pool) {
-            true => Ok(None),
-            false => self.files.keeps(pool, name).await,
+        match keeper(pool) {
+            Keeper::Ceph | Keeper::Nfs => Ok(None),
+            Keeper::Files => self.files.keeps(&*self.mounted(pool).await?, name).await,
         }
     }
 
@@ -88,12 +142,19 @@ impl Storage for Pools {
         snapshot: &str,
         key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
-        if in_ceph(pool) {
-            return Err(says(format!(
-                "disks in pools of Ceph clusters keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
-            )));
-        }
-        self.files.snapshot(pool, name, step, snapshot, key).await
+        let of = match keeper(pool) {
+            Keeper::Files => {
+                return self
+                    .files
+                    .snapshot(&*self.mounted(pool).await?, name, step, snapshot, key)
+                    .await;
+            }
+            Keeper::Ceph => "Ceph clusters",
+            Keeper::Nfs => "NFS servers",
+        };
+        Err(says(format!(
+            "disks in pools of {of} keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
+        )))
     }
 
     async fn disk_secret(
@@ -121,22 +182,23 @@ impl Storage for Pools {
         pool: &PoolSpec,
         name: &VolumeName,
     ) -> Result<(), StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.delete(pool, name).await,
-            false => self.files.delete_volume(pool, name).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.delete(pool, name).await,
+            Keeper::Nfs => self.nfs.delete(pool, name).await,
+            Keeper::Files => self.files.delete_volume(&*self.mounted(pool).await?, name).await,
         }
     }
 
     async fn volumes(&self, pool: &PoolSpec) -> Result<Vec<VolumeName>, StorageFailure> {
-        match in_ceph(pool) {
-            // They are no host's.
+        // They are no host's.
+        match pool.is_shared() {
             true => Ok(Vec::new()),
             false => self.files.volumes(pool).await,
         }
     }
 
     async fn put_aside(&self, pool: &PoolSpec, names: &[VolumeName]) -> Result<(), StorageFailure> {
-        match in_ceph(pool) {
+        match pool.is_shared() {
             true => Ok(()),
             false => self.files.put_aside(pool, names).await,
         }
@@ -157,7 +219,10 @@ impl Storage for Pools {
         noted: &BTreeSet<String>,
         shut: &BTreeSet<String>,
     ) -> Result<(), StorageFailure> {
-        self.rbd.shut_out(pool, name, noted, shut).await
+        match keeper(pool) {
+            Keeper::Nfs => self.nfs.shut_out(pool, name).await,
+            Keeper::Ceph | Keeper::Files => self.rbd.shut_out(pool, name, noted, shut).await,
+        }
     }
 
     async fn shut_client(&self, pool: &PoolSpec, client: &str) -> Result<(), StorageFailure> {
@@ -165,10 +230,15 @@ impl Storage for Pools {
     }
 
     async fn room(&self, pool: &PoolSpec) -> Result<Option<PoolRoom>, StorageFailure> {
-        match in_ceph(pool) {
-            true => self.rbd.room(pool).await.map(Some),
-            false => self.files.room(pool).await,
+        match keeper(pool) {
+            Keeper::Ceph => self.rbd.room(pool).await.map(Some),
+            Keeper::Nfs => self.nfs.room(pool).await.map(Some),
+            Keeper::Files => self.files.room(&*self.mounted(pool).await?).await,
         }
+    }
+
+    async fn settle(&self, pools: &[PoolSpec]) {
+        self.gluster.settle(pools).await;
     }
 
     async fn image_file(&self, file: &ImageFile) -> Result<PathBuf, StorageFailure> {

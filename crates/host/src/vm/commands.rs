@@ -128,7 +128,7 @@ commands! {
     /// Removes an object.
     REMOVE_OBJECT = "object-del", ["id"], [], false;
     /// Makes a block node.
-    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache", "read-only", "children", "vote-threshold", "read-pattern", "pool", "namespace", "user", "key-secret", "auth-client-required", "conf", "encrypt"], [], false;
+    ADD_NODE = "blockdev-add", ["driver", "node-name", "server", "export", "tls-creds", "reconnect-delay", "open-timeout", "size", "read-zeroes", "image", "inject-error", "filename", "discard", "aio", "file", "target", "on-cbw-error", "cbw-timeout", "cache", "read-only", "children", "vote-threshold", "read-pattern", "pool", "namespace", "user", "key-secret", "auth-client-required", "conf", "encrypt", "path", "group"], [], false;
     /// Puts a block node on another one.
     REOPEN = "blockdev-reopen", ["options"], [], false;
     /// Removes a block node.

@@ -7,7 +7,7 @@ use super::{
     snapshots::Snapshots,
     views::Views,
 };
-use crate::storage::rbd::node::RbdLaunch;
+use crate::{agent::storage::FilerLaunch, storage::rbd::node::RbdLaunch};
 use async_trait::async_trait;
 use haven_model::{vm::DiskLimits, volume::LUKS_HEAD_BYTES};
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,9 @@ pub struct DiskLaunch {
     /// The file with the key under which it is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub luks: Option<PathBuf>,
+    /// A filer keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filer: Option<Box<FilerLaunch>>,
     /// The port that it is plugged into; none when it stays as long as its process does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
@@ -60,7 +63,7 @@ impl DiskLaunch {
     /// Whether its guest is stopped when the disk gives an error: whoever owns the VM knows what to do then.
     #[must_use]
     pub fn stops(&self) -> bool {
-        self.mirror.is_some() || self.rbd.is_some()
+        self.mirror.is_some() || self.rbd.is_some() || self.filer.is_some()
     }
     /// Whether what decrypts it is a node of its own, above all else: a file that knows nothing of keys.
     #[must_use]

@@ -240,6 +240,10 @@ pub fn last_words(directory: &Path) -> String {
             "the key that the cluster has of this disk does not open it; nothing was changed in it: the file is another disk's, or the record of its key was altered",
         ),
         (
+            "Unknown driver 'nfs'",
+            "QEMU of this host knows no NFS; install the package qemu-block-extra in the same version",
+        ),
+        (
             "Cannot allocate memory",
             "the host is short of memory; free some or place the VM elsewhere",
         ),

@@ -23,7 +23,10 @@ use super::{
     qmp::{DEADLINE, QmpError},
     record,
 };
-use crate::storage::{mirrored::daemon::USER, rbd};
+use crate::{
+    agent::storage::FilerLaunch,
+    storage::{mirrored::daemon::USER, nfs, rbd},
+};
 use async_trait::async_trait;
 use haven_model::vm::SLOTS;
 use serde_json::{Value, json};
@@ -69,6 +72,9 @@ pub(super) fn ports(add: &mut dyn FnMut(&str, String)) {
 pub(super) fn node(place: usize, disk: &DiskLaunch) -> Value {
     if let Some(of) = &disk.rbd {
         return rbd::node::node(&format!("d{place}"), of, &format!("k{place}"));
+    }
+    if let Some(FilerLaunch::Nfs(of)) = disk.filer.as_deref() {
+        return nfs::node::node(&format!("d{place}"), of);
     }
     let mut node = json!({
         "driver": disk.format, "node-name": format!("d{place}"), "read-only": disk.read_only, "discard": "unmap",

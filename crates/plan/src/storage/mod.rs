@@ -59,7 +59,10 @@ fn promised(snapshot: &Snapshot, pool: &Name, host: Option<&Name>) -> Bytes {
 fn on(spec: &PoolSpec, host: &Name) -> String {
     match spec.driver {
         PoolDriverKind::Local | PoolDriverKind::Mirrored => format!(" on {host}"),
-        PoolDriverKind::Shared | PoolDriverKind::Rbd => String::new(),
+        PoolDriverKind::Shared
+        | PoolDriverKind::Rbd
+        | PoolDriverKind::Nfs
+        | PoolDriverKind::Gluster => String::new(),
     }
 }
 

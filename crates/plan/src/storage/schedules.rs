@@ -54,8 +54,13 @@ fn disks(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Result<Vec<SnapshotDisk>, 
     let mut disks = Vec::new();
     for disk in vm.spec.plugged() {
         match snapshot.pools.get(&disk.pool).map(|pool| pool.spec.driver) {
-            Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored) => {}
-            Some(_) => {
+            Some(
+                PoolDriverKind::Local
+                | PoolDriverKind::Shared
+                | PoolDriverKind::Gluster
+                | PoolDriverKind::Mirrored,
+            ) => {}
+            Some(PoolDriverKind::Rbd | PoolDriverKind::Nfs) => {
                 return Err(format!(
                     "its disk `{}` lives in the pool `{}`, whose disks keep no snapshots",
                     disk.name, disk.pool

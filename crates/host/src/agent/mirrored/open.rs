@@ -392,6 +392,7 @@ impl Opening<'_> {
             mirror: Some(mirror),
             rbd: None,
             luks: None,
+            filer: None,
             slot: None,
             parked: false,
         }

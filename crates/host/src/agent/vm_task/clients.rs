@@ -17,6 +17,10 @@ const AT_ONCE: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_secs(2);
 /// When the record is looked at again after a word that the store did not take.
 const SOON: Duration = Duration::from_millis(100);
+/// From so many per cent on a filer counts as full.
+const FULL: u64 = 99;
+/// So long may whoever speaks to a filer that answers again need to have what was open before open again.
+const MENDS: Duration = Duration::from_secs(10);
 /// How soon a process to which its disks give nothing but errors is started anew.
 const ANEW: Duration = Duration::from_secs(2);
 
@@ -28,6 +32,17 @@ fn in_ceph<'a>(
     spec.disks.iter().filter_map(|disk| {
         let pool = &snapshot.pools.get(&disk.pool)?.spec;
         (pool.driver == PoolDriverKind::Rbd).then_some((disk, pool))
+    })
+}
+
+/// The disks of a VM that filers keep, with their pools.
+fn on_filers<'a>(
+    snapshot: &'a Snapshot,
+    spec: &'a VmSpec,
+) -> impl Iterator<Item = (&'a DiskSpec, &'a PoolSpec)> {
+    spec.plugged().filter_map(|disk| {
+        let pool = &snapshot.pools.get(&disk.pool)?.spec;
+        matches!(pool.driver, PoolDriverKind::Nfs | PoolDriverKind::Gluster).then_some((disk, pool))
     })
 }
 
@@ -168,20 +183,50 @@ impl VmTask {
         }
     }
 
-    /// Whether its guest stands because a disk in Ceph gives nothing but errors, which only a new process mends: it is ended then.
-    pub(super) async fn ended_for_ceph(&mut self) -> bool {
+    /// Whether its guest stands because a disk in Ceph or on a filer gives nothing but errors, which only a new process mends: it is
+    /// ended then.
+    pub(super) async fn ended_for_its_disks(&mut self) -> bool {
         let live = Arc::clone(&self.parts.live.borrow());
         let Some(object) = live.vms.get(&self.vm) else { return false };
         // A disk elsewhere may be what is full, and it goes on by itself once there is room.
         let Ok(has) = self.parts.vms.has(self.vm.as_str()).await else { return false };
         let in_ceph: BTreeSet<&str> =
             in_ceph(&live, &object.spec).map(|(disk, _)| disk.name.as_str()).collect();
-        if in_ceph.is_empty() || !has.disks.iter().all(|disk| in_ceph.contains(&*disk.name)) {
+        let on_filers: Vec<_> = on_filers(&live, &object.spec).collect();
+        let its = |name: &str| {
+            in_ceph.contains(name) || on_filers.iter().any(|(disk, _)| disk.name.as_str() == name)
+        };
+        if has.disks.is_empty() || !has.disks.iter().all(|disk| its(&disk.name)) {
             return false;
+        }
+        for (_, pool) in &on_filers {
+            // One that is full or away takes it once there is room, or it is back.
+            match self.parts.storage.room(pool).await {
+                Ok(Some(room)) if room.full() < FULL => {}
+                _ => {
+                    self.mirrors.answers = None;
+                    return false;
+                }
+            }
+        }
+        if !on_filers.is_empty() {
+            // What was open may yet be mended by whoever speaks to a filer that is just back.
+            let now = self.parts.clock.now();
+            let since = *self.mirrors.answers.get_or_insert(now);
+            if now.since(since) < MENDS {
+                return false;
+            }
         }
         self.kill().await;
         if self.running.is_none() {
-            let what = "its process was ended: Ceph takes nothing from it any more (was it shut out there? `ceph osd blocklist ls`); it starts anew";
+            let what = match on_filers.is_empty() {
+                true => {
+                    "its process was ended: Ceph takes nothing from it any more (was it shut out there? `ceph osd blocklist ls`); it starts anew"
+                }
+                false => {
+                    "its process was ended: its filer answers and has room, and takes nothing from it any more (was its disk opened elsewhere, or its mount lost?); it starts anew"
+                }
+            };
             self.tell(what.to_owned()).await;
             self.retry_in(ANEW);
         }

@@ -66,6 +66,8 @@ const STEPS: usize = 16;
 pub(super) struct Mirrors {
     /// When the guest was let run on last, and how often since it last ran well.
     went_on: Option<(Mono, u32)>,
+    /// Since when its filers answer while its guest stands for their errors.
+    pub answers: Option<Mono>,
     /// A disk broke since this was looked at, or this never was.
     pub broke: bool,
     /// Runs that were begun, and in which no process was started yet.
@@ -330,6 +332,7 @@ impl VmTask {
         match self.parts.vms.is_stopped(self.vm.as_str()).await {
             Ok(false) => {
                 self.mirrors.broke = false;
+                self.mirrors.answers = None;
                 if self.mirrors.went_on.take().is_some_and(|(_, times)| times >= TOLD) {
                     self.note.clear();
                 }
@@ -373,12 +376,12 @@ impl VmTask {
             None => 1,
         };
         self.mirrors.went_on = Some((now, times));
-        if times >= TOLD && self.mirrored().await.is_empty() && self.ended_for_ceph().await {
+        if times >= TOLD && self.mirrored().await.is_empty() && self.ended_for_its_disks().await {
             return Ok(());
         }
         if times == TOLD {
             self.note = format!(
-                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there; of a disk in Ceph `ceph health detail` and `ceph osd blocklist ls` tell more",
+                "it stands still: its disk on {me} does not take what is written. If its pool is full (`haven pool show`), it goes on by itself once there is room; if the disk of {me} fails (`dmesg`) and its volume is whole elsewhere (`haven volume ls`), `haven host drain {me}` takes it there; of a disk in Ceph `ceph health detail` and `ceph osd blocklist ls` tell more, of one on a filer its log",
                 me = self.parts.me
             );
         }

@@ -129,7 +129,7 @@ impl RbdPools {
         })?;
         let launch = RbdLaunch::of(&of, &image, files);
         let path = PathBuf::from(format!("{}/{image}", of.path()));
-        Ok(VolumeReady { path, format: "raw".into(), rbd: Some(Box::new(launch)) })
+        Ok(VolumeReady { path, format: "raw".into(), rbd: Some(Box::new(launch)), filer: None })
     }
 
     async fn make(
