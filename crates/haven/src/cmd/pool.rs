@@ -124,6 +124,7 @@ impl InCeph {
 
 /// Commands.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, made of the command line")]
 pub enum PoolCommand {
     /// Make a pool of a directory that every host has, of one of a Ceph cluster, or of a filer
     #[command(

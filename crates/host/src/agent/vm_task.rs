@@ -704,23 +704,6 @@ impl VmTask {
         }
     }
 
-    async fn stop(&mut self, snapshot: &Snapshot) {
-        self.report(snapshot, VmPhase::Stopping, "").await;
-        let grace = self
-            .last
-            .as_ref()
-            .map_or(Duration::from_secs(10), |(o, _)| o.spec.stop_grace.duration());
-        match self.parts.vms.stop(self.vm.as_str(), grace).await {
-            Ok(()) => {
-                if let Some(epoch) = self.running {
-                    self.close_mirrors(epoch).await;
-                }
-                self.gone(snapshot, "").await;
-            }
-            Err(error) => self.failed("stop", &error),
-        }
-    }
-
     async fn kill(&mut self) {
         match self.parts.vms.kill(self.vm.as_str()).await {
             Ok(()) => {

@@ -1,4 +1,4 @@
-//! A process that ends by itself: what is told of it, and how long until the next.
+//! A process that ends by itself or is asked to: what is told of it, and how long until the next.
 
 use super::{VmTask, moves};
 use crate::{
@@ -8,11 +8,29 @@ use crate::{
     },
     vm::driver::Exit,
 };
-use haven_model::{ObjectRef, Severity, VmPhase, object::Kind, vm::RUNS_WELL};
+use haven_model::{ObjectRef, Severity, Snapshot, VmPhase, object::Kind, vm::RUNS_WELL};
 use haven_store::clock::Mono;
 use std::{sync::Arc, time::Duration};
 
 impl VmTask {
+    /// Asks its guest to end, and ends its process.
+    pub(super) async fn stop(&mut self, snapshot: &Snapshot) {
+        self.report(snapshot, VmPhase::Stopping, "").await;
+        let grace = self
+            .last
+            .as_ref()
+            .map_or(Duration::from_secs(10), |(o, _)| o.spec.stop_grace.duration());
+        match self.parts.vms.stop(self.vm.as_str(), grace).await {
+            Ok(()) => {
+                if let Some(epoch) = self.running {
+                    self.close_mirrors(epoch).await;
+                }
+                self.gone(snapshot, "").await;
+            }
+            Err(error) => self.failed("stop", &error),
+        }
+    }
+
     /// Whether what has run since then has started well: how often it failed before counts no more.
     pub(super) fn runs_well(&self, since: Mono, ready: Option<bool>) -> bool {
         let has_check = self.last.as_ref().is_some_and(|(object, _)| object.spec.check.is_some());
