@@ -1,6 +1,6 @@
 //! All pools of the cluster: those that are directories of this host ([`FileStorage`]), and those of Ceph clusters ([`RbdPools`]).
 
-use super::{files::FileStorage, rbd::volumes::RbdPools, says};
+use super::{files::FileStorage, rbd::volumes::RbdPools};
 use crate::{
     agent::storage::{
         SeedWanted, SnapshotStep, Storage, StorageFailure, VolumeName, VolumeReady, VolumeWanted,
@@ -74,7 +74,7 @@ impl Storage for Pools {
         name: &VolumeName,
     ) -> Result<Option<Keeps>, StorageFailure> {
         match in_ceph(pool) {
-            true => Ok(None),
+            true => self.rbd.keeps(pool, name).await,
             false => self.files.keeps(pool, name).await,
         }
     }
@@ -86,12 +86,10 @@ impl Storage for Pools {
         step: SnapshotStep,
         snapshot: &str,
     ) -> Result<(), StorageFailure> {
-        if in_ceph(pool) {
-            return Err(says(format!(
-                "disks in pools of Ceph clusters keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
-            )));
+        match in_ceph(pool) {
+            true => self.rbd.snapshot(pool, name, step, snapshot).await,
+            false => self.files.snapshot(pool, name, step, snapshot).await,
         }
-        self.files.snapshot(pool, name, step, snapshot).await
     }
 
     async fn volume_keys(
