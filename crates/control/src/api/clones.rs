@@ -38,7 +38,7 @@ pub(super) async fn make(
         let over = vec![is_new(&asked.name)];
         return Ok(Json(write(&state, &object, over, Vec::new()).await?));
     }
-    kept_where_it_can_be(&of, &asked.name)?;
+    kept_where_it_can_be(&of)?;
     let placed = of.placed()?;
     let mut over = of.unchanged(placed);
     over.push(is_new(&asked.name));
@@ -108,21 +108,13 @@ fn may_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
 }
 
 /// Whether its disks are where a copy of one can be made.
-fn kept_where_it_can_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
-    let vm = of.vm;
+fn kept_where_it_can_be(of: &Of<'_>) -> ApiResult<()> {
     for disk in of.object.spec.plugged() {
         let driver = of.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
-        if !matches!(
-            driver,
-            Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored)
-        ) {
-            let detail = format!(
-                "the disk `{}` of {vm} lives in the pool `{}`; disks in Ceph are not cloned yet",
-                disk.name, disk.pool
-            );
-            let hint =
-                format!("make {new} with disks of its own; `rbd export` reads those of {vm}");
-            return Err(conflict(detail, &hint));
+        match driver {
+            Some(PoolDriverKind::Local | PoolDriverKind::Shared | PoolDriverKind::Mirrored) => {}
+            Some(PoolDriverKind::Rbd) => of.known_in_ceph(&disk.name)?,
+            None => return Err(ApiError::missing(&format!("pool `{}`", disk.pool))),
         }
     }
     Ok(())

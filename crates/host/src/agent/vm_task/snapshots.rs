@@ -446,6 +446,14 @@ impl VmTask {
 
     /// Why it cannot be taken of all its disks.
     fn lacks(&self, due: &Due, disks: &[Disk]) -> Option<String> {
+        let is = |what: fn(&Disk) -> bool| disks.iter().find(|disk| what(disk));
+        let mirrored = is(|disk| disk.replica().is_some());
+        if let Some((one, other)) = mirrored.zip(is(|disk| disk.image().is_some())) {
+            return Some(format!(
+                "the disk `{}` is mirrored and the disk `{}` is in Ceph, and such two are not kept at one instant yet; `haven volume snapshot {}.DISK` keeps one",
+                one.name, other.name, self.vm
+            ));
+        }
         for SnapshotDisk { name, .. } in &due.record.disks {
             let runs = self.running.is_some();
             match disks.iter().find(|disk| disk.name == *name) {

@@ -192,12 +192,13 @@ async fn what_qemu_was_told_to_be_written_is_in_a_snapshot_that_another_client_t
     ends.store(true, Ordering::SeqCst);
     let qemu = writes.await.unwrap();
     assert!(told.load(Ordering::SeqCst) > 20, "in {:?}", begun.elapsed());
-    // `rbd` itself keeps nobody from putting back what is open.
+    // Ceph itself puts nothing back that is open.
     let raw =
         images.programs.rbd(&["snap", "rollback", "vm/t.told@haven-0r1"], Duration::from_secs(60));
-    println!("rolled back while it is open: {:?}", raw.await.map(drop));
+    let raw = raw.await.unwrap_err();
+    assert!(raw.is(libc::EROFS), "{raw:?}");
     let mut open = qemu;
-    println!("and it writes: {}", open.does("write -P 7 0 512").await);
+    assert!(open.does("write -P 7 0 512").await);
     let refused = images.revert("t.told", "haven-0r1").await.unwrap_err().what;
     assert!(refused.contains("since it is open to "), "{refused}");
     let kept = images.snapshots("t.told").await.unwrap();
