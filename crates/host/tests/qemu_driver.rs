@@ -670,8 +670,14 @@ async fn held_while_others_keep_it(driver: &Arc<QemuDriver>, names: &[String]) {
     assert_eq!(keep(driver, "haven-n").await, 2);
 }
 
-/// A daemon that dies while its guest stands: the next one lets it go on.
-fn held_by_a_daemon_that_dies(names: &[String]) {
+/// The same, and a daemon that dies while its guest stands: the next one lets it go on.
+fn held(names: &[String]) {
+    let driver = Arc::new(qemu());
+    runtime().block_on(async {
+        driver.list().await.unwrap();
+        held_while_others_keep_it(&driver, names).await;
+    });
+    drop(driver);
     let (killed, driver) = (runtime(), Arc::new(qemu()));
     killed.block_on(driver.list()).unwrap();
     let (taking, disks) = (Arc::clone(&driver), names.to_vec());
@@ -745,14 +751,8 @@ fn snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant() {
     drop(driver);
     taken.pop();
     taken.push("haven-v".into());
-    let held = Arc::new(qemu());
-    runtime().block_on(async {
-        held.list().await.unwrap();
-        held_while_others_keep_it(&held, &names).await;
-    });
-    drop(held);
+    held(&names);
     taken.push("haven-h".into());
-    held_by_a_daemon_that_dies(&names);
     taken.extend(taken_by_daemons_that_die(&names));
     let driver = qemu();
     runtime().block_on(async {

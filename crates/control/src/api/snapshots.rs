@@ -181,7 +181,7 @@ impl<'a> Of<'a> {
             let pool = self.now.pools.get(&disk.pool)?;
             Some((&disk.name, pool.spec.driver))
         });
-        if let Some(detail) = apart(drivers) {
+        if let Some(detail) = apart(&drivers.collect::<Vec<_>>()) {
             let hint = format!("`haven volume snapshot {vm}.DISK` keeps one disk");
             return Err(conflict(detail, &hint));
         }

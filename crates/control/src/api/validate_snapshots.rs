@@ -34,7 +34,7 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
         }
         let of = |disk: &haven_model::vm::DiskSpec| after.pool(&disk.pool).map(|pool| pool.driver);
         let drivers = spec.plugged().filter_map(|disk| Some((&disk.name, of(disk)?)));
-        if let Some(message) = haven_plan::storage::snapshots::apart(drivers) {
+        if let Some(message) = haven_plan::storage::snapshots::apart(&drivers.collect::<Vec<_>>()) {
             say(
                 ("snapshot", &""),
                 message,

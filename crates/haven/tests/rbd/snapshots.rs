@@ -217,11 +217,14 @@ fn at_rest(lab: &Driver) -> Result<()> {
     lab.haven(&["vm", "snapshot", "revert", VM, "rest", "--no-wait"])?;
     std::thread::sleep(Duration::from_millis(700));
     lab.signal(&host, "haven daemon", Signal::SIGKILL)?;
+    lab.wait("its host's daemon is there", PATIENCE, |lab| {
+        !lab.pids(&host, "haven daemon").is_empty()
+    })?;
+    lab.online(&host)?;
     lab.haven(&["vm", "start", VM])?;
     let found = finds(lab, VM, &before)?;
     println!("  at rest: it had {is:?}, and found {found:?}");
     ensure!(found == is, "it is of another moment");
-    lab.online(&host)?;
     lab.haven(&["vm", "snapshot", "rm", VM, "rest"])?;
     further(lab, VM)
 }

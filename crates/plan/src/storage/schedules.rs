@@ -62,7 +62,7 @@ fn disks(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Result<Vec<SnapshotDisk>, 
     if disks.is_empty() {
         return Err("it has no disk".into());
     }
-    match apart(drivers.iter().copied()) {
+    match apart(&drivers) {
         Some(why) => Err(why),
         None => Ok(disks),
     }

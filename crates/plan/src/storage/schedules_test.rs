@@ -291,6 +291,11 @@ fn a_vm_that_is_made_from_another_is_placed_where_that_is() {
     assert_eq!(placed(&world), None);
     let said = waits(&world);
     assert!(said.contains("1 host is not the host of db, from whose disks it is made"), "{said}");
+    // Every host reaches a disk in Ceph.
+    let mut pool = (*world.snapshot.pools["filer"].value).clone();
+    pool.spec.driver = PoolDriverKind::Rbd;
+    world.snapshot.pools.insert(name("filer"), at(3, pool));
+    assert_eq!(placed(&world).as_deref(), Some("host1"), "{}", waits(&world));
 }
 
 #[test]

@@ -11,10 +11,8 @@ use haven_model::{
 
 /// Why these disks cannot be kept at one instant, if so.
 #[must_use]
-pub fn apart<'a>(
-    disks: impl Iterator<Item = (&'a Name, PoolDriverKind)> + Clone,
-) -> Option<String> {
-    let first = |wanted| disks.clone().find(|(_, driver)| *driver == wanted).map(|(name, _)| name);
+pub fn apart(disks: &[(&Name, PoolDriverKind)]) -> Option<String> {
+    let first = |wanted| disks.iter().find(|(_, driver)| *driver == wanted).map(|(name, _)| name);
     let (mirrored, in_ceph) = (first(PoolDriverKind::Mirrored)?, first(PoolDriverKind::Rbd)?);
     Some(format!(
         "the disk `{mirrored}` is mirrored and the disk `{in_ceph}` is in Ceph, and such two are not kept at one instant yet"
