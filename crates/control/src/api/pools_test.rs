@@ -64,8 +64,8 @@ async fn a_pool_of_cephs_is_asked_and_its_key_is_never_shown() {
 #[tokio::test]
 async fn what_disks_in_ceph_cannot_do_yet_is_refused() {
     let Some(world) = World::start().await else { return };
-    world.hosts(&["host1"]).await;
-    world.speak(&["host1"]).await;
+    world.hosts(&["host1", "host2"]).await;
+    world.speak(&["host1", "host2"]).await;
     world.apply(&ceph(same)).await.ok();
     world.apply("kind: Target\nname: nas\ndirectory: /backups\n").await.ok();
     let vm = |more: &str, disk: &str| {
@@ -97,7 +97,7 @@ async fn what_disks_in_ceph_cannot_do_yet_is_refused() {
     refuses("/v1/vms/web/clone", "{\"name\": \"copy\"}", older).await;
     let by_schedule = vm("isolation: keep\nsnapshot: {every: 1h, keep: 3}\n", "");
     refused(&world.apply(&by_schedule).await, "it runs an older Haven");
-    world.speak(&["host1"]).await;
+    world.speak(&["host1", "host2"]).await;
     world.apply(&by_schedule).await.ok();
     for (path, body) in [("snapshots", "{}"), ("clone", "{\"name\": \"copy\"}")] {
         world.operate("POST", &format!("/v1/vms/web/{path}"), body.to_owned()).await.ok();
