@@ -46,7 +46,10 @@ impl Fault {
     /// It is over by itself.
     #[must_use]
     pub fn mends_itself(&self) -> bool {
-        matches!(self, Self::KillDaemon(_) | Self::KillStorage(_) | Self::KillVm(_) | Self::Move(_))
+        matches!(
+            self,
+            Self::KillDaemon(_) | Self::KillStorage(_) | Self::KillVm(_) | Self::Move(_)
+        )
     }
 }
 

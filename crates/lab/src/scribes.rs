@@ -158,10 +158,6 @@ mod tests {
         let late = [old, ("b", "SCRIBE-HAS 9\r"), ("b", "SCRIBE-WROTE 10\r")];
         assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 9\r")]), (10, 0));
         assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 10\r")]), (10, 1));
-        assert_eq!(
-            judged(&[newer[0], newer[1], ("b", "SCRIBE-WROTE 10\r")]),
-            (10, 0),
-            "moved live"
-        );
+        assert_eq!(judged(&[newer[0], newer[1], ("b", "SCRIBE-WROTE 10\r")]), (10, 0), "moved live");
     }
 }

@@ -144,15 +144,17 @@ pub fn settled(lab: &Lab) -> Result<()> {
     }
     lab.voting()?;
     for vm in Lab::vms() {
-        let counts =
-            |volume: &Volume| volume.replicas.values().all(|state| *state == ReplicaState::Counted);
+        let counts = |volume: &Volume| {
+            volume.replicas.values().all(|state| *state == ReplicaState::Counted)
+        };
         let whole = lab.wait(&format!("all replicas of {vm} count"), PATIENCE, |_| {
             volume(lab, &vm).is_ok_and(|volume| counts(&volume))
         });
         whole.with_context(|| format!("{:?}", volume(lab, &vm)))?;
         let then = lab.judge().of(&vm).wrote;
-        let on = lab
-            .wait(&format!("{vm} writes on"), PATIENCE, |_| lab.judge().of(&vm).wrote > then + 3);
+        let on = lab.wait(&format!("{vm} writes on"), PATIENCE, |_| {
+            lab.judge().of(&vm).wrote > then + 3
+        });
         on.with_context(|| format!("{:?}", lab.judge().of(&vm)))?;
     }
     judged(lab)

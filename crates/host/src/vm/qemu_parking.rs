@@ -37,8 +37,7 @@ pub(super) fn is_parked(node: &str, place: usize) -> bool {
 
 fn failing(place: usize) -> Value {
     let (parked, beneath) = nodes(place);
-    let fails =
-        |what: &str| json!({ "event": "none", "iotype": what, "errno": 5, "immediately": true });
+    let fails = |what: &str| json!({ "event": "none", "iotype": what, "errno": 5, "immediately": true });
     let all = ["read", "write", "write-zeroes", "discard", "flush", "block-status"].map(fails);
     json!({ "driver": "blkdebug", "node-name": parked, "image": beneath, "inject-error": all })
 }
@@ -59,14 +58,12 @@ impl Asked {
             self.tell(&commands::REMOVE_NODE, json!({ "node-name": beneath })).await?;
         }
         let uid = self.launched.launch.uid;
-        let path =
-            scratch(&disk.path, ".parked", uid, disk.size_bytes).map_err(system(format!(
-                "no file can be made beside {}, which is needed while the disk `{}` is made larger",
-                disk.path.display(),
-                disk.name
-            )))?;
-        let file =
-            json!({ "driver": "file", "node-name": beneath, "filename": path, "aio": "threads" });
+        let path = scratch(&disk.path, ".parked", uid, disk.size_bytes).map_err(system(format!(
+            "no file can be made beside {}, which is needed while the disk `{}` is made larger",
+            disk.path.display(),
+            disk.name
+        )))?;
+        let file = json!({ "driver": "file", "node-name": beneath, "filename": path, "aio": "threads" });
         let opened = self.tell(&commands::ADD_NODE, file).await;
         // QEMU has it open, and nobody else needs to.
         let removed = std::fs::remove_file(&path);
@@ -119,7 +116,12 @@ impl Asked {
     }
 
     /// From here on the guest has its disk.
-    async fn give_back(self, place: usize, disk: DiskLaunch, named: String) -> Result<(), VmError> {
+    async fn give_back(
+        self,
+        place: usize,
+        disk: DiskLaunch,
+        named: String,
+    ) -> Result<(), VmError> {
         let (parked, beneath) = nodes(place);
         let larger = json!({ "node-name": parked, "size": disk.size_bytes });
         self.tell(&commands::RESIZE, larger).await?;
@@ -158,8 +160,7 @@ impl QemuDriver {
         let views = self.views(vm).ok_or_else(|| VmError::NotHere(vm.into()))?;
         let held = views.lock_owned().await;
         let asked = self.parking(vm).await?;
-        let disk =
-            asked.launched.launch.at(place).map(|at| asked.launched.launch.disks[at].clone());
+        let disk = asked.launched.launch.at(place).map(|at| asked.launched.launch.disks[at].clone());
         let disk = disk.ok_or_else(|| VmError::NotHere(vm.into()))?;
         let begins = !self.is_parked(vm, place, &disk).await?;
         let mut said = self.qmp(vm, DEADLINE).await?.events();

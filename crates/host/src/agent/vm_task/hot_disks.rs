@@ -135,8 +135,7 @@ fn named_with(spec: &VmSpec, has: &Has, disk: &HasDisk) -> String {
 /// What comes next. What a guest shall not have goes before another one takes its port.
 fn next(spec: &VmSpec, has: &Has) -> Change {
     let its = |disk: &DiskSpec| has.disks.iter().find(|one| one.name == disk.name.as_str());
-    let parked =
-        |disk: &DiskSpec| Some((its(disk).filter(|one| one.parked)?.clone(), disk.clone()));
+    let parked = |disk: &DiskSpec| Some((its(disk).filter(|one| one.parked)?.clone(), disk.clone()));
     if let Some((has, disk)) = spec.disks.iter().find_map(parked) {
         return Change::Back(has, disk);
     }
@@ -337,8 +336,7 @@ impl VmTask {
         self.hot.makes_nothing_ready().await;
         let name = &disk.name;
         if let Some(why) = self.replicas_differ().await {
-            let why =
-                format!("its disk `{name}` is made larger once its replicas are whole: {why}");
+            let why = format!("its disk `{name}` is made larger once its replicas are whole: {why}");
             return self.not_changed(&why, PAUSE);
         }
         let open = self.replicas_of(disk.place).await;
