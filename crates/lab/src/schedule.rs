@@ -14,6 +14,8 @@ pub enum Fault {
     KillVm(String),
     /// A VM is to move live meanwhile; it may fail.
     Move(String),
+    /// The disk of a VM is to be larger.
+    Grow(String),
     /// It has no power.
     Power(String),
     /// No host has power; they come back in this order.
@@ -48,7 +50,11 @@ impl Fault {
     pub fn mends_itself(&self) -> bool {
         matches!(
             self,
-            Self::KillDaemon(_) | Self::KillStorage(_) | Self::KillVm(_) | Self::Move(_)
+            Self::KillDaemon(_)
+                | Self::KillStorage(_)
+                | Self::KillVm(_)
+                | Self::Move(_)
+                | Self::Grow(_)
         )
     }
 }
@@ -60,6 +66,7 @@ impl fmt::Display for Fault {
             Self::KillStorage(host) => write!(f, "kill what serves replicas on {host}"),
             Self::KillVm(vm) => write!(f, "kill the process of {vm}"),
             Self::Move(vm) => write!(f, "move {vm} live"),
+            Self::Grow(vm) => write!(f, "make the disk of {vm} larger"),
             Self::Power(host) => write!(f, "cut the power of {host}"),
             Self::AllPower(hosts) => write!(f, "cut all power, back as {}", hosts.join(", ")),
             Self::Pause(host) => write!(f, "pause {host}"),
@@ -114,7 +121,13 @@ impl Schedule {
             if free {
                 steps.push(Step { at, until, fault });
             }
-            at += Duration::from_millis([50, 400, 1500, 5000][dice.below(4)]);
+            // The guest stands for a moment while its disk grows, so what breaks then breaks soon.
+            let grows = steps.last().is_some_and(|step| matches!(step.fault, Fault::Grow(_)));
+            let pause = match grows {
+                true => 20 + u64::try_from(dice.below(300)).unwrap_or_default(),
+                false => [50, 400, 1500, 5000][dice.below(4)],
+            };
+            at += Duration::from_millis(pause);
         }
         let damage = (dice.below(4) == 0).then(|| vms[dice.below(vms.len())].clone());
         Self { seed, steps, damage }
@@ -141,7 +154,7 @@ fn fault(dice: &mut Dice, hosts: &[String], vms: &[String]) -> Fault {
     let vm = vms[dice.below(vms.len())].clone();
     let others: Vec<&String> = hosts.iter().filter(|other| **other != host).collect();
     let other = others.get(dice.below(others.len().max(1))).map_or(host.clone(), |o| (*o).clone());
-    match dice.below(16) {
+    match dice.below(18) {
         0 => Fault::KillDaemon(host),
         1 | 2 => Fault::KillStorage(host),
         3 => Fault::KillVm(vm),
@@ -159,6 +172,7 @@ fn fault(dice: &mut Dice, hosts: &[String], vms: &[String]) -> Fault {
         12 => Fault::CutOff(host),
         13 => Fault::CutOneWay(host, other),
         14 => Fault::Cut(host, other),
+        15 | 16 => Fault::Grow(vm),
         _ => Fault::Fill(host),
     }
 }
@@ -211,6 +225,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(kinds.len(), 12);
+        assert_eq!(kinds.len(), 13);
     }
 }

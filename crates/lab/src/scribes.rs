@@ -2,7 +2,7 @@
 //! is there after every boot, and nobody who is an old copy is told that it wrote something.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -21,6 +21,8 @@ pub struct Scribe {
     pub failed: u64,
     /// The host on which one has written or booted last.
     pub host: String,
+    /// Where a copy has heard late of the last record that was found.
+    late: BTreeSet<String>,
 }
 
 /// All that is wrong, in words, and what stands.
@@ -42,9 +44,9 @@ impl Judge {
         };
         let scribe = self.scribes.entry(vm.into()).or_default();
         match what {
-            // A copy that stood, or that may be kept, hears late of a write that was done before its disk was shut to it: the next
-            // copy has found that record.
-            "WROTE" if number <= scribe.found => {}
+            // A copy that stood, or that may be kept, hears late of its last write, which was done before its disk was shut to it:
+            // the next copy has found that record.
+            "WROTE" if number == scribe.found && scribe.late.insert(host.into()) => {}
             "WROTE" if number <= scribe.wrote => self.violations.push(format!(
                 "{vm} was told on {host} that record {number} is written, after {} on {}: two copies write",
                 scribe.wrote, scribe.host
@@ -59,6 +61,7 @@ impl Judge {
                 }
                 // The one that was under way when its guest ended counts as written once it was found.
                 (scribe.wrote, scribe.found, scribe.host) = (number, number, host.into());
+                scribe.late.clear();
                 scribe.boots += 1;
             }
             "BAD" => self.violations.push(format!("{vm} on {host} finds damage: {}", line.trim())),
@@ -158,6 +161,13 @@ mod tests {
         let late = [old, ("b", "SCRIBE-HAS 9\r"), ("b", "SCRIBE-WROTE 10\r")];
         assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 9\r")]), (10, 0));
         assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 10\r")]), (10, 1));
-        assert_eq!(judged(&[newer[0], newer[1], ("b", "SCRIBE-WROTE 10\r")]), (10, 0), "moved live");
+        assert_eq!(judged(&[late[0], late[1], late[2], ("a", "SCRIBE-WROTE 8\r")]), (10, 1));
+        let twice = ("a", "SCRIBE-WROTE 9\r");
+        assert_eq!(judged(&[late[0], late[1], late[2], twice, twice]), (10, 1));
+        assert_eq!(
+            judged(&[newer[0], newer[1], ("b", "SCRIBE-WROTE 10\r")]),
+            (10, 0),
+            "moved live"
+        );
     }
 }

@@ -59,9 +59,7 @@ pub enum VolumeCommand {
         name: String,
     },
     /// Make a disk larger, while its guest runs or not
-    #[command(
-        after_help = "Examples:\n  haven volume resize db.data 100GiB"
-    )]
+    #[command(after_help = "Examples:\n  haven volume resize db.data 100GiB")]
     Resize {
         /// Its name: VM.DISK
         name: String,

@@ -195,6 +195,8 @@ fn grows(lab: &Lab, driver: &str) -> Result<()> {
     let said = lab.haven(&["volume", "resize", LOGS, "48MiB"])?;
     println!("  {} ({:.2} s)", said.trim().replace('\n', "; "), begin.elapsed().as_secs_f64());
     lab.wait("its guest sees it larger", PATIENCE, |_| sees(lab).contains("logs=98304"))?;
+    let view = lab.ask(|client| async move { client.volume(LOGS).await })?;
+    ensure!(view.replicas.iter().all(|replica| replica.counted), "a replica was left behind");
     writes_on(lab)?;
     let owner = lab.host_of(VM)?;
     for (i, size) in [64, 80, 96].into_iter().enumerate() {

@@ -8,8 +8,10 @@
 //!
 //! After each schedule all that broke is mended. Then all replicas must count again and each guest write on; each is started
 //! anew and must find all that it was told to be written; and a comparison must find all replicas the same.
+//! At the end a host stays away for so long that what it had is made anew elsewhere.
 
 mod played;
+mod rebuilt;
 
 use anyhow::{Context, Result, ensure};
 use haven_lab::{
@@ -21,7 +23,10 @@ use haven_model::{AdmissionPolicy, ProofKind};
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,12 +36,14 @@ const KEPT: &str = "kept";
 /// The file system of a host's pool has so much room, in MiB.
 const ROOM: u32 = 192;
 /// As many as the whole of the tests has time for.
-const FEW: u64 = 6;
+const FEW: u64 = 4;
 
 /// The lab, and what its guests say.
 pub struct Lab {
     driver: Driver,
     judge: Arc<Mutex<Judge>>,
+    /// How often a disk was to be larger, and somebody took that.
+    pub grown: AtomicU64,
 }
 
 impl std::ops::Deref for Lab {
@@ -49,7 +56,7 @@ impl std::ops::Deref for Lab {
 impl Lab {
     fn new(dir: PathBuf) -> Result<Self> {
         let driver = Driver::new(env!("CARGO_BIN_EXE_haven").into(), dir, 3)?;
-        Ok(Self { driver, judge: Arc::default() })
+        Ok(Self { driver, judge: Arc::default(), grown: AtomicU64::default() })
     }
 
     /// What the guests have said up to now.
@@ -175,11 +182,14 @@ fn schedules(lab: &Lab, first: u64, count: u64) -> Result<()> {
         played::play(lab, &schedule).with_context(|| format!("schedule {seed}"))?;
         println!("    {:.1} s", begin.elapsed().as_secs_f64());
     }
+    played::damaged(lab, "three")?;
+    rebuilt::elsewhere(lab)?;
     let scribes = Lab::vms().into_iter().map(|vm| lab.judge().of(&vm));
     let (wrote, boots) =
         scribes.fold((0, 0), |(wrote, boots), one| (wrote + one.wrote, boots + one.boots));
     println!(
-        "  {count} schedules, {boots} boots that found all of {wrote} records, {:.1} s each",
+        "  {count} schedules, {boots} boots that found all of {wrote} records, {} times a disk grew, {:.1} s each",
+        lab.grown.load(Ordering::Relaxed),
         begin.elapsed().as_secs_f64() / f64::from(u32::try_from(count.max(1))?)
     );
     Ok(())

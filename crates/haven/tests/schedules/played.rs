@@ -3,11 +3,15 @@
 use crate::Lab;
 use anyhow::{Context, Result, bail, ensure};
 use haven_lab::schedule::{Fault, Schedule};
-use haven_model::volume::{ReplicaState, Volume};
+use haven_model::{
+    vm::DiskState,
+    volume::{ReplicaState, Volume},
+};
 use nix::sys::signal::Signal;
 use std::{
     collections::BTreeSet,
     os::unix::fs::FileExt,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -25,7 +29,8 @@ pub fn play(lab: &Lab, schedule: &Schedule) -> Result<()> {
     schedule.damage.iter().try_for_each(|vm| damaged(lab, vm))
 }
 
-fn volume(lab: &Lab, vm: &str) -> Result<Volume> {
+/// The record of its disk.
+pub fn volume(lab: &Lab, vm: &str) -> Result<Volume> {
     let name = format!("{vm}.root");
     let view = lab.ask(|client| {
         let name = name.clone();
@@ -94,6 +99,7 @@ fn begins(lab: &Lab, fault: &Fault) -> Result<()> {
         }
         // It may be refused: its hosts are broken, too.
         Fault::Move(vm) => drop(lab.haven(&["vm", "migrate", vm, "--no-wait"])),
+        Fault::Grow(vm) => grow(lab, vm),
         Fault::Power(host) => drop(lab.haven(&["lab", "kill", host])?),
         Fault::AllPower(hosts) => {
             for host in hosts {
@@ -113,6 +119,26 @@ fn begins(lab: &Lab, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
+/// By 1 MiB, if anybody answers.
+fn grow(lab: &Lab, vm: &str) {
+    if let Ok(volume) = volume(lab, vm) {
+        let (name, size) = (format!("{vm}.root"), (volume.size.0 >> 20) + 1);
+        let args = ["volume", "resize", &name, &format!("{size}MiB"), "--no-wait"];
+        let grows = lab.haven(&args).is_ok();
+        lab.grown.fetch_add(u64::from(grows), Ordering::Relaxed);
+    }
+}
+
+/// Its guest sees its disk as it is wanted.
+fn attached(lab: &Lab, vm: &str) -> bool {
+    let name = format!("{vm}.root");
+    let view = lab.ask(|client| {
+        let name = name.clone();
+        async move { client.volume(&name).await }
+    });
+    view.is_ok_and(|view| view.state == DiskState::Attached)
+}
+
 fn ends(lab: &Lab, fault: &Fault) -> Result<()> {
     match fault {
         Fault::Power(host) => drop(lab.haven(&["lab", "start", host])?),
@@ -130,8 +156,12 @@ fn ends(lab: &Lab, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
-/// Nothing that a guest said is wrong.
+/// Nothing that a guest said is wrong. A disk that does not take something stops its guest, and gives it no error.
 fn judged(lab: &Lab) -> Result<()> {
+    for vm in Lab::vms() {
+        let failed = lab.judge().of(&vm).failed;
+        ensure!(failed == 0, "{vm} was told {failed} times that a write failed");
+    }
     let violations = lab.judge().violations();
     ensure!(violations.is_empty(), "{}", violations.join("; "));
     Ok(())
@@ -144,24 +174,25 @@ pub fn settled(lab: &Lab) -> Result<()> {
     }
     lab.voting()?;
     for vm in Lab::vms() {
-        let counts = |volume: &Volume| {
-            volume.replicas.values().all(|state| *state == ReplicaState::Counted)
-        };
+        let counts =
+            |volume: &Volume| volume.replicas.values().all(|state| *state == ReplicaState::Counted);
         let whole = lab.wait(&format!("all replicas of {vm} count"), PATIENCE, |_| {
             volume(lab, &vm).is_ok_and(|volume| counts(&volume))
         });
         whole.with_context(|| format!("{:?}", volume(lab, &vm)))?;
+        let seen = lab
+            .wait(&format!("{vm} has its disk as it is wanted"), PATIENCE, |_| attached(lab, &vm));
+        seen.with_context(|| lab.haven(&["explain", &format!("vm/{vm}")]).unwrap_or_default())?;
         let then = lab.judge().of(&vm).wrote;
-        let on = lab.wait(&format!("{vm} writes on"), PATIENCE, |_| {
-            lab.judge().of(&vm).wrote > then + 3
-        });
+        let on = lab
+            .wait(&format!("{vm} writes on"), PATIENCE, |_| lab.judge().of(&vm).wrote > then + 3);
         on.with_context(|| format!("{:?}", lab.judge().of(&vm)))?;
     }
     judged(lab)
 }
 
 /// Each guest is started anew, and finds what it was told to be written.
-fn anew(lab: &Lab) -> Result<()> {
+pub fn anew(lab: &Lab) -> Result<()> {
     for vm in Lab::vms() {
         let boots = lab.judge().of(&vm).boots;
         lab.haven(&["vm", "reset", &vm])?;
@@ -173,7 +204,7 @@ fn anew(lab: &Lab) -> Result<()> {
 }
 
 /// All replicas of each disk hold the same.
-fn same(lab: &Lab) -> Result<()> {
+pub fn same(lab: &Lab) -> Result<()> {
     for vm in Lab::vms() {
         let said = lab.haven(&["volume", "check", &format!("{vm}.root")])?;
         ensure!(said.contains("all of it is the same on"), "{said}");
@@ -182,11 +213,18 @@ fn same(lab: &Lab) -> Result<()> {
 }
 
 /// A replica changes what it holds: that is found, and repaired.
-fn damaged(lab: &Lab, vm: &str) -> Result<()> {
+pub fn damaged(lab: &Lab, vm: &str) -> Result<()> {
     let owner = lab.host_of(vm)?;
     let all = volume(lab, vm)?.replicas;
     let others: BTreeSet<_> = all.keys().filter(|host| host.as_str() != owner).collect();
     let host = others.first().context("it has another replica")?;
+    // While one is taken in it is noted what the others would lack; that is not all that a bad one lacks.
+    if let Some(third) = others.last().filter(|third| *third != host) {
+        lab.signal(third.as_str(), "qemu-storage-daemon", Signal::SIGKILL)?;
+        let two = |volume: Volume| volume.counted().count() == 2;
+        lab.wait("it counts no more", PATIENCE, |_| volume(lab, vm).is_ok_and(two))?;
+        settled(lab)?;
+    }
     let pool = lab.disk(host.as_str()).join(if all.len() == 3 { "pool-3" } else { "pool-2" });
     let mut files = std::fs::read_dir(&pool)?.flatten().map(|entry| entry.path());
     let named = |path: &std::path::PathBuf| {

@@ -341,7 +341,8 @@ impl VmTask {
             self.last = Some((Arc::clone(&object.value), Arc::clone(&placement.value)));
         }
         self.new_epoch(wanted);
-        if self.running.is_none() || !matches!(wanted, Wanted::Run { .. }) {
+        let runs = self.running.is_some();
+        if !runs || !matches!(wanted, Wanted::Run { .. }) && !self.hot.stands() {
             self.hot.makes_nothing_ready().await;
         }
         self.judge_unseen_end().await;
@@ -365,6 +366,7 @@ impl VmTask {
             self.leave_disks(matches!(step, Step::Start)).await;
         }
         match step {
+            Step::Stop if self.stands_on(snapshot).await => {}
             Step::Stop if matches!(wanted, Wanted::Leave { .. }) => self.leave(snapshot).await,
             Step::Start | Step::Stop | Step::Reset
                 if !self.stays_here(snapshot, "it is stopped or started anew").await => {}

@@ -213,6 +213,8 @@ impl LiveMigration for QemuDriver {
             // All had been sent before it was told to end: the guest is stopped, and goes on only when told to.
             let ended = !matches!(copy, Copy::Active | Copy::Stopped);
             match state {
+                // One of its disks is parked, and whoever did that lets it run.
+                GuestState::Paused if ended && self.stands_parked(vm).await? => return Ok(()),
                 GuestState::Paused if ended => self.let_run(vm).await?,
                 // What holds it up is not the copy: a disk's error, a panic, its own power-off.
                 GuestState::Broken | GuestState::Ended if ended => return Ok(()),

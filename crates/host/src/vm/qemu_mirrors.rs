@@ -104,7 +104,8 @@ fn stand_ins(place: usize, number: usize) -> (String, String) {
 }
 
 /// The object with the key of a run.
-pub(super) fn key(place: usize, mirror: &MirrorLaunch) -> String {
+#[must_use]
+pub fn key(place: usize, mirror: &MirrorLaunch) -> String {
     format!(
         "tls-creds-psk,id=k{place},endpoint=client,username={USER},dir={}",
         mirror.keys.display()
@@ -134,7 +135,8 @@ fn stand_in(place: usize, number: usize, size: u64) -> [Value; 2] {
 }
 
 /// The nodes of a disk at the start of its process, each after those that it stands on.
-pub(super) fn nodes(place: usize, disk: &DiskLaunch, mirror: &MirrorLaunch) -> Vec<Value> {
+#[must_use]
+pub fn nodes(place: usize, disk: &DiskLaunch, mirror: &MirrorLaunch) -> Vec<Value> {
     let local = format!("l{place}");
     let direct = json!({ "direct": true });
     let mut nodes = vec![json!({

@@ -37,12 +37,33 @@ pub(super) fn is_parked(node: &str, place: usize) -> bool {
 
 fn failing(place: usize) -> Value {
     let (parked, beneath) = nodes(place);
-    let fails = |what: &str| json!({ "event": "none", "iotype": what, "errno": 5, "immediately": true });
+    let fails =
+        |what: &str| json!({ "event": "none", "iotype": what, "errno": 5, "immediately": true });
     let all = ["read", "write", "write-zeroes", "discard", "flush", "block-status"].map(fails);
     json!({ "driver": "blkdebug", "node-name": parked, "image": beneath, "inject-error": all })
 }
 
 impl Asked {
+    /// Whether a device has what stands in for its disk.
+    async fn has_parked(&self, place: usize) -> Result<bool, VmError> {
+        match self.has(place).await {
+            Ok(node) => Ok(node.is_some_and(|node| is_parked(&node, place))),
+            // It has no such device: its guest has let it go.
+            Err(VmError::Qmp { source: QmpError::Refused { .. }, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a disk of its guest is parked, by the record or by its device: it must not run.
+    pub(super) async fn is_parked(&self) -> Result<bool, VmError> {
+        for (place, disk) in self.launched.launch.placed() {
+            if disk.parked || disk.rbd.is_none() && self.has_parked(place).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Makes what stands in for a disk, unless it is there.
     async fn stand_in(&self, place: usize, disk: &DiskLaunch) -> Result<(), VmError> {
         let (parked, beneath) = nodes(place);
@@ -58,12 +79,14 @@ impl Asked {
             self.tell(&commands::REMOVE_NODE, json!({ "node-name": beneath })).await?;
         }
         let uid = self.launched.launch.uid;
-        let path = scratch(&disk.path, ".parked", uid, disk.size_bytes).map_err(system(format!(
-            "no file can be made beside {}, which is needed while the disk `{}` is made larger",
-            disk.path.display(),
-            disk.name
-        )))?;
-        let file = json!({ "driver": "file", "node-name": beneath, "filename": path, "aio": "threads" });
+        let path =
+            scratch(&disk.path, ".parked", uid, disk.size_bytes).map_err(system(format!(
+                "no file can be made beside {}, which is needed while the disk `{}` is made larger",
+                disk.path.display(),
+                disk.name
+            )))?;
+        let file =
+            json!({ "driver": "file", "node-name": beneath, "filename": path, "aio": "threads" });
         let opened = self.tell(&commands::ADD_NODE, file).await;
         // QEMU has it open, and nobody else needs to.
         let removed = std::fs::remove_file(&path);
@@ -92,7 +115,7 @@ impl Asked {
             self.stand_in(place, &disk).await?;
             record::note_disks(&self.directory, |launch| {
                 if let Some(at) = launch.at(place) {
-                    (launch.disks[at].parked, launch.disks[at].mirror) = (true, None);
+                    launch.disks[at].parked = true;
                 }
             })
             .map_err(system(format!("the launch record of {} cannot be written", self.vm)))
@@ -106,22 +129,15 @@ impl Asked {
         }
     }
 
-    /// Lets the guest run that stands for this, and forgets that it stood. One that stands for its disk's sake is not ours to judge.
+    /// Lets the guest run that stands for this, and forgets that it stood. Also after a `stop` of which nothing was heard: QEMU does
+    /// one after the other.
     async fn run_on(&self) -> Result<(), VmError> {
-        let answer = self.tell(&commands::STATUS, json!({})).await?;
-        if answer["status"] == HELD {
-            self.tell(&commands::CONTINUE, json!({})).await?;
-        }
+        self.tell(&commands::CONTINUE, json!({})).await?;
         self.forget_note(run_dir::HELD)
     }
 
     /// From here on the guest has its disk.
-    async fn give_back(
-        self,
-        place: usize,
-        disk: DiskLaunch,
-        named: String,
-    ) -> Result<(), VmError> {
+    async fn give_back(self, place: usize, disk: DiskLaunch, named: String) -> Result<(), VmError> {
         let (parked, beneath) = nodes(place);
         let larger = json!({ "node-name": parked, "size": disk.size_bytes });
         self.tell(&commands::RESIZE, larger).await?;
@@ -160,7 +176,8 @@ impl QemuDriver {
         let views = self.views(vm).ok_or_else(|| VmError::NotHere(vm.into()))?;
         let held = views.lock_owned().await;
         let asked = self.parking(vm).await?;
-        let disk = asked.launched.launch.at(place).map(|at| asked.launched.launch.disks[at].clone());
+        let disk =
+            asked.launched.launch.at(place).map(|at| asked.launched.launch.disks[at].clone());
         let disk = disk.ok_or_else(|| VmError::NotHere(vm.into()))?;
         let begins = !self.is_parked(vm, place, &disk).await?;
         let mut said = self.qmp(vm, DEADLINE).await?.events();
@@ -176,19 +193,38 @@ impl QemuDriver {
             })?;
         } else {
             // An earlier one may have been given up between any two of its steps.
-            record::note_disks(&self.directory(vm), |launch| {
-                if let Some(at) = launch.at(place) {
-                    (launch.disks[at].parked, launch.disks[at].mirror) = (true, None);
-                }
-            })
-            .map_err(system(format!("the launch record of {vm} cannot be written")))?;
+            self.note_parked(vm, place, |disk| disk.parked = true)?;
+            if asked.state().await? == GuestState::Running {
+                asked.tell(&commands::STOP, json!({})).await?;
+            }
             asked.stand_in(place, &disk).await?;
         }
         self.parking(vm).await?.set(place, &nodes(place).0).await?;
         self.end_copies(vm, place).await?;
         self.close(vm, place, true).await?;
         let whole = self.closed_whole(vm, place, &mut said).await?;
+        // Until here a replica that fell silent could be cut off by it.
+        self.note_parked(vm, place, |disk| disk.mirror = None)?;
         Ok(begins && whole)
+    }
+
+    /// Whether a disk of a guest is parked.
+    pub(super) async fn stands_parked(&self, vm: &str) -> Result<bool, VmError> {
+        self.parking(vm).await?.is_parked().await
+    }
+
+    fn note_parked(
+        &self,
+        vm: &str,
+        place: usize,
+        change: impl FnOnce(&mut DiskLaunch),
+    ) -> Result<(), VmError> {
+        record::note_disks(&self.directory(vm), |launch| {
+            if let Some(at) = launch.at(place) {
+                change(&mut launch.disks[at]);
+            }
+        })
+        .map_err(system(format!("the launch record of {vm} cannot be written")))
     }
 
     /// Whether a disk is parked: its record says so, or its device.
@@ -198,15 +234,10 @@ impl QemuDriver {
         place: usize,
         disk: &DiskLaunch,
     ) -> Result<bool, VmError> {
-        if disk.parked || disk.mirror.is_none() {
+        if disk.parked || disk.rbd.is_some() {
             return Ok(disk.parked);
         }
-        match self.parking(vm).await?.has(place).await {
-            Ok(node) => Ok(node.is_some_and(|node| is_parked(&node, place))),
-            // It has no such device: its guest has let it go.
-            Err(VmError::Qmp { source: QmpError::Refused { .. }, .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.parking(vm).await?.has_parked(place).await
     }
 
     /// [`super::hot_disks::HotDisks::unpark`].
@@ -222,9 +253,14 @@ impl QemuDriver {
         let placed = asked.launched.launch.placed().find(|(_, one)| one.name == disk.name);
         let (place, before) = placed.ok_or_else(|| VmError::NotHere(vm.into()))?;
         if !self.is_parked(vm, place, before).await? {
-            return Ok(());
+            return match asked.noted(run_dir::HELD) {
+                true => asked.run_on().await,
+                false => Ok(()),
+            };
         }
         self.close(vm, place, true).await?;
+        // A replica that falls silent is cut off by it.
+        self.note_parked(vm, place, |before| before.mirror.clone_from(&disk.mirror))?;
         if let Err(error) = self.open(vm, place, disk).await {
             // What keeps a file or a connection open is in the way of the next attempt, which closes it too.
             if let Err(left) = self.close(vm, place, true).await {

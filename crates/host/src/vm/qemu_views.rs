@@ -141,7 +141,7 @@ impl Asked {
     }
 
     /// Whether a note of this name was left by this process.
-    fn noted(&self, name: &str) -> bool {
+    pub(super) fn noted(&self, name: &str) -> bool {
         std::fs::read_to_string(self.directory.join(name)).is_ok_and(|of| of == self.own())
     }
 
@@ -162,7 +162,7 @@ impl Asked {
         if !self.noted(run_dir::HELD) {
             return Ok(());
         }
-        if self.launched.launch.disks.iter().any(|disk| disk.parked) {
+        if self.is_parked().await? {
             return self.forget_note(run_dir::HELD);
         }
         let answer = self.tell(&commands::STATUS, json!({})).await?;

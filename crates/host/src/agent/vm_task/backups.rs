@@ -69,6 +69,6 @@ impl VmTask {
     /// Whether its guest may be sent to another host: QEMU does not let one go whose disks are held.
     pub(super) fn may_go(&self) -> bool {
         let rests = !self.unclosed && self.backup.is_none() && self.copying.is_none();
-        rests && !self.hot.is_busy() || self.is_sent()
+        !self.hot.stands() && (rests && !self.hot.is_busy() || self.is_sent())
     }
 }

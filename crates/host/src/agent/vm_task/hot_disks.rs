@@ -13,6 +13,7 @@ use super::{VmTask, disks::AGAIN};
 use crate::{
     agent::{
         chain,
+        mirrored::served,
         vm_start::{Preparation, StartFailure},
     },
     vm::{
@@ -23,15 +24,18 @@ use crate::{
 use haven_model::{
     Bytes, Name, Snapshot, VmSpec,
     vm::{DISKS, DiskSpec},
+    volume::VolumeRef,
 };
 use haven_store::clock::Mono;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 
 /// How often a disk that is made ready is looked at.
 const READIES: Duration = Duration::from_millis(50);
 /// After so long people are told what is waited for.
 const SLOW: Duration = Duration::from_secs(3);
+/// How long a guest that stands is waited for when it is to end.
+const STANDS: Duration = Duration::from_secs(5);
 /// How long a guest is waited for that was asked to let a disk go; one that runs does so within 0.1 s.
 const LETS_GO: Duration = Duration::from_millis(400);
 /// When a guest that keeps a disk is asked again, and what failed is tried again.
@@ -46,8 +50,10 @@ pub(super) struct Hot {
     pub changes: bool,
     /// What the process has was looked at by this daemon.
     known: bool,
-    /// Its guest stands, for one of its disks is parked.
-    stands: bool,
+    /// Since when its guest stands, as one of its disks is parked, or may be.
+    stands: Option<Mono>,
+    /// The volume that was closed when its disk was parked, and the hosts that have all that was written: that is to be written.
+    closed: Option<(VolumeRef, BTreeSet<Name>)>,
     plugging: Option<Plugging>,
     /// The disk that its guest was asked for and has not let go. It may do so at any time, whatever is wanted by then.
     asked: Option<String>,
@@ -92,7 +98,12 @@ impl Hot {
 
     /// A disk is being made ready.
     pub fn is_busy(&self) -> bool {
-        self.plugging.is_some() || self.stands
+        self.plugging.is_some() || self.stands()
+    }
+
+    /// Its guest stands for its disk's sake, or may do so.
+    pub fn stands(&self) -> bool {
+        self.stands.is_some()
     }
 }
 
@@ -135,7 +146,8 @@ fn named_with(spec: &VmSpec, has: &Has, disk: &HasDisk) -> String {
 /// What comes next. What a guest shall not have goes before another one takes its port.
 fn next(spec: &VmSpec, has: &Has) -> Change {
     let its = |disk: &DiskSpec| has.disks.iter().find(|one| one.name == disk.name.as_str());
-    let parked = |disk: &DiskSpec| Some((its(disk).filter(|one| one.parked)?.clone(), disk.clone()));
+    let parked =
+        |disk: &DiskSpec| Some((its(disk).filter(|one| one.parked)?.clone(), disk.clone()));
     if let Some((has, disk)) = spec.disks.iter().find_map(parked) {
         return Change::Back(has, disk);
     }
@@ -170,11 +182,11 @@ impl VmTask {
             return;
         }
         let same = self.started_with.get(DISKS) == object.spec.hardware().get(DISKS);
-        if same && self.hot.known && !self.hot.stands {
+        if same && self.hot.known && !self.hot.stands() {
             return self.as_wanted().await;
         }
         // Whether its guest stands is not known before it was looked at.
-        let rests = self.hot.known && !self.hot.stands;
+        let rests = self.hot.known && !self.hot.stands();
         if let Some(busy) = self.busy(snapshot).filter(|_| rests) {
             self.hot.makes_nothing_ready().await;
             self.hot.changes = self.hot.ports && !same;
@@ -195,7 +207,8 @@ impl VmTask {
             }
         };
         (self.hot.known, self.hot.ports) = (true, has.ports);
-        self.hot.stands = has.disks.iter().any(|disk| disk.parked);
+        let parked = has.disks.iter().find(|disk| disk.parked);
+        self.hot.stands = parked.and(self.hot.stands.or(Some(now)));
         if has.named.is_empty() {
             // It was started by an older version.
             return self.as_wanted().await;
@@ -204,8 +217,15 @@ impl VmTask {
         self.started_with.insert(DISKS.to_owned(), has.named.clone());
         let change = next(&object.spec, &has);
         self.hot.changes = change != Change::Nothing;
-        if !self.hot.stands && self.busy(snapshot).is_some() {
+        if !self.hot.stands() && self.busy(snapshot).is_some() {
             return self.look_again(Duration::ZERO);
+        }
+        if let Some(parked) = parked.filter(|_| !matches!(change, Change::Back(..))) {
+            let why = format!(
+                "its guest stands, for its disk `{}` was being made larger and is not named any more: `haven vm reset {}`",
+                parked.name, self.vm
+            );
+            return self.not_changed(&why, PAUSE);
         }
         match change {
             Change::Nothing => self.as_wanted().await,
@@ -217,19 +237,11 @@ impl VmTask {
             Change::Back(disk, wanted) => {
                 self.put_back(snapshot, &object.spec, &has, &disk, &wanted).await;
             }
-            Change::Larger(disk, _) if disk.mirrored => self.park(&disk).await,
+            Change::Larger(disk, _) if disk.mirrored => self.park(snapshot, &disk).await,
             Change::Larger(disk, size) => {
                 let larger = HasDisk { size_bytes: size.0, ..disk.clone() };
                 let named = named_with(&object.spec, &has, &larger);
-                let vm = self.vm.as_str();
-                match self.parts.vms.grow(vm, disk.place, size.0, &named).await {
-                    Ok(()) => self.changed(named),
-                    Err(error) => {
-                        let why = chain(&error);
-                        let why = format!("its disk `{}` cannot be made larger: {why}", disk.name);
-                        self.not_changed(&why, PAUSE);
-                    }
-                }
+                self.grow(&disk, size, named).await;
             }
         }
     }
@@ -251,6 +263,17 @@ impl VmTask {
             return Some("they are kept as they are, for a snapshot");
         }
         (self.backup.is_some() || self.unclosed).then_some("its backup has ended")
+    }
+
+    async fn grow(&mut self, disk: &HasDisk, size: Bytes, named: String) {
+        match self.parts.vms.grow(self.vm.as_str(), disk.place, size.0, &named).await {
+            Ok(()) => self.changed(named),
+            Err(error) => {
+                let why = chain(&error);
+                let why = format!("its disk `{}` cannot be made larger: {why}", disk.name);
+                self.not_changed(&why, PAUSE);
+            }
+        }
     }
 
     fn changed(&mut self, named: String) {
@@ -279,7 +302,8 @@ impl VmTask {
         if !plugging.made.is_finished() {
             if self.parts.clock.now().since(plugging.since) >= SLOW {
                 let step = plugging.step.borrow();
-                let stands = if self.hot.stands { ", and its guest stands meanwhile" } else { "" };
+                let stands =
+                    if self.hot.stands() { ", and its guest stands meanwhile" } else { "" };
                 let name = &plugging.disk.name;
                 self.hot.note = format!("its disk `{name}` is made ready{stands}: {}", *step);
             }
@@ -331,26 +355,50 @@ impl VmTask {
         self.not_plugged(&disk.name, &chain(&error));
     }
 
+    /// Why a mirrored disk is not opened anew now: not all that count have all that was written, or could serve another run at once.
+    async fn not_served(&self, snapshot: &Snapshot, place: usize) -> Option<String> {
+        if let Some(why) = self.replicas_differ().await {
+            return Some(why);
+        }
+        let (_, of) = self.mirrored().await.into_iter().find(|(at, _)| *at == place)?;
+        let volume = snapshot.volumes.get(&of)?;
+        let silent = self.parts.heard.silent.borrow().clone();
+        let serves = |host: &Name| {
+            let told = served(snapshot, &of, host, volume.run).is_some();
+            told && snapshot.session_open(host) && !silent.contains(host)
+        };
+        let mut others = volume.counted().filter(|host| **host != self.parts.me);
+        let away = others.find(|host| !serves(host))?;
+        Some(format!("{away} is not heard, or does not serve its replica"))
+    }
+
     /// Closes a mirrored disk that is to be larger, under its guest, which stands from now on.
-    async fn park(&mut self, disk: &HasDisk) {
+    async fn park(&mut self, snapshot: &Snapshot, disk: &HasDisk) {
         self.hot.makes_nothing_ready().await;
         let name = &disk.name;
-        if let Some(why) = self.replicas_differ().await {
-            let why = format!("its disk `{name}` is made larger once its replicas are whole: {why}");
+        if let Some(why) = self.not_served(snapshot, disk.place).await {
+            let why =
+                format!("its disk `{name}` is made larger once its replicas are whole: {why}");
             return self.not_changed(&why, PAUSE);
         }
         let open = self.replicas_of(disk.place).await;
-        match self.parts.vms.park(self.vm.as_str(), disk.place).await {
+        let mut silent = self.parts.heard.silent.clone();
+        silent.borrow_and_update();
+        // Whatever comes of it: until it was looked at, it may stand, and is let run if nothing is parked.
+        (self.hot.stands, self.hot.known) = (Some(self.parts.clock.now()), false);
+        self.unclosed = true;
+        let parked = tokio::select! {
+            parked = self.parts.vms.park(self.vm.as_str(), disk.place) => parked,
+            // QEMU may wait for a replica there, and answer nobody until that is cut off.
+            Ok(()) = silent.changed() => return self.look_again(Duration::ZERO),
+        };
+        match parked {
             Ok(whole) => {
-                if let Some((of, with)) = open.filter(|_| whole) {
-                    self.close_mirror(&of, &with).await;
-                }
-                self.hot.stands = true;
+                self.unclosed = false;
+                self.hot.closed = open.filter(|_| whole);
                 self.look_again(Duration::ZERO);
             }
             Err(error) => {
-                // Whether it stands is seen by the next look.
-                self.hot.known = false;
                 let why = format!("its disk `{name}` cannot be made larger: {}", chain(&error));
                 self.not_changed(&why, AGAIN);
             }
@@ -370,10 +418,22 @@ impl VmTask {
         let failed = |why: &str| {
             format!("its disk `{}` cannot be opened again, and its guest stands: {why}", disk.name)
         };
+        let mut silent = self.parts.heard.silent.clone();
+        silent.borrow_and_update();
         if !self.is_plugging(wanted) {
             self.hot.makes_nothing_ready().await;
+            if let Some((of, with)) = self.hot.closed.clone()
+                && !self.close_mirror(&of, &with).await
+            {
+                return self.look_again(READIES);
+            }
+            self.hot.closed = None;
             // An earlier attempt, or another daemon, may have left something of it open.
-            if let Err(error) = self.parts.vms.park(&vm, disk.place).await {
+            let closed = tokio::select! {
+                closed = self.parts.vms.park(&vm, disk.place) => closed,
+                Ok(()) = silent.changed() => return self.look_again(Duration::ZERO),
+            };
+            if let Err(error) = closed {
                 return self.not_changed(&failed(&chain(&error)), AGAIN);
             }
             return self.make_disk_ready(snapshot, wanted);
@@ -388,20 +448,36 @@ impl VmTask {
         // From here on something may be written.
         let begun = self.mirrors.begun();
         self.mirrors.starts();
-        match self.parts.vms.unpark(&vm, &launch, &named).await {
+        self.unclosed = true;
+        let back = tokio::select! {
+            back = self.parts.vms.unpark(&vm, &launch, &named) => back,
+            Ok(()) = silent.changed() => return self.look_again(Duration::ZERO),
+        };
+        match back {
             Ok(()) => {
-                self.hot.stands = false;
+                (self.hot.stands, self.unclosed) = (None, false);
                 self.changed(named);
             }
             Err(error) => {
                 let now = self.parts.vms.has(&vm).await;
-                let still = |has: Has| has.disks.iter().any(|one| one.parked);
+                let still =
+                    |has: Has| has.disks.iter().any(|one| one.parked && one.name == launch.name);
                 if now.is_ok_and(still) {
                     self.mirrors.started_not(begun);
                 }
                 self.not_changed(&failed(&chain(&error)), AGAIN);
             }
         }
+    }
+
+    /// Its guest is to end, and stands, so that it does not hear of that: it gets its disk first. True while that is waited for.
+    pub(super) async fn stands_on(&mut self, snapshot: &Snapshot) -> bool {
+        let now = self.parts.clock.now();
+        if self.hot.stands.is_none_or(|since| now.since(since) >= STANDS) {
+            return false;
+        }
+        self.change_disks(snapshot).await;
+        self.hot.stands()
     }
 
     fn not_plugged(&mut self, disk: &Name, why: &str) {

@@ -123,7 +123,7 @@ impl Mirrors {
 
 impl VmTask {
     /// The mirrored disks that its process has open, by their places.
-    async fn mirrored(&self) -> Vec<(usize, VolumeRef)> {
+    pub(super) async fn mirrored(&self) -> Vec<(usize, VolumeRef)> {
         let disks = self.parts.vms.mirrored(self.vm.as_str()).await;
         let live = self.parts.live.borrow();
         disks.into_iter().filter_map(|(at, volume)| Some((at, its(&live, &volume)?))).collect()
@@ -148,6 +148,11 @@ impl VmTask {
                     Ok(Next::Again) => {}
                     Ok(Next::Rest) => break,
                     Ok(Next::End) => return self.shut_out(&of).await,
+                    // It is closed for a moment.
+                    Err(VmError::NotHere(_)) if self.hot.stands() => {
+                        self.look_again(AGAIN);
+                        break;
+                    }
                     Err(error) => {
                         let why = chain(&error);
                         tracing::warn!(vm = %self.vm, disk = %of.disk, why, "its replicas cannot be seen to");
@@ -195,17 +200,19 @@ impl VmTask {
     }
 
     /// Its process has closed a volume, and all of `with` have what was written. If those are all that count, the next one opens
-    /// them as they are.
-    pub(super) async fn close_mirror(&mut self, of: &VolumeRef, with: &BTreeSet<Name>) {
+    /// them as they are. False when that could not be written.
+    pub(super) async fn close_mirror(&mut self, of: &VolumeRef, with: &BTreeSet<Name>) -> bool {
         let live = Arc::clone(&self.parts.live.borrow());
-        let Some(volume) = live.volumes.get(of) else { return };
+        let Some(volume) = live.volumes.get(of) else { return true };
         // One that is brought up to the others does not count, and lacks what is yet to come.
         let with = with.iter().filter(|host| volume.counts(host)).cloned().collect();
         if let Some(record) = steps::closed(volume, &self.parts.me, &with)
             && !self.put(&live, of, &record).await
         {
             tracing::warn!(vm = %self.vm, disk = %of.disk, "that its replicas are the same could not be written");
+            return false;
         }
+        true
     }
 
     /// Why its guest may not go over to another host as its mirrored disks are, if so.
@@ -423,11 +430,7 @@ impl VmTask {
                 self.tell_of(Severity::Warning, what).await;
             }
             Keep::LeaveOut(host) => {
-                let broke = |linked: &&Linked| matches!(linked.catching, Catching::Broke(_));
-                if let Some(linked) = disk.linked.get(&host).filter(broke) {
-                    self.refuse(linked.print.clone());
-                }
-                self.parts.vms.leave_out(&vm, place, &host).await?;
+                self.leave_out(place, &host, &disk).await?;
                 // Something was done about it, so it need not wait to be let run on.
                 self.mirrors.went_on = None;
             }
@@ -458,6 +461,25 @@ impl VmTask {
             }
         }
         Ok(Next::Again)
+    }
+
+    /// Goes on without a replica that counts no more.
+    async fn leave_out(
+        &mut self,
+        place: usize,
+        host: &Name,
+        disk: &DiskMirror,
+    ) -> Result<(), VmError> {
+        let vm = self.vm.to_string();
+        let broke = |linked: &&Linked| matches!(linked.catching, Catching::Broke(_));
+        if let Some(linked) = disk.linked.get(host).filter(broke) {
+            self.refuse(linked.print.clone());
+        }
+        // One that is well was given up for what it holds: what was noted for it is not all that it lacks.
+        if disk.linked.get(host).is_some_and(|linked| !linked.broken) {
+            self.parts.vms.settle(&vm, place, host).await?;
+        }
+        self.parts.vms.leave_out(&vm, place, host).await
     }
 
     /// Its disk was shut to this host, so that it could start elsewhere. If it has not, since this host is heard again, it starts
