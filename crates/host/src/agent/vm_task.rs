@@ -4,7 +4,6 @@
 //! task starts, stops or cleans this VM here (the guard may kill it at any time).
 
 mod backups;
-mod ceph_snapshots;
 mod clean;
 mod clients;
 mod copying;

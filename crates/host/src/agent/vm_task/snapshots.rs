@@ -11,14 +11,15 @@
 //! (`copying.rs`), and other hosts fetch it (`mirrored/copies.rs`). It is gone back to by a word in the volume's record, by which
 //! each host that has a copy puts that in the place of its replica.
 //!
-//! What is kept of a disk in Ceph has a name of its own for each attempt, too (`ceph_snapshots.rs`).
+//! What is kept of a disk in Ceph has a name of its own for each attempt, too (`snapshots/ceph.rs`).
 //!
 //! The record is the task. What the disks have is looked at before anything is done, so whatever was interrupted, the next turn,
 //! the next daemon or the next host goes on from there. Each word about it compares the placement.
 
+mod ceph;
+
 use super::{
     VmTask,
-    ceph_snapshots::Image,
     copying::{Copied, Putting},
 };
 use crate::{
@@ -75,7 +76,7 @@ pub(super) enum At {
     /// It is mirrored: what it keeps are copies beside the replica of this host, whoever has that open.
     Replica(Copied),
     /// It is in Ceph, where each attempt has a name of its own, whoever has it open.
-    Image(Image),
+    Image(ceph::Image),
 }
 
 /// A disk of a snapshot, and what it keeps.
@@ -99,7 +100,7 @@ impl Disk {
     }
 
     /// The image of one in Ceph.
-    pub fn image(&self) -> Option<&Image> {
+    pub fn image(&self) -> Option<&ceph::Image> {
         match &self.at {
             At::Image(image) => Some(image),
             At::Process | At::File(..) | At::Replica(_) => None,

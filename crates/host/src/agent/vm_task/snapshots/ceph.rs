@@ -8,10 +8,7 @@
 //! Each attempt has a name of its own. A daemon may be killed while `rbd` asks, and what it asked for is done later all the same, when
 //! the guest has gone on: that is never taken for a part of the next attempt.
 
-use super::{
-    VmTask,
-    snapshots::{At, Disk, Due, LONGEST, LOOK},
-};
+use super::{At, Disk, Due, LONGEST, LOOK, VmTask};
 use crate::{
     agent::{
         chain,
@@ -34,7 +31,7 @@ const REVERTS: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A disk in Ceph.
 #[derive(Clone)]
-pub(super) struct Image {
+pub(in crate::agent::vm_task) struct Image {
     pool: PoolSpec,
     volume: VolumeName,
     /// What it keeps of any attempt of this snapshot.
