@@ -640,6 +640,67 @@ fn taken_by_daemons_that_die(names: &[String]) -> Vec<String> {
     whole
 }
 
+/// How much a guest has said.
+fn said(log: &std::path::Path) -> u64 {
+    log.metadata().unwrap().len()
+}
+
+/// What is done beside it is done while the guest stands, whatever it comes to, and whoever waits for it.
+async fn held_while_others_keep_it(driver: &Arc<QemuDriver>, names: &[String]) {
+    let (asks, log) = (Arc::clone(driver), driver.log("web-1"));
+    let beside = async move {
+        let before = said(&log);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        match asks.state("web-1").await.unwrap() {
+            GuestState::Paused if said(&log) == before => Ok(()),
+            state => Err(format!("it is {state:?}, and said {} bytes", said(&log) - before)),
+        }
+    };
+    assert!(!driver.take_held("web-1", names, "haven-h", Box::pin(beside)).await.unwrap());
+    assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Running);
+    assert_eq!(keep(driver, "haven-h").await, 2);
+    let fails = async { Err("Ceph is away".to_owned()) };
+    let failed = driver.take_held("web-1", names, "haven-f", Box::pin(fails)).await.unwrap_err();
+    assert_eq!(failed.to_string(), "Ceph is away");
+    assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Running);
+    // Nobody waits for it any more, and it is done all the same.
+    let slow = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        Ok(())
+    };
+    let taking = driver.take_held("web-1", names, "haven-n", Box::pin(slow));
+    assert!(tokio::time::timeout(Duration::from_millis(300), taking).await.is_err());
+    assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Paused);
+    driver.close_view("web-1").await.unwrap();
+    assert_eq!(driver.state("web-1").await.unwrap(), GuestState::Running);
+    assert_eq!(keep(driver, "haven-n").await, 2);
+}
+
+/// The same, and a daemon that dies while its guest stands: the next one lets it go on.
+fn held(names: &[String]) {
+    let driver = Arc::new(qemu());
+    runtime().block_on(async {
+        driver.list().await.unwrap();
+        held_while_others_keep_it(&driver, names).await;
+    });
+    drop(driver);
+    let (killed, driver) = (runtime(), Arc::new(qemu()));
+    killed.block_on(driver.list()).unwrap();
+    let (taking, disks) = (Arc::clone(&driver), names.to_vec());
+    let never = Box::pin(std::future::pending());
+    killed.spawn(async move { taking.take_held("web-1", &disks, "haven-d", never).await });
+    std::thread::sleep(Duration::from_millis(800));
+    killed.shutdown_timeout(Duration::from_secs(5));
+    drop(driver);
+    let next = qemu();
+    runtime().block_on(async {
+        next.list().await.unwrap();
+        assert_eq!(next.state("web-1").await.unwrap(), GuestState::Paused);
+        next.close_view("web-1").await.unwrap();
+        assert_eq!(next.state("web-1").await.unwrap(), GuestState::Running);
+    });
+}
+
 #[test]
 fn snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant() {
     if !inside::inside("snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant") {
@@ -697,6 +758,8 @@ fn snapshots_of_a_guest_that_writes_show_all_its_disks_at_one_instant() {
     drop(driver);
     taken.pop();
     taken.push("haven-v".into());
+    held(&names);
+    taken.push("haven-h".into());
     taken.extend(taken_by_daemons_that_die(&names));
     let driver = qemu();
     runtime().block_on(async {

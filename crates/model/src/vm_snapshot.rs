@@ -124,7 +124,8 @@ pub struct VmSnapshot {
     /// When its disks were made what they are in it the last time, wall clock, milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverted_ms: Option<i64>,
-    /// What the copies of its mirrored disks are called: another one for each attempt, written before that begins.
+    /// What the copies of its mirrored disks are called, and what it is called in Ceph: another one for each attempt, written before
+    /// that begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<String>,
     /// Why it could not be taken, while what there is of it is being removed.
@@ -180,6 +181,25 @@ impl VmSnapshot {
     #[must_use]
     pub fn tag_of(id: &str) -> String {
         format!("haven-{id}")
+    }
+
+    /// Its name in the images of its disks in Ceph, once an attempt has one.
+    #[must_use]
+    pub fn tag_in_ceph(&self) -> Option<String> {
+        self.copy.as_deref().map(Self::tag_of)
+    }
+
+    /// What another attempt after the one that was written in this revision of the record is called.
+    #[must_use]
+    pub fn attempt(&self, revision: i64) -> String {
+        format!("{}r{revision}", self.id)
+    }
+
+    /// Whether something in a disk has the name of one of its attempts.
+    #[must_use]
+    pub fn is_attempt(&self, tag: &str) -> bool {
+        let number = tag.strip_prefix(&self.tag()).and_then(|rest| rest.strip_prefix('r'));
+        number.is_some_and(|number| number.parse::<i64>().is_ok())
     }
 
     /// Whether its VM's host has something to do about it.

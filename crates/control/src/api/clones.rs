@@ -9,7 +9,7 @@ use super::{
 };
 use axum::{Extension, Json, extract::State};
 use haven_model::{
-    Meta, Name, Object, ObjectRef, Snapshot, VmSpec,
+    Meta, Name, Object, ObjectRef, PoolDriverKind, Snapshot, VmSpec,
     api::{Applied, ApplyRequest, CloneAsked, ManifestFile},
     host::CLONES,
     keys,
@@ -38,7 +38,7 @@ pub(super) async fn make(
         let over = vec![is_new(&asked.name)];
         return Ok(Json(write(&state, &object, over, Vec::new()).await?));
     }
-    kept_where_it_can_be(&of, &asked.name)?;
+    kept_where_it_can_be(&of)?;
     let placed = of.placed()?;
     let mut over = of.unchanged(placed);
     over.push(is_new(&asked.name));
@@ -108,20 +108,24 @@ fn may_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
 }
 
 /// Whether its disks are where a copy of one can be made.
-fn kept_where_it_can_be(of: &Of<'_>, new: &Name) -> ApiResult<()> {
-    let vm = of.vm;
+fn kept_where_it_can_be(of: &Of<'_>) -> ApiResult<()> {
     for disk in of.object.spec.plugged() {
         let driver = of.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
-        let Some(driver) = driver else {
-            return Err(ApiError::missing(&format!("pool `{}`", disk.pool)));
-        };
-        if let Some((whose, hint)) = super::pools::bare(driver) {
-            let detail = format!(
-                "the disk `{}` of {vm} lives in the pool `{}` of {whose}; disks there are not cloned yet",
-                disk.name, disk.pool
-            );
-            let hint = format!("make {new} with disks of its own; {hint}");
-            return Err(conflict(detail, &hint));
+        match driver {
+            Some(driver @ PoolDriverKind::Nfs) => {
+                let (whose, hint) = super::pools::bare(driver).unwrap_or_default();
+                let detail = format!(
+                    "the disk `{}` of {} lives in the pool `{}` of {whose}; disks there are not cloned yet",
+                    disk.name, of.vm, disk.pool
+                );
+                return Err(conflict(
+                    detail,
+                    &format!("make another VM with disks of its own; {hint}"),
+                ));
+            }
+            Some(PoolDriverKind::Rbd) => of.known_in_ceph(&disk.name)?,
+            Some(_) => {}
+            None => return Err(ApiError::missing(&format!("pool `{}`", disk.pool))),
         }
     }
     Ok(())

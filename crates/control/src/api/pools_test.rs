@@ -144,8 +144,8 @@ async fn what_disks_on_nfs_servers_cannot_do_is_refused() {
 #[tokio::test]
 async fn what_disks_in_ceph_cannot_do_yet_is_refused() {
     let Some(world) = World::start().await else { return };
-    world.hosts(&["host1"]).await;
-    world.speak(&["host1"]).await;
+    world.hosts(&["host1", "host2"]).await;
+    world.speak(&["host1", "host2"]).await;
     world.apply(&ceph(same)).await.ok();
     world.apply("kind: Target\nname: nas\ndirectory: /backups\n").await.ok();
     let vm = |more: &str, disk: &str| {
@@ -160,12 +160,39 @@ async fn what_disks_in_ceph_cannot_do_yet_is_refused() {
     let placement = serde_json::to_vec(&Placement::new(name("host1"), 1, 0, Vec::new())).unwrap();
     let put = Op::Put(keys::placement(&name("web")), placement.into());
     world.state.store.txn(vec![], vec![put]).await.unwrap();
-    for (path, body, why) in [
-        ("/v1/vms/web/backup", "{\"to\": \"nas\"}", "are not backed up yet"),
-        ("/v1/vms/web/snapshots", "{}", "keep no snapshots of Haven's yet"),
-    ] {
+    let refuses = async |path: &str, body: &str, why: &str| {
         let answer = world.operate("POST", path, body.to_owned()).await;
         assert_eq!(answer.status, StatusCode::CONFLICT, "{answer:?}");
         assert!(answer.body["detail"].as_str().unwrap().contains(why), "{}", answer.body);
+    };
+    refuses("/v1/vms/web/backup", "{\"to\": \"nas\"}", "are not backed up yet").await;
+    let key = keys::host_status(&name("host1"));
+    let there = world.state.store.get(&key).await.unwrap().unwrap();
+    let mut old: serde_json::Value = serde_json::from_slice(&there.value).unwrap();
+    old["speaks"] = (haven_model::host::RBD_SNAPSHOTS - 1).into();
+    let put = Op::Put(key, old.to_string().into());
+    world.state.store.txn(vec![], vec![put]).await.unwrap();
+    let older = "host1 has not said that it knows snapshots of such disks";
+    refuses("/v1/vms/web/snapshots", "{}", older).await;
+    refuses("/v1/vms/web/clone", "{\"name\": \"copy\"}", older).await;
+    let by_schedule = vm("isolation: keep\nsnapshot: {every: 1h, keep: 3}\n", "");
+    refused(&world.apply(&by_schedule).await, "it runs an older Haven");
+    world.speak(&["host1", "host2"]).await;
+    world.apply(&by_schedule).await.ok();
+    for (path, body) in [("snapshots", "{}"), ("clone", "{\"name\": \"copy\"}")] {
+        world.operate("POST", &format!("/v1/vms/web/{path}"), body.to_owned()).await.ok();
     }
+    // A mirrored disk beside it is of another instant.
+    let twins = "kind: Pool\nname: twins\ndriver: mirrored\npath: /pools/twins\n---\n";
+    let both = twins.to_owned()
+        + "kind: VM\nname: both\nmemory: 64MiB\ndisks: [{name: far, size: 1GiB, pool: ceph}, {name: near, size: 1GiB, pool: twins}]\n";
+    world.apply(&both).await.ok();
+    let placement = serde_json::to_vec(&Placement::new(name("host1"), 1, 0, Vec::new())).unwrap();
+    let put = Op::Put(keys::placement(&name("both")), placement.into());
+    world.state.store.txn(vec![], vec![put]).await.unwrap();
+    let apart = "the disk `near` is mirrored and the disk `far` is in Ceph";
+    refuses("/v1/vms/both/snapshots", "{}", apart).await;
+    refuses("/v1/vms/both/clone", "{\"name\": \"other\"}", apart).await;
+    refused(&world.apply(&(both + "snapshot: {every: 1h, keep: 3}\n")).await, apart);
+    world.operate("POST", "/v1/vms/both/snapshots", "{\"disks\": [\"far\"]}").await.ok();
 }

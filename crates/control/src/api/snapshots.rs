@@ -12,13 +12,13 @@ use axum::{Extension, Json, extract::State};
 use haven_model::{
     Name, ObjectRef, Placement, PoolDriverKind, Snapshot, Versioned, VmPhase, VmSpec,
     api::{RevertAsked, SnapshotAsked, SnapshotView},
-    host::{KEPT_COPIES, SNAPSHOTS},
+    host::{KEPT_COPIES, RBD_SNAPSHOTS, SNAPSHOTS},
     keys,
     object::{Kind, Stored},
     vm::DiskSpec,
     vm_snapshot::{MOST_SNAPSHOTS, SnapshotDisk, SnapshotState, VmSnapshot, usual_name},
 };
-use haven_plan::tolerance::migration::speaks_less;
+use haven_plan::{storage::snapshots::apart, tolerance::migration::speaks_less};
 use haven_store::raw::{Compare, Op};
 use std::time::Duration;
 
@@ -167,7 +167,7 @@ impl<'a> Of<'a> {
                         return Err(conflict(detail, "upgrade it (`haven host upgrade`)"));
                     }
                 }
-                Some(driver @ (PoolDriverKind::Rbd | PoolDriverKind::Nfs)) => {
+                Some(driver @ PoolDriverKind::Nfs) => {
                     let (whose, hint) = super::pools::bare(driver).unwrap_or_default();
                     let detail = format!(
                         "the disk `{}` of {vm} lives in the pool `{}` of {whose}, whose disks keep no snapshots of Haven's yet",
@@ -178,6 +178,7 @@ impl<'a> Of<'a> {
                     );
                     return Err(conflict(detail, &hint));
                 }
+                Some(PoolDriverKind::Rbd) => self.known_in_ceph(&disk.name)?,
                 None => return Err(ApiError::missing(&format!("pool `{}`", disk.pool))),
             }
             disks.push(SnapshotDisk {
@@ -186,6 +187,14 @@ impl<'a> Of<'a> {
                 size: disk.size,
                 copies: Vec::new(),
             });
+        }
+        let drivers = disks.iter().filter_map(|disk: &SnapshotDisk| {
+            let pool = self.now.pools.get(&disk.pool)?;
+            Some((&disk.name, pool.spec.driver))
+        });
+        if let Some(detail) = apart(&drivers.collect::<Vec<_>>()) {
+            let hint = format!("`haven volume snapshot {vm}.DISK` keeps one disk");
+            return Err(conflict(detail, &hint));
         }
         if disks.is_empty() {
             let detail = format!("{vm} has no disk, so there is nothing of it to be kept");
@@ -223,10 +232,23 @@ impl<'a> Of<'a> {
 }
 
 impl Of<'_> {
+    /// Whether all hosts know what to do with a disk in Ceph.
+    pub(super) fn known_in_ceph(&self, disk: &Name) -> ApiResult<()> {
+        let Some(host) = speaks_less(self.now, RBD_SNAPSHOTS) else { return Ok(()) };
+        let detail = format!(
+            "the disk `{disk}` of {} is in Ceph, and {host} has not said that it knows snapshots of such disks: it runs an older Haven, or has not come up yet",
+            self.vm
+        );
+        Err(conflict(detail, "upgrade it (`haven host upgrade`)"))
+    }
+
     /// Whether the host of the VM has what a mirrored disk is to hold again.
     fn has_copy(&self, called: &Name, disk: &SnapshotDisk) -> ApiResult<()> {
         let (vm, name) = (self.vm, &disk.name);
         let pool = self.now.pools.get(&disk.pool).map(|pool| pool.spec.driver);
+        if pool == Some(PoolDriverKind::Rbd) {
+            return self.known_in_ceph(name);
+        }
         if pool != Some(PoolDriverKind::Mirrored) {
             return Ok(());
         }

@@ -1,7 +1,12 @@
 //! Whether what a VM says of snapshots, and of disks of other VMs that it is made from, can be.
 
 use super::validate::{After, Say};
-use haven_model::{PoolDriverKind, VmSpec, host::CLONES, units::Millis, vm_snapshot::SnapshotSpec};
+use haven_model::{
+    PoolDriverKind, VmSpec,
+    host::{CLONES, RBD_SNAPSHOTS},
+    units::Millis,
+    vm_snapshot::SnapshotSpec,
+};
 use haven_plan::tolerance::migration::speaks_less;
 
 /// The shortest time between two snapshots that are whole copies.
@@ -28,13 +33,24 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
             say(("snapshot", &""), message, hint);
         }
         let of = |disk: &haven_model::vm::DiskSpec| after.pool(&disk.pool).map(|pool| pool.driver);
-        let bare = |disk| Some((disk, super::pools::bare(of(disk)?)?));
+        let bare = |disk| {
+            let driver = of(disk).filter(|driver| *driver != PoolDriverKind::Rbd)?;
+            Some((disk, super::pools::bare(driver)?))
+        };
         if let Some((disk, (whose, hint))) = spec.disks.iter().find_map(bare) {
             let message = format!(
                 "the disk `{}` lives in the pool `{}` of {whose}, and disks there keep no snapshots of Haven's yet",
                 disk.name, disk.pool
             );
             say(("snapshot", &""), message, &format!("leave `snapshot` out; {hint}"));
+        }
+        let drivers = spec.plugged().filter_map(|disk| Some((&disk.name, of(disk)?)));
+        if let Some(message) = haven_plan::storage::snapshots::apart(&drivers.collect::<Vec<_>>()) {
+            say(
+                ("snapshot", &""),
+                message,
+                "leave `snapshot` out; `haven volume snapshot` keeps one disk",
+            );
         }
         let copied = spec.disks.iter().find(|disk| of(disk) == Some(PoolDriverKind::Mirrored));
         if let Some(disk) = copied.filter(|_| *every < HOURLY || *keep > MOST_COPIES) {
@@ -63,6 +79,7 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
             say(("copyOf", &""), message, "write one of them");
         }
         let driver = after.pool(&disk.pool).map(|pool| pool.driver);
+        let driver = driver.filter(|driver| *driver != PoolDriverKind::Rbd);
         if let Some((whose, _)) = driver.and_then(super::pools::bare) {
             let message = format!(
                 "the disk `{}` is made from the {copy} and lives in the pool `{}` of {whose}; disks there are not cloned yet",
@@ -72,7 +89,11 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
         }
     }
     let uses = spec.snapshot.is_some() || spec.disks.iter().any(|disk| disk.copy_of.is_some());
-    if let Some(host) = speaks_less(after.snapshot, CLONES).filter(|_| uses) {
+    let is_in_ceph = |disk: &haven_model::vm::DiskSpec| {
+        after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd)
+    };
+    let needs = if spec.disks.iter().any(is_in_ceph) { RBD_SNAPSHOTS } else { CLONES };
+    if let Some(host) = speaks_less(after.snapshot, needs).filter(|_| uses) {
         let message = format!(
             "{host} has not said that it knows of that: it runs an older Haven, or has not come up yet"
         );

@@ -172,7 +172,7 @@ impl Storage for Disks {
     }
     async fn snapshot(
         &self,
-        _pool: &PoolSpec,
+        pool: &PoolSpec,
         name: &VolumeName,
         step: SnapshotStep,
         snapshot: &str,
@@ -180,7 +180,12 @@ impl Storage for Disks {
     ) -> Result<(), StorageFailure> {
         let (vm, disk) = (name.vm.as_str(), name.disk.as_str());
         let world = self.world.get().unwrap();
-        assert!(world.running_on("host1").iter().all(|(running, _)| running != vm));
+        let in_ceph = pool.driver == PoolDriverKind::Rbd;
+        let runs = world.running_on("host1").iter().any(|(running, _)| running == vm);
+        assert!(!runs || in_ceph && step != SnapshotStep::Revert);
+        // Ceph puts nothing back that somebody has open; neither is anything kept at rest then.
+        let open = self.ceph.lock().unwrap().open.get(name).is_some_and(|who| !who.is_empty());
+        assert!(!open || runs || step == SnapshotStep::Remove, "{name} is open");
         if let Some(what) = world.kept.refusal(disk) {
             return Err(StorageFailure { what });
         }

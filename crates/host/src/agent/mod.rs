@@ -59,6 +59,8 @@ mod agent_test;
 #[cfg(test)]
 mod backup_test;
 #[cfg(test)]
+mod ceph_snapshots_test;
+#[cfg(test)]
 mod clients_test;
 #[cfg(test)]
 mod clones_test;

@@ -61,7 +61,7 @@ impl fmt::Display for VolumeName {
 pub struct CopyFrom {
     /// The disk, which is in the same pool.
     pub name: VolumeName,
-    /// What the snapshot is called in it; of a mirrored one, what its copies are called.
+    /// What the snapshot is called in it, or in Ceph; of a mirrored one, what its copies are called.
     pub tag: String,
 }
 
@@ -179,13 +179,13 @@ pub trait Storage: Send + Sync {
         key: Option<&Plain>,
     ) -> Result<(), StorageFailure>;
     /// What a volume of a pool whose volumes can keep snapshots holds of them, while nobody has it open; nothing when it is not
-    /// there.
+    /// there. One in Ceph may be open.
     async fn keeps(
         &self,
         pool: &PoolSpec,
         name: &VolumeName,
     ) -> Result<Option<Keeps>, StorageFailure>;
-    /// Takes a step with a snapshot in it, while nobody has it open.
+    /// Takes a step with a snapshot in it, while nobody has it open. In Ceph only [`SnapshotStep::Revert`] needs that.
     async fn snapshot(
         &self,
         pool: &PoolSpec,

@@ -327,7 +327,10 @@ impl Preparation<'_> {
                 Some((_, record)) if record.state == SnapshotState::There => {
                     let (vm, vm_uid) = (of.vm.clone(), of.vm_uid.clone());
                     let name = VolumeName { vm, disk: of.disk.clone(), vm_uid };
-                    return Ok(Some(CopyFrom { name, tag: record.tag() }));
+                    let in_ceph =
+                        (pool.driver == PoolDriverKind::Rbd).then(|| record.tag_in_ceph());
+                    let tag = in_ceph.flatten().unwrap_or_else(|| record.tag());
+                    return Ok(Some(CopyFrom { name, tag }));
                 }
                 Some((called, record)) if record.is_due() && record.failed.is_none() => {
                     let why = match record.message.as_str() {

@@ -129,7 +129,8 @@ impl Storage for Pools {
         name: &VolumeName,
     ) -> Result<Option<Keeps>, StorageFailure> {
         match keeper(pool) {
-            Keeper::Ceph | Keeper::Nfs => Ok(None),
+            Keeper::Ceph => self.rbd.keeps(pool, name).await,
+            Keeper::Nfs => Ok(None),
             Keeper::Files => self.files.keeps(&*self.mounted(pool).await?, name).await,
         }
     }
@@ -142,19 +143,16 @@ impl Storage for Pools {
         snapshot: &str,
         key: Option<&Plain>,
     ) -> Result<(), StorageFailure> {
-        let of = match keeper(pool) {
+        match keeper(pool) {
             Keeper::Files => {
-                return self
-                    .files
-                    .snapshot(&*self.mounted(pool).await?, name, step, snapshot, key)
-                    .await;
+                let pool = self.mounted(pool).await?;
+                self.files.snapshot(&pool, name, step, snapshot, key).await
             }
-            Keeper::Ceph => "Ceph clusters",
-            Keeper::Nfs => "NFS servers",
-        };
-        Err(says(format!(
-            "disks in pools of {of} keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
-        )))
+            Keeper::Ceph => self.rbd.snapshot(pool, name, step, snapshot).await,
+            Keeper::Nfs => Err(says(format!(
+                "disks in pools of NFS servers keep no snapshots of Haven's yet, and {name} is one; remove `{snapshot}`"
+            ))),
+        }
     }
 
     async fn disk_secret(

@@ -326,6 +326,9 @@ pub enum VmError {
         #[source]
         source: std::io::Error,
     },
+    /// What was to be done while its guest stands.
+    #[error("{0}")]
+    Beside(String),
     /// It runs already.
     #[error("{vm} runs on this host already, as process {pid}; end it first")]
     RunsAlready {

@@ -4,7 +4,7 @@ use super::{
     driver::VmError,
     fake::FakeVmDriver,
     qmp::QmpError,
-    snapshots::{Keeps, Snapshots},
+    snapshots::{Beside, Keeps, Snapshots},
 };
 use async_trait::async_trait;
 use std::{
@@ -125,6 +125,18 @@ impl Snapshots for FakeVmDriver {
             self.world.kept.keep(vm, disk, snapshot, (7, held[disk].clone()));
         }
         Ok(self.world.kept.frozen())
+    }
+
+    async fn take_held(
+        &self,
+        vm: &str,
+        disks: &[String],
+        snapshot: &str,
+        beside: Beside,
+    ) -> Result<bool, VmError> {
+        let frozen = self.take_snapshot(vm, disks, snapshot).await?;
+        beside.await.map_err(VmError::Beside)?;
+        Ok(frozen)
     }
 
     async fn remove_snapshot(&self, vm: &str, disk: &str, snapshot: &str) -> Result<(), VmError> {

@@ -2,7 +2,8 @@
 //!
 //! QEMU holds each disk from its own snapshot until that of the last is there (`transaction`). So what a guest was told to be
 //! written on one disk before it wrote to another one is in the first's snapshot whenever the other write is in the second's:
-//! all show one instant. When one disk fails, none keeps anything (QEMU 11.1.3, 2026-11-30).
+//! all show one instant. When one disk fails, none keeps anything (QEMU 11.1.3, 2026-11-30). Disks that Ceph keeps are kept beside
+//! that, while the guest's processors stand.
 
 use super::{
     commands,
@@ -11,7 +12,7 @@ use super::{
     qemu::QemuDriver,
     qemu_views::Asked,
     run_dir,
-    snapshots::{Keeps, Snapshots},
+    snapshots::{Beside, Keeps, Snapshots},
 };
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -62,7 +63,12 @@ impl Asked {
     }
 
     /// All that is done for a snapshot, in one go: whoever waits for it may be gone.
-    async fn take(&self, disks: &[String], snapshot: &str) -> Result<bool, VmError> {
+    async fn take(
+        &self,
+        disks: &[String],
+        snapshot: &str,
+        beside: Option<Beside>,
+    ) -> Result<bool, VmError> {
         let note = self.directory.join(run_dir::FROZEN);
         let frozen = match self.launched.launch.agent {
             true => {
@@ -70,7 +76,16 @@ impl Asked {
             }
             false => None,
         };
-        let taken = self.keep_in(disks, snapshot).await;
+        let taken = match beside {
+            None => self.keep_in(disks, snapshot).await,
+            Some(beside) => {
+                let both = async {
+                    self.keep_in(disks, snapshot).await?;
+                    beside.await.map_err(VmError::Beside)
+                };
+                self.instant(both).await
+            }
+        };
         let is_frozen = frozen.is_some();
         if let Some(frozen) = frozen {
             frozen.end().await;
@@ -98,6 +113,34 @@ impl Snapshots for QemuDriver {
         disks: &[String],
         snapshot: &str,
     ) -> Result<bool, VmError> {
+        self.taken(vm, disks, snapshot, None).await
+    }
+
+    async fn take_held(
+        &self,
+        vm: &str,
+        disks: &[String],
+        snapshot: &str,
+        beside: Beside,
+    ) -> Result<bool, VmError> {
+        self.taken(vm, disks, snapshot, Some(beside)).await
+    }
+
+    async fn remove_snapshot(&self, vm: &str, disk: &str, snapshot: &str) -> Result<(), VmError> {
+        let asked = self.asked(vm).await?.ok_or_else(|| VmError::NotHere(vm.into()))?;
+        let of = json!({ "device": asked.node(disk)?, "name": snapshot });
+        asked.patiently(&commands::REMOVE_SNAPSHOT, of).await.map(drop)
+    }
+}
+
+impl QemuDriver {
+    async fn taken(
+        &self,
+        vm: &str,
+        disks: &[String],
+        snapshot: &str,
+        beside: Option<Beside>,
+    ) -> Result<bool, VmError> {
         // Views have the guest's file systems frozen as well.
         let held = self.views(vm).ok_or_else(|| VmError::NotHere(vm.into()))?;
         let held = held.lock_owned().await;
@@ -106,18 +149,12 @@ impl Snapshots for QemuDriver {
         // A guest whose file systems stand would stand for ever.
         let taken = tokio::spawn(async move {
             let _held = held;
-            asked.take(&disks, &snapshot).await
+            asked.take(&disks, &snapshot, beside).await
         });
         taken.await.unwrap_or_else(|error| {
             let what = format!("the snapshot of {vm} was given up");
             Err(VmError::System { what, source: io::Error::other(error) })
         })
-    }
-
-    async fn remove_snapshot(&self, vm: &str, disk: &str, snapshot: &str) -> Result<(), VmError> {
-        let asked = self.asked(vm).await?.ok_or_else(|| VmError::NotHere(vm.into()))?;
-        let of = json!({ "device": asked.node(disk)?, "name": snapshot });
-        asked.patiently(&commands::REMOVE_SNAPSHOT, of).await.map(drop)
     }
 }
 

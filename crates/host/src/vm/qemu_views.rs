@@ -307,9 +307,12 @@ impl Asked {
         Ok(seen)
     }
 
-    /// The instant: the guest stands until all disks have their filters and marks. One that does not run has a reason, which is
+    /// The instant: the guest stands until that is done. One that does not run has a reason, which is
     /// not this one's to judge.
-    async fn instant(&self, asked: &ViewAsked, seen: &[Seen<'_>]) -> Result<(), VmError> {
+    pub(super) async fn instant(
+        &self,
+        done: impl Future<Output = Result<(), VmError>>,
+    ) -> Result<(), VmError> {
         let stands = |what: &str| VmError::System {
             what: format!("{} {what}, so its disks cannot be seen at one instant", self.vm),
             source: io::ErrorKind::Interrupted.into(),
@@ -319,7 +322,7 @@ impl Asked {
         }
         self.note_held()?;
         let put_in = match self.tell(&commands::STOP, json!({})).await {
-            Ok(_) => self.put_in(asked, seen).await,
+            Ok(_) => done.await,
             Err(error) => Err(error),
         };
         // Somebody else may have let it run meanwhile, for its disk's sake: then it is not one instant.
@@ -455,7 +458,7 @@ async fn open(asked: Asked, wanted: ViewAsked) -> Result<View, VmError> {
             }
             false => None,
         };
-        let instant = asked.instant(&wanted, &seen).await;
+        let instant = asked.instant(asked.put_in(&wanted, &seen)).await;
         let is_frozen = frozen.is_some();
         if let Some(frozen) = frozen {
             frozen.end().await;

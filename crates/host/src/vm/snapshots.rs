@@ -2,7 +2,10 @@
 
 use super::driver::VmError;
 use async_trait::async_trait;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::Pin};
+
+/// What is done with disks that something else keeps than QEMU; why it was not.
+pub type Beside = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
 /// A disk, and what it keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,15 @@ pub trait Snapshots: Send + Sync {
         vm: &str,
         disks: &[String],
         snapshot: &str,
+    ) -> Result<bool, VmError>;
+    /// The same with disks that something else keeps: that is done `beside` it while the guest stands, so that all show one instant.
+    /// When it fails some of them may keep it. It is carried to its end whether or not anybody waits for that.
+    async fn take_held(
+        &self,
+        vm: &str,
+        disks: &[String],
+        snapshot: &str,
+        beside: Beside,
     ) -> Result<bool, VmError>;
     /// Has one disk keep it no more; it must do so.
     async fn remove_snapshot(&self, vm: &str, disk: &str, snapshot: &str) -> Result<(), VmError>;

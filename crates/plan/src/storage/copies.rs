@@ -3,7 +3,7 @@
 
 use crate::work::{Work, vm_ref};
 use haven_model::{
-    Action, Name, Snapshot,
+    Action, Name, PoolDriverKind, Snapshot,
     object::Stored,
     vm::{DiskSpec, VmSpec},
     vm_snapshot::{CopyRef, SnapshotState, VmSnapshot},
@@ -13,7 +13,10 @@ use haven_model::{
 /// The VM whose disks are on another host than this one, and from which a disk of `vm` is yet to be made.
 #[must_use]
 pub fn elsewhere<'a>(snapshot: &Snapshot, vm: &'a Stored<VmSpec>, host: &Name) -> Option<&'a Name> {
-    let mut copies = vm.spec.disks.iter().filter_map(|disk| disk.copy_of.as_deref());
+    // Every host reaches those in Ceph.
+    let driver = |disk: &DiskSpec| snapshot.pools.get(&disk.pool).map(|pool| pool.spec.driver);
+    let disks = vm.spec.disks.iter().filter(|disk| driver(disk) != Some(PoolDriverKind::Rbd));
+    let mut copies = disks.filter_map(|disk| disk.copy_of.as_deref());
     let away = |copy: &&CopyRef| {
         let of_it = snapshot.vms.get(&copy.vm).is_some_and(|vm| vm.meta.uid == copy.vm_uid);
         // Of one that is gone nothing can be made anywhere, which its start tells.

@@ -4,11 +4,11 @@
 //! same. There is never more than one that is yet to be taken, and what people have asked for is never touched
 //! (docs/decisions/0027-snapshots.md).
 
-use super::copies::needed_by;
+use super::{copies::needed_by, snapshots::apart};
 use crate::work::{Work, vm_ref};
 use haven_model::{
     Action, Name, PoolDriverKind, Snapshot, Versioned, VmPhase,
-    host::CLONES,
+    host::{CLONES, RBD_SNAPSHOTS},
     object::Stored,
     units::Millis,
     vm::VmSpec,
@@ -51,27 +51,27 @@ fn rest(work: &Work<'_>, spec: &SnapshotSpec, last: Option<&VmSnapshot>) -> Opti
 /// # Errors
 /// Why there can be none.
 fn disks(snapshot: &Snapshot, vm: &Stored<VmSpec>) -> Result<Vec<SnapshotDisk>, String> {
-    let mut disks = Vec::new();
+    let (mut disks, mut drivers) = (Vec::new(), Vec::new());
     for disk in vm.spec.plugged() {
-        match snapshot.pools.get(&disk.pool).map(|pool| pool.spec.driver) {
-            Some(
-                PoolDriverKind::Local
-                | PoolDriverKind::Shared
-                | PoolDriverKind::Gluster
-                | PoolDriverKind::Mirrored,
-            ) => {}
-            Some(PoolDriverKind::Rbd | PoolDriverKind::Nfs) => {
-                return Err(format!(
-                    "its disk `{}` lives in the pool `{}`, whose disks keep no snapshots",
-                    disk.name, disk.pool
-                ));
-            }
-            None => return Err(format!("the pool `{}` is not there", disk.pool)),
+        let pool = snapshot.pools.get(&disk.pool);
+        let pool = pool.ok_or_else(|| format!("the pool `{}` is not there", disk.pool))?;
+        if pool.spec.driver == PoolDriverKind::Nfs {
+            return Err(format!(
+                "its disk `{}` lives in the pool `{}`, whose disks keep no snapshots",
+                disk.name, disk.pool
+            ));
         }
+        drivers.push((&disk.name, pool.spec.driver));
         let (name, pool, size) = (disk.name.clone(), disk.pool.clone(), disk.size);
         disks.push(SnapshotDisk { name, pool, size, copies: Vec::new() });
     }
-    if disks.is_empty() { Err("it has no disk".into()) } else { Ok(disks) }
+    if disks.is_empty() {
+        return Err("it has no disk".into());
+    }
+    match apart(&drivers) {
+        Some(why) => Err(why),
+        None => Ok(disks),
+    }
 }
 
 /// Why none is taken of a VM whose time has come; in words where people can do something about it.
@@ -96,7 +96,12 @@ fn unready(
     if busy || due {
         return Err(None);
     }
-    if snapshot.host_status.get(&placed.host).is_none_or(|told| told.speaks < CLONES) {
+    let in_ceph = vm.spec.plugged().any(|disk| {
+        let pool = snapshot.pools.get(&disk.pool);
+        pool.is_some_and(|pool| pool.spec.driver == PoolDriverKind::Rbd)
+    });
+    let needs = if in_ceph { RBD_SNAPSHOTS } else { CLONES };
+    if snapshot.host_status.get(&placed.host).is_none_or(|told| told.speaks < needs) {
         return Err(Some(format!("{} runs an older Haven", placed.host)));
     }
     if all.len() >= MOST_SNAPSHOTS {

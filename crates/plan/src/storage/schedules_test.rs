@@ -172,6 +172,29 @@ fn one_at_a_time_on_a_host_and_words_for_what_cannot_be() {
     mirrored.vm("db", spec);
     mirrored.run("db", "host1");
     assert_eq!(steps(&mirrored).0, 1, "{}", waits(&mirrored));
+    let mut both = mirrored.clone();
+    let mut spec = both.snapshot.vms["db"].spec.clone();
+    let in_ceph = haven_model::vm::DiskSpec {
+        name: name("far"),
+        pool: name("ceph"),
+        ..spec.disks[0].clone()
+    };
+    let mut pool = (*both.snapshot.pools["twins"].value).clone();
+    pool.spec.driver = haven_model::PoolDriverKind::Rbd;
+    both.snapshot.pools.insert(name("ceph"), at(3, pool));
+    spec.disks.push(in_ceph.clone());
+    both.vm("db", spec.clone());
+    both.run("db", "host1");
+    assert!(waits(&both).contains("is mirrored and the disk `far` is in Ceph"), "{}", waits(&both));
+    spec.disks = vec![in_ceph];
+    both.vm("db", spec);
+    both.run("db", "host1");
+    assert_eq!(steps(&both).0, 1, "{}", waits(&both));
+    let status = both.snapshot.host_status.get_mut("host1").unwrap();
+    let mut old = (*status.value).clone();
+    old.speaks = haven_model::host::RBD_SNAPSHOTS - 1;
+    status.value = std::sync::Arc::new(old);
+    assert!(waits(&both).contains("host1 runs an older Haven"), "{}", waits(&both));
     let mut spec = world.snapshot.vms["db"].spec.clone();
     spec.disks[0].pool = name("gone");
     let mut nowhere = world.clone();
@@ -268,6 +291,11 @@ fn a_vm_that_is_made_from_another_is_placed_where_that_is() {
     assert_eq!(placed(&world), None);
     let said = waits(&world);
     assert!(said.contains("1 host is not the host of db, from whose disks it is made"), "{said}");
+    // Every host reaches a disk in Ceph.
+    let mut pool = (*world.snapshot.pools["filer"].value).clone();
+    pool.spec.driver = PoolDriverKind::Rbd;
+    world.snapshot.pools.insert(name("filer"), at(3, pool));
+    assert_eq!(placed(&world).as_deref(), Some("host1"), "{}", waits(&world));
 }
 
 #[test]

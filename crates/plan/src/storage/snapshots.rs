@@ -9,6 +9,16 @@ use haven_model::{
     vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
 };
 
+/// Why these disks cannot be kept at one instant, if so.
+#[must_use]
+pub fn apart(disks: &[(&Name, PoolDriverKind)]) -> Option<String> {
+    let first = |wanted| disks.iter().find(|(_, driver)| *driver == wanted).map(|(name, _)| name);
+    let (mirrored, in_ceph) = (first(PoolDriverKind::Mirrored)?, first(PoolDriverKind::Rbd)?);
+    Some(format!(
+        "the disk `{mirrored}` is mirrored and the disk `{in_ceph}` is in Ceph, and such two are not kept at one instant yet"
+    ))
+}
+
 /// The first snapshot of a VM that is in a disk which only its host has, and that disk.
 fn held<'a>(
     snapshot: &'a Snapshot,

@@ -1,17 +1,31 @@
 //! The copy of mirrored disks that a snapshot of a VM is of them: made by the VM's host from its own replica, beside the task of the
 //! VM, while its guest runs or not (docs/decisions/0027-snapshots.md). Other hosts fetch theirs afterwards (`mirrored/copies.rs`).
 
-use super::{VmTask, snapshots::Due};
+use super::{
+    VmTask,
+    snapshots::{At, COPIES, Disk, Due, LOOK},
+};
 use crate::{
-    agent::{AgentParts, chain, storage::VolumeName},
+    agent::{
+        AgentParts, chain, mirrored,
+        storage::{StorageFailure, VolumeName},
+    },
     storage::mirrored::{
         driver::Base,
         kept::{KeptOf, Source, ViewSource},
     },
-    vm::views::{Keep, ViewAsked},
+    vm::{
+        snapshots::Keeps,
+        views::{Keep, ViewAsked},
+    },
 };
 use async_trait::async_trait;
-use haven_model::{Bytes, backup::Moment, vm_snapshot::SnapshotDisk, volume::VolumeRef};
+use haven_model::{
+    Bytes, Name, PoolSpec, Snapshot, Versioned,
+    backup::Moment,
+    vm_snapshot::{SnapshotDisk, SnapshotState},
+    volume::{Volume, VolumeRef},
+};
 use haven_store::clock::Mono;
 use std::{
     path::PathBuf,
@@ -141,6 +155,54 @@ async fn at_rest(parts: &AgentParts, copy: &str, disks: &[Copied]) -> Result<(),
 }
 
 impl VmTask {
+    /// A mirrored disk whose replica is here, and the copies of it.
+    pub(super) async fn replica(
+        &self,
+        snapshot: &Snapshot,
+        due: &Due,
+        name: &Name,
+        pool: &PoolSpec,
+    ) -> Result<Option<Disk>, String> {
+        let of = VolumeRef { vm: self.vm.clone(), disk: name.clone() };
+        let uid = due.object.meta.uid.as_str();
+        let record = snapshot.volumes.get(&of).filter(|record| record.vm_uid == uid);
+        let here = |record: &&Versioned<Volume>| {
+            record.run > 0 && record.replicas.contains_key(&self.parts.me)
+        };
+        let Some(record) = record.filter(here) else { return Ok(None) };
+        if due.record.state == SnapshotState::Wanted && !record.counts(&self.parts.me) {
+            return Err(format!("the replica of the disk `{name}` here lacks something"));
+        }
+        let volume = mirrored::name(&of, record);
+        let placed = snapshot.placements.get(&self.vm);
+        let uid = placed.map_or(0, |placed| placed.unix_uid());
+        let look = async {
+            let replica = self.parts.storage.has_volume(pool, &volume, uid).await?;
+            let Some(replica) = replica else { return Ok(None) };
+            let kept = self.parts.kept.of(&volume, &replica).await?;
+            Ok(Some((replica, kept)))
+        };
+        // Its VM's other disks need this task.
+        let patience = if self.running.is_some() { COPIES } else { LOOK };
+        let found = tokio::select! {
+            biased;
+            found = look => found.map_err(|failure: StorageFailure| failure.what)?,
+            () = self.parts.clock.sleep(patience) => {
+                return Err(format!("the disk `{name}` does not answer"));
+            }
+        };
+        let Some((replica, kept)) = found else { return Ok(None) };
+        // Copies of other attempts show other moments.
+        let kept = due.record.copy.as_ref().and_then(|copy| kept.get(copy));
+        let head = record.stored_bytes() - record.size.0;
+        let size = kept.map_or(record.size.0, |kept| kept.size.saturating_sub(head));
+        let snapshots = kept.map(|kept| (due.record.tag(), kept.at_ms)).into_iter().collect();
+        let keeps = Keeps { size, snapshots };
+        let base = mirrored::base(&self.parts.me, record, &volume, &replica);
+        let at = At::Replica(Copied { of, replica, volume, run: record.run, base });
+        Ok(Some(Disk { name: name.clone(), at, keeps }))
+    }
+
     /// Begins to copy these disks for a snapshot; `keep`: what its other disks are to keep at the same instant.
     pub(super) fn copy(&mut self, due: &Due, copy: &str, disks: Vec<Copied>, keep: Option<Keep>) {
         let (parts, called) = (Arc::clone(&self.parts), copy.to_owned());

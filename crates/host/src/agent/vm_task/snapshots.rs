@@ -11,8 +11,12 @@
 //! (`copying.rs`), and other hosts fetch it (`mirrored/copies.rs`). It is gone back to by a word in the volume's record, by which
 //! each host that has a copy puts that in the place of its replica.
 //!
+//! What is kept of a disk in Ceph has a name of its own for each attempt, too (`snapshots/ceph.rs`).
+//!
 //! The record is the task. What the disks have is looked at before anything is done, so whatever was interrupted, the next turn,
 //! the next daemon or the next host goes on from there. Each word about it compares the placement.
+
+mod ceph;
 
 use super::{
     VmTask,
@@ -23,21 +27,20 @@ use crate::{
         backup::job::Job,
         chain,
         disk_keys::{self, Missing},
-        mirrored::{self, Owner},
-        storage::{SnapshotStep, StorageFailure, VolumeName},
+        mirrored::Owner,
+        storage::{SnapshotStep, VolumeName},
     },
     storage::mirrored::steps,
     vm::{snapshots::Keeps, views::Keep},
 };
 use haven_model::{
-    Bytes, Name, ObjectRef, PoolDriverKind, PoolSpec, Severity, Snapshot, Versioned, VmPhase,
-    VmSpec,
+    Bytes, Name, ObjectRef, PoolDriverKind, PoolSpec, Severity, Snapshot, VmPhase, VmSpec,
     backup::Moment,
     keys,
     object::{Kind, Stored},
     vm::DiskSpec,
     vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
-    volume::{ReplicaIs, Volume, VolumeRef},
+    volume::{ReplicaIs, VolumeRef},
 };
 use haven_store::raw::{Compare, Op};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -45,13 +48,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 /// When it is looked at again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// The same while its disks are copied.
-const COPIES: Duration = Duration::from_millis(300);
+pub(super) const COPIES: Duration = Duration::from_millis(300);
 /// So long other hosts are waited for that make their replicas what they were.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// So long a disk may take to tell what it keeps.
-const LOOK: Duration = Duration::from_secs(60);
+pub(super) const LOOK: Duration = Duration::from_secs(60);
 /// So long a step on a disk that nobody has open may take; then its VM's other needs come first, and it is begun anew.
-const LONGEST: Duration = Duration::from_secs(600);
+pub(super) const LONGEST: Duration = Duration::from_secs(600);
 
 /// A snapshot about which something is to be done.
 pub(super) struct Due {
@@ -67,20 +70,22 @@ pub(super) struct Due {
 }
 
 /// Where a disk is.
-enum At {
+pub(super) enum At {
     /// Its VM's process has it open.
     Process,
     /// Nobody has.
     File(Box<PoolSpec>, VolumeName),
     /// It is mirrored: what it keeps are copies beside the replica of this host, whoever has that open.
     Replica(Copied),
+    /// It is in Ceph, where each attempt has a name of its own, whoever has it open.
+    Image(ceph::Image),
 }
 
 /// A disk of a snapshot, and what it keeps.
-struct Disk {
-    name: Name,
-    at: At,
-    keeps: Keeps,
+pub(super) struct Disk {
+    pub name: Name,
+    pub at: At,
+    pub keeps: Keeps,
 }
 
 impl Disk {
@@ -92,8 +97,21 @@ impl Disk {
     fn replica(&self) -> Option<&Copied> {
         match &self.at {
             At::Replica(copied) => Some(copied),
-            At::Process | At::File(..) => None,
+            At::Process | At::File(..) | At::Image(_) => None,
         }
+    }
+
+    /// The image of one in Ceph.
+    pub fn image(&self) -> Option<&ceph::Image> {
+        match &self.at {
+            At::Image(image) => Some(image),
+            At::Process | At::File(..) | At::Replica(_) => None,
+        }
+    }
+
+    /// Whether there is anything in it of this snapshot.
+    fn has_of(&self, tag: &str) -> bool {
+        self.has(tag) || self.image().is_some_and(|image| !image.attempts.is_empty())
     }
 }
 
@@ -297,17 +315,20 @@ impl VmTask {
             open = told.map_err(|error| chain(&error))?;
         }
         let mut disks = Vec::new();
+        let of = |pool: &Name| snapshot.pools.get(pool).map(|pool| &pool.spec);
         for SnapshotDisk { name, pool, .. } in &due.record.disks {
+            if let Some(pool) = of(pool).filter(|of| of.driver == PoolDriverKind::Rbd) {
+                disks.extend(self.image(due, name, pool).await?);
+                continue;
+            }
             if let Some(keeps) = open.remove(name.as_str()) {
                 disks.push(Disk { name: name.clone(), at: At::Process, keeps });
                 continue;
             }
-            let mirrored = snapshot.pools.get(pool);
-            let mirrored = mirrored.filter(|of| of.spec.driver == PoolDriverKind::Mirrored);
-            if let Some(pool) = mirrored {
+            if let Some(pool) = of(pool).filter(|of| of.driver == PoolDriverKind::Mirrored) {
                 // What no record names any more is removed by `mirrored/copies.rs`, on all hosts.
                 if due.record.state != SnapshotState::Going {
-                    disks.extend(self.replica(snapshot, due, name, &pool.spec).await?);
+                    disks.extend(self.replica(snapshot, due, name, pool).await?);
                 }
                 continue;
             }
@@ -319,70 +340,22 @@ impl VmTask {
                 ));
             }
             // One that is no more keeps nothing.
-            let Some(pool) = snapshot.pools.get(pool) else { continue };
+            let Some(pool) = of(pool) else { continue };
             let (vm, disk) = (self.vm.clone(), name.clone());
             let volume = VolumeName { vm, disk, vm_uid: due.object.meta.uid.clone() };
             let kept = tokio::select! {
                 biased;
-                kept = self.parts.storage.keeps(&pool.spec, &volume) => kept,
+                kept = self.parts.storage.keeps(pool, &volume) => kept,
                 () = self.parts.clock.sleep(LOOK) => {
                     return Err(format!("the disk `{name}` does not answer"));
                 }
             };
             if let Some(keeps) = kept.map_err(|failure| failure.what)? {
-                let at = At::File(Box::new(pool.spec.clone()), volume);
+                let at = At::File(Box::new(pool.clone()), volume);
                 disks.push(Disk { name: name.clone(), at, keeps });
             }
         }
         Ok(disks)
-    }
-
-    /// A mirrored disk whose replica is here, and the copies of it.
-    async fn replica(
-        &self,
-        snapshot: &Snapshot,
-        due: &Due,
-        name: &Name,
-        pool: &PoolSpec,
-    ) -> Result<Option<Disk>, String> {
-        let of = VolumeRef { vm: self.vm.clone(), disk: name.clone() };
-        let uid = due.object.meta.uid.as_str();
-        let record = snapshot.volumes.get(&of).filter(|record| record.vm_uid == uid);
-        let here = |record: &&Versioned<Volume>| {
-            record.run > 0 && record.replicas.contains_key(&self.parts.me)
-        };
-        let Some(record) = record.filter(here) else { return Ok(None) };
-        if due.record.state == SnapshotState::Wanted && !record.counts(&self.parts.me) {
-            return Err(format!("the replica of the disk `{name}` here lacks something"));
-        }
-        let volume = mirrored::name(&of, record);
-        let placed = snapshot.placements.get(&self.vm);
-        let uid = placed.map_or(0, |placed| placed.unix_uid());
-        let look = async {
-            let replica = self.parts.storage.has_volume(pool, &volume, uid).await?;
-            let Some(replica) = replica else { return Ok(None) };
-            let kept = self.parts.kept.of(&volume, &replica).await?;
-            Ok(Some((replica, kept)))
-        };
-        // Its VM's other disks need this task.
-        let patience = if self.running.is_some() { COPIES } else { LOOK };
-        let found = tokio::select! {
-            biased;
-            found = look => found.map_err(|failure: StorageFailure| failure.what)?,
-            () = self.parts.clock.sleep(patience) => {
-                return Err(format!("the disk `{name}` does not answer"));
-            }
-        };
-        let Some((replica, kept)) = found else { return Ok(None) };
-        // Copies of other attempts show other moments.
-        let kept = due.record.copy.as_ref().and_then(|copy| kept.get(copy));
-        let head = record.stored_bytes() - record.size.0;
-        let size = kept.map_or(record.size.0, |kept| kept.size.saturating_sub(head));
-        let snapshots = kept.map(|kept| (due.record.tag(), kept.at_ms)).into_iter().collect();
-        let keeps = Keeps { size, snapshots };
-        let base = mirrored::base(&self.parts.me, record, &volume, &replica);
-        let at = At::Replica(Copied { of, replica, volume, run: record.run, base });
-        Ok(Some(Disk { name: name.clone(), at, keeps }))
     }
 
     /// Takes it, unless the disks have it already.
@@ -391,14 +364,19 @@ impl VmTask {
         if let Some(why) = self.lacks(due, &disks) {
             return self.fail(due, disks, why).await;
         }
-        if disks.iter().all(|disk| disk.has(&tag)) {
+        let in_ceph = disks.iter().any(|disk| disk.image().is_some());
+        // What an attempt of before has left in Ceph may be of several instants.
+        if !in_ceph && disks.iter().all(|disk| disk.has(&tag)) {
             // Whether the file systems were frozen nobody remembers.
             return self.there(due, &disks, Moment::Running).await;
         }
-        if disks.iter().any(|disk| disk.has(&tag))
+        if disks.iter().any(|disk| disk.has_of(&tag))
             && let Err(why) = self.remove_from(due, &disks).await
         {
             return self.waits_for(due, &format!("{why}; it is tried again")).await;
+        }
+        if in_ceph {
+            return self.take_in_ceph(due, &disks).await;
         }
         if disks.iter().any(|disk| disk.replica().is_some()) {
             return self.take_with_copies(due, &disks).await;
@@ -407,16 +385,24 @@ impl VmTask {
         self.taken(due, moment).await
     }
 
-    /// Takes it of a VM some of whose disks are mirrored: first it is written what the copies are called, so that nobody takes them
-    /// for those of another attempt, or for nobody's; then they are begun.
+    /// What this attempt is called. First it is written, so that nobody takes what it makes for something of another attempt, or for
+    /// nobody's; then it is begun.
+    pub(super) async fn begun(&mut self, due: &Due, message: &str) -> Option<String> {
+        let ours = self.attempt.take().filter(|of| due.record.copy.as_ref() == Some(of));
+        if ours.is_some() {
+            return ours;
+        }
+        let copy = due.record.attempt(due.revision);
+        let (named, message) = (Some(copy.clone()), message.to_owned());
+        let record = VmSnapshot { copy: named, message, ..due.record.clone() };
+        self.put_snapshot(due, Some(&record), None).await;
+        self.attempt = Some(copy);
+        None
+    }
+
+    /// Takes it of a VM some of whose disks are mirrored.
     async fn take_with_copies(&mut self, due: &Due, disks: &[Disk]) -> bool {
-        let Some(copy) = self.attempt.take().filter(|of| due.record.copy.as_ref() == Some(of))
-        else {
-            let copy = format!("{}r{}", due.record.id, due.revision);
-            let (named, message) = (Some(copy.clone()), "its mirrored disks are copied".to_owned());
-            let record = VmSnapshot { copy: named, message, ..due.record.clone() };
-            self.put_snapshot(due, Some(&record), None).await;
-            self.attempt = Some(copy);
+        let Some(copy) = self.begun(due, "its mirrored disks are copied").await else {
             return false;
         };
         let others = || disks.iter().filter(|disk| disk.replica().is_none());
@@ -438,7 +424,7 @@ impl VmTask {
     }
 
     /// It was taken, or could not be.
-    async fn taken(&mut self, due: &Due, moment: Result<Moment, String>) -> bool {
+    pub(super) async fn taken(&mut self, due: &Due, moment: Result<Moment, String>) -> bool {
         let tag = due.record.tag();
         let moment = match moment {
             Ok(moment) => moment,
@@ -463,6 +449,14 @@ impl VmTask {
 
     /// Why it cannot be taken of all its disks.
     fn lacks(&self, due: &Due, disks: &[Disk]) -> Option<String> {
+        let is = |what: fn(&Disk) -> bool| disks.iter().find(|disk| what(disk));
+        let mirrored = is(|disk| disk.replica().is_some());
+        if let Some((one, other)) = mirrored.zip(is(|disk| disk.image().is_some())) {
+            return Some(format!(
+                "the disk `{}` is mirrored and the disk `{}` is in Ceph, and such two are not kept at one instant yet; `haven volume snapshot {}.DISK` keeps one",
+                one.name, other.name, self.vm
+            ));
+        }
         for SnapshotDisk { name, .. } in &due.record.disks {
             let runs = self.running.is_some();
             match disks.iter().find(|disk| disk.name == *name) {
@@ -502,7 +496,12 @@ impl VmTask {
     }
 
     /// A step on a disk that nobody has open, as long as the VM is this host's and nobody takes the task back.
-    async fn step_on(&self, due: &Due, disk: &Disk, step: SnapshotStep) -> Result<(), String> {
+    pub(super) async fn step_on(
+        &self,
+        due: &Due,
+        disk: &Disk,
+        step: SnapshotStep,
+    ) -> Result<(), String> {
         let tag = due.record.tag();
         let (pool, volume) = match &disk.at {
             At::File(pool, volume) => (pool, volume),
@@ -513,6 +512,7 @@ impl VmTask {
             }
             // What is done with copies is not done in one step, and who removes them is `mirrored/copies.rs`.
             At::Replica(_) => return Ok(()),
+            At::Image(image) => return self.step_on_image(due, image, step).await,
         };
         let encrypted = |of: &DiskSpec| of.name == disk.name && of.encrypted;
         let encrypted = due.object.spec.disks.iter().any(encrypted);
@@ -523,6 +523,18 @@ impl VmTask {
             };
             self.parts.storage.snapshot(pool, volume, step, &tag, key.as_ref()).await
         };
+        let done = async { done.await.map_err(|failure| failure.what) };
+        self.as_long_as_ours(due, &disk.name, LONGEST, done).await
+    }
+
+    /// Does that as long as the VM is this host's and nobody takes the task back.
+    pub(super) async fn as_long_as_ours(
+        &self,
+        due: &Due,
+        disk: &Name,
+        longest: Duration,
+        done: impl Future<Output = Result<(), String>>,
+    ) -> Result<(), String> {
         let (mut live, mut sessions) = (self.parts.live.clone(), self.parts.session.clone());
         let (placement, uid) = (due.placed, due.object.meta.uid.as_str());
         let changed = async {
@@ -538,15 +550,15 @@ impl VmTask {
         tokio::select! {
             biased;
             () = changed => Err(format!("{} is not this host's any more", self.vm)),
-            done = done => done.map_err(|failure| failure.what),
-            () = self.parts.clock.sleep(LONGEST) => Err(format!("the disk `{}` takes too long", disk.name)),
+            done = done => done,
+            () = self.parts.clock.sleep(longest) => Err(format!("the disk `{disk}` takes too long")),
         }
     }
 
     /// Removes it from those that have it.
     async fn remove_from(&self, due: &Due, disks: &[Disk]) -> Result<(), String> {
         let tag = due.record.tag();
-        for disk in disks.iter().filter(|disk| disk.has(&tag)) {
+        for disk in disks.iter().filter(|disk| disk.has_of(&tag)) {
             self.step_on(due, disk, SnapshotStep::Remove).await?;
         }
         Ok(())

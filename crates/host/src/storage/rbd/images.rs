@@ -235,12 +235,7 @@ impl Images {
             self.create(part, holds).await?;
             self.fill(file, format, part).await?;
             self.grow(part, size_bytes).await?;
-            let mv = ["mv", &self.path(part)?, &self.path(image)?];
-            match self.programs.rbd(&mv, CHANGE).await {
-                Ok(_) => Ok(true),
-                Err(ended) if ended.is(libc::EEXIST) => Ok(false),
-                Err(ended) => Err(self.failed(image, "it cannot be named", &ended)),
-            }
+            self.named(part, image).await
         };
         let made = made.await;
         if !matches!(made, Ok(true))
@@ -249,6 +244,16 @@ impl Images {
             tracing::warn!(%failure, "an unfinished image cannot be removed");
         }
         made.map(drop)
+    }
+
+    /// Gives an image that is whole its name. False when there is one of that name.
+    pub(super) async fn named(&self, part: &str, image: &str) -> Result<bool, StorageFailure> {
+        let mv = ["mv", &self.path(part)?, &self.path(image)?];
+        match self.programs.rbd(&mv, CHANGE).await {
+            Ok(_) => Ok(true),
+            Err(ended) if ended.is(libc::EEXIST) => Ok(false),
+            Err(ended) => Err(self.failed(image, "it cannot be named", &ended)),
+        }
     }
 
     async fn size_of_file(&self, file: &Path, format: &str) -> Result<u64, StorageFailure> {
@@ -368,30 +373,18 @@ impl Images {
         if !who.is_empty() {
             return Err(self.refused_to(image, WHAT, &who));
         }
-        if !self.children(image).await?.is_empty() {
+        let needed = !self.children(image).await?.is_empty();
+        // What clones are made of stays beneath them, without a name.
+        let purged = self.programs.rbd(&["snap", "purge", &path, "--no-progress"], COPY).await;
+        purged.map_err(|ended| self.failed(image, WHAT, &ended))?;
+        if needed {
             return self.change(image, "it cannot be hidden", &["trash", "mv", &path]).await;
         }
-        self.change(image, WHAT, &["snap", "purge", &path, "--no-progress"]).await?;
         match self.programs.rbd(&["rm", &path, "--no-progress"], COPY).await {
             Err(ended) if ended.is(libc::ENOENT) => Ok(()),
             Err(ended) if ended.is(libc::EBUSY) => Err(self.in_use(image, WHAT, &ended).await),
             Err(ended) => Err(self.failed(image, WHAT, &ended)),
             Ok(_) => Ok(()),
-        }
-    }
-
-    /// Removes hidden images that no clone needs any more.
-    ///
-    /// # Errors
-    /// When the pool cannot be changed.
-    pub async fn sweep(&self) -> Result<(), StorageFailure> {
-        let path = self.programs.pool.path();
-        let swept = self.programs.rbd(&["trash", "purge", &path, "--no-progress"], COPY).await;
-        match swept {
-            Ok(_) => Ok(()),
-            // Those that are needed stay.
-            Err(ended) if ended.is(libc::ENOTEMPTY) => Ok(()),
-            Err(ended) => Err(self.programs.failed("hidden images cannot be removed", &ended)),
         }
     }
 

@@ -251,6 +251,8 @@ async fn run(mut command: Command, within: Duration) -> Result<Vec<u8>, Ended> {
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C.UTF-8")
+        // Times are told in it.
+        .env("TZ", "UTC")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -7,6 +7,10 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -135,6 +139,137 @@ async fn an_image_lives() {
     }
 }
 
+fn ours(name: &str) -> bool {
+    name.starts_with("t.")
+}
+
+/// What an image holds, or held in a snapshot.
+async fn holds(images: &Images, dir: &Path, what: &str) -> Vec<u8> {
+    let (of, file) = (images.path("t.x").unwrap().replace("t.x", what), dir.join("exported"));
+    let _ = std::fs::remove_file(&file);
+    let args = ["export", &of, file.to_str().unwrap(), "--no-progress"];
+    images.programs.rbd(&args, Duration::from_secs(60)).await.unwrap();
+    std::fs::read(file).unwrap()
+}
+
+/// Nothing is flushed, so only what was acknowledged speaks for what the image must hold.
+#[tokio::test]
+async fn what_qemu_was_told_to_be_written_is_in_a_snapshot_that_another_client_takes() {
+    let Some((_, pool)) = lab() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let images = Images::new(&pool, dir.path()).unwrap();
+    images.create("t.told", 8 * MIB).await.unwrap();
+    let (told, asked) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (ends, begun) = (Arc::new(AtomicBool::new(false)), Instant::now());
+    let mut qemu = Qemu::open(dir.path(), &pool, "t.told");
+    let writes = tokio::spawn({
+        let (told, asked, ends) = (Arc::clone(&told), Arc::clone(&asked), Arc::clone(&ends));
+        async move {
+            while !ends.load(Ordering::SeqCst) {
+                let next = told.load(Ordering::SeqCst) + 1;
+                asked.store(next, Ordering::SeqCst);
+                assert!(qemu.does(&format!("write -P 1 {} 512", next * 512)).await);
+                told.store(next, Ordering::SeqCst);
+            }
+            qemu
+        }
+    });
+    for turn in 0..6 {
+        tokio::time::sleep(Duration::from_millis(200 + 90 * turn)).await;
+        let (before, since) = (told.load(Ordering::SeqCst), Instant::now());
+        let name = format!("haven-{turn}r1");
+        images.snapshot("t.told", &name).await.unwrap();
+        let (took, after) = (since.elapsed().as_secs_f64(), asked.load(Ordering::SeqCst));
+        let kept = holds(&images, dir.path(), &format!("t.told@{name}")).await;
+        let sectors = kept.chunks(512).skip(1).take_while(|sector| sector[0] == 1).count() as u64;
+        let all = kept.iter().filter(|byte| **byte == 1).count() as u64 / 512;
+        println!(
+            "taken in {took:.2} s: {before} writes before, {sectors} kept, {after} begun after"
+        );
+        assert_eq!(sectors, all, "one is kept and not one before it");
+        assert!(before > 0 && before <= sectors && sectors <= after);
+    }
+    ends.store(true, Ordering::SeqCst);
+    let qemu = writes.await.unwrap();
+    assert!(told.load(Ordering::SeqCst) > 20, "in {:?}", begun.elapsed());
+    // Ceph itself puts nothing back that is open.
+    let raw =
+        images.programs.rbd(&["snap", "rollback", "vm/t.told@haven-0r1"], Duration::from_secs(60));
+    let raw = raw.await.unwrap_err();
+    assert!(raw.is(libc::EROFS), "{raw:?}");
+    let mut open = qemu;
+    assert!(open.does("write -P 7 0 512").await);
+    let refused = images.revert("t.told", "haven-0r1").await.unwrap_err().what;
+    assert!(refused.contains("since it is open to "), "{refused}");
+    let kept = images.snapshots("t.told").await.unwrap();
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    assert!(
+        kept.len() == 6 && kept.iter().all(|one| (now - one.at_ms()).abs() < 120_000),
+        "{kept:?}"
+    );
+    for one in &kept {
+        images.remove_snapshot("t.told", &one.name).await.unwrap();
+    }
+    drop(open);
+    closed(&images, "t.told").await;
+    images.remove("t.told").await.unwrap();
+}
+
+/// A clone of a snapshot: the snapshot goes, then the image that it was of; then the clone, and nothing is left of either.
+#[tokio::test]
+async fn an_image_made_of_a_snapshot_holds_neither_that_nor_its_source() {
+    let Some((_, pool)) = lab() else { return };
+    for namespace in [None, Some("one".to_owned())] {
+        let pool = RbdPool { namespace, ..pool.clone() };
+        let dir = tempfile::tempdir().unwrap();
+        let images = Images::new(&pool, dir.path()).unwrap();
+        images.create("t.source", 8 * MIB).await.unwrap();
+        let mut qemu = Qemu::open(dir.path(), &pool, "t.source");
+        assert!(qemu.does("write -P 5 0 1M").await);
+        images.snapshot("t.source", "haven-1r1").await.unwrap();
+        assert!(qemu.does("write -P 6 0 1M").await);
+        let of = ("t.source", "haven-1r1");
+        let small = images.make_of(of, "t.part", "t.made", MIB).await.unwrap_err().what;
+        assert!(small.contains("would be 1 MiB") && small.contains("holds 8 MiB"), "{small}");
+        let lacks = images.make_of(("t.source", "haven-2r1"), "t.part", "t.made", 8 * MIB).await;
+        assert!(lacks.unwrap_err().what.contains("does not keep `haven-2r1` any more"));
+        let since = Instant::now();
+        images.make_of(of, "t.part", "t.made", 16 * MIB).await.unwrap();
+        println!("made in {:.2} s", since.elapsed().as_secs_f64());
+        // One that another attempt has made stays as it is.
+        images.make_of(of, "t.part", "t.made", 16 * MIB).await.unwrap();
+        assert_eq!(images.size("t.part").await.unwrap(), None);
+        images.remove_snapshot("t.source", "haven-1r1").await.unwrap();
+        assert_eq!(images.snapshots("t.source").await.unwrap(), []);
+        // One of one: it hangs on nothing.
+        images.snapshot("t.made", "haven-3r1").await.unwrap();
+        images.make_of(("t.made", "haven-3r1"), "t.part", "t.third", 16 * MIB).await.unwrap();
+        assert!(images.children("t.made").await.unwrap().is_empty());
+        images.snapshot("t.source", "haven-4r1").await.unwrap();
+        drop(qemu);
+        closed(&images, "t.source").await;
+        images.remove("t.source").await.unwrap();
+        images.sweep(ours).await.unwrap();
+        assert_eq!(images.size("t.source").await.unwrap(), None);
+        for name in ["t.made", "t.third"] {
+            let held = holds(&images, dir.path(), name).await;
+            assert!(held.len() as u64 == 16 * MIB && held[..MIB as usize].iter().all(|b| *b == 5));
+            assert!(held[MIB as usize..].iter().all(|byte| *byte == 0), "{name}");
+        }
+        let path = images.programs.pool.path();
+        let hidden = async || -> Vec<serde_json::Value> {
+            images.programs.ask_rbd(&["trash", "ls", &path]).await.unwrap()
+        };
+        assert_eq!(hidden().await.len(), 1);
+        images.remove("t.made").await.unwrap();
+        images.sweep(|_| false).await.unwrap();
+        assert_eq!(hidden().await.len(), 1, "what is another's stays");
+        images.sweep(ours).await.unwrap();
+        assert!(hidden().await.is_empty(), "{:?}", hidden().await);
+        images.remove("t.third").await.unwrap();
+    }
+}
+
 /// A client that was killed is forgotten in time; here it is shut out.
 async fn closed(images: &Images, image: &str) {
     images.shut_out(image, &BTreeSet::new(), &BTreeSet::new()).await.unwrap();
@@ -172,13 +307,13 @@ async fn files_are_imported_and_cloned() {
         assert_eq!(images.children("t.image").await.unwrap(), ["t.clone"]);
         // An image may go before its clones.
         images.remove("t.image").await.unwrap();
-        images.sweep().await.unwrap();
+        images.sweep(ours).await.unwrap();
         assert_eq!(images.size("t.image").await.unwrap(), None);
         assert!(qemu.does("read -P 0xa3 2M 1M").await);
         drop(qemu);
         closed(&images, "t.clone").await;
         images.remove("t.clone").await.unwrap();
-        images.sweep().await.unwrap();
+        images.sweep(ours).await.unwrap();
     }
     let wrong = images.import(&raw, "qcow2", "t.wrong").await.unwrap_err().what;
     assert!(wrong.contains("is not a disk of the format qcow2"), "{wrong}");

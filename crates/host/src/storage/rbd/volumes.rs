@@ -7,9 +7,9 @@ use super::{
     pool::RbdPool,
 };
 use crate::{
-    agent::storage::{StorageFailure, VolumeName, VolumeReady, VolumeWanted},
+    agent::storage::{SnapshotStep, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
     storage::says,
-    vm::run_dir,
+    vm::{run_dir, snapshots::Keeps},
 };
 use haven_model::{Name, ObjectRef, PoolSpec, RbdSpec, Snapshot, object::Kind, pool::PoolRoom};
 use haven_store::seal::ClusterKey;
@@ -38,6 +38,13 @@ pub struct RbdPools {
 fn image(name: &VolumeName) -> String {
     let whole = name.to_string();
     if whole.len() <= LONGEST { whole } else { format!("{}.{}", name.vm_uid, name.disk) }
+}
+
+/// Whether an image of this name is one of a VM, or was to become one.
+fn is_ours(name: &str) -> bool {
+    let whole = name.split_once(PART).map_or(name, |(whole, _)| whole);
+    let short = || whole.split_once('.').is_some_and(|(uid, _)| uuid::Uuid::try_parse(uid).is_ok());
+    VolumeName::parse(whole).is_some_and(|of| uuid::Uuid::try_parse(&of.vm_uid).is_ok()) || short()
 }
 
 impl RbdPools {
@@ -146,10 +153,14 @@ impl RbdPools {
             )));
         }
         self.remove_parts(images, image).await;
+        let part = format!("{image}{PART}{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        if let Some(from) = &wanted.copy {
+            let of = self::image(&from.name);
+            return images.make_of((&of, &from.tag), &part, image, wanted.size_bytes).await;
+        }
         let Some((file, format)) = file else {
             return images.create(image, wanted.size_bytes).await;
         };
-        let part = format!("{image}{PART}{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         images.copy(&file, &format, &part, image, wanted.size_bytes).await
     }
 
@@ -210,7 +221,46 @@ impl RbdPools {
         if !images.clients(&image).await?.is_empty() {
             images.shut_out(&image, &BTreeSet::new(), &BTreeSet::new()).await?;
         }
-        images.remove(&image).await
+        images.remove(&image).await?;
+        if let Err(failure) = images.sweep(is_ours).await {
+            tracing::warn!(%failure, "images that were hidden for clones may be left");
+        }
+        Ok(())
+    }
+
+    /// What a volume keeps, open or not; nothing when it is not there.
+    ///
+    /// # Errors
+    /// When it is not known.
+    pub async fn keeps(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+    ) -> Result<Option<Keeps>, StorageFailure> {
+        let (images, image) = (self.images(pool)?, image(name));
+        let Some(size) = images.size(&image).await? else { return Ok(None) };
+        let kept = images.snapshots(&image).await?.into_iter();
+        let snapshots = kept.map(|of| (of.name.clone(), of.at_ms())).collect();
+        Ok(Some(Keeps { size, snapshots }))
+    }
+
+    /// Takes a step with a snapshot of it. Only one that nobody has open can be brought back to one.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn snapshot(
+        &self,
+        pool: &PoolSpec,
+        name: &VolumeName,
+        step: SnapshotStep,
+        snapshot: &str,
+    ) -> Result<(), StorageFailure> {
+        let (images, image) = (self.images(pool)?, image(name));
+        match step {
+            SnapshotStep::Take => images.snapshot(&image, snapshot).await,
+            SnapshotStep::Revert => images.revert(&image, snapshot).await,
+            SnapshotStep::Remove => images.remove_snapshot(&image, snapshot).await,
+        }
     }
 
     /// The room in a pool.
@@ -263,7 +313,7 @@ impl RbdPools {
 
 #[cfg(test)]
 mod tests {
-    use super::{LONGEST, image};
+    use super::{LONGEST, PART, image, is_ours};
     use crate::agent::storage::VolumeName;
     use haven_model::Name;
 
@@ -279,5 +329,11 @@ mod tests {
         let short = of(&long, &long);
         assert_eq!(short, format!("{uid}.{long}"));
         assert!(short.len() <= LONGEST, "{}", short.len());
+        for ours in [of("web-1", "root"), short, format!("{}{PART}a1b2c3d4", of("web-1", "root"))] {
+            assert!(is_ours(&ours), "{ours}");
+        }
+        for other in ["web-1.root", "golden", "a.b.c", "vm-100-disk-0", ""] {
+            assert!(!is_ours(other), "{other}");
+        }
     }
 }
