@@ -14,6 +14,34 @@ const HOURLY: Millis = Millis(3_600_000);
 /// The most of those that are kept.
 const MOST_COPIES: u32 = 7;
 
+/// What of its disks is made from disks of other VMs.
+fn copied(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mut Say<'_>) {
+    for disk in &spec.disks {
+        let Some(copy) = &disk.copy_of else { continue };
+        if of_service {
+            let message = format!(
+                "the disk `{}` of members is made from the {copy}, which nothing keeps for those that are made later",
+                disk.name
+            );
+            say(("copyOf", &""), message, "make an image of it, and write `image`");
+        }
+        if disk.image.is_some() || disk.backup.is_some() {
+            let message =
+                format!("the disk `{}` is made from the {copy} and from something else", disk.name);
+            say(("copyOf", &""), message, "write one of them");
+        }
+        let driver = after.pool(&disk.pool).map(|pool| pool.driver);
+        let driver = driver.filter(|driver| *driver != PoolDriverKind::Rbd);
+        if let Some((whose, _)) = driver.and_then(super::pools::bare) {
+            let message = format!(
+                "the disk `{}` is made from the {copy} and lives in the pool `{}` of {whose}; disks there are not cloned yet",
+                disk.name, disk.pool
+            );
+            say(("pool", &disk.pool), message, "name a pool of another driver");
+        }
+    }
+}
+
 /// Says everything that is wrong; `of_service` for the VMs that a service makes.
 pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mut Say<'_>) {
     if let Some(SnapshotSpec { every, keep }) = &spec.snapshot {
@@ -64,30 +92,7 @@ pub(super) fn of_vm(after: &After<'_>, spec: &VmSpec, of_service: bool, say: &mu
             say(("snapshot", &""), message, &hint);
         }
     }
-    for disk in &spec.disks {
-        let Some(copy) = &disk.copy_of else { continue };
-        if of_service {
-            let message = format!(
-                "the disk `{}` of members is made from the {copy}, which nothing keeps for those that are made later",
-                disk.name
-            );
-            say(("copyOf", &""), message, "make an image of it, and write `image`");
-        }
-        if disk.image.is_some() || disk.backup.is_some() {
-            let message =
-                format!("the disk `{}` is made from the {copy} and from something else", disk.name);
-            say(("copyOf", &""), message, "write one of them");
-        }
-        let driver = after.pool(&disk.pool).map(|pool| pool.driver);
-        let driver = driver.filter(|driver| *driver != PoolDriverKind::Rbd);
-        if let Some((whose, _)) = driver.and_then(super::pools::bare) {
-            let message = format!(
-                "the disk `{}` is made from the {copy} and lives in the pool `{}` of {whose}; disks there are not cloned yet",
-                disk.name, disk.pool
-            );
-            say(("pool", &disk.pool), message, "name a pool of another driver");
-        }
-    }
+    copied(after, spec, of_service, say);
     let uses = spec.snapshot.is_some() || spec.disks.iter().any(|disk| disk.copy_of.is_some());
     let is_in_ceph = |disk: &haven_model::vm::DiskSpec| {
         after.pool(&disk.pool).is_some_and(|pool| pool.driver == PoolDriverKind::Rbd)

@@ -342,15 +342,25 @@ async fn taken(fixture: &Fixture) -> VmSnapshot {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_is_taken_of_a_disk_that_grows_at_the_next_start() {
+async fn a_snapshot_waits_for_a_disk_that_grows_under_its_guest() {
     let fixture = running().await;
     let disks = json!([
         {"name": "data", "pool": "twins", "size": "2GiB"}, {"name": "root", "pool": "fast", "size": "1GiB"}
     ]);
     let spec = json!({"memory": "64MiB", "networks": [{"network": "good"}], "disks": disks});
     fixture.object(Kind::Vm, "db", spec).await;
-    fixture.pass(3).await;
-    taken(&fixture).await;
+    let key = keys::vm_snapshot("u-db", &name("before"));
+    fixture.pass(1).await;
+    fixture.put(&key, &snapshot_record("wanted")).await;
+    fixture.pass(2).await;
+    let waits = snapshot_told(&fixture);
+    assert_eq!(waits.state, SnapshotState::Wanted, "its guest stands: {waits:?}");
+    assert!(waits.message.contains("its disks are being changed"), "{waits:?}");
+    serves(&fixture, 2).await;
+    fixture.pass(6).await;
+    let there = snapshot_told(&fixture);
+    assert_eq!(there.state, SnapshotState::There, "{there:?}");
+    assert_eq!((record(&fixture).run, record(&fixture).counted().count()), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]

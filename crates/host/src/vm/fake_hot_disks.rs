@@ -121,7 +121,7 @@ impl HotDisks for FakeVmDriver {
         }
         with.disks.push(disk.clone());
         named.clone_into(&mut with.disks_as);
-        self.plug_mirror(&with)?;
+        self.plug_mirror(&with, &disk.name)?;
         self.world.local_disks.plugged(&self.host, vm, disk.path.to_str());
         self.change(vm, |launch| *launch = with)
     }
@@ -182,7 +182,7 @@ impl HotDisks for FakeVmDriver {
         };
         with.disks[at] = disk.clone();
         named.clone_into(&mut with.disks_as);
-        self.plug_mirror(&with)?;
+        self.plug_mirror(&with, &disk.name)?;
         self.change(vm, |launch| *launch = with)
     }
 }

@@ -440,9 +440,11 @@ impl MirroredDisks {
     }
 
     /// A process opens another disk, the last of those that it has by now; true when its guest wrote to none until then.
-    fn plug(&self, host: &str, launch: &VmLaunch) -> Result<bool, String> {
+    fn plug(&self, host: &str, launch: &VmLaunch, disk: &str) -> Result<bool, String> {
         let mut state = self.state();
-        let Some((place, launched)) = launch.placed().last() else { return Ok(false) };
+        let mut placed = launch.placed();
+        let of = placed.find(|(_, launched)| launched.name == disk);
+        let Some((place, launched)) = of else { return Ok(false) };
         let Some(mirror) = &launched.mirror else { return Ok(false) };
         let disk = state.opened(host, place, mirror, false)?;
         state.carried.remove(&disk.volume);
@@ -568,8 +570,8 @@ impl FakeVmDriver {
     }
 
     /// Opens the last disk of a process that runs.
-    pub(super) fn plug_mirror(&self, launch: &VmLaunch) -> Result<(), VmError> {
-        let plugged = self.world.mirrors.plug(&self.host, launch);
+    pub(super) fn plug_mirror(&self, launch: &VmLaunch, disk: &str) -> Result<(), VmError> {
+        let plugged = self.world.mirrors.plug(&self.host, launch, disk);
         let first = plugged.map_err(|said| {
             let source = super::qmp::QmpError::Refused { command: "blockdev-add".into(), said };
             VmError::Qmp { vm: launch.vm.clone(), source }

@@ -87,7 +87,7 @@ pub(super) fn node(place: usize, disk: &DiskLaunch) -> Value {
 }
 
 /// What the key of an encrypted disk is called.
-fn secret(place: usize) -> String {
+pub(super) fn secret(place: usize) -> String {
     format!("s{place}")
 }
 

@@ -29,13 +29,15 @@ use super::{
     nbd::Nbd,
     qemu::QemuDriver,
     qemu_disks::device,
-    qemu_hot_disks,
+    qemu_hot_disks::{self, secret},
     qmp::{DEADLINE, Qmp, QmpError},
     record, run_dir,
     views::{DiskView, Extent, View, ViewAsked, Views},
 };
-use crate::storage::sparse::Sparse;
+use crate::storage::{luks, sparse::Sparse};
 use async_trait::async_trait;
+use haven_model::volume::LUKS_HEAD_BYTES;
+use haven_store::seal::Plain;
 use serde_json::{Value, json};
 use std::{
     ffi::OsString,
@@ -254,17 +256,27 @@ impl Asked {
     /// Makes the filter of a disk, which does nothing before its device has it.
     async fn filter(&self, of: &Seen<'_>) -> Result<(), VmError> {
         let (disk, uid) = (of.disk, self.launched.launch.uid);
-        let size = if of.beneath { disk.stored_bytes() } else { disk.size_bytes };
-        let of = of.nodes();
+        // What the filter sees of an encrypted disk is clear, and must not lie in a file as it is.
+        let key = disk.luks.as_ref().filter(|_| !of.beneath);
+        let stored = disk.size_bytes + if key.is_some() { LUKS_HEAD_BYTES } else { 0 };
+        let size = if of.beneath { disk.stored_bytes() } else { stored };
+        let (place, of) = (of.place, of.nodes());
         let path = scratch(&disk.path, ".view", uid, size).map_err(system(format!(
             "no file can be made beside {} for what the guest overwrites while it is read",
             disk.path.display()
         )))?;
-        let kept = json!({
-            "driver": "file", "node-name": of.kept, "filename": path, "discard": "unmap", "aio": "threads",
-            // It need not outlive QEMU, and its end must not wait for a disk.
-            "cache": { "no-flush": true },
+        // It need not outlive QEMU, and its end must not wait for a disk.
+        let cache = json!({ "no-flush": true });
+        let mut kept = json!({
+            "driver": "file", "filename": path, "discard": "unmap", "aio": "threads", "cache": cache,
         });
+        if let Some(key) = key {
+            put_head(key, &path)?;
+            kept = json!({
+                "driver": "luks", "key-secret": secret(place), "discard": "unmap", "cache": cache, "file": kept,
+            });
+        }
+        kept["node-name"] = of.kept.clone().into();
         let kept = self.tell(&commands::ADD_NODE, kept).await;
         // QEMU has it open, and nobody else needs to.
         let removed = std::fs::remove_file(&path);
@@ -414,6 +426,18 @@ pub(super) fn scratch(disk: &Path, ending: &str, uid: u32, size: u64) -> io::Res
     fchown(&file, Some(uid), Some(uid))?;
     file.set_len(size)?;
     Ok(path)
+}
+
+/// Puts the head of an encrypted disk on a file, whose key stands in another one.
+fn put_head(key: &Path, path: &Path) -> Result<(), VmError> {
+    let unread = || format!("the key {} cannot be read", key.display());
+    let key = Plain::new(std::fs::read_to_string(key).map_err(system(unread()))?);
+    let head = luks::head(&key).map_err(|failure| VmError::System {
+        what: failure.what,
+        source: io::ErrorKind::Unsupported.into(),
+    })?;
+    let unwritten = system(format!("{} cannot be written", path.display()));
+    luks::put_head(path, &head).map_err(unwritten)
 }
 
 /// A disk's view, served by QEMU.

@@ -12,7 +12,7 @@ use crate::{
 };
 use haven_model::{
     Action, Name, PoolDriverKind, PoolSpec, Snapshot, Versioned, VmPhase, VmSpec,
-    host::MIRRORS,
+    host::{ENCRYPTS, MIRRORS},
     object::Stored,
     vm::DiskSpec,
     volume::{FirstContent, ReplicaState, Volume, VolumeRef},
@@ -117,7 +117,7 @@ pub(crate) fn place(work: &mut Work<'_>, vm: &Stored<VmSpec>, owner: &Name) {
         hosts.retain(|host| seen.insert(host.clone()));
         hosts.truncate(pool.copies());
         while hosts.len() < pool.copies() {
-            let next = choose(work, &disk.pool, disk.size.0, &hosts, &has_copy);
+            let next = choose(work, disk, &hosts, &has_copy);
             let Some(next) = next else { break };
             hosts.push(next);
         }
@@ -175,12 +175,14 @@ fn is_there(work: &Work<'_>, host: &Name) -> bool {
 /// The best host for one more replica beside those on `others`; one of `rather` before all others that can take it.
 fn choose(
     work: &Work<'_>,
-    pool: &Name,
-    bytes: u64,
+    disk: &DiskSpec,
     others: &[Name],
     rather: &BTreeSet<Name>,
 ) -> Option<Name> {
     let snapshot = work.snapshot;
+    let (pool, bytes) = (&disk.pool, disk.size.0);
+    // An older Haven would not know what is wanted of it, or would lay an encrypted disk down in clear.
+    let needs = if disk.encrypted { ENCRYPTS } else { MIRRORS };
     let zone = |host: &Name| {
         let labels = snapshot.hosts.get(host).map(|host| &host.meta.labels);
         labels.and_then(|labels| labels.get(ZONE)).cloned()
@@ -192,8 +194,7 @@ fn choose(
     }
     let may = |host: &&Name| {
         let object = &snapshot.hosts[*host];
-        // An older Haven there would not know what is wanted of it.
-        let knows = snapshot.host_status.get(*host).is_some_and(|told| told.speaks >= MIRRORS);
+        let knows = snapshot.host_status.get(*host).is_some_and(|told| told.speaks >= needs);
         !others.contains(host) && !object.spec.witness && !object.meta.deleting && knows
     };
     work.states
@@ -239,7 +240,7 @@ fn rebuild(work: &mut Work<'_>, vm: &Stored<VmSpec>) {
         let mut news = Vec::new();
         let places = gone.into_iter().map(Some).chain(std::iter::repeat_n(None, missing));
         for old in places {
-            let next = choose(work, &disk.pool, disk.size.0, &hosts, &rather);
+            let next = choose(work, disk, &hosts, &rather);
             let Some(next) = next.filter(|host| work.states[host].usable()) else { break };
             if let Some(old) = &old {
                 record.replicas.remove(old);

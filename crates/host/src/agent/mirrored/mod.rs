@@ -34,6 +34,17 @@ pub(super) async fn key(
     of: &VolumeRef,
     volume: &Volume,
 ) -> Result<Option<Plain>, StorageFailure> {
+    let live = parts.live.borrow().clone();
+    let vm = live.vms.get(&of.vm).filter(|vm| vm.meta.uid == volume.vm_uid);
+    let spec = vm.and_then(|vm| vm.spec.disks.iter().find(|disk| disk.name == of.disk));
+    // To a guest the head of such a disk, in clear, is an empty disk.
+    if spec.is_some_and(|disk| disk.encrypted != volume.encrypted) {
+        let (vm, disk) = (&of.vm, &of.disk);
+        let what = format!(
+            "the record of the disk `{disk}` of {vm} and its VM do not say the same of whether it is encrypted, so it is not opened; an older Haven may have written one of them: `haven get vm/{vm} -o yaml` and `haven volume show {vm}.{disk}` tell"
+        );
+        return Err(StorageFailure { what });
+    }
     if !volume.encrypted {
         return Ok(None);
     }
