@@ -9,7 +9,7 @@
 //! power cut there is a whole volume or none. A step that fails leaves nothing. Its file is named after the VM's uid
 //! too, so that no VM gets the volume of an earlier one of its name.
 
-use crate::agent::storage::StorageFailure;
+use crate::agent::storage::{StorageFailure, VolumeName};
 
 pub mod aside;
 pub mod backup;
@@ -47,6 +47,13 @@ pub(crate) fn in_words(bytes: u64) -> String {
         0x10_0000..0x4000_0000 => format!("{} MiB", bytes.div_ceil(1 << 20)),
         _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
     }
+}
+
+/// Why a disk is not made that was there when it was asked what it is to be made from: it would be an empty one.
+pub(crate) fn was_there(name: &VolumeName) -> StorageFailure {
+    says(format!(
+        "{name} was there a moment ago, and is not any more; it is not made anew without its image, but tried again. Was its pool moved, or an older copy of it put in its place?"
+    ))
 }
 
 /// A failure, as a sentence for people.

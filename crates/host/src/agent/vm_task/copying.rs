@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use haven_model::{
     Bytes, Name, PoolSpec, Snapshot, Versioned,
     backup::Moment,
-    vm_snapshot::{SnapshotDisk, SnapshotState},
+    vm_snapshot::{SnapshotDisk, SnapshotState, VmSnapshot},
     volume::{Volume, VolumeRef},
 };
 use haven_store::clock::Mono;
@@ -155,6 +155,21 @@ async fn at_rest(parts: &AgentParts, copy: &str, disks: &[Copied]) -> Result<(),
 }
 
 impl VmTask {
+    /// What this attempt is called. First it is written, so that nobody takes what it makes for something of another attempt, or for
+    /// nobody's; then it is begun.
+    pub(super) async fn begun(&mut self, due: &Due, message: &str) -> Option<String> {
+        let ours = self.attempt.take().filter(|of| due.record.copy.as_ref() == Some(of));
+        if ours.is_some() {
+            return ours;
+        }
+        let copy = due.record.attempt(due.revision);
+        let (named, message) = (Some(copy.clone()), message.to_owned());
+        let record = VmSnapshot { copy: named, message, ..due.record.clone() };
+        self.put_snapshot(due, Some(&record), None).await;
+        self.attempt = Some(copy);
+        None
+    }
+
     /// A mirrored disk whose replica is here, and the copies of it.
     pub(super) async fn replica(
         &self,

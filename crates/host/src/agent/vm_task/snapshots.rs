@@ -61,7 +61,7 @@ pub(super) struct Due {
     name: Name,
     pub(super) record: VmSnapshot,
     /// The revision of the record.
-    revision: i64,
+    pub(super) revision: i64,
     /// The revision of the placement under which it is this host's.
     placed: i64,
     /// The epoch of that.
@@ -370,34 +370,27 @@ impl VmTask {
             // Whether the file systems were frozen nobody remembers.
             return self.there(due, &disks, Moment::Running).await;
         }
+        // Named first: who goes by a record that is another one by now is refused that, and removes nothing of what was taken.
+        let attempt = match in_ceph {
+            true => match self.begun(due, "").await {
+                Some(attempt) => Some(attempt),
+                None => return false,
+            },
+            false => None,
+        };
         if disks.iter().any(|disk| disk.has_of(&tag))
             && let Err(why) = self.remove_from(due, &disks).await
         {
             return self.waits_for(due, &format!("{why}; it is tried again")).await;
         }
-        if in_ceph {
-            return self.take_in_ceph(due, &disks).await;
+        if let Some(attempt) = attempt {
+            return self.take_in_ceph(due, &disks, &attempt).await;
         }
         if disks.iter().any(|disk| disk.replica().is_some()) {
             return self.take_with_copies(due, &disks).await;
         }
         let moment = self.take_now(due, &disks).await;
         self.taken(due, moment).await
-    }
-
-    /// What this attempt is called. First it is written, so that nobody takes what it makes for something of another attempt, or for
-    /// nobody's; then it is begun.
-    pub(super) async fn begun(&mut self, due: &Due, message: &str) -> Option<String> {
-        let ours = self.attempt.take().filter(|of| due.record.copy.as_ref() == Some(of));
-        if ours.is_some() {
-            return ours;
-        }
-        let copy = due.record.attempt(due.revision);
-        let (named, message) = (Some(copy.clone()), message.to_owned());
-        let record = VmSnapshot { copy: named, message, ..due.record.clone() };
-        self.put_snapshot(due, Some(&record), None).await;
-        self.attempt = Some(copy);
-        None
     }
 
     /// Takes it of a VM some of whose disks are mirrored.
@@ -767,7 +760,7 @@ impl VmTask {
     }
 
     /// Writes the record over the one that was read, as long as the VM has the place that it had. True when the store has it.
-    async fn put_snapshot(
+    pub(super) async fn put_snapshot(
         &self,
         due: &Due,
         record: Option<&VmSnapshot>,

@@ -15,13 +15,15 @@ use crate::{
     storage::{
         in_words, pool,
         qemu_img::{self, Failure},
-        says,
+        says, was_there,
     },
 };
 use haven_model::{Bytes, NfsSpec, PoolSpec, pool::PoolRoom};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
+/// How long a pool may take to tell how full it is: it has a file for each disk.
+const MEASURES: std::time::Duration = std::time::Duration::from_secs(20);
 /// As who this daemon comes.
 const ROOT: u32 = 0;
 /// The lowest number of an owner: above those that systemd gives to containers, and below 2^31, which not all servers take.
@@ -241,6 +243,9 @@ impl NfsPools {
                 wanted.name.disk
             )));
         }
+        if wanted.image.is_some() && image.is_none() {
+            return Err(was_there(&wanted.name));
+        }
         self.remove_parts(directory, &wanted.name).await?;
         has_room(of, directory, wanted, wanted.size_bytes).await?;
         let name = part(&wanted.name);
@@ -353,13 +358,20 @@ impl NfsPools {
     /// # Errors
     /// A sentence.
     pub async fn room(&self, pool: &PoolSpec) -> Result<PoolRoom, StorageFailure> {
+        let measured = tokio::time::timeout(MEASURES, Self::measured(pool)).await;
+        measured.unwrap_or_else(|_| {
+            let s = MEASURES.as_secs();
+            Err(says(format!("{} does not tell within {s} s how full it is", pool.place())))
+        })
+    }
+
+    async fn measured(pool: &PoolSpec) -> Result<PoolRoom, StorageFailure> {
         let (_, mut directory) = open(pool).await?;
         let mut used = 0;
-        for name in directory.names().await? {
-            // What was removed meanwhile, or is no file, takes nothing that is counted.
-            if let Ok(Some(there)) = directory.find(&name).await {
-                used += there.used;
-            }
+        let names = directory.names().await?;
+        for name in names.iter().filter(|name| name.ends_with(".raw") || name.contains(PART)) {
+            // What was removed meanwhile takes nothing. After a question without an answer nothing else on this connection has one.
+            used += directory.find(name).await?.map_or(0, |there| there.used);
         }
         let room = directory.room().await?;
         // As `df` counts: what is kept back for root is neither.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     agent::storage::{SnapshotStep, StorageFailure, VolumeName, VolumeReady, VolumeWanted},
-    storage::says,
+    storage::{says, was_there},
     vm::{run_dir, snapshots::Keeps},
 };
 use haven_model::{Name, ObjectRef, PoolSpec, RbdSpec, Snapshot, object::Kind, pool::PoolRoom};
@@ -151,6 +151,9 @@ impl RbdPools {
                 "the disk `{}` cannot be made from the {of}: pools of Ceph clusters do not take that yet; restore it into another pool",
                 wanted.name.disk
             )));
+        }
+        if wanted.image.is_some() && file.is_none() {
+            return Err(was_there(&wanted.name));
         }
         self.remove_parts(images, image).await;
         let part = format!("{image}{PART}{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);

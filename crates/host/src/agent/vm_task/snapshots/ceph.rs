@@ -76,11 +76,10 @@ impl VmTask {
         Ok(Some(Disk { name: name.clone(), at: At::Image(image), keeps }))
     }
 
-    /// Takes it of a VM of which disks are in Ceph, and none is mirrored. Nothing is left of attempts before.
-    pub(super) async fn take_in_ceph(&mut self, due: &Due, disks: &[Disk]) -> bool {
-        let Some(attempt) = self.begun(due, "").await else { return false };
+    /// Takes it of a VM of which disks are in Ceph, and none is mirrored. Nothing is left of attempts before this one.
+    pub(super) async fn take_in_ceph(&mut self, due: &Due, disks: &[Disk], attempt: &str) -> bool {
         let moment = match self.running {
-            Some(_) => self.take_held(due, disks, &VmSnapshot::tag_of(&attempt)).await,
+            Some(_) => self.take_held(due, disks, &VmSnapshot::tag_of(attempt)).await,
             None => self.take_at_rest(due, disks).await,
         };
         self.taken(due, moment).await
